@@ -1,0 +1,257 @@
+"""The options of the three stages: one small frozen dataclass per concern, composed by the stages.
+
+Each field is at once a key of ``config.json``, a command-line flag and an attribute. ``option`` attaches what the
+resolver needs: the help text, the bounds, the choices and, where the published names differ, the key or flag names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flags: tuple[str, ...] = (),
+    key: str | None = None,
+    choices: tuple[Any, ...] | None = None,
+    aliases: Mapping[Any, Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    implemented: tuple[Any, ...] | None = None,
+    identity: bool = True,
+) -> Any:
+    """Declare one option of a stage.
+
+    ``key`` is its name in config.json and ``flags`` are its names on the command line (default: the field's name).
+    Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice;
+    a value that is legal but outside ``implemented`` is refused as not available yet. ``identity=False`` marks what
+    may change between a run and its resumption (where things lie, how they are shown).
+    """
+    metadata = {
+        "help": help,
+        "flags": flags,
+        "key": key,
+        "choices": choices,
+        "aliases": aliases or {},
+        "low": low,
+        "high": high,
+        "above": above,
+        "implemented": implemented,
+        "identity": identity,
+    }
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run lies and on what it runs."""
+
+    result_dir: str = option("results", "folder that holds the run folders", identity=False)
+    exp_name: str = option("default", "name of the experiment: a subfolder of result_dir")
+    seed: int = option(0, "seed of everything that is random", low=0)
+    device: str = option("auto", "torch device, e.g. cpu or cuda:0; auto takes a GPU if there is one", identity=False)
+    log_interval: int = option(50, "steps between two updates of the progress bar", low=1, identity=False)
+
+
+@dataclass(frozen=True)
+class ParentOptions:
+    """Which run a stage starts from."""
+
+    checkpoint_file: str | None = option(
+        None,
+        "run folder (or its model.safetensors) to start from; by default the newest finished run under result_dir "
+        "with the same data set, network, depth and width",
+        identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images, and how they reach the network."""
+
+    dataset: str = option(
+        "tree", "tree (image folders under data_dir), cifar10, cifar100 (torchvision's files) or digits (embedded)"
+    )
+    data_dir: str | None = option(None, "folder of the data set", identity=False)
+    img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
+    resize: int = option(32, "height and width of the network's input in pixels", low=8)
+    download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
+    cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
+    num_workers: int = option(4, "workers that decode the image tree on its first read", low=0, identity=False)
+    batch_size: int = option(128, "images per step", flags=("bs", "batch_size"), low=2)
+    augment: bool = option(True, "random crop and, where classes allow it, horizontal flip")
+    max_train_samples: int | None = option(None, "train on this many images only, spread over the classes", low=2)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The backbone and its gates."""
+
+    network: str = option("resnet", "backbone", choices=("resnet",))
+    depth: int = option(32, "layers of the backbone, 6n + 2", low=8)
+    width: int = option(64, "channels of the first stage; 64 is the published wide net, 16 the classic one", low=1)
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """SGD and its schedule."""
+
+    lr: float = option(0.1, "learning rate", above=0)
+    momentum: float = option(0.9, "Nesterov momentum", low=0, high=1)
+    weight_decay: float = option(5e-4, "L2 penalty on all parameters", low=0)
+    scheduler_id: str = option(
+        "stair",
+        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear)",
+        choices=("exponential", "stair", "up-down"),
+        aliases={0: "exponential", 1: "stair", 2: "up-down", "0": "exponential", "1": "stair", "2": "up-down"},
+    )
+    scheduler_params: dict[str, float] = option(
+        {"0.5": 0.1, "0.75": 0.01}, "share of the epochs -> factor of lr, as JSON", low=0
+    )
+    precision: str = option("fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"))
+    channels_last: bool = option(True, "memory format of images and convolutions")
+    compile: bool = option(False, "torch.compile the network for training (pays on long runs only)")
+
+
+@dataclass(frozen=True)
+class SupervisedOptions:
+    """Stage 1."""
+
+    epochs: int = option(200, "passes over the training images", low=1)
+    rate_penalty: float = option(
+        0.1,
+        "weight of the FLOPs-weighted mean execution rate beside the cross-entropy (`alpha` of stages 1 and 2)",
+        key="alpha",
+        flags=("alpha", "rate_penalty"),
+        low=0,
+    )
+    weights: str | None = option(None, "dense checkpoint (.safetensors, .pt) whose backbone weights to start from")
+
+
+@dataclass(frozen=True)
+class CurvatureOptions:
+    """How the Fisher information is estimated."""
+
+    fisher_type: str = option(
+        "true", "labels: true (sampled from the model) or exp (the given ones)", choices=("true", "exp")
+    )
+    curvature_images: int = option(4096, "training images of the factor pass", low=2)
+    moment_images: int = option(512, "training images of the exact second moments", low=2)
+    ma: float = option(0.0, "moving average of the factors over batches (0: plain mean)", low=0, high=1)
+    sua: bool = option(True, "channel factors only (spatially uncorrelated activations)", implemented=(True,))
+    use_full_cov_a: bool = option(False, "kernel-offset factor from the full covariance", implemented=(False,))
+    use_bias: bool = option(False, "homogeneous coordinate for the bias in the input factor", implemented=(False,))
+    correct_eigenvalues: bool = option(
+        False, "eigendamage: exact second moments in the eigenbasis instead of products of eigenvalues"
+    )
+    regularization: float = option(
+        1e-2, "damping where a factor is inverted, relative to its mean eigenvalue", above=0
+    )
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Stage 2: what is cut and how the rest is fine-tuned."""
+
+    method: str = option(
+        "fisher-tucker",
+        "fisher-tucker (Tucker decomposition in the Fisher metric) or eigendamage (scores in the Fisher eigenbasis)",
+        choices=("fisher-tucker", "eigendamage"),
+    )
+    pruner_id: int = option(0, "0 one process, 1 many devices", choices=(0, 1), implemented=(0,))
+    prune_ratio: float = option(0.5, "share of the directions cut in each iteration", low=0, high=1)
+    prune_ratio_limit: float = option(0.9, "largest share of one side of one layer that may be cut", low=0, high=0.999)
+    target_flops: float | None = option(
+        None, "budget instead of prune_ratio: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs)", above=0
+    )
+    target_params: float | None = option(
+        None, "budget instead of prune_ratio: a share of the dense parameters if <= 1, else parameters", above=0
+    )
+    max_iter: int = option(1, "iterations of cutting and fine-tuning", low=1)
+    normalize: bool = option(False, "scale each layer's scores to sum 1 before they are compared")
+    allow_increase: bool = option(False, "let a layer's parameters grow where that saves FLOPs")
+    decomp_method: str = option(
+        "usual", "how the core is decomposed further", choices=("usual", "tucker"), implemented=("usual",)
+    )
+    use_out_dependencies: bool = option(
+        False, "channel methods: cut channels that residual sums join", implemented=(False,)
+    )
+    back_ratio: float = option(0.0, "share of cut directions brought back", low=0, high=1, implemented=(0.0,))
+    pool_momentum: float = option(0.0, "momentum of the bring-back pool", low=0, high=1, implemented=(0.0,))
+    interpolation: bool = option(False, "interpolate the bring-back learning rate", implemented=(False,))
+    epochs_start: int = option(10, "epochs of fine-tuning at compression 0", low=0)
+    epochs_end: int = option(20, "epochs of fine-tuning at compression 1, linear in between", low=0)
+    rate_penalty: float = option(
+        0.1,
+        "weight of the FLOPs-weighted mean execution rate beside the cross-entropy (`alpha` of stages 1 and 2)",
+        key="alpha",
+        flags=("alpha", "rate_penalty"),
+        low=0,
+    )
+
+
+@dataclass(frozen=True)
+class RoutingOptions:
+    """Stage 3: REINFORCE on the gates."""
+
+    epochs: int = option(100, "passes over the training images", low=1)
+    reward_scale: float = option(
+        0.1,
+        "reward for skipping the whole network's FLOPs, in nats of cross-entropy (`--alpha` of stage 3; config.json's "
+        "`alpha` is the rate penalty of stages 1 and 2)",
+        flags=("alpha", "reward_scale"),
+        low=0,
+    )
+    gamma: float = option(1.0, "discount of later gates' rewards", low=0, high=1)
+    rl_weight: float = option(0.1, "weight of the policy gradient beside the cross-entropy", low=0)
+    baseline: str = option(
+        "self_critical",
+        "subtracted from the return: none, moving_average, or self_critical (a greedy rollout of the same images)",
+        choices=("none", "moving_average", "self_critical"),
+    )
+    exploration: float = option(
+        0.1, "rollouts sample with probabilities clipped to [exploration, 1 - exploration]", low=0, high=0.5
+    )
+
+
+@dataclass(frozen=True)
+class SpConfig:
+    """Everything stage 1 reads."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    stage: SupervisedOptions = field(default_factory=SupervisedOptions)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Everything stage 2 reads."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    parent: ParentOptions = field(default_factory=ParentOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.02))
+    curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
+    stage: PruneOptions = field(default_factory=PruneOptions)
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """Everything stage 3 reads."""
+
+    run: RunOptions = field(default_factory=RunOptions)
+    parent: ParentOptions = field(default_factory=ParentOptions)
+    data: DataOptions = field(default_factory=lambda: DataOptions(batch_size=256))
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.001))
+    stage: RoutingOptions = field(default_factory=RoutingOptions)

@@ -1,0 +1,34 @@
+"""The two ways a command can end badly, and the one place that turns them into an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one line that names the flag or file, its value and the remedy (exit code 2)."""
+
+
+class RunFailed(Exception):
+    """A run that failed by itself, for example on a loss that is not finite (exit code 1)."""
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C; the state was saved and the message says how to go on (exit code 130)."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run ``command`` and return the process exit code: 0, 1 (failed), 2 (user's mistake) or 130 (interrupted)."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt) as error:
+        print(f"\ninterrupted: {error or 'nothing had been saved yet'}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,94 @@
+"""The factored convolution ``W = Q_out . core . Q_in^T``, run as rotation -> core -> rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FactoredConv2d(nn.Module):
+    """1x1 rotation, kxk core, 1x1 rotation; a side without a rotation (rank None) is absorbed into the core.
+
+    The forms are two-sided, input-sided (``rotate_out`` is the identity) and output-sided. Stride, padding and
+    dilation belong to the core, except that a strided 1x1 subsamples before the first rotation. The bias follows
+    the output side.
+    """
+
+    def __init__(self, conv: nn.Conv2d, rank_in: int | None, rank_out: int | None) -> None:
+        """A factored layer of the geometry of ``conv``; its weights are left uninitialised."""
+        super().__init__()
+        assert conv.groups == 1 and (rank_in is not None or rank_out is not None)
+        options: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        bias = conv.bias is not None
+        pointwise = conv.kernel_size == (1, 1)
+        self.subsample = tuple(int(s) for s in conv.stride) if pointwise else (1, 1)
+        self.rotate_in = (
+            nn.Identity() if rank_in is None else nn.Conv2d(conv.in_channels, rank_in, 1, bias=False, **options)
+        )
+        self.core = nn.Conv2d(
+            conv.in_channels if rank_in is None else rank_in,
+            conv.out_channels if rank_out is None else rank_out,
+            (int(conv.kernel_size[0]), int(conv.kernel_size[1])),
+            stride=1 if pointwise else (int(conv.stride[0]), int(conv.stride[1])),
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=(int(conv.dilation[0]), int(conv.dilation[1])),
+            padding_mode=conv.padding_mode,
+            bias=bias and rank_out is None,
+            **options,
+        )
+        self.rotate_out = (
+            nn.Identity() if rank_out is None else nn.Conv2d(rank_out, conv.out_channels, 1, bias=bias, **options)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.subsample != (1, 1):
+            x = x[:, :, :: self.subsample[0], :: self.subsample[1]]
+        return self.rotate_out(self.core(self.rotate_in(x)))
+
+
+@dataclass(frozen=True)
+class FactorEdit:
+    """One edit of a network: convolution ``layer`` becomes factored with these ranks (None: no such rotation)."""
+
+    layer: str
+    rank_in: int | None
+    rank_out: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> FactorEdit:
+        """The inverse of ``to_json``; raises KeyError or TypeError on anything else."""
+        return FactorEdit(record["layer"], record["rank_in"], record["rank_out"])
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place of the submodule called ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
+    """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers."""
+    for edit in edits:
+        conv = model.get_submodule(edit.layer)
+        assert isinstance(conv, nn.Conv2d), f"{edit.layer} is a {type(conv).__name__}"
+        replace_module(model, edit.layer, FactoredConv2d(conv, edit.rank_in, edit.rank_out))
+
+
+@torch.no_grad()
+def fill(layer: FactoredConv2d, rotate_out: Tensor | None, core: Tensor, rotate_in: Tensor | None) -> None:
+    """Set a factored layer's weights: ``[C_out, r_out]``, ``[r_out, r_in, k, k]``, ``[r_in, C_in]``; None: absent."""
+    layer.core.weight.copy_(core)
+    for rotation, values in ((layer.rotate_out, rotate_out), (layer.rotate_in, rotate_in)):
+        if isinstance(rotation, nn.Conv2d):
+            assert values is not None and rotation.weight.shape[:2] == values.shape
+            rotation.weight.copy_(values[:, :, None, None])
+        else:
+            assert values is None

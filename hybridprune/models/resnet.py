@@ -1,0 +1,84 @@
+"""CIFAR ResNets of depth 6n + 2 (He et al. 2016, section 4.2) with projection shortcuts (option B)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridprune.errors import UserError
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: ``relu(residual(x) + skip(x))``."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        projects = stride != 1 or in_channels != out_channels
+        self.projection = (
+            nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+            if projects
+            else None
+        )
+
+    def skip(self, x: Tensor) -> Tensor:
+        """What is left of the block when it is skipped: the identity, or projection and BN without ReLU."""
+        return x if self.projection is None else self.projection(x)
+
+    def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
+        """The block's output, given ``skipped = skip(x)``."""
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(hidden)) + skipped)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.execute(x, self.skip(x))
+
+
+class ResNet(nn.Module):
+    """Stem, ``3n`` basic blocks of widths (w, 2w, 4w), global average pool and classifier.
+
+    ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
+    """
+
+    def __init__(self, depth: int, width: int, classes: int) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise UserError(f"--depth {depth}: a CIFAR ResNet has 6n + 2 layers, e.g. 20, 32, 44, 56 or 110")
+        per_stage = (depth - 2) // 6
+        self.conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.blocks = nn.ModuleList()
+        channels = width
+        for stage in range(3):
+            for index in range(per_stage):
+                stride = 2 if stage > 0 and index == 0 else 1
+                self.blocks.append(BasicBlock(channels, width << stage, stride))
+                channels = width << stage
+        self.classifier = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def block_channels(self) -> list[int]:
+        """Output channels of each block."""
+        return [block.bn2.num_features for block in self.blocks if isinstance(block, BasicBlock)]
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` to the first block's input ``[B, w, H, W]``."""
+        return F.relu(self.bn(self.conv(images)))
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last block's output ``[B, 4w, H/4, W/4]`` to logits ``[B, classes]``."""
+        return self.classifier(x.mean(dim=(2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)

@@ -1,0 +1,123 @@
+"""A residual backbone whose blocks are gated per image (SkipNet, Wang et al. 2018).
+
+The routing is one step machine, ``start -> (look -> advance) x N -> finish``. ``forward`` runs it from end to end;
+rollouts and the environment drive the same steps, so there is one implementation of the routing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.models.gates import Hidden, RecurrentGate, greedy, straight_through
+from hybridprune.models.resnet import BasicBlock, ResNet
+
+Mode = Literal["masked", "executed"]
+
+
+class Routed(NamedTuple):
+    """What a gated network returns for B images and N gates."""
+
+    logits: Tensor
+    """``[B, classes]``"""
+    gate_logits: Tensor
+    """``[B, N]``; gate ``i`` decides block ``i + 1``"""
+    decisions: Tensor
+    """``[B, N]`` in {0, 1}"""
+
+
+@dataclass(frozen=True)
+class RoutingState:
+    """Between two blocks: the features, the gate's memory and how many blocks are behind us."""
+
+    features: Tensor
+    hidden: Hidden | None
+    blocks_done: int
+
+
+class GatedNetwork(nn.Module):
+    """``backbone`` with a gate after each block but the last; block 0 always runs.
+
+    *masked* computes every block for every image and blends by the decision (training); *executed* runs a block on
+    the images that chose it only (inference). Both give the same logits for the same decisions.
+    """
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.gate = RecurrentGate(backbone.block_channels[:-1])
+
+    @property
+    def num_gates(self) -> int:
+        """N, the number of gated blocks."""
+        return len(self.backbone.blocks) - 1
+
+    def block(self, index: int) -> BasicBlock:
+        """Block ``index`` of the backbone."""
+        block = self.backbone.blocks[index]
+        assert isinstance(block, BasicBlock)
+        return block
+
+    def start(self, images: Tensor) -> RoutingState:
+        """Run the stem and block 0 on ``[B, 3, H, W]`` images."""
+        return RoutingState(self.block(0)(self.backbone.stem(images)), None, 1)
+
+    def look(self, state: RoutingState, *, detach: bool = False) -> tuple[Tensor, RoutingState]:
+        """The next gate's logits ``[B]``; ``detach`` keeps its gradient out of the backbone."""
+        pooled = state.features.mean(dim=(2, 3))
+        logit, hidden = self.gate(state.blocks_done - 1, pooled.detach() if detach else pooled, state.hidden)
+        return logit, RoutingState(state.features, hidden, state.blocks_done)
+
+    def advance(self, state: RoutingState, decision: Tensor, mode: Mode) -> RoutingState:
+        """Apply the decisions ``[B]`` in {0, 1} to the next block."""
+        x = state.features
+        assert decision.shape == x.shape[:1], (decision.shape, x.shape)
+        block = self.block(state.blocks_done)
+        if mode == "masked":
+            skipped = block.skip(x)
+            executed = block.execute(x, skipped)
+            # lerp is one kernel and exact at 0 and 1.
+            features = torch.lerp(skipped, executed, decision.to(x.dtype).view(-1, 1, 1, 1))
+        else:
+            features = _execute_chosen(block, x, decision)
+        return RoutingState(features, state.hidden, state.blocks_done + 1)
+
+    def finish(self, state: RoutingState) -> Tensor:
+        """Logits ``[B, classes]`` after the last block."""
+        assert state.blocks_done == len(self.backbone.blocks)
+        return self.backbone.head(state.features)
+
+    def forward(self, images: Tensor, decisions: Tensor | None = None, mode: Mode = "masked") -> Routed:
+        """Route ``[B, 3, H, W]`` images; ``decisions [B, N]`` in {0, 1} overrule the gates.
+
+        In training mode the gates' own decisions are straight-through, in eval mode they carry no gradient.
+        """
+        decide: Callable[[Tensor], Tensor] = straight_through if self.training else greedy
+        if decisions is not None:
+            assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
+        state = self.start(images)
+        gate_logits: list[Tensor] = []
+        taken: list[Tensor] = []
+        for i in range(self.num_gates):
+            logit, state = self.look(state)
+            decision = decide(logit) if decisions is None else decisions[:, i]
+            state = self.advance(state, decision, mode)
+            gate_logits.append(logit)
+            taken.append(decision)
+        return Routed(self.finish(state), torch.stack(gate_logits, 1), torch.stack(taken, 1))
+
+
+def _execute_chosen(block: BasicBlock, x: Tensor, decision: Tensor) -> Tensor:
+    """Run ``block`` on the images whose decision is 1; copy nothing when all or none are."""
+    chosen = decision.nonzero().squeeze(1)
+    skipped = block.skip(x)
+    if len(chosen) == 0:
+        return skipped
+    if len(chosen) == len(x):
+        return block.execute(x, skipped)
+    executed = block.execute(x.index_select(0, chosen), skipped.index_select(0, chosen))
+    return skipped.index_copy(0, chosen, executed.to(skipped.dtype))
