@@ -1,0 +1,90 @@
+"""Accuracy, execution rates and expected FLOPs of a gated network on a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridprune.data import Batch
+from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.skipnet import GatedNetwork
+
+Routing = Literal["always_on", "masked", "executed"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network did on M images, in their order, all on the CPU."""
+
+    logits: Tensor
+    """``[M, classes]``"""
+    decisions: Tensor
+    """``[M, N]`` in {0, 1}"""
+    labels: Tensor
+    """``[M]``"""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose highest logit is their label's."""
+        return float((self.logits.argmax(1) == self.labels).double().mean())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return float(F.cross_entropy(self.logits.double(), self.labels))
+
+    @property
+    def block_rates(self) -> list[float]:
+        """Execution rate of each gated block."""
+        return self.decisions.double().mean(0).tolist()
+
+    def routed_summary(self, cost: NetworkCost) -> dict[str, Any]:
+        """Accuracy, loss, expected MACs (gates counted) and execution rates, for ``result.json``."""
+        rates = self.block_rates
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "expected_macs": cost.expected_macs(rates),
+            "mean_rate": sum(rates) / len(rates),
+            "block_rates": rates,
+        }
+
+
+@torch.no_grad()
+def evaluate(net: GatedNetwork, batches: Iterable[Batch], routing: Routing, decisions: Tensor | None = None) -> Evaluation:
+    """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
+
+    ``always_on`` executes every block.
+    """
+    was_training = net.training
+    net.eval()
+    logits, taken, labels, done = [], [], [], 0
+    for batch in batches:
+        size = len(batch.labels)
+        if routing == "always_on":
+            forced = torch.ones(size, net.num_gates, device=batch.labels.device)
+        else:
+            forced = None if decisions is None else decisions[done : done + size].to(batch.labels.device)
+        routed = net(batch.images, forced, "masked" if routing == "masked" else "executed")
+        logits.append(routed.logits.cpu())
+        taken.append(routed.decisions.cpu())
+        labels.append(batch.labels.cpu())
+        done += size
+    net.train(was_training)
+    return Evaluation(torch.cat(logits), torch.cat(taken), torch.cat(labels))
+
+
+def summary(net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost) -> dict[str, Any]:
+    """Both readings of a network for ``result.json``: all blocks executed, and routed by its gates."""
+    always_on = evaluate(net, batches, "always_on")
+    routed = evaluate(net, batches, "executed")
+    return {
+        "images": len(routed.labels),
+        "always_on": {"accuracy": always_on.accuracy, "loss": always_on.loss},
+        "routed": routed.routed_summary(cost),
+    }

@@ -1,0 +1,202 @@
+"""The training loop that all stages share: resumable at every step, selecting on the validation split."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hybridprune.config import OptimOptions
+from hybridprune.data import Batch, TrainBatches
+from hybridprune.engine.interrupt import deferred_interrupt
+from hybridprune.engine.objective import Objective
+from hybridprune.engine.schedule import factor
+from hybridprune.errors import Interrupted, RunFailed
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.store.run_folder import RunFolder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """How far a run has come: ``phase`` counts a stage's trainings, ``step`` the batches of the current epoch."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+    def next_phase(self) -> Progress:
+        """The start of the next training of the same run."""
+        return Progress(phase=self.phase + 1, seconds=self.seconds)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A network's score on the validation split (higher is better; it selects) and what is worth logging."""
+
+    score: float
+    metrics: dict[str, float]
+
+
+@dataclass
+class Fit:
+    """One training of ``net``: what is fixed while it runs."""
+
+    run: RunFolder
+    net: GatedNetwork
+    objective: Objective
+    batches: TrainBatches
+    validate: Callable[[GatedNetwork], Validation]
+    optim: OptimOptions
+    epochs: int
+    device: torch.device
+    log_interval: int
+    extra_state: dict[str, Any] = field(default_factory=dict)
+    """Kept in the saved state for the stage: what rebuilds the network, for example its edits."""
+    train_mode: Callable[[GatedNetwork], object] = nn.Module.train
+    """Puts the network into the mode of a training step."""
+
+    def __post_init__(self) -> None:
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.SGD(
+            parameters,
+            lr=self.optim.lr,
+            momentum=self.optim.momentum,
+            weight_decay=self.optim.weight_decay,
+            nesterov=self.optim.momentum > 0,
+        )
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
+        self._sums: dict[str, Tensor] = {}
+
+    def __call__(self, progress: Progress, state: dict[str, Any] | None) -> Progress:
+        """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
+
+        Leaves the best weights on validation in model.safetensors and the last ones in last.safetensors.
+        Raises RunFailed when the loss is not finite and Interrupted on Ctrl-C, both with the state saved.
+        """
+        if state is not None:
+            self._load(state)
+        self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
+        forward = torch.compile(self.net) if self.optim.compile else self.net
+        with deferred_interrupt() as interrupted, SummaryWriter(str(self.run.path / "tb")) as writer:
+            if progress.epoch == 0 and progress.step == 0:
+                self._finish_epoch(progress, writer, {})
+            while progress.epoch < self.epochs:
+                self._epoch(forward, progress, interrupted)
+                progress.epoch, progress.step = progress.epoch + 1, 0
+                self._finish_epoch(progress, writer, self._means())
+        self.run.save_weights("last.safetensors", self.net)
+        return progress
+
+    def _epoch(self, forward: Any, progress: Progress, interrupted: Callable[[], bool]) -> None:
+        self.train_mode(self.net)
+        steps = len(self.batches)
+        autocast = torch.autocast(self.device.type, DTYPES[self.optim.precision], enabled=self.optim.precision != "fp32")
+        started = time.monotonic()
+        with tqdm(
+            self._batches(progress), initial=progress.step, total=steps, unit="step", leave=False,
+            desc=f"epoch {progress.epoch + 1}/{self.epochs}", disable=None, file=sys.stderr, miniters=self.log_interval,
+        ) as bar:
+            for batch in bar:
+                self._set_lr((progress.epoch * steps + progress.step) / (self.epochs * steps))
+                with autocast:
+                    loss, metrics = self.objective(forward, batch, progress.epoch)
+                self._step(loss)
+                self._add({"loss": loss.detach(), **metrics})
+                progress.step += 1
+                if progress.step % self.log_interval == 0:
+                    self._check_finite(progress)
+                    bar.set_postfix({name: f"{value:.4f}" for name, value in self._means().items()})
+                if interrupted():
+                    self._check_finite(progress)
+                    progress.seconds += time.monotonic() - started
+                    self._save(progress)
+                    raise Interrupted("the state is saved; give the same command with --resume to go on")
+        self._check_finite(progress)
+        progress.seconds += time.monotonic() - started
+
+    def _batches(self, progress: Progress) -> Iterator[Batch]:
+        return self.batches.epoch(progress.phase * 100_000 + progress.epoch, progress.step)
+
+    def _step(self, loss: Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def _set_lr(self, share: float) -> None:
+        lr = self.optim.lr * factor(self.optim.scheduler_id, self.optim.scheduler_params, share)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
+    def _add(self, metrics: dict[str, Tensor]) -> None:
+        # Sums stay on the device: reading one here would make the host wait for every step.
+        for name, value in {**metrics, "steps": torch.ones_like(metrics["loss"])}.items():
+            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+
+    def _means(self) -> dict[str, float]:
+        steps = float(self._sums["steps"])
+        return {name: float(total) / steps for name, total in self._sums.items() if name != "steps"}
+
+    def _check_finite(self, progress: Progress) -> None:
+        if not math.isfinite(float(self._sums["loss"])):
+            raise RunFailed(
+                f"the loss is not finite at epoch {progress.epoch + 1}, step {progress.step}; start anew with a lower "
+                f"--lr (now {self.optim.lr}) and another --exp_name"
+            )
+
+    def _finish_epoch(self, progress: Progress, writer: SummaryWriter, train: dict[str, float]) -> None:
+        validation = self.validate(self.net)
+        if validation.score > progress.best_score:
+            progress.best_score, progress.best_epoch = validation.score, progress.epoch
+            self.run.save_weights("model.safetensors", self.net)
+        record = {
+            "phase": progress.phase,
+            "epoch": progress.epoch,
+            "lr": self._optimizer.param_groups[0]["lr"],
+            "seconds": round(progress.seconds, 3),
+            **{f"train_{name}": value for name, value in train.items()},
+            **{f"validation_{name}": value for name, value in validation.metrics.items()},
+        }
+        self._sums = {}
+        # The line first: a kill in between repeats the epoch, and rewinding drops the line.
+        self.run.append_metrics(record)
+        self._save(progress)
+        for name, value in record.items():
+            if name not in ("phase", "epoch"):
+                writer.add_scalar(f"phase{progress.phase}/{name}", value, progress.epoch)
+        shown = " ".join(f"{name} {value:.4f}" for name, value in record.items() if name.startswith(("train", "valid")))
+        tqdm.write(f"epoch {progress.epoch}/{self.epochs} {shown} ({progress.seconds:.0f} s)", file=sys.stderr)
+
+    def _save(self, progress: Progress) -> None:
+        self.run.save_state(
+            {
+                "progress": asdict(progress),
+                "network": self.net.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "objective": self.objective.state_dict(),
+                "sums": self._sums,
+                "extra": json.dumps(self.extra_state),
+            }
+        )
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.objective.load_state_dict(state["objective"])
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}

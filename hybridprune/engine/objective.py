@@ -1,0 +1,61 @@
+"""What a training step minimises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridprune.data import Batch
+from hybridprune.measure.cost import NetworkCost
+
+
+class Objective(Protocol):
+    """A differentiable loss, and what is worth logging beside it."""
+
+    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (0-d) of the gated network ``forward`` (perhaps compiled) and detached 0-d means to log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Cross-entropy + ``rate_penalty`` x the mean over images of ``sum_j w_j a_j`` (SkipNet, section 3.3).
+
+    ``w_j`` is a block's avoidable share of the backbone's FLOPs.
+    """
+
+    block_shares: Tensor
+    """``w [N]``"""
+    rate_penalty: float
+
+    @staticmethod
+    def of(cost: NetworkCost, rate_penalty: float, device: torch.device) -> Supervised:
+        """The objective for a network of this cost."""
+        return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty)
+
+    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        routed = forward(batch.images)
+        cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels)
+        rate = (routed.decisions.float() @ self.block_shares).mean()
+        accuracy = (routed.logits.argmax(1) == batch.labels).float().mean()
+        loss = cross_entropy + self.rate_penalty * rate
+        metrics = {"cross_entropy": cross_entropy, "accuracy": accuracy, "rate": routed.decisions.float().mean()}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        del state

@@ -1,0 +1,25 @@
+"""Learning-rate schedules: points ``share of the epochs -> factor``, joined in one of three ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def factor(kind: str, points: Mapping[str, float], share: float) -> float:
+    """The factor of the learning rate at ``share`` in [0, 1] of the training.
+
+    ``stair`` keeps the factor of the last point reached, ``up-down`` is linear and ``exponential`` geometric between
+    points. Before the first point it is joined to 1 at share 0 (if no point lies at 0).
+    """
+    ordered = sorted((float(at), value) for at, value in points.items())
+    if not ordered or ordered[0][0] > 0:
+        ordered.insert(0, (0.0, 1.0))
+    reached = [point for point in ordered if point[0] <= share]
+    at, value = reached[-1]
+    if kind == "stair" or len(reached) == len(ordered):
+        return value
+    next_at, next_value = ordered[len(reached)]
+    progress = (share - at) / (next_at - at)
+    if kind == "exponential" and value > 0 and next_value > 0:
+        return value * (next_value / value) ** progress
+    return value + (next_value - value) * progress

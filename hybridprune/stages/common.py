@@ -1,0 +1,302 @@
+"""What the three stages share: data, device, run folder, parent, and the result that ends a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridprune.config import DataOptions, Invocation, NetworkOptions, PruneConfig, RlConfig, SpConfig, identity, to_json
+from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, load_dataset, make_split
+from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.engine.evaluate import summary
+from hybridprune.engine.fit import Progress
+from hybridprune.errors import UserError
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.store.files import sha256
+from hybridprune.store.find import claim, find_parent, named_parent
+from hybridprune.store.provenance import hardware, versions
+from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
+from hybridprune.store.seeds import generator, stream_seed
+
+VALIDATION_SHARE = 0.1
+EVAL_BATCH = 500
+
+
+def say(message: str) -> None:
+    """Tell the user something that is not the command's output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that ``--device`` names; UserError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not available ({reason}); use cpu, or cuda:N on a machine with GPUs") from error
+    return device
+
+
+def load_images(options: DataOptions) -> Dataset:
+    """The data set that the options name."""
+    return load_dataset(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        img_type=options.img_type,
+        resize=options.resize,
+        num_workers=options.num_workers,
+        download=options.download,
+        cache_dir=options.cache_dir,
+    )
+
+
+def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -> RunSpec:
+    """The specification of a new run of ``stage`` on this data, with the unpruned network."""
+    spec = NetworkSpec(network.network, network.depth, network.width, len(dataset.classes))
+    return RunSpec(
+        stage=stage,
+        run_id=uuid.uuid4().hex,
+        network=spec,
+        class_names=dataset.classes,
+        input_size=size,
+        mean=dataset.mean,
+        std=dataset.std,
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+    )
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished run a stage starts from."""
+
+    run: RunFolder
+    spec: RunSpec
+    net: GatedNetwork
+    result: Mapping[str, Any]
+
+    @staticmethod
+    def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str) -> Parent:
+        """The run that ``checkpoint_file`` names, else the newest matching run of ``stage``; says which."""
+        if config.parent.checkpoint_file is not None:
+            run = named_parent(Path(config.parent.checkpoint_file), wanted)
+        else:
+            run = find_parent(Path(config.run.result_dir), wanted, stage)
+        say(f"parent run: {run.path}")
+        net, spec = run.load_network()
+        return Parent(run, spec, net, run.read_json("result.json"))
+
+    def split(self) -> Split:
+        """The parent's validation split, which every descendant inherits."""
+        record = self.run.read_json("split.json")
+        try:
+            return Split.from_json(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.run.path / 'split.json'}: broken ({error}); restore the file") from error
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set with its split, ready to be drawn from."""
+
+    dataset: Dataset
+    split: Split
+    options: DataOptions
+    seed: int
+    device: torch.device
+    channels_last: bool
+
+    @staticmethod
+    def of(
+        dataset: Dataset, split: Split | None, config: SpConfig | PruneConfig | RlConfig, device: torch.device
+    ) -> Images:
+        """Cut a validation split (of its own seed, the same for every run) unless one is inherited; limit the rest."""
+        labels = dataset.train.labels
+        split = split or make_split(labels, VALIDATION_SHARE, seed=0)
+        if split.total != len(labels):
+            raise UserError(f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data")
+        limited = split.limit_train(config.data.max_train_samples, labels, seed=0)
+        return Images(dataset, limited, config.data, config.run.seed, device, config.optim.channels_last)
+
+    def training(self, purpose: str) -> TrainBatches:
+        """Shuffled, augmented training batches; ``purpose`` names the stream of randomness."""
+        augment = self.options.augment
+        return TrainBatches(
+            self.dataset.train,
+            self.split.train,
+            batch_size=self.options.batch_size,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            padding=self.options.resize // 8 if augment else 0,
+            flip=augment and self.dataset.flippable,
+            seed=stream_seed(self.seed, purpose),
+            device=self.device,
+            channels_last=self.channels_last,
+        )
+
+    def sample(self, images: int, batch_size: int, purpose: str) -> EvalBatches:
+        """About ``images`` random training images without augmentation."""
+        order = torch.randperm(len(self.split.train), generator=generator(self.seed, purpose))
+        return self._plain(self.split.train[order[:images]], batch_size)
+
+    def validation(self) -> EvalBatches:
+        """The validation split."""
+        return self._plain(self.split.validation, EVAL_BATCH)
+
+    def test(self) -> EvalBatches:
+        """The test images."""
+        return self._plain(None, EVAL_BATCH)
+
+    def _plain(self, ids: torch.Tensor | None, batch_size: int) -> EvalBatches:
+        return EvalBatches(
+            self.dataset.test if ids is None else self.dataset.train,
+            ids,
+            batch_size=batch_size,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
+
+    def recalibrate(self, net: GatedNetwork) -> None:
+        """Re-estimate the BatchNorm statistics of ``net`` on up to 10,000 training images."""
+        images = 10_000
+        recalibrate(net, self.sample(images, self.options.batch_size, "recalibration"), images)
+
+
+def to_device(net: GatedNetwork, device: torch.device, channels_last: bool) -> GatedNetwork:
+    """Move ``net`` to the device, in the memory format of its images."""
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return net.to(device=device, memory_format=format)  # type: ignore[call-overload]
+
+
+def open_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[RunFolder, RunSpec, bool]:
+    """Claim the run's folder and write its specification; returns the folder, the spec and whether it is resumed.
+
+    A resumed run keeps its specification, whose edits may have grown.
+    """
+    config = invocation.config
+    network = spec.network
+    name = f"{spec.dataset}-{network.network}{network.depth}-w{network.width}-{spec.stage}-seed{config.run.seed}"
+    experiment = Path(config.run.result_dir) / config.run.exp_name
+    run, resumed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
+    if resumed and (run.path / "spec.json").is_file():
+        spec = run.read_spec()
+    else:
+        run.write_json("spec.json", spec.to_json())
+    say(f"run folder: {run.path}{' (resumed)' if resumed else ''}")
+    return run, spec, resumed
+
+
+def saved_progress(run: RunFolder) -> tuple[Progress, dict[str, Any] | None]:
+    """Where an earlier start of this run came to, or the beginning."""
+    state = run.load_state()
+    return (Progress(), None) if state is None else (Progress(**state["progress"]), state)
+
+
+def with_edits(spec: RunSpec, network: NetworkSpec) -> RunSpec:
+    """The specification after the network was edited."""
+    return dataclasses.replace(spec, network=network)
+
+
+def finish(
+    run: RunFolder,
+    spec: RunSpec,
+    config: SpConfig | PruneConfig | RlConfig,
+    net: GatedNetwork,
+    images: Images,
+    progress: Progress,
+    epochs: int,
+    parent: Parent | None,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Measure the selected network on validation and, once, on test, and write result.json: the run is finished."""
+    cost = count(net, spec.input_size)
+    test, validation = summary(net, images.test(), cost), summary(net, images.validation(), cost)
+    result = {
+        "format": FORMAT,
+        "stage": spec.stage,
+        "run_id": spec.run_id,
+        "exp_name": config.run.exp_name,
+        "seed": config.run.seed,
+        "group": _group(config, parent),
+        "dataset": {"name": spec.dataset, "digest": spec.dataset_digest, "classes": len(spec.class_names)},
+        "network": {"name": spec.network.network, "depth": spec.network.depth, "width": spec.network.width},
+        "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
+        "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
+        "dense": dict(parent.result["dense"]) if parent else {"params": cost.backbone_params, "macs": cost.backbone_macs},
+        "stored_bytes": run.model_file.stat().st_size,
+        "model_sha256": sha256(run.model_file),
+        "test": test,
+        "validation": validation,
+        "epochs": epochs,
+        "selected_epoch": progress.best_epoch,
+        "seconds": round(progress.seconds, 1),
+        "versions": versions(),
+        "hardware": hardware(images.device),
+        "config": to_json(config),
+        "parent": {
+            "path": str(parent.run.path),
+            "run_id": parent.spec.run_id,
+            "model_sha256": parent.result["model_sha256"],
+        }
+        if parent
+        else None,
+        **extra,
+    }
+    run.write_json("result.json", result)
+    return result
+
+
+def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> str:
+    """A digest of what repeated runs share: everything but the seed, through all generations."""
+    shared = {key: value for key, value in to_json(config).items() if key in identity(config) - {"seed"}}
+    lineage = parent.result["group"] if parent else ""
+    return hashlib.sha256((json.dumps(shared, sort_keys=True) + lineage).encode()).hexdigest()[:16]
+
+
+def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
+    """Print a finished run's figures."""
+    test, dense = result["test"], result["dense"]
+    routed = test["routed"]
+    print(f"finished: {run.path}")
+    print(
+        f"  all blocks executed: test accuracy {test['always_on']['accuracy']:.2%}, "
+        f"{result['macs']['backbone'] * 2 / 1e9:.4f} GFLOPs ({result['macs']['backbone'] / dense['macs']:.1%} of dense)"
+    )
+    print(
+        f"  routed by the gates: test accuracy {routed['accuracy']:.2%}, expected "
+        f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
+        f"mean execution rate {routed['mean_rate']:.3f}"
+    )
+    print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
+
+
+def show_plan(stage: str, spec: RunSpec, images: Images, cost: NetworkCost, lines: list[str]) -> None:
+    """What ``--dry-run`` prints."""
+    network = spec.network
+    print(f"stage {stage}: {network.network}-{network.depth}, width {network.width}, {network.classes} classes")
+    print(
+        f"  {len(images.split.train)} training, {len(images.split.validation)} validation, "
+        f"{len(images.dataset.test)} test images of {spec.dataset} at {spec.input_size} x {spec.input_size}"
+    )
+    print(
+        f"  backbone: {cost.backbone_params:,} parameters, {cost.backbone_macs / 1e9:.4f} GMACs "
+        f"(FLOPs = 2 x MACs); gates: {cost.gate_params:,} parameters, {sum(cost.gate_macs):,} MACs"
+    )
+    for line in lines:
+        print(f"  {line}")

@@ -1,0 +1,117 @@
+"""Stage 1: train a gated network with straight-through gate decisions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridprune.config import Invocation, SpConfig, resolve, to_json
+from hybridprune.data import EvalBatches
+from hybridprune.engine.evaluate import evaluate
+from hybridprune.engine.fit import Fit, Validation
+from hybridprune.engine.objective import Supervised
+from hybridprune.errors import UserError
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.stages.common import (
+    Images,
+    describe,
+    device_of,
+    finish,
+    load_images,
+    open_run,
+    saved_progress,
+    show_plan,
+    show_result,
+    to_device,
+)
+from hybridprune.store.run_folder import load_tensors, load_weights, read_tensors
+from hybridprune.store.seeds import stream_seed
+
+DESCRIPTION = "Stage 1: train a gated network (cross-entropy plus a FLOPs-weighted rate penalty)."
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command ``main_sp.py``."""
+    invocation = resolve(SpConfig(), argv, prog="main_sp.py", description=DESCRIPTION)
+    if invocation.print_config:
+        print(json.dumps(to_json(invocation.config), indent=2))
+        return
+    run(invocation)
+
+
+def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
+    """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
+    config = invocation.config
+    device = device_of(config.run.device)
+    dataset = load_images(config.data)
+    spec = describe("sp", dataset, config.data.resize, config.network)
+    images = Images.of(dataset, None, config, device)
+    torch.manual_seed(stream_seed(config.run.seed, "initialisation"))
+    net = spec.network.build()
+    if config.stage.weights is not None:
+        start_from(net, Path(config.stage.weights))
+    cost = count(net, spec.input_size)
+    if invocation.dry_run:
+        steps = len(images.training("sp"))
+        show_plan("sp", spec, images, cost, [f"{config.stage.epochs} epochs of {steps} steps on {device}"])
+        return None
+
+    folder, spec, _ = open_run(invocation, spec)
+    if folder.finished:
+        result = folder.read_json("result.json")
+        show_result(folder, result)
+        return result
+    folder.write_json("split.json", images.split.to_json())
+    net = to_device(net, device, config.optim.channels_last)
+    progress, state = saved_progress(folder)
+    fit = Fit(
+        run=folder,
+        net=net,
+        objective=Supervised.of(cost, config.stage.rate_penalty, device),
+        batches=images.training("sp"),
+        validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
+        optim=config.optim,
+        epochs=config.stage.epochs,
+        device=device,
+        log_interval=config.run.log_interval,
+    )
+    progress = fit(progress, state)
+    load_weights(net, folder.model_file)
+    result = finish(folder, spec, config, net, images, progress, config.stage.epochs, None, {})
+    show_result(folder, result)
+    return result
+
+
+def routed_accuracy(net: GatedNetwork, batches: EvalBatches, cost: NetworkCost) -> Validation:
+    """The accuracy as routed by the gates, which selects in the supervised stages."""
+    routed = evaluate(net, batches, "masked")
+    expected = cost.expected_macs(routed.block_rates)
+    metrics = {"accuracy": routed.accuracy, "loss": routed.loss, "flops_share": expected / cost.backbone_macs}
+    return Validation(routed.accuracy, metrics)
+
+
+def start_from(net: GatedNetwork, path: Path) -> None:
+    """Load a dense checkpoint, safetensors or a ``torch.save`` of a state dict, into the backbone.
+
+    Names may carry the prefixes ``module.`` and ``backbone.``. Raises UserError if it cannot be read without
+    executing code, or is of another architecture.
+    """
+    if path.suffix == ".safetensors":
+        tensors: Any = read_tensors(path)
+    else:
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types on a broken archive
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--weights {path}: not a plain state dict ({reason}); save model.state_dict()") from error
+        tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise UserError(f"--weights {path}: holds no state dict; save model.state_dict()")
+    plain = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
+    backbone = {name: value for name, value in plain.items() if not name.startswith("gate.")}
+    load_tensors(net.backbone, backbone, path)

@@ -1,0 +1,138 @@
+"""Finding run folders: the one to write to, and the parent to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hybridprune.errors import UserError
+from hybridprune.store.run_folder import RunFolder, RunSpec
+
+
+def claim(
+    experiment: Path, name: str, config: Mapping[str, Any], identity: Collection[str], resume: bool
+) -> tuple[RunFolder, bool]:
+    """The folder for a run called ``name`` under ``experiment`` and whether a run there is being resumed.
+
+    ``config`` is stored as config.json; ``identity`` names those of its keys that a resumed run must share.
+
+    Nothing is ever overwritten: beside finished runs a new folder with the next number is made. An unfinished run is
+    taken up with ``resume``, else it is an error, and so is resuming with another configuration.
+    """
+    newest = _newest(experiment, name)
+    if newest is not None:
+        run = RunFolder(newest)
+        if not run.finished or resume:
+            if not resume:
+                raise UserError(f"{newest} holds an unfinished run: add --resume, or choose another --exp_name")
+            _check_same(run, config, identity)
+            return run, True
+    path = _numbered(experiment, name, 1 if newest is None else _number(newest, name) + 1)
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--result_dir: cannot create {path} ({error.strerror}); choose a writable folder") from error
+    run = RunFolder(path)
+    try:
+        run.write_json("config.json", config)
+    except OSError as error:
+        raise UserError(f"--result_dir: cannot write in {path} ({error.strerror}); choose a writable folder") from error
+    return run, False
+
+
+def _numbered(experiment: Path, name: str, number: int) -> Path:
+    return experiment / (name if number == 1 else f"{name}-{number}")
+
+
+def _number(path: Path, name: str) -> int:
+    suffix = path.name.removeprefix(name).removeprefix("-")
+    return int(suffix) if suffix else 1
+
+
+def _newest(experiment: Path, name: str) -> Path | None:
+    found, number = None, 1
+    while (path := _numbered(experiment, name, number)).is_dir():
+        found, number = path, number + 1
+    return found
+
+
+def _check_same(run: RunFolder, config: Mapping[str, Any], identity: Collection[str]) -> None:
+    if not (run.path / "config.json").is_file():
+        run.write_json("config.json", config)  # killed before its first file: nothing to contradict
+        return
+    before = run.read_json("config.json")
+    for key in sorted(identity):
+        if before.get(key) != config[key]:
+            raise UserError(
+                f"--resume: {run.path} was started with {key} = {before.get(key)!r}, not {config[key]!r}; "
+                "give the same value, or choose another --exp_name"
+            )
+
+
+def runs_under(folder: Path) -> Iterator[RunFolder]:
+    """All finished run folders below ``folder``."""
+    for path in sorted(folder.rglob("result.json")):
+        yield RunFolder(path.parent)
+
+
+def find_parent(result_dir: Path, wanted: RunSpec, stage: str) -> RunFolder:
+    """The newest finished run of ``stage`` that matches ``wanted``.
+
+    It has the same data set, backbone, depth and width. Raises UserError if there is none, or if those that match
+    differ in their seeds.
+    """
+    matches: list[tuple[float, int, RunFolder]] = []
+    others: list[str] = []
+    for run in runs_under(result_dir):
+        spec = run.read_spec()
+        if spec.stage != stage:
+            continue
+        difference = _difference(spec, wanted)
+        if difference is None:
+            result = run.path / "result.json"
+            matches.append((result.stat().st_mtime, run.read_json("result.json")["seed"], run))
+        else:
+            others.append(f"{run.path} has {difference}")
+    if not matches:
+        closest = f" ({others[-1]})" if others else ""
+        first = {"sp": "main_sp.py", "prune": "main_prune.py"}[stage]
+        raise UserError(
+            f"--result_dir {result_dir}: no finished run to start from{closest}; run {first} first, or name a run "
+            "with --checkpoint_file"
+        )
+    seeds = sorted({seed for _, seed, _ in matches})
+    if len(seeds) > 1:
+        raise UserError(
+            f"--result_dir {result_dir}: runs of seeds {', '.join(map(str, seeds))} match; choose one with "
+            f"--checkpoint_file, e.g. {matches[-1][2].path}"
+        )
+    return max(matches, key=lambda match: match[0])[2]
+
+
+def named_parent(checkpoint_file: Path, wanted: RunSpec) -> RunFolder:
+    """The run that ``checkpoint_file`` (its folder or its model.safetensors) names; UserError if it does not match."""
+    path = checkpoint_file if checkpoint_file.is_dir() else checkpoint_file.parent
+    if not checkpoint_file.exists():
+        raise UserError(f"--checkpoint_file {checkpoint_file}: no such run; name a run folder or its model.safetensors")
+    run = RunFolder(path)
+    difference = _difference(run.read_spec(), wanted)
+    if difference is not None:
+        raise UserError(f"--checkpoint_file {checkpoint_file}: that run has {difference}; name a matching run")
+    return run
+
+
+def _difference(spec: RunSpec, wanted: RunSpec) -> str | None:
+    """What keeps ``spec`` from being a parent of ``wanted``, in words, or None."""
+    for label, there, here in (
+        ("network", spec.network.network, wanted.network.network),
+        ("depth", spec.network.depth, wanted.network.depth),
+        ("width", spec.network.width, wanted.network.width),
+        ("data set", spec.dataset, wanted.dataset),
+        ("input size", spec.input_size, wanted.input_size),
+    ):
+        if there != here:
+            return f"{label} {there}, not {here}"
+    if spec.dataset_digest != wanted.dataset_digest:
+        return f"been trained on other images of {spec.dataset}"
+    return None

@@ -1,0 +1,37 @@
+"""Which software and hardware a result came from."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridprune.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of the libraries that compute."""
+    libraries = ("torch", "torchvision", "backpack-for-pytorch", "numpy", "scipy", "gymnasium")
+    return {
+        "hybridprune": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in libraries},
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device, the processor's name and the number of threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+    return {"device": str(device), "name": name, "cpu": _cpu(), "threads": torch.get_num_threads()}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

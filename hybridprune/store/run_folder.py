@@ -1,0 +1,200 @@
+"""A run folder: everything one run of one stage reads again or shows.
+
+``spec.json`` (what the network is), ``config.json`` (resolved), ``split.json``, ``metrics.jsonl``, ``tb/``,
+``train_state.pt`` (for resuming), ``model.safetensors`` (best on validation), ``last.safetensors`` and, written last,
+``result.json``: a run is finished exactly when it is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hybridprune.errors import UserError
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.store.files import sha256, write_atomic, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run's network is and what it expects as input."""
+
+    stage: str
+    run_id: str
+    network: NetworkSpec
+    class_names: tuple[str, ...]
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset: str
+    dataset_digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "format": FORMAT,
+            "stage": self.stage,
+            "run_id": self.run_id,
+            "network": self.network.to_json(),
+            "class_names": list(self.class_names),
+            "input_size": self.input_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "dataset": self.dataset,
+            "dataset_digest": self.dataset_digest,
+        }
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> RunSpec:
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+        return RunSpec(
+            record["stage"],
+            record["run_id"],
+            NetworkSpec.from_json(record["network"]),
+            tuple(record["class_names"]),
+            record["input_size"],
+            tuple(record["mean"]),
+            tuple(record["std"]),
+            record["dataset"],
+            record["dataset_digest"],
+        )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def model_file(self) -> Path:
+        """The selected weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "result.json").is_file()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the folder's JSON files; UserError when it is missing or broken."""
+        path = self.path / name
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: missing or broken ({error}); is {self.path} a run folder?") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: must hold a JSON object; restore the file or run the stage again")
+        return record
+
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """Write one of the folder's JSON files, atomically."""
+        write_json(self.path / name, record)
+
+    def read_spec(self) -> RunSpec:
+        """The run's specification; UserError when it is missing or broken."""
+        record = self.read_json("spec.json")
+        try:
+            return RunSpec.from_json(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path / 'spec.json'}: not a run's specification ({error})") from error
+
+    def save_weights(self, name: str, net: torch.nn.Module) -> None:
+        """Save the weights as safetensors, atomically."""
+        tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+        write_atomic(self.path / name, lambda temporary: save_file(tensors, temporary))
+
+    def load_network(self) -> tuple[GatedNetwork, RunSpec]:
+        """Rebuild the selected network on the CPU and load its weights strictly.
+
+        Raises UserError if the run is not finished, or its weights are missing, truncated, altered, or of another
+        architecture.
+        """
+        spec = self.read_spec()
+        if not self.finished:
+            raise UserError(f"{self.path}: this run is not finished; run its stage again with --resume")
+        expected = self.read_json("result.json").get("model_sha256")
+        net = spec.network.build()
+        load_weights(net, self.model_file)
+        if sha256(self.model_file) != expected:
+            raise UserError(f"{self.model_file}: is not the file that result.json describes; run the stage again")
+        return net, spec
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Save what resuming needs, atomically."""
+        write_atomic(self.path / "train_state.pt", lambda temporary: torch.save(dict(state), temporary))
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What ``save_state`` saved, or None; loaded without executing code."""
+        path = self.path / "train_state.pt"
+        if not path.is_file():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types on a broken archive
+            raise UserError(f"{path}: cannot be read; delete it and {self.path} and start the stage anew") from error
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def rewind_metrics(self, phase: int, epoch: int) -> None:
+        """Drop the lines after this phase and epoch, and a torn last line: they are about to be written again."""
+        path = self.path / "metrics.jsonl"
+        kept = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if (record["phase"], record["epoch"]) <= (phase, epoch):
+                kept.append(line + "\n")
+        write_atomic(path, lambda temporary: _write(temporary, "".join(kept)))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors; UserError when it is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name an existing checkpoint")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: truncated or not a safetensors file ({error}); restore it") from error
+
+
+def load_weights(net: torch.nn.Module, path: Path) -> None:
+    """Load safetensors strictly into ``net``; UserError names the first difference of architecture."""
+    load_tensors(net, read_tensors(path), path)
+
+
+def load_tensors(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load ``tensors`` strictly into ``net``; UserError names the first difference of architecture."""
+    own = net.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        there, here = tensors.get(name), own.get(name)
+        if there is None or here is None or there.shape != here.shape:
+            found = "nothing" if there is None else list(there.shape)
+            wanted = "nothing" if here is None else list(here.shape)
+            raise UserError(
+                f"{source}: checkpoint of another architecture: {name} is {found}, the network has {wanted}; "
+                "check --network, --depth and --width"
+            )
+    net.load_state_dict(dict(tensors))

@@ -1,0 +1,3 @@
+"""The package's version, stored with every run."""
+
+__version__ = "0.1.0"

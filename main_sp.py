@@ -1,0 +1,9 @@
+"""Stage 1: train a gated network. ``python main_sp.py --help``"""
+
+import sys
+
+from hybridprune.errors import run_command
+from hybridprune.stages import sp
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: sp.main(sys.argv[1:])))
