@@ -123,7 +123,7 @@ class Fit:
                 if interrupted():
                     self._check_finite(progress)
                     progress.seconds += time.monotonic() - started
-                    self._save(progress)
+                    self.save(progress)
                     raise Interrupted("the state is saved; give the same command with --resume to go on")
         self._check_finite(progress)
         progress.seconds += time.monotonic() - started
@@ -174,14 +174,15 @@ class Fit:
         self._sums = {}
         # The line first: a kill in between repeats the epoch, and rewinding drops the line.
         self.run.append_metrics(record)
-        self._save(progress)
+        self.save(progress)
         for name, value in record.items():
             if name not in ("phase", "epoch"):
                 writer.add_scalar(f"phase{progress.phase}/{name}", value, progress.epoch)
         shown = " ".join(f"{name} {value:.4f}" for name, value in record.items() if name.startswith(("train", "valid")))
         tqdm.write(f"epoch {progress.epoch}/{self.epochs} {shown} ({progress.seconds:.0f} s)", file=sys.stderr)
 
-    def _save(self, progress: Progress) -> None:
+    def save(self, progress: Progress) -> None:
+        """Save all that ``__call__`` needs to go on from ``progress``."""
         self.run.save_state(
             {
                 "progress": asdict(progress),

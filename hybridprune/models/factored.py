@@ -25,7 +25,7 @@ class FactoredConv2d(nn.Module):
         options: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         bias = conv.bias is not None
         pointwise = conv.kernel_size == (1, 1)
-        self.subsample = tuple(int(s) for s in conv.stride) if pointwise else (1, 1)
+        self.subsample = (int(conv.stride[0]), int(conv.stride[1])) if pointwise else (1, 1)
         self.rotate_in = (
             nn.Identity() if rank_in is None else nn.Conv2d(conv.in_channels, rank_in, 1, bias=False, **options)
         )

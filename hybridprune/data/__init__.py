@@ -1,0 +1,23 @@
+"""Image data sets in memory, their splits, and batches of them."""
+
+from __future__ import annotations
+
+from hybridprune.data.augment import crop_flip, normalise
+from hybridprune.data.batches import Batch, EvalBatches, TrainBatches
+from hybridprune.data.dataset import Dataset, LabelledImages
+from hybridprune.data.load import DATASETS, load_dataset
+from hybridprune.data.split import Split, make_split
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Dataset",
+    "EvalBatches",
+    "LabelledImages",
+    "Split",
+    "TrainBatches",
+    "crop_flip",
+    "load_dataset",
+    "make_split",
+    "normalise",
+]

@@ -1,0 +1,41 @@
+"""Batched augmentation and normalisation: pure functions on tensors of any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """Zero-pad, crop to the old size and mirror every image by its own draw.
+
+    images: uint8 ``[B, 3, H, W]``; offsets: int64 ``[B, 2]``, the crop's top row and left column in
+    ``[0, 2 padding]``; flips: bool ``[B]``, mirrored left to right after the crop. Returns uint8
+    ``[B, 3, H, W]``.
+    """
+    batch, _, height, width = images.shape
+    assert offsets.shape == (batch, 2) and flips.shape == (batch,), (offsets.shape, flips.shape)
+    padded = F.pad(images, (padding, padding, padding, padding))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, 3, 2p + 1, 2p + 1, H, W]
+    crops = windows[torch.arange(batch, device=images.device), :, offsets[:, 0], offsets[:, 1]]
+    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(3), crops)
+
+
+def normalise(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    memory_format: torch.memory_format,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``(images / 255 - mean) / std`` per channel: uint8 ``[B, C, H, W]`` to ``dtype``, ``memory_format``."""
+    assert len(mean) == len(std) == images.shape[1], (len(mean), len(std), images.shape)
+    centre = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
+    spread = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
+    scale = (1 / (255 * spread)).to(images.device, torch.float32)
+    shift = (-centre / spread).to(images.device, torch.float32)
+    # The layout is changed last: as float32 that copy is several times faster than as uint8.
+    return images.to(torch.float32).mul_(scale).add_(shift).to(dtype).contiguous(memory_format=memory_format)

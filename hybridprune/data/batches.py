@@ -1,0 +1,126 @@
+"""Batches of images in memory: repeatable and resumable ones for training, plain ones for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridprune.data.augment import crop_flip, normalise
+from hybridprune.data.dataset import LabelledImages
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images ``[B, 3, H, W]``, class ids and indices into the image set, both int64 ``[B]``."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+class TrainBatches:
+    """Shuffled, augmented batches of ``data[ids]``.
+
+    An epoch is a pure function of (seed, epoch). Its crops and flips belong to the image and not to the place
+    in the order: an image gets the same ones whatever ``ids`` and ``batch_size`` are. A partial last batch is
+    dropped if at least two full ones come before it.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        ids: Tensor,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        padding: int,
+        flip: bool,
+        seed: int,
+        device: torch.device | str,
+        channels_last: bool,
+    ) -> None:
+        assert ids.dtype == torch.int64 and ids.ndim == 1 and len(ids) > 0 and batch_size > 0
+        self._data = data
+        self._ids = ids
+        self._batch_size = batch_size
+        self._padding = padding
+        self._flip = flip
+        self._seed = seed
+        self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self._ids), self._batch_size)
+        return full if full > 1 else full + (rest > 0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (numbered from 0) from batch ``start`` on."""
+        generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
+        count = len(self._data)
+        offsets = torch.randint(2 * self._padding + 1, (count, 2), generator=generator)
+        flips = (torch.rand(count, generator=generator) < 0.5) & self._flip
+        order = self._ids[torch.randperm(len(self._ids), generator=generator)]
+        for index in order.split(self._batch_size)[start : len(self)]:
+            images = self._output.send(self._data.images.index_select(0, index))
+            draws = self._output.send(offsets[index]), self._output.send(flips[index])
+            cropped = crop_flip(images, *draws, self._padding)
+            yield self._output.batch(cropped, self._data.labels[index], index)
+
+
+class EvalBatches:
+    """All of ``data[ids]`` (ids None: of ``data``) in order, not augmented; the last batch may be smaller."""
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        ids: Tensor | None,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        channels_last: bool,
+    ) -> None:
+        self._data = data
+        self._batches = (torch.arange(len(data)) if ids is None else ids).split(batch_size)
+        self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in self._batches:
+            images = self._output.send(self._data.images.index_select(0, index))
+            yield self._output.batch(images, self._data.labels[index], index)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where batches go and in which form."""
+
+    device: torch.device
+    mean: Sequence[float]
+    std: Sequence[float]
+    memory_format: torch.memory_format
+
+    def send(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def batch(self, images: Tensor, labels: Tensor, index: Tensor) -> Batch:
+        floats = normalise(images, self.mean, self.std, self.memory_format)
+        return Batch(floats, self.send(labels), self.send(index))
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """A well-mixed 64-bit seed: neighbouring (seed, epoch) pairs must not share a stream."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

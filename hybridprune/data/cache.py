@@ -1,0 +1,41 @@
+"""Decoded images on disk: one safetensors file a state of the image tree."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/hybridprune``, or ``~/.cache/hybridprune`` where that is unset."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridprune"
+
+
+def read_cache(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    """The tensors of a cache file, or None if it is missing, broken or not of the expected shapes."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return tensors if found == dict(shapes) else None
+
+
+def write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a cache file atomically; a folder that cannot be written to is only warned about."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"images are not cached in {path.parent}: {error}", RuntimeWarning, stacklevel=2)
+    finally:
+        if temporary.is_file():
+            temporary.unlink()

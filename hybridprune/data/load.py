@@ -1,0 +1,45 @@
+"""The registry of data sources."""
+
+from __future__ import annotations
+
+import difflib
+
+from hybridprune.data.dataset import Dataset
+from hybridprune.data.digits import load_digits
+from hybridprune.data.torchvision_cifar import load_cifar
+from hybridprune.data.tree import load_tree
+from hybridprune.errors import UserError
+
+DATASETS = ("tree", "cifar10", "cifar100", "digits")
+_MIN_SIZE = 8
+
+
+def load_dataset(
+    *,
+    dataset: str,
+    data_dir: str | None,
+    img_type: str,
+    resize: int,
+    num_workers: int,
+    download: bool,
+    cache_dir: str | None,
+) -> Dataset:
+    """Load a data set by its registered name, with all images ``resize`` x ``resize``.
+
+    ``img_type``, ``num_workers`` and ``cache_dir`` (None: the user's cache folder) concern image trees,
+    ``download`` the CIFAR sets; "digits" needs no ``data_dir``. Raises ``UserError`` on whatever the user can
+    mend.
+    """
+    if dataset not in DATASETS:
+        close = difflib.get_close_matches(dataset.lower(), DATASETS, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(DATASETS)}"
+        raise UserError(f"--dataset {dataset} is unknown: {remedy}")
+    if resize < _MIN_SIZE:
+        raise UserError(f"--resize {resize} is too small: give at least {_MIN_SIZE}")
+    if dataset == "tree":
+        return load_tree(
+            data_dir, img_type=img_type, resize=resize, num_workers=num_workers, cache_dir=cache_dir
+        )
+    if dataset == "digits":
+        return load_digits(resize=resize)
+    return load_cifar(dataset, data_dir, resize=resize, download=download)

@@ -1,0 +1,71 @@
+"""Cost of a convolution in each of its forms, and the cheapest one (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Ranks(NamedTuple):
+    """Channels of the core where a side has a rotation; None where the side has none."""
+
+    rank_in: int | None
+    rank_out: int | None
+
+
+DENSE = Ranks(None, None)
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What a convolution's cost depends on; positions are pixels of one image."""
+
+    in_channels: int
+    out_channels: int
+    kernel_area: int
+    in_positions: int
+    """Where the input rotation runs; a strided 1x1 subsamples first, so there it equals ``out_positions``."""
+    out_positions: int
+    bias: bool
+
+    def macs(self, ranks: Ranks) -> int:
+        """MACs of one image, rotations included."""
+        core_in, core_out = self._core(ranks)
+        total = self.out_positions * core_in * core_out * self.kernel_area
+        if ranks.rank_in is not None:
+            total += self.in_positions * self.in_channels * core_in
+        if ranks.rank_out is not None:
+            total += self.out_positions * core_out * self.out_channels
+        return total
+
+    def params(self, ranks: Ranks) -> int:
+        """Parameters, rotations included."""
+        core_in, core_out = self._core(ranks)
+        total = core_in * core_out * self.kernel_area + (self.out_channels if self.bias else 0)
+        if ranks.rank_in is not None:
+            total += self.in_channels * core_in
+        if ranks.rank_out is not None:
+            total += core_out * self.out_channels
+        return total
+
+    def _core(self, ranks: Ranks) -> tuple[int, int]:
+        return (
+            self.in_channels if ranks.rank_in is None else ranks.rank_in,
+            self.out_channels if ranks.rank_out is None else ranks.rank_out,
+        )
+
+    def cheapest(self, kept: Ranks, max_params: int | None) -> Ranks:
+        """The form with the fewest MACs that keeps at least ``kept`` and has at most ``max_params`` parameters.
+
+        Every side may be absorbed into the core, which then keeps all of its directions; among equals the form with
+        fewer rotations wins.
+        """
+        allowed = [r for r in _forms(kept) if max_params is None or self.params(r) <= max_params]
+        return min(allowed, key=lambda r: (self.macs(r), (r.rank_in is not None) + (r.rank_out is not None)))
+
+
+def _forms(kept: Ranks) -> Iterator[Ranks]:
+    for rank_in in {None, kept.rank_in}:
+        for rank_out in {None, kept.rank_out}:
+            yield Ranks(rank_in, rank_out)

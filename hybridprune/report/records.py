@@ -1,0 +1,103 @@
+"""What the report reads: one typed record per finished run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hybridprune.errors import UserError
+
+FORMAT = 1
+STAGES = ("sp", "prune", "rl")
+T = TypeVar("T")
+
+
+def _at(name: str, kind: type[T], low: float = -math.inf, high: float = math.inf) -> T:
+    """A field that stands at this dotted name of a ``result.json`` and, if a number, lies in [low, high]."""
+    return field(metadata={"name": name, "kind": kind, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The part of a ``result.json`` that the table shows; accuracies and rates are test figures in [0, 1]."""
+
+    path: Path
+    modified_ns: int
+    parent_id: str | None
+    stage: str = _at("stage", str)
+    run_id: str = _at("run_id", str)
+    group: str = _at("group", str)
+    experiment: str = _at("exp_name", str)
+    seed: int = _at("seed", int)
+    dataset: str = _at("dataset.name", str)
+    dataset_digest: str = _at("dataset.digest", str)
+    network: str = _at("network.name", str)
+    depth: int = _at("network.depth", int)
+    width: int = _at("network.width", int)
+    backbone_params: int = _at("params.backbone", int, low=0)
+    gate_params: int = _at("params.gates", int, low=0)
+    backbone_macs: int = _at("macs.backbone", int, low=0)
+    dense_params: int = _at("dense.params", int, low=1)
+    dense_macs: int = _at("dense.macs", int, low=1)
+    stored_bytes: int = _at("stored_bytes", int, low=0)
+    always_on_accuracy: float = _at("test.always_on.accuracy", float, low=0, high=1)
+    routed_accuracy: float = _at("test.routed.accuracy", float, low=0, high=1)
+    routed_macs: float = _at("test.routed.expected_macs", float, low=0)
+    routed_rate: float = _at("test.routed.mean_rate", float, low=0, high=1)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Runs of one key differ by seed only; a group knows no paths, so the data's digest counts too."""
+        return self.stage, self.group, self.dataset_digest
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read one ``result.json``; raises `UserError` naming the file if it is corrupt or of unknown format."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        modified_ns = path.stat().st_mtime_ns
+        if (version := _value(data, "format", int)) != FORMAT:
+            raise ValueError(f"format {version} is unknown, this version reads format {FORMAT}")
+        if (stage := _value(data, "stage", str)) not in STAGES:
+            raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
+        values = {f.name: _value(data, **f.metadata) for f in fields(RunRecord) if f.metadata}
+        is_root = _value(data, "parent", object) is None
+        parent_id = None if is_root else _value(data, "parent.run_id", str)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; restore the file or move the run folder away") from error
+    return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, **values)
+
+
+def _value(data: Any, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:
+    for key in name.split("."):
+        if not isinstance(data, dict) or key not in data:
+            raise ValueError(f"{name} is missing")
+        data = data[key]
+    if isinstance(data, bool) or not isinstance(data, int | float if kind is float else kind):
+        raise ValueError(f"{name} is {data!r}, which is no {kind.__name__}")
+    if kind in (int, float) and (not low <= data <= high or data == math.inf):
+        raise ValueError(f"{name} is {data}, which is not in [{low}, {high}]")
+    return data
+
+
+def read_runs(results_dir: str | Path) -> list[RunRecord]:
+    """Read every finished run at any depth; raises `UserError` if there is none or one can't be read."""
+    folder = Path(results_dir)
+    if not folder.is_dir():
+        raise UserError(f"RESULTS {folder}: no such folder; give a run folder or a folder of runs")
+    records = [read_run(path) for path in sorted(folder.rglob("result.json"))]
+    if not records:
+        raise UserError(f"RESULTS {folder}: no finished run (no folder with a result.json at any depth)")
+    return records
+
+
+def unfinished_runs(results_dir: str | Path) -> list[Path]:
+    """Folders that hold a ``spec.json`` or ``config.json``, but no ``result.json``."""
+    finished = {path.parent for path in Path(results_dir).rglob("result.json")}
+    # A config.json above finished runs is a project's or a sweep's, not a run's.
+    above = {parent for run in finished for parent in run.parents}
+    begun = {path.parent for name in ("spec.json", "config.json") for path in Path(results_dir).rglob(name)}
+    return sorted(begun - finished - above)

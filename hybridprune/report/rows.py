@@ -1,0 +1,118 @@
+"""Records to table rows: grouping by configuration, statistics over seeds, order by lineage. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hybridprune.report.records import STAGES, RunRecord
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (ddof 1) over runs; a single run has no deviation."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration over its seeds; ``stats`` holds the `figures` of its runs by their names.
+
+    ``lineage``: the keys (stage, group, data digest) of the known ancestors and of the row, eldest first.
+    """
+
+    name: str
+    network: str
+    dataset: str
+    experiment: str
+    lineage: tuple[Key, ...]
+    family: tuple[str, int, int, str, str]
+    seeds: tuple[int, ...]
+    stats: Mapping[str, Stat]
+
+
+def figures(run: RunRecord) -> dict[str, float]:
+    """What one run contributes to its row: counts as they are, accuracies, shares and rates as fractions.
+
+    The main figures of stages sp and prune are those of the backbone with every block executed; of stage rl
+    those of the routed network, gates counted. FLOPs = 2 x MACs.
+    """
+    routed = run.stage == "rl"
+    macs = run.routed_macs if routed else run.backbone_macs
+    params = run.backbone_params + (run.gate_params if routed else 0)
+    return {
+        "accuracy": run.routed_accuracy if routed else run.always_on_accuracy,
+        "flops": 2 * macs,
+        "macs": macs,
+        "dense_share": macs / run.dense_macs,
+        "params": params,
+        "compression": 1 - params / run.dense_params,
+        "routed_rate": run.routed_rate,
+        "routed_accuracy": run.routed_accuracy,
+        "routed_flops": 2 * run.routed_macs,
+        "stored_bytes": run.stored_bytes,
+    }
+
+
+def build_rows(records: Iterable[RunRecord]) -> list[Row]:
+    """Group runs by stage, configuration and data, and order them by family, then parent before child.
+
+    A run that only repeats another (equal seeds along the whole lineage) says nothing about the spread over
+    seeds: of such runs the newest counts.
+    """
+    by_id = {record.run_id: record for record in records}
+    groups: dict[Key, dict[tuple[object, ...], list[RunRecord]]] = defaultdict(dict)
+    for record in sorted(by_id.values(), key=lambda r: (r.modified_ns, r.path)):
+        lineage = _lineage(record, by_id)
+        groups[record.key][(*(run.seed for run in lineage), lineage[-1].parent_id)] = lineage
+    rows = {key: _row(list(lineages.values())) for key, lineages in groups.items()}
+
+    def place(row: Row) -> tuple[object, ...]:
+        # A parent's tuple is a prefix of its children's, so sorting walks each tree depth first.
+        lineage = ((STAGES.index(key[0]), -rows[key].stats["macs"].mean, key) for key in row.lineage)
+        return row.family, tuple(lineage)
+
+    return sorted(rows.values(), key=place)
+
+
+def _lineage(record: RunRecord, by_id: Mapping[str, RunRecord]) -> list[RunRecord]:
+    """The run, its parent, and so on, as far as they are among the runs read."""
+    lineage = [record]
+    while (parent := by_id.get(lineage[-1].parent_id or "")) is not None and parent not in lineage:
+        lineage.append(parent)
+    return lineage
+
+
+def _row(lineages: list[list[RunRecord]]) -> Row:
+    runs = sorted((lineage[0] for lineage in lineages), key=lambda run: (run.seed, run.path))
+    run, longest = runs[0], max(lineages, key=len)
+    columns = zip(*(figures(run).values() for run in runs), strict=True)
+    return Row(
+        name=_name(longest),
+        network=f"{run.network}-{run.depth} w{run.width}",
+        dataset=run.dataset,
+        experiment=", ".join(sorted({run.experiment for run in runs})),
+        lineage=tuple(run.key for run in reversed(longest)),
+        family=(run.network, run.depth, run.width, run.dataset, run.dataset_digest),
+        seeds=tuple(run.seed for run in runs),
+        stats={name: _stat(column) for name, column in zip(figures(run), columns, strict=True)},
+    )
+
+
+def _stat(values: tuple[float, ...]) -> Stat:
+    return Stat(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def _name(lineage: list[RunRecord]) -> str:
+    run, eldest = lineage[0], lineage[-1]
+    if run.stage != "rl":
+        return {"sp": "without pruning", "prune": "static only"}[run.stage]
+    cut = any(ancestor.stage == "prune" for ancestor in lineage)
+    cut_by_unknown = eldest.parent_id is not None and run.backbone_params < run.dense_params
+    return "static + dynamic" if cut or cut_by_unknown else "dynamic only"
