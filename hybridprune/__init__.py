@@ -1,0 +1,11 @@
+"""hybridprune: static and dynamic pruning of convolutional networks.
+
+>>> model = hybridprune.load("results/default/...-rl-seed0")
+>>> hybridprune.predict(model, ["cat.png"])
+"""
+
+from hybridprune.inference import Model, Prediction, load, predict
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.version import __version__
+
+__all__ = ["Model", "NetworkCost", "Prediction", "__version__", "count", "load", "predict"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -28,6 +29,8 @@ def run_command(command: Callable[[], None]) -> int:
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our output has gone, for example `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Interrupted, KeyboardInterrupt) as error:
         print(f"\ninterrupted: {error or 'nothing had been saved yet'}", file=sys.stderr)
         return 130

@@ -117,6 +117,12 @@ class OptimOptions:
     )
     precision: str = option("fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = option(True, "memory format of images and convolutions")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Stages whose step is one forward pass."""
+
     compile: bool = option(False, "torch.compile the network for training (pays on long runs only)")
 
 
@@ -151,9 +157,7 @@ class CurvatureOptions:
     correct_eigenvalues: bool = option(
         False, "eigendamage: exact second moments in the eigenbasis instead of products of eigenvalues"
     )
-    regularization: float = option(
-        1e-2, "damping where a factor is inverted, relative to its mean eigenvalue", above=0
-    )
+    regularization: float = option(1e-2, "damping where a factor is inverted, relative to its mean eigenvalue", above=0)
 
 
 @dataclass(frozen=True)
@@ -211,14 +215,20 @@ class RoutingOptions:
     )
     gamma: float = option(1.0, "discount of later gates' rewards", low=0, high=1)
     rl_weight: float = option(0.1, "weight of the policy gradient beside the cross-entropy", low=0)
+    rl_warmup: float = option(
+        0.2, "share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
+    )
+    gate_lr_factor: float = option(100.0, "the gates' learning rate over lr, the backbone's", above=0)
     baseline: str = option(
-        "self_critical",
-        "subtracted from the return: none, moving_average, or self_critical (a greedy rollout of the same images)",
-        choices=("none", "moving_average", "self_critical"),
+        "counterfactual",
+        "subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same images), or "
+        "counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate alone)",
+        choices=("none", "moving_average", "self_critical", "counterfactual"),
     )
     exploration: float = option(
-        0.1, "rollouts sample with probabilities clipped to [exploration, 1 - exploration]", low=0, high=0.5
+        0.1, "the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
     )
+    temperature: float = option(5.0, "divides the gates' logits in the policy; greedy decisions do not change", above=0)
 
 
 @dataclass(frozen=True)
@@ -229,6 +239,7 @@ class SpConfig:
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
+    compiler: CompileOptions = field(default_factory=CompileOptions)
     stage: SupervisedOptions = field(default_factory=SupervisedOptions)
 
 
@@ -241,6 +252,7 @@ class PruneConfig:
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.02))
+    compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)
 

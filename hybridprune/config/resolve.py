@@ -69,7 +69,9 @@ def identity(config: SpConfig | PruneConfig | RlConfig) -> set[str]:
     return {o.key for o in _options(config) if o.metadata["identity"]}
 
 
-def resolve(default: C, argv: Sequence[str], *, prog: str, description: str, config_path: str | None = None) -> Invocation[C]:
+def resolve(
+    default: C, argv: Sequence[str], *, prog: str, description: str, config_path: str | None = None
+) -> Invocation[C]:
     """Parse ``argv`` and the configuration file into a checked copy of ``default``.
 
     ``config_path`` is the file that is read when ``--config_path`` is not given (None: no file).
@@ -110,7 +112,9 @@ def _parser(options: list[_Option], prog: str, description: str, config_path: st
     parser.add_argument("--config_path", default=config_path, help="configuration file in JSON (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this configuration")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print what would be done and stop")
-    parser.add_argument("--print-config", "--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--print-config", "--print_config", action="store_true", help="print the resolved configuration and stop"
+    )
     groups: dict[str, Any] = {}
     for o in options:
         group = groups.setdefault(o.concern, None) or parser.add_argument_group(o.concern)
@@ -130,7 +134,9 @@ def _read(path: Path, own: set[str]) -> dict[str, Any]:
     try:
         text = path.read_text()
     except OSError as error:
-        raise UserError(f"--config_path {path}: cannot be read ({error.strerror}); name an existing JSON file") from error
+        raise UserError(
+            f"--config_path {path}: cannot be read ({error.strerror}); name an existing JSON file"
+        ) from error
     try:
         values = json.loads(text)
     except ValueError as error:
@@ -194,7 +200,9 @@ def _check(o: _Option, value: Any, source: str) -> Any:
         raise UserError(f"{source} {shown}: must be {_article(_kind_name(o))}{hint}")
     if metadata["choices"] is not None and value not in metadata["choices"]:
         listed = ", ".join(str(choice) for choice in metadata["choices"])
-        raise UserError(f"{source} {shown}: must be one of {listed}{_suggest(str(value), map(str, metadata['choices']))}")
+        raise UserError(
+            f"{source} {shown}: must be one of {listed}{_suggest(str(value), map(str, metadata['choices']))}"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{source} {shown}: must be finite")
     for number in value.values() if isinstance(value, dict) else [value]:

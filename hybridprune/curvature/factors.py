@@ -52,9 +52,7 @@ def feature_map(activations: Tensor) -> Tensor:
     return activations.reshape(len(activations), -1, activations.shape[-1]).transpose(1, 2).unsqueeze(-1)
 
 
-def input_factor(
-    x: Tensor, kernel_size: Size = 1, stride: Size = 1, padding: Size = 0, dilation: Size = 1
-) -> Tensor:
+def input_factor(x: Tensor, kernel_size: Size = 1, stride: Size = 1, padding: Size = 0, dilation: Size = 1) -> Tensor:
     """Return A ``[C_in, C_in]``: mean over images, output positions and kernel offsets of ``x_off x_off^T``.
 
     Nothing is unfolded. All windows together read the pixel of row i and column j ``n_i m_j`` times, so A is
@@ -110,9 +108,7 @@ def weight_gradients(x: Tensor, g: Tensor, geometry: Geometry, batch_size: int) 
     return gradients.unflatten(-1, _pair(geometry.kernel_size))
 
 
-def sum_squared_weight_gradients(
-    x: Tensor, g: Tensor, geometry: Geometry, batch_size: int, chunk: int
-) -> Tensor:
+def sum_squared_weight_gradients(x: Tensor, g: Tensor, geometry: Geometry, batch_size: int, chunk: int) -> Tensor:
     """Return the sum over images of the squares of `weight_gradients`, ``[C_out, C_in, kh, kw]``.
 
     Memory is bounded by the gradients of ``chunk`` images at one kernel offset. Takes feature maps only.

@@ -55,7 +55,8 @@ class TrainBatches:
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._ids), self._batch_size)
-        return full if full > 1 else full + (rest > 0)
+        # A rest of one image is never a batch: BatchNorm cannot take statistics of a single pixel.
+        return full if full > 1 else max(1, full + (rest > 1))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (numbered from 0) from batch ``start`` on."""

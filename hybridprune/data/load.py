@@ -37,9 +37,7 @@ def load_dataset(
     if resize < _MIN_SIZE:
         raise UserError(f"--resize {resize} is too small: give at least {_MIN_SIZE}")
     if dataset == "tree":
-        return load_tree(
-            data_dir, img_type=img_type, resize=resize, num_workers=num_workers, cache_dir=cache_dir
-        )
+        return load_tree(data_dir, img_type=img_type, resize=resize, num_workers=num_workers, cache_dir=cache_dir)
     if dataset == "digits":
         return load_digits(resize=resize)
     return load_cifar(dataset, data_dir, resize=resize, download=download)

@@ -28,9 +28,7 @@ class _File(NamedTuple):
     label: int
 
 
-def load_tree(
-    data_dir: str | None, *, img_type: str, resize: int, num_workers: int, cache_dir: str | None
-) -> Dataset:
+def load_tree(data_dir: str | None, *, img_type: str, resize: int, num_workers: int, cache_dir: str | None) -> Dataset:
     """Load an image tree, from its cache file if nothing in the tree has changed since.
 
     ``img_type`` is a file extension of ``IMG_TYPES`` or "any". Classes are the folder names in alphabetical
@@ -64,8 +62,7 @@ def load_tree(
         }
         write_cache(path, images)
     data = {
-        split: LabelledImages(images[split], torch.tensor([file.label for file in files[split]]))
-        for split in files
+        split: LabelledImages(images[split], torch.tensor([file.label for file in files[split]])) for split in files
     }
     mean, std = pixel_statistics(data["train"].images)
     return Dataset(
@@ -97,9 +94,7 @@ def _suffixes(img_type: str) -> tuple[str, ...]:
     raise UserError(f"--img_type {img_type} is unknown: choose one of {', '.join(IMG_TYPES)} or any")
 
 
-def _list_tree(
-    root: Path, suffixes: tuple[str, ...], img_type: str
-) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
+def _list_tree(root: Path, suffixes: tuple[str, ...], img_type: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
     if not root.is_dir():
         raise UserError(f"--data_dir {root} is not a folder")
     folders = {split: _split_folder(root, split) for split in _SPLITS}
@@ -148,9 +143,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _class_files(
-    folder: Path, name: str, label: int, suffixes: tuple[str, ...], img_type: str
-) -> list[_File]:
+def _class_files(folder: Path, name: str, label: int, suffixes: tuple[str, ...], img_type: str) -> list[_File]:
     files = []
     for entry in _visible(folder):
         if not (entry.name.lower().endswith(suffixes) and entry.is_file()):

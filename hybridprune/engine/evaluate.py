@@ -56,7 +56,9 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(net: GatedNetwork, batches: Iterable[Batch], routing: Routing, decisions: Tensor | None = None) -> Evaluation:
+def evaluate(
+    net: GatedNetwork, batches: Iterable[Batch], routing: Routing, decisions: Tensor | None = None
+) -> Evaluation:
     """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
 
     ``always_on`` executes every block.

@@ -64,15 +64,20 @@ class Fit:
     epochs: int
     device: torch.device
     log_interval: int
+    compile: bool = False
+    gate_lr_factor: float = 1.0
+    """The gates' learning rate over the backbone's."""
     extra_state: dict[str, Any] = field(default_factory=dict)
     """Kept in the saved state for the stage: what rebuilds the network, for example its edits."""
     train_mode: Callable[[GatedNetwork], object] = nn.Module.train
     """Puts the network into the mode of a training step."""
 
     def __post_init__(self) -> None:
-        parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._optimizer = torch.optim.SGD(
-            parameters,
+            [
+                {"params": list(self.net.backbone.parameters()), "factor": 1.0},
+                {"params": list(self.net.gate.parameters()), "factor": self.gate_lr_factor},
+            ],
             lr=self.optim.lr,
             momentum=self.optim.momentum,
             weight_decay=self.optim.weight_decay,
@@ -90,7 +95,7 @@ class Fit:
         if state is not None:
             self._load(state)
         self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
-        forward = torch.compile(self.net) if self.optim.compile else self.net
+        forward = torch.compile(self.net) if self.compile else self.net
         with deferred_interrupt() as interrupted, SummaryWriter(str(self.run.path / "tb")) as writer:
             if progress.epoch == 0 and progress.step == 0:
                 self._finish_epoch(progress, writer, {})
@@ -104,11 +109,20 @@ class Fit:
     def _epoch(self, forward: Any, progress: Progress, interrupted: Callable[[], bool]) -> None:
         self.train_mode(self.net)
         steps = len(self.batches)
-        autocast = torch.autocast(self.device.type, DTYPES[self.optim.precision], enabled=self.optim.precision != "fp32")
+        autocast = torch.autocast(
+            self.device.type, DTYPES[self.optim.precision], enabled=self.optim.precision != "fp32"
+        )
         started = time.monotonic()
         with tqdm(
-            self._batches(progress), initial=progress.step, total=steps, unit="step", leave=False,
-            desc=f"epoch {progress.epoch + 1}/{self.epochs}", disable=None, file=sys.stderr, miniters=self.log_interval,
+            self._batches(progress),
+            initial=progress.step,
+            total=steps,
+            unit="step",
+            leave=False,
+            desc=f"epoch {progress.epoch + 1}/{self.epochs}",
+            disable=None,
+            file=sys.stderr,
+            miniters=self.log_interval,
         ) as bar:
             for batch in bar:
                 self._set_lr((progress.epoch * steps + progress.step) / (self.epochs * steps))
@@ -140,7 +154,7 @@ class Fit:
     def _set_lr(self, share: float) -> None:
         lr = self.optim.lr * factor(self.optim.scheduler_id, self.optim.scheduler_params, share)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
 
     def _add(self, metrics: dict[str, Tensor]) -> None:
         # Sums stay on the device: reading one here would make the host wait for every step.

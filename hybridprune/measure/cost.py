@@ -49,9 +49,7 @@ def module_macs(net: nn.Module, input_size: int) -> dict[str, int]:
         meta(torch.empty(1, 3, input_size, input_size, device="meta"))
     counts = counter.get_flop_counts()
     root = type(net).__name__
-    leaves = {
-        name for name, module in meta.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear, nn.LSTMCell))
-    }
+    leaves = {name for name, module in meta.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear, nn.LSTMCell))}
     macs = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name in leaves}
     total = counter.get_total_flops() // 2
     assert sum(macs.values()) == total, f"{total - sum(macs.values())} MACs lie outside the known layers"

@@ -29,8 +29,8 @@ class RecurrentGate(nn.Module):
         """Logits ``[B]`` of gate ``index`` and the cell's next state, computed in fp32 whatever the autocast."""
         device = "cpu" if pooled.is_meta else pooled.device.type  # there is no autocast on meta
         with torch.autocast(device, enabled=False):
-            hidden = self.cell(self.embeddings[index](pooled.float()), hidden)
-            return self.score(hidden[0]).squeeze(1), hidden
+            state: Hidden = self.cell(self.embeddings[index](pooled.float()), hidden)
+            return self.score(state[0]).squeeze(1), state
 
 
 class _Threshold(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """A residual backbone whose blocks are gated per image (SkipNet, Wang et al. 2018).
 
-The routing is one step machine, ``start -> (look -> advance) x N -> finish``. ``forward`` runs it from end to end;
+The routing is one step machine, ``start -> (observe -> advance) x N -> finish``. ``forward`` runs it from end to end;
 rollouts and the environment drive the same steps, so there is one implementation of the routing.
 """
 
@@ -32,10 +32,9 @@ class Routed(NamedTuple):
 
 @dataclass(frozen=True)
 class RoutingState:
-    """Between two blocks: the features, the gate's memory and how many blocks are behind us."""
+    """Between two blocks: the features ``[B, C, H, W]`` and how many blocks are behind us."""
 
     features: Tensor
-    hidden: Hidden | None
     blocks_done: int
 
 
@@ -64,13 +63,11 @@ class GatedNetwork(nn.Module):
 
     def start(self, images: Tensor) -> RoutingState:
         """Run the stem and block 0 on ``[B, 3, H, W]`` images."""
-        return RoutingState(self.block(0)(self.backbone.stem(images)), None, 1)
+        return RoutingState(self.block(0)(self.backbone.stem(images)), 1)
 
-    def look(self, state: RoutingState, *, detach: bool = False) -> tuple[Tensor, RoutingState]:
-        """The next gate's logits ``[B]``; ``detach`` keeps its gradient out of the backbone."""
-        pooled = state.features.mean(dim=(2, 3))
-        logit, hidden = self.gate(state.blocks_done - 1, pooled.detach() if detach else pooled, state.hidden)
-        return logit, RoutingState(state.features, hidden, state.blocks_done)
+    def observe(self, state: RoutingState) -> Tensor:
+        """What the next gate sees: the features, globally pooled, ``[B, C]``."""
+        return state.features.mean(dim=(2, 3))
 
     def advance(self, state: RoutingState, decision: Tensor, mode: Mode) -> RoutingState:
         """Apply the decisions ``[B]`` in {0, 1} to the next block."""
@@ -84,7 +81,7 @@ class GatedNetwork(nn.Module):
             features = torch.lerp(skipped, executed, decision.to(x.dtype).view(-1, 1, 1, 1))
         else:
             features = _execute_chosen(block, x, decision)
-        return RoutingState(features, state.hidden, state.blocks_done + 1)
+        return RoutingState(features, state.blocks_done + 1)
 
     def finish(self, state: RoutingState) -> Tensor:
         """Logits ``[B, classes]`` after the last block."""
@@ -100,10 +97,11 @@ class GatedNetwork(nn.Module):
         if decisions is not None:
             assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
         state = self.start(images)
+        hidden: Hidden | None = None
         gate_logits: list[Tensor] = []
         taken: list[Tensor] = []
         for i in range(self.num_gates):
-            logit, state = self.look(state)
+            logit, hidden = self.gate(i, self.observe(state), hidden)
             decision = decide(logit) if decisions is None else decisions[:, i]
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)

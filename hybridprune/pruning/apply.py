@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactorEdit, FactoredConv2d, fill, replace_module
+from hybridprune.models.factored import FactoredConv2d, FactorEdit, fill, replace_module
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.decompose import Decomposition, Factors
 from hybridprune.pruning.forms import DENSE

@@ -89,7 +89,9 @@ def eigendamage(weight: Tensor, factors: LayerFactors, moments: SecondMoments | 
     )
 
 
-def fisher_tucker(weight: Tensor, factors: LayerFactors, moments: SecondMoments | None, damping: float) -> Decomposition:
+def fisher_tucker(
+    weight: Tensor, factors: LayerFactors, moments: SecondMoments | None, damping: float
+) -> Decomposition:
     """Tucker decomposition (HOSVD) of the weight in the metric of the Fisher.
 
     ``T = G^(1/2) W A^(1/2)`` is decomposed over its two channel modes (De Lathauwer et al. 2000); cutting a direction
@@ -123,7 +125,9 @@ def calibration(factors: LayerFactors, moments: SecondMoments, kernel_area: int)
     Positions are correlated, so the uncorrected approximation is wrong by a factor that differs between layers;
     scores cannot be compared across layers without it.
     """
-    approximate = factors.positions * kernel_area * float(factors.input_factor.trace() * factors.gradient_factor.trace())
+    approximate = (
+        factors.positions * kernel_area * float(factors.input_factor.trace() * factors.gradient_factor.trace())
+    )
     return moments.trace / approximate if approximate > 0 else 0.0
 
 

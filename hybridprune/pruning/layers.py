@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +81,13 @@ def _map_sizes(net: GatedNetwork, names: list[str], input_size: int) -> dict[str
     meta = copy.deepcopy(net).to("meta").eval()
     sizes: dict[str, tuple[int, int]] = {}
 
-    def record(name: str, x: Tensor, y: Tensor) -> None:
-        sizes[name] = (x.shape[2] * x.shape[3], y.shape[2] * y.shape[3])
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+            sizes[name] = (args[0].shape[2] * args[0].shape[3], y.shape[2] * y.shape[3])
+
+        return record
 
     for name in names:
-        meta.get_submodule(name).register_forward_hook(lambda _, args, y, name=name: record(name, args[0], y))
+        meta.get_submodule(name).register_forward_hook(recorder(name))
     meta(torch.empty(1, 3, input_size, input_size, device="meta"))
     return sizes

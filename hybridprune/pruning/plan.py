@@ -98,7 +98,10 @@ class Cut:
         entries: list[tuple[float, int, int]] = []
         for index, c in enumerate(self.candidates):
             total = float(c.in_scores.sum()) if self.normalize else 1.0
-            for side, scores, channels in ((0, c.in_scores, c.shape.in_channels), (1, c.out_scores, c.shape.out_channels)):
+            for side, scores, channels in (
+                (0, c.in_scores, c.shape.in_channels),
+                (1, c.out_scores, c.shape.out_channels),
+            ):
                 assert bool((scores.diff() <= 0).all()), f"{c.name}: scores must descend"
                 least = max(1, math.ceil((1 - self.limit) * channels - 1e-9))
                 removable = scores[min(least, len(scores)) :]

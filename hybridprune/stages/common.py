@@ -14,7 +14,16 @@ from typing import Any
 
 import torch
 
-from hybridprune.config import DataOptions, Invocation, NetworkOptions, PruneConfig, RlConfig, SpConfig, identity, to_json
+from hybridprune.config import (
+    DataOptions,
+    Invocation,
+    NetworkOptions,
+    PruneConfig,
+    RlConfig,
+    SpConfig,
+    identity,
+    to_json,
+)
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, load_dataset, make_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import summary
@@ -47,7 +56,9 @@ def device_of(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not available ({reason}); use cpu, or cuda:N on a machine with GPUs") from error
+        raise UserError(
+            f"--device {name}: not available ({reason}); use cpu, or cuda:N on a machine with GPUs"
+        ) from error
     return device
 
 
@@ -128,7 +139,9 @@ class Images:
         labels = dataset.train.labels
         split = split or make_split(labels, VALIDATION_SHARE, seed=0)
         if split.total != len(labels):
-            raise UserError(f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data")
+            raise UserError(
+                f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data"
+            )
         limited = split.limit_train(config.data.max_train_samples, labels, seed=0)
         return Images(dataset, limited, config.data, config.run.seed, device, config.optim.channels_last)
 
@@ -238,7 +251,9 @@ def finish(
         "network": {"name": spec.network.network, "depth": spec.network.depth, "width": spec.network.width},
         "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
         "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
-        "dense": dict(parent.result["dense"]) if parent else {"params": cost.backbone_params, "macs": cost.backbone_macs},
+        "dense": dict(parent.result["dense"])
+        if parent
+        else {"params": cost.backbone_params, "macs": cost.backbone_macs},
         "stored_bytes": run.model_file.stat().st_size,
         "model_sha256": sha256(run.model_file),
         "test": test,

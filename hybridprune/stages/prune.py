@@ -45,9 +45,7 @@ CURVATURE_BATCH = 128
 
 def main(argv: Sequence[str]) -> None:
     """The command ``main_prune.py``; it reads ``config.json`` when no other file is named."""
-    invocation = resolve(
-        PruneConfig(), argv, prog="main_prune.py", description=DESCRIPTION, config_path="config.json"
-    )
+    invocation = resolve(PruneConfig(), argv, prog="main_prune.py", description=DESCRIPTION, config_path="config.json")
     if invocation.print_config:
         print(json.dumps(to_json(invocation.config), indent=2))
         return
@@ -67,7 +65,9 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     net = to_device(parent.net, device, config.optim.channels_last)
     if invocation.dry_run:
         plan = stage.cut(net, phase=0)[2]
-        lines = [f"{p.name}: input rank {p.ranks.rank_in or 'full'}, output rank {p.ranks.rank_out or 'full'}" for p in plan]
+        lines = [
+            f"{p.name}: input rank {p.ranks.rank_in or 'full'}, output rank {p.ranks.rank_out or 'full'}" for p in plan
+        ]
         show_plan("prune", spec, images, count(net, spec.input_size), ["plan of the first iteration:", *lines])
         return None
 
@@ -191,6 +191,7 @@ class _Stage:
             epochs=max(0, round(epochs)),
             device=self.device,
             log_interval=config.run.log_interval,
+            compile=config.compiler.compile,
             extra_state={"edits": [edit.to_json() for edit in edits]},
         )
 

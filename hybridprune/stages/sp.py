@@ -79,6 +79,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
         epochs=config.stage.epochs,
         device=device,
         log_interval=config.run.log_interval,
+        compile=config.compiler.compile,
     )
     progress = fit(progress, state)
     load_weights(net, folder.model_file)

@@ -1,0 +1,36 @@
+# make demo: the three stages on the embedded digits and their table. make test: the fast tests; all of them with CI=1.
+PYTHON ?= python3
+RUN := .venv/bin/python
+DEMO := --dataset digits --resize 16 --depth 14 --width 16 --result_dir demo_results
+# Two processes with many threads each would fight for the same cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: venv demo test lint clean
+
+venv: .venv/.installed
+
+.venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import ensurepip, venv" || \
+		{ echo "error: PYTHON=$(PYTHON) cannot make a virtual environment: install its venv module" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: venv
+	rm -rf demo_results
+	$(RUN) main_sp.py $(DEMO) --epochs 12
+	$(RUN) main_prune.py $(DEMO) --target_flops 0.5 --epochs_start 4 --epochs_end 4
+	$(RUN) main_rl_prune.py $(DEMO) --epochs 4
+	$(RUN) -m hybridprune.report demo_results
+
+test: venv
+	$(RUN) -m pytest -q -n 2 $(if $(CI),-m "")
+
+lint: venv
+	.venv/bin/ruff check
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,82 @@
+"""Using a finished run: its network, its classes and what it says of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as transforms
+
+from hybridprune.data import normalise
+from hybridprune.errors import UserError
+from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.store.run_folder import RunFolder, RunSpec
+
+ImageLike = str | Path | Tensor
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with all that is needed to use it."""
+
+    network: GatedNetwork
+    spec: RunSpec
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.spec.class_names
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image."""
+
+    label: str
+    probability: float
+    blocks_executed: int
+    """Of the gated ones."""
+
+
+def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The selected network of a finished run of any stage, in eval mode.
+
+    ``run`` is a run folder or its model.safetensors. Raises UserError if it is none, unfinished or broken.
+    """
+    path = Path(run)
+    network, spec = RunFolder(path if path.is_dir() else path.parent).load_network()
+    return Model(network.to(device).eval(), spec)
+
+
+@torch.inference_mode()
+def predict(model: Model, images: Sequence[ImageLike], mode: Mode = "executed") -> list[Prediction]:
+    """Classify images given as files or as uint8 tensors ``[3, H, W]`` (grey: ``[1, H, W]``) of any size.
+
+    Raises UserError naming a file that cannot be read.
+    """
+    if not images:
+        return []
+    device = next(model.network.parameters()).device
+    pixels = torch.stack([_pixels(image, model.spec.input_size) for image in images]).to(device)
+    routed = model.network(normalise(pixels, model.spec.mean, model.spec.std, torch.contiguous_format), mode=mode)
+    probabilities, labels = routed.logits.softmax(1).max(1)
+    executed = routed.decisions.sum(1).int().tolist()
+    return [
+        Prediction(model.classes[label], probability, blocks)
+        for label, probability, blocks in zip(labels.tolist(), probabilities.tolist(), executed, strict=True)
+    ]
+
+
+def _pixels(image: ImageLike, size: int) -> Tensor:
+    if not isinstance(image, Tensor):
+        try:
+            image = decode_image(str(image), mode=ImageReadMode.RGB)
+        except RuntimeError as error:
+            raise UserError(f"{image}: cannot be read as an image ({str(error).splitlines()[0]})") from error
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise UserError(f"an image is {image.dtype} {list(image.shape)}; give uint8 [3, H, W] or [1, H, W]")
+    return transforms.resize(image.expand(3, -1, -1), [size, size], antialias=True)

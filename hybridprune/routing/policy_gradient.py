@@ -1,0 +1,160 @@
+"""REINFORCE on the gates, one return per image and gate, beside the backbone's cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridprune.config import RoutingOptions
+from hybridprune.data import Batch
+from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.env import GateRoutingVectorEnv
+from hybridprune.routing.rollout import (
+    Choose,
+    Rollout,
+    choose_by,
+    choose_flipping,
+    choose_greedily,
+    rollout,
+)
+from hybridprune.store.seeds import generator
+
+MOMENTUM = 0.9
+
+
+def returns(skip_rewards: Tensor, cross_entropy: Tensor, gamma: float) -> Tensor:
+    """``R_i = sum_{j >= i} gamma^(j - i) r_j - gamma^(N - i) CE_n``, ``[B, N]``, for each image on its own.
+
+    ``skip_rewards [B, N]``, ``cross_entropy [B]`` (Williams 1992; SkipNet, Wang et al. 2018, equation 4).
+    """
+    batch, gates = skip_rewards.shape
+    assert cross_entropy.shape == (batch,), (cross_entropy.shape, skip_rewards.shape)
+    following = -cross_entropy
+    columns = []
+    for i in reversed(range(gates)):
+        following = skip_rewards[:, i] + gamma * following
+        columns.append(following)
+    return torch.stack(columns[::-1], 1)
+
+
+def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """``- mean over images of sum_i log pi(a_i) A_i``; both are ``[B, N]``, advantages are constants."""
+    assert log_probs.shape == advantages.shape, (log_probs.shape, advantages.shape)
+    return -(log_probs * advantages.detach()).sum(1).mean()
+
+
+class PolicyGradient:
+    """The objective of stage 3: mean cross-entropy of sampled routes + ``rl_weight`` x policy loss.
+
+    The actions of an image in an epoch depend on (seed, epoch, image) only.
+    """
+
+    def __init__(
+        self,
+        net: GatedNetwork,
+        cost: NetworkCost,
+        options: RoutingOptions,
+        *,
+        images: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """``images`` is the size of the image set that batches index into."""
+        self._net = net
+        self._options = options
+        self._images = images
+        self._seed = seed
+        self._env = GateRoutingVectorEnv(net, torch.tensor(cost.block_shares, device=device), options.reward_scale)
+        self._average = torch.zeros(net.num_gates, device=device)
+        self._uniform = torch.empty(0)
+        self._epoch = -1
+
+    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        del forward  # the environment drives the network step by step
+        uniform = self._draws(epoch)[batch.index.cpu()].to(batch.labels.device)
+        if self._options.baseline == "counterfactual":
+            episode, reward, advantage = self._flip(batch, uniform)
+        else:
+            episode = self._rollout(batch, choose_by(uniform))
+            reward = self._returns(episode)
+            advantage = reward - self._baseline(batch, reward)
+        cross_entropy = episode.cross_entropy.mean()
+        loss = cross_entropy + self._weight(epoch) * policy_loss(episode.log_probs, advantage)
+        metrics = {
+            "cross_entropy": cross_entropy,
+            "accuracy": (episode.logits.argmax(1) == batch.labels).float().mean(),
+            "rate": episode.actions.mean(),
+            "return": reward[:, 0].mean(),
+            "advantage": advantage.abs().mean(),
+        }
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self._average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._average = state["average"].to(self._average.device)
+
+    def _weight(self, epoch: int) -> float:
+        """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks."""
+        return self._options.rl_weight if epoch >= self._options.rl_warmup * self._options.epochs else 0.0
+
+    def _draws(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            draw = generator(self._seed, "actions", epoch)
+            self._uniform = torch.rand(self._images, self._net.num_gates, generator=draw)
+            self._epoch = epoch
+        return self._uniform
+
+    def _rollout(self, batch: Batch, choose: Choose) -> Rollout:
+        options = self._options
+        return rollout(
+            self._env,
+            self._net,
+            batch.images,
+            batch.labels,
+            choose,
+            exploration=options.exploration,
+            temperature=options.temperature,
+        )
+
+    def _returns(self, episode: Rollout) -> Tensor:
+        return returns(episode.skip_rewards, episode.cross_entropy.detach(), self._options.gamma)
+
+    def _greedy_returns(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self._returns(self._rollout(batch, choose_greedily))
+
+    def _flip(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
+        """In half of the images one random gate decides otherwise; the difference to the greedy return is its credit.
+
+        Weighted by the flip's probability and the number of gates, the gradient is that of the expected return over
+        the gate's two actions, all other gates being greedy: no noise of other gates, and none of the gate's own.
+        The other half stays greedy, so that the backbone does not forget the routes that inference takes.
+        """
+        gates = self._net.num_gates
+        drawn = (uniform[:, 0] * 2 * gates).long()
+        explored = (drawn < gates).nonzero().squeeze(1)
+        episode = self._rollout(batch, choose_flipping(drawn))
+        reward = self._returns(episode)
+        advantage = torch.zeros_like(reward)
+        if len(explored) > 0:
+            others = Batch(batch.images[explored], batch.labels[explored], batch.index[explored])
+            gain = reward[explored] - self._greedy_returns(others)
+            chosen = F.one_hot(drawn[explored], gates).to(gain.dtype)
+            advantage[explored] = 2 * gates * chosen * episode.log_probs.detach().exp()[explored] * gain
+        return episode, reward, advantage
+
+    def _baseline(self, batch: Batch, reward: Tensor) -> Tensor:
+        """``b_i [B, N]``; depends on nothing that the sampled actions of gates >= i decide."""
+        if self._options.baseline == "none":
+            return torch.zeros_like(reward)
+        if self._options.baseline == "self_critical":
+            return self._greedy_returns(batch)
+        before = self._average
+        self._average = MOMENTUM * before + (1 - MOMENTUM) * reward.mean(0)
+        return before.expand_as(reward)
