@@ -31,7 +31,10 @@ def run_command(command: Callable[[], None]) -> int:
         return 1
     except BrokenPipeError:  # the reader of our output has gone, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # for example a full disk; what was saved before is whole
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\ninterrupted: {error or 'nothing had been saved yet'}", file=sys.stderr)
+        print(f"\ninterrupted: {error or 'give the same command with --resume to go on'}", file=sys.stderr)
         return 130
     return 0

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from hybridprune.config import DataOptions
-from hybridprune.data import Dataset, EvalBatches, Split
+from hybridprune.data import Dataset, EvalBatches
 from hybridprune.engine.evaluate import Evaluation, Routing, evaluate
 from hybridprune.errors import UserError, run_command
 from hybridprune.inference import Model, load
 from hybridprune.measure.cost import count
-from hybridprune.stages.common import device_of, load_images
+from hybridprune.stages.common import device_of, load_images, read_split
 from hybridprune.store.run_folder import RunFolder
 
 
@@ -79,7 +79,7 @@ def _batches(arguments: argparse.Namespace, run: RunFolder, model: Model, device
 def _split(dataset: Dataset, split: str, run: RunFolder) -> tuple[Any, torch.Tensor | None]:
     if split == "test":
         return dataset.test, None
-    return dataset.train, Split.from_json(run.read_json("split.json")).validation
+    return dataset.train, read_split(run).validation
 
 
 def _data_options(arguments: argparse.Namespace, run: RunFolder, model: Model) -> DataOptions:

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from hybridprune.models.skipnet import GatedNetwork, RoutingState
+from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
 
 
 class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor, Tensor]):
@@ -34,10 +34,15 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor, Tensor]):
 
     metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # noqa: RUF012 (gymnasium's own attribute)
 
-    def __init__(self, net: GatedNetwork, block_shares: Tensor, alpha: float) -> None:
-        """``block_shares [N]`` are each gated block's avoidable share of the network's FLOPs, ``alpha`` their price."""
+    def __init__(self, net: GatedNetwork, block_shares: Tensor, alpha: float, mode: Mode = "executed") -> None:
+        """``block_shares [N]`` are each gated block's avoidable share of the network's FLOPs, ``alpha`` their price.
+
+        ``mode`` says how blocks are skipped, which changes the speed and nothing else: masked is the faster one where
+        gradients are needed and most blocks run.
+        """
         assert block_shares.shape == (net.num_gates,), block_shares.shape
         self._net = net
+        self._mode: Mode = mode
         self._prices = alpha * block_shares
         self._width = max(net.backbone.block_channels)
         self.single_observation_space = Box(-np.inf, np.inf, (self._width,), np.float32)
@@ -64,7 +69,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor, Tensor]):
         gate = self._state.blocks_done - 1
         assert gate < self._net.num_gates, "the episodes are over: reset first"
         assert actions.shape == (self.num_envs,), actions.shape
-        self._state = state = self._net.advance(self._state, actions, "executed")
+        self._state = state = self._net.advance(self._state, actions, self._mode)
         reward = self._prices[gate] * (1 - actions.float())
         info: dict[str, Any] = {}
         done = gate == self._net.num_gates - 1

@@ -68,7 +68,9 @@ class PolicyGradient:
         self._options = options
         self._images = images
         self._seed = seed
-        self._env = GateRoutingVectorEnv(net, torch.tensor(cost.block_shares, device=device), options.reward_scale)
+        shares = torch.tensor(cost.block_shares, device=device)
+        self._training_env = GateRoutingVectorEnv(net, shares, options.reward_scale, mode="masked")
+        self._greedy_env = GateRoutingVectorEnv(net, shares, options.reward_scale)
         self._average = torch.zeros(net.num_gates, device=device)
         self._uniform = torch.empty(0)
         self._epoch = -1
@@ -79,7 +81,7 @@ class PolicyGradient:
         if self._options.baseline == "counterfactual":
             episode, reward, advantage = self._flip(batch, uniform)
         else:
-            episode = self._rollout(batch, choose_by(uniform))
+            episode = self._rollout(self._training_env, batch, choose_by(uniform))
             reward = self._returns(episode)
             advantage = reward - self._baseline(batch, reward)
         cross_entropy = episode.cross_entropy.mean()
@@ -110,10 +112,10 @@ class PolicyGradient:
             self._epoch = epoch
         return self._uniform
 
-    def _rollout(self, batch: Batch, choose: Choose) -> Rollout:
+    def _rollout(self, env: GateRoutingVectorEnv, batch: Batch, choose: Choose) -> Rollout:
         options = self._options
         return rollout(
-            self._env,
+            env,
             self._net,
             batch.images,
             batch.labels,
@@ -127,7 +129,7 @@ class PolicyGradient:
 
     def _greedy_returns(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return self._returns(self._rollout(batch, choose_greedily))
+            return self._returns(self._rollout(self._greedy_env, batch, choose_greedily))
 
     def _flip(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """In half of the images one random gate decides otherwise; the difference to the greedy return is its credit.
@@ -139,7 +141,7 @@ class PolicyGradient:
         gates = self._net.num_gates
         drawn = (uniform[:, 0] * 2 * gates).long()
         explored = (drawn < gates).nonzero().squeeze(1)
-        episode = self._rollout(batch, choose_flipping(drawn))
+        episode = self._rollout(self._training_env, batch, choose_flipping(drawn))
         reward = self._returns(episode)
         advantage = torch.zeros_like(reward)
         if len(explored) > 0:

@@ -101,10 +101,13 @@ class Parent:
     result: Mapping[str, Any]
 
     @staticmethod
-    def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str) -> Parent:
-        """The run that ``checkpoint_file`` names, else the newest matching run of ``stage``; says which."""
+    def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str, also: tuple[str, ...]) -> Parent:
+        """The run that ``checkpoint_file`` names, else the newest matching run of ``stage``; says which.
+
+        A named run may be of one of the stages ``also``.
+        """
         if config.parent.checkpoint_file is not None:
-            run = named_parent(Path(config.parent.checkpoint_file), wanted)
+            run = named_parent(Path(config.parent.checkpoint_file), wanted, {stage, *also})
         else:
             run = find_parent(Path(config.run.result_dir), wanted, stage)
         say(f"parent run: {run.path}")
@@ -113,11 +116,16 @@ class Parent:
 
     def split(self) -> Split:
         """The parent's validation split, which every descendant inherits."""
-        record = self.run.read_json("split.json")
-        try:
-            return Split.from_json(record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.run.path / 'split.json'}: broken ({error}); restore the file") from error
+        return read_split(self.run)
+
+
+def read_split(run: RunFolder) -> Split:
+    """A run's validation split; UserError if the file is missing or broken."""
+    record = run.read_json("split.json")
+    try:
+        return Split.from_json(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path / 'split.json'}: broken ({error}); restore the file") from error
 
 
 @dataclass(frozen=True)
@@ -187,8 +195,7 @@ class Images:
 
     def recalibrate(self, net: GatedNetwork) -> None:
         """Re-estimate the BatchNorm statistics of ``net`` on up to 10,000 training images."""
-        images = 10_000
-        recalibrate(net, self.sample(images, self.options.batch_size, "recalibration"), images)
+        recalibrate(net, self.sample(10_000, self.options.batch_size, "recalibration"))
 
 
 def to_device(net: GatedNetwork, device: torch.device, channels_last: bool) -> GatedNetwork:

@@ -58,7 +58,7 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     device = device_of(config.run.device)
     dataset = load_images(config.data)
     wanted = describe("prune", dataset, config.data.resize, config.network)
-    parent = Parent.load(config, wanted, "sp")
+    parent = Parent.load(config, wanted, "sp", also=("prune",))
     spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
     images = Images.of(dataset, parent.split(), config, device)
     stage = _Stage(config, images, parent.result["dense"], device)
@@ -125,8 +125,9 @@ class _Stage:
         folder.write_json("spec.json", spec.to_json())
         cost = count(net, spec.input_size)
         say(
-            f"iteration {progress.phase + 1}/{self.config.stage.max_iter}: {cost.backbone_macs / self.dense['macs']:.1%} of "
-            f"the dense FLOPs, {cost.backbone_params / self.dense['params']:.1%} of the parameters; {fit.epochs} epochs"
+            f"iteration {progress.phase + 1}/{self.config.stage.max_iter}: "
+            f"{cost.backbone_macs / self.dense['macs']:.1%} of the dense FLOPs, "
+            f"{cost.backbone_params / self.dense['params']:.1%} of the parameters; {fit.epochs} epochs"
         )
         return spec, fit
 

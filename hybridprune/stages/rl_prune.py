@@ -50,7 +50,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     device = device_of(config.run.device)
     dataset = load_images(config.data)
     wanted = describe("rl", dataset, config.data.resize, config.network)
-    parent = Parent.load(config, wanted, "prune")
+    parent = Parent.load(config, wanted, "prune", also=("sp", "rl"))
     spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
     images = Images.of(dataset, parent.split(), config, device)
     net = to_device(parent.net, device, config.optim.channels_last)

@@ -110,13 +110,19 @@ def find_parent(result_dir: Path, wanted: RunSpec, stage: str) -> RunFolder:
     return max(matches, key=lambda match: match[0])[2]
 
 
-def named_parent(checkpoint_file: Path, wanted: RunSpec) -> RunFolder:
-    """The run that ``checkpoint_file`` (its folder or its model.safetensors) names; UserError if it does not match."""
+def named_parent(checkpoint_file: Path, wanted: RunSpec, stages: Collection[str]) -> RunFolder:
+    """The run that ``checkpoint_file`` (its folder or its model.safetensors) names.
+
+    Raises UserError if it is missing, does not match ``wanted`` or is not of one of ``stages``.
+    """
     path = checkpoint_file if checkpoint_file.is_dir() else checkpoint_file.parent
     if not checkpoint_file.exists():
         raise UserError(f"--checkpoint_file {checkpoint_file}: no such run; name a run folder or its model.safetensors")
     run = RunFolder(path)
-    difference = _difference(run.read_spec(), wanted)
+    spec = run.read_spec()
+    difference = _difference(spec, wanted)
+    if spec.stage not in stages:
+        difference = f"stage {spec.stage}, not {' or '.join(sorted(stages))}"
     if difference is not None:
         raise UserError(f"--checkpoint_file {checkpoint_file}: that run has {difference}; name a matching run")
     return run

@@ -1,0 +1,71 @@
+"""What the tests of several folders share: small networks, small batches, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.data import Batch
+from hybridprune.models.factored import FactorEdit
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_cli(
+    script: str, *args: object, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``main_*.py``, or a module as with ``python -m``, in ``cwd``, which also takes its cache."""
+    target = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache"), **(env or {})}
+    return subprocess.run(
+        [sys.executable, *target, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def random_net(
+    depth: int = 14, width: int = 4, classes: int = 5, edits: tuple[FactorEdit, ...] = (), seed: int = 0
+) -> GatedNetwork:
+    """A gated network in eval mode, with random BatchNorm statistics and gates that decide differently per image."""
+    torch.manual_seed(seed)
+    net = NetworkSpec("resnet", depth, width, classes, edits).build().eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    for parameter in net.gate.parameters():
+        nn.init.normal_(parameter, 0, 1)
+    nn.init.normal_(net.gate.score.weight, 0, 3)
+    return net
+
+
+def random_images(count: int, size: int = 8, seed: int = 0) -> Tensor:
+    """Normal noise, ``[count, 3, size, size]``."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def random_decisions(count: int, gates: int, seed: int = 0) -> Tensor:
+    """Fair coins, ``[count, gates]`` in {0, 1}."""
+    return torch.randint(2, (count, gates), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def batches_of(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
+    """The images in order, the last batch perhaps smaller."""
+    return [
+        Batch(images[ids], labels[ids], ids) for ids in torch.arange(len(images)).split(batch_size)
+    ]

@@ -1,0 +1,110 @@
+"""Real processes, killed or interrupted anywhere, end with the weights of an undisturbed run, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cases import ROOT
+from tests.cli.cases import DIGITS, OWN, SCRIPTS, STAGES, folder_of, stage, weights
+
+pytestmark = pytest.mark.full
+PATIENCE = 600.0
+LONG = {
+    "sp": ("--epochs", "4", "--bs", "4"),
+    "prune": ("--bs", "4", "--epochs_start", "2", "--epochs_end", "2", "--max_iter", "2"),
+    "rl": ("--epochs", "4", "--bs", "4", "--baseline", "moving_average"),
+}
+"""Many short steps, so that a moment chosen at random is rarely between two runs."""
+
+
+def arguments(name: str, results: Path, exp_name: str) -> list[str]:
+    parents = {"prune": "sp", "rl": "prune"}
+    parent = ["--checkpoint_file", str(folder_of(results, parents[name]))] if name in parents else []
+    where = ["--result_dir", str(results), "--exp_name", exp_name]
+    return [*DIGITS, *OWN[name], *LONG[name], *parent, *where]
+
+
+def start(name: str, args: list[str], cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / SCRIPTS[name]), *args],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds or the process has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline, "nothing happens"
+        time.sleep(0.002)
+
+
+def lines(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def moments(run: Path) -> list[Callable[[], bool]]:
+    """Before the first state, at the first ones, in the middle, and between the last weights and the result."""
+    return [
+        (run / "spec.json").exists,
+        (run / "train_state.pt").exists,
+        lambda: lines(run) >= 2,
+        lambda: lines(run) >= 4,
+        (run / "last.safetensors").exists,
+    ]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_runs_end_as_if_nothing_had_happened(name: str, results: Path, tmp_path: Path) -> None:
+    assert stage(name, *arguments(name, results, "whole")).returncode == 0
+    run = folder_of(results, name, "killed")
+    draw, kills = random.Random(name), 0
+    for moment in moments(run):
+        process = start(name, [*arguments(name, results, "killed"), *(["--resume"] if kills else [])], tmp_path)
+        wait_for(moment, process)
+        time.sleep(draw.uniform(0, 0.3))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert "Traceback" not in errors and process.returncode in (-signal.SIGKILL, 0), errors
+        if (run / "result.json").exists():
+            break
+    assert kills >= 2
+    process = start(name, [*arguments(name, results, "killed"), "--resume"], tmp_path)
+    out, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert f"finished: {run}" in out
+    assert weights(run) == weights(folder_of(results, name, "whole"))
+    assert lines(run) == lines(folder_of(results, name, "whole"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_ctrl_c_saves_and_says_how_to_go_on(name: str, results: Path, tmp_path: Path) -> None:
+    assert stage(name, *arguments(name, results, "whole")).returncode == 0
+    run = folder_of(results, name, "interrupted")
+    process = start(name, arguments(name, results, "interrupted"), tmp_path)
+    wait_for(lambda: lines(run) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
+    process = start(name, [*arguments(name, results, "interrupted"), "--resume"], tmp_path)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    assert weights(run) == weights(folder_of(results, name, "whole"))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hybridprune.curvature import eigenbasis, power
+
+
+def random_moment(size: int, rank: int, seed: int = 0) -> Tensor:
+    rows = torch.randn(rank, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return rows.T @ rows
+
+
+def test_eigenbasis_diagonalises_each_factor_in_descending_order():
+    a, g = random_moment(5, 9), random_moment(3, 9, seed=1)
+    basis = eigenbasis(a.float(), g.float())
+    for q, eigenvalues, matrix in ((basis.q_in, basis.lambda_in, a), (basis.q_out, basis.lambda_out, g)):
+        assert q.dtype == eigenvalues.dtype == torch.float64
+        torch.testing.assert_close(q.T @ q, torch.eye(len(q), dtype=torch.float64))
+        torch.testing.assert_close(q.T @ matrix @ q, eigenvalues.diag(), rtol=1e-5, atol=1e-5)
+        assert bool((eigenvalues[:-1] >= eigenvalues[1:]).all())
+
+
+def test_eigenvalues_below_zero_are_clamped():
+    basis = eigenbasis(torch.diag(torch.tensor([-1e-3, 2.0])), torch.eye(2))
+    assert basis.lambda_in.tolist() == [2.0, 0.0]
+
+
+@given(exponent=st.sampled_from([0.5, 1.0, 2.0]), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_power_inverts_and_composes(exponent: float, seed: int):
+    matrix = random_moment(4, 20, seed)
+    identity = torch.eye(4, dtype=torch.float64)
+    inverse = power(matrix, -exponent, damping=0.0)
+    torch.testing.assert_close(power(matrix, exponent, damping=0.0) @ inverse, identity, rtol=1e-7, atol=1e-7)
+    half = power(matrix, exponent / 2, damping=0.0)
+    torch.testing.assert_close(half @ half, power(matrix, exponent, damping=0.0))
+
+
+def test_power_one_adds_damping_relative_to_the_mean_eigenvalue():
+    matrix = random_moment(4, 2)
+    expected = matrix + 0.1 * matrix.trace() / 4 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(power(matrix, 1.0, damping=0.1), expected)
+    torch.testing.assert_close(power(1e-9 * matrix, 1.0, damping=0.1), 1e-9 * expected)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "damping"), [(torch.zeros(3, 3), 0.1), (torch.diag(torch.tensor([1.0, 0.0])), 0.0)]
+)
+def test_negative_power_of_a_singular_matrix_is_refused(matrix: Tensor, damping: float):
+    with pytest.raises(ValueError, match="singular"):
+        power(matrix, -0.5, damping)

@@ -1,0 +1,326 @@
+"""The training loop: what it leaves behind, and that killing and resuming it changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hybridprune.config import OptimOptions
+from hybridprune.data import Batch, LabelledImages, TrainBatches
+from hybridprune.engine.evaluate import evaluate
+from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.objective import Supervised
+from hybridprune.engine.schedule import factor
+from hybridprune.errors import Interrupted, RunFailed
+from hybridprune.measure.cost import count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.store.run_folder import RunFolder
+from tests.cases import batches_of
+
+EPOCHS, STEPS = 3, 4
+CPU = torch.device("cpu")
+OPTIM = OptimOptions(lr=0.05, momentum=0.9, scheduler_id="up-down", scheduler_params={"1": 0.1})
+Event = Callable[[int, int, Batch], Batch]
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+class Batches(TrainBatches):
+    """Six images a step; ``event`` is called with the epoch, the step and the batch that it may replace."""
+
+    def __init__(self, event: Event | None = None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (24, 3, 8, 8), generator=draw, dtype=torch.uint8)
+        data = LabelledImages(images, torch.arange(24) % 3)
+        options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": CPU, "channels_last": False}
+        super().__init__(data, torch.arange(24), batch_size=6, padding=1, flip=True, seed=0, **options)
+        self._event = event
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for step, batch in enumerate(super().epoch(epoch, start), start):
+            yield batch if self._event is None else self._event(epoch % 100_000, step, batch)
+
+
+def on_step(at: tuple[int, int], act: Callable[[Batch], Batch]) -> Event:
+    """``act`` on the batch of this epoch and step (both from 0)."""
+    return lambda epoch, step, batch: act(batch) if (epoch, step) == at else batch
+
+
+def kill(batch: Batch) -> Batch:
+    raise Killed
+
+
+def ctrl_c(batch: Batch) -> Batch:
+    signal.raise_signal(signal.SIGINT)
+    return batch
+
+
+def poison(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, images=batch.images * float("nan"))
+
+
+def validate(net: GatedNetwork) -> Validation:
+    draw = torch.Generator().manual_seed(1)
+    images = torch.randn(9, 3, 8, 8, generator=draw)
+    found = evaluate(net, batches_of(images, torch.arange(9) % 3, 9), "masked")
+    return Validation(-found.loss, {"loss": found.loss})
+
+
+def make_fit(path: Path, event: Event | None = None, **changes: Any) -> Fit:
+    """A fresh process: nothing is left of an earlier one but its files."""
+    path.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    net = NetworkSpec("resnet", 8, 2, 3).build()
+    options: dict[str, Any] = {
+        "objective": Supervised.of(count(net, 8), 0.1, CPU), "batches": Batches(event), "validate": validate,
+        "optim": OPTIM, "epochs": EPOCHS, "device": CPU, "log_interval": 100, **changes,
+    }  # fmt: skip
+    return Fit(run=RunFolder(path), net=net, **options)
+
+
+def resume(path: Path, event: Event | None = None, **changes: Any) -> Progress:
+    """Go on as a new process does: from the saved state, or from the beginning if there is none."""
+    fit = make_fit(path, event, **changes)
+    state = fit.run.load_state()
+    return fit(Progress() if state is None else Progress(**state["progress"]), state)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit-identical weights, both best and last, and the same metrics but for the time."""
+    for name in ("model.safetensors", "last.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    assert read_metrics(one) == read_metrics(other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    path = tmp_path_factory.mktemp("whole")
+    resume(path)
+    return path
+
+
+# --- what a training leaves behind ---
+
+
+def test_one_line_an_epoch_and_one_before_the_first(whole: Path) -> None:
+    records = read_metrics(whole)
+    assert [(record["phase"], record["epoch"]) for record in records] == [(0, epoch) for epoch in range(EPOCHS + 1)]
+    assert "train_loss" not in records[0] and records[0]["validation_loss"] > 0
+    assert records[-1]["train_loss"] < records[1]["train_loss"]
+    assert list((whole / "tb").iterdir())
+
+
+def test_the_loop_is_sgd_with_nesterov_momentum_and_the_schedule(whole: Path, tmp_path: Path) -> None:
+    net = make_fit(tmp_path).net.train()
+    objective = Supervised.of(count(net, 8), 0.1, CPU)
+    buffers = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for epoch in range(EPOCHS):
+        for step, batch in enumerate(Batches().epoch(epoch)):
+            loss, _ = objective(net, batch, epoch)
+            gradients = torch.autograd.grad(loss, list(net.parameters()))
+            lr = OPTIM.lr * factor("up-down", {"1": 0.1}, (epoch * STEPS + step) / (EPOCHS * STEPS))
+            with torch.no_grad():
+                for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
+                    decayed = gradient + OPTIM.weight_decay * p
+                    buffers[name] = OPTIM.momentum * buffers[name] + decayed
+                    p -= lr * (decayed + OPTIM.momentum * buffers[name])
+    for name, value in load_file(whole / "last.safetensors").items():
+        torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scores", "best"), [([1, 3, 2, 3], 1), ([5, 1, 1, 1], 0), ([1, 2, 3, 4], 3)])
+def test_the_first_best_weights_on_validation_are_kept(scores: list[float], best: int, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    def scored(net: GatedNetwork) -> Validation:
+        seen.append(net.backbone.conv.weight.detach().clone())
+        return Validation(scores[len(seen) - 1], {})
+
+    progress = resume(tmp_path, validate=scored)
+    assert (progress.best_epoch, progress.best_score) == (best, scores[best])
+    name = "backbone.conv.weight"
+    assert torch.equal(load_file(tmp_path / "model.safetensors")[name], seen[best])
+    assert torch.equal(load_file(tmp_path / "last.safetensors")[name], seen[-1])
+
+
+def test_equal_runs_are_bit_identical(whole: Path, tmp_path: Path) -> None:
+    resume(tmp_path / "again")
+    assert_same_run(whole, tmp_path / "again")
+
+
+def test_train_mode_is_the_stages_choice(tmp_path: Path) -> None:
+    modes: list[bool] = []
+
+    def frozen(net: GatedNetwork) -> nn.Module:
+        modes.append(net.training)
+        return net.eval()
+
+    before = make_fit(tmp_path).net.backbone.bn.state_dict()["running_mean"].clone()
+    resume(tmp_path, train_mode=frozen)
+    assert len(modes) == EPOCHS
+    assert torch.equal(load_file(tmp_path / "last.safetensors")["backbone.bn.running_mean"], before)
+
+
+def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
+    initial = {name: value.clone() for name, value in make_fit(tmp_path / "0").net.state_dict().items()}
+    moved = {}
+    for rate in (1.0, 10.0):
+        plain = OptimOptions(lr=0.01, momentum=0.0, weight_decay=0.0)
+        with pytest.raises(Interrupted):
+            resume(tmp_path / str(rate), on_step((0, 0), ctrl_c), gate_lr_factor=rate, optim=plain)
+        state = RunFolder(tmp_path / str(rate)).load_state()
+        assert state is not None
+        moved[rate] = {name: state["network"][name] - initial[name] for name in initial}
+    for name in ("gate.cell.weight_ih", "gate.score.bias"):
+        torch.testing.assert_close(moved[10.0][name], 10 * moved[1.0][name], rtol=1e-3, atol=1e-6)
+        assert moved[1.0][name].abs().sum() > 0
+    assert torch.equal(moved[10.0]["backbone.conv.weight"], moved[1.0]["backbone.conv.weight"])
+
+
+# --- killed and resumed ---
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 2), (1, 0), (1, 3), (2, 3)])
+def test_killed_at_a_step_and_resumed(at: tuple[int, int], whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        resume(path, on_step(at, kill))
+    resume(path)
+    assert_same_run(whole, path)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 3), (1, 1), (2, 3)])
+def test_interrupted_at_a_step_and_resumed(at: tuple[int, int], whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Interrupted, match="--resume"):
+        resume(path, on_step(at, ctrl_c))
+    state = RunFolder(path).load_state()
+    assert state is not None
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == (at[0], at[1] + 1)
+    resume(path)
+    assert_same_run(whole, path)
+
+
+def test_interrupted_at_every_step(whole: Path, tmp_path: Path) -> None:
+    path, starts = tmp_path / "run", 0
+    while True:
+        starts += 1
+        try:
+            resume(path, lambda epoch, step, batch: ctrl_c(batch))
+            break
+        except Interrupted:
+            continue
+    assert starts == EPOCHS * STEPS + 1
+    assert_same_run(whole, path)
+
+
+@pytest.mark.parametrize("nth", range(4))
+@pytest.mark.parametrize("method", ["append_metrics", "save_state"])
+def test_killed_while_an_epoch_is_being_recorded(
+    method: str, nth: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls = tmp_path / "run", 0
+    original = getattr(RunFolder, method)
+
+    def dying(self: RunFolder, record: Any) -> None:
+        nonlocal calls
+        if calls == nth:
+            raise Killed
+        calls += 1
+        original(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, method, dying)
+        resume(path)
+    resume(path)
+    assert_same_run(whole, path)
+
+
+def test_killed_in_a_later_phase(tmp_path: Path) -> None:
+    def two_phases(path: Path, event: Event | None = None) -> None:
+        resume(path)
+        fit = make_fit(path, event)
+        state = fit.run.load_state()
+        assert state is not None
+        progress = Progress(**state["progress"])
+        if progress.phase == 0:
+            fit.net.load_state_dict(load_file(path / "last.safetensors"))
+            fit(progress.next_phase(), None)
+        else:
+            fit(progress, state)
+
+    two_phases(tmp_path / "whole")
+    records = read_metrics(tmp_path / "whole")
+    assert [(record["phase"], record["epoch"]) for record in records] == [(p, e) for p in (0, 1) for e in range(4)]
+    assert records[4]["validation_loss"] == records[3]["validation_loss"]
+    with pytest.raises(Killed):
+        two_phases(tmp_path / "run", on_step((1, 2), kill))
+    fit = make_fit(tmp_path / "run")
+    state = fit.run.load_state()
+    assert state is not None and state["progress"]["phase"] == 1
+    fit(Progress(**state["progress"]), state)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_phases_shuffle_anew(tmp_path: Path) -> None:
+    orders: list[list[int]] = []
+
+    def record(epoch: int, step: int, batch: Batch) -> Batch:
+        orders[-1] += batch.index.tolist()
+        return batch
+
+    for phase in (0, 1):
+        orders.append([])
+        make_fit(tmp_path, record, epochs=1)(Progress(phase=phase), None)
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(24))
+
+
+def test_a_finished_training_is_not_repeated(whole: Path, tmp_path: Path) -> None:
+    resume(tmp_path)
+    resume(tmp_path, lambda epoch, step, batch: kill(batch))
+    assert_same_run(whole, tmp_path)
+
+
+# --- a loss that is not finite ---
+
+
+@pytest.mark.parametrize("log_interval", [1, 100])
+@pytest.mark.parametrize("at", [(0, 1), (1, 1), (2, 3)])
+def test_nan_fails_the_run_and_spares_the_saved_state(
+    at: tuple[int, int], log_interval: int, whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(RunFailed, match=rf"not finite at epoch {at[0] + 1}, step .*--lr \(now 0\.05\)"):
+        resume(path, on_step(at, poison), log_interval=log_interval)
+    state = RunFolder(path).load_state()
+    assert state is not None and (state["progress"]["epoch"], state["progress"]["step"]) == (at[0], 0)
+    assert all(value.isfinite().all() for value in state["network"].values())
+    assert len(read_metrics(path)) == at[0] + 1
+    resume(path)
+    assert_same_run(whole, path)
+
+
+def test_ctrl_c_does_not_save_a_state_that_is_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed):
+        resume(tmp_path, on_step((1, 1), lambda batch: poison(ctrl_c(batch))))
+    state = RunFolder(tmp_path).load_state()
+    assert state is not None and state["progress"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["network"].values())

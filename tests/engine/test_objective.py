@@ -1,0 +1,71 @@
+"""The supervised loss against a computation by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hybridprune.data import Batch
+from hybridprune.engine.objective import Supervised
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.skipnet import Routed
+from tests.cases import random_images, random_net
+
+COST = NetworkCost(fixed_macs=50, block_macs=(20, 30), gate_macs=(1, 1), backbone_params=1, gate_params=1)
+BATCH = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.arange(2))
+
+
+class Fixed(nn.Module):
+    """Two images: one right with odds 3 : 1, one wrong with odds 1 : 4; three of four decisions execute."""
+
+    def forward(self, images: Tensor) -> Routed:
+        assert images is BATCH.images
+        logits = torch.tensor([[math.log(3), 0.0], [math.log(4), 0.0]], requires_grad=True)
+        decisions = torch.tensor([[1.0, 1.0], [0.0, 1.0]], requires_grad=True)
+        return Routed(logits, torch.zeros(2, 2), decisions)
+
+
+def test_by_hand() -> None:
+    loss, metrics = Supervised.of(COST, 0.5, torch.device("cpu"))(Fixed(), BATCH, epoch=0)
+    cross_entropy = (math.log(4 / 3) + math.log(5)) / 2
+    rate = ((0.2 + 0.3) + 0.3) / 2
+    assert loss.item() == pytest.approx(cross_entropy + 0.5 * rate, rel=1e-6)
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
+        {"cross_entropy": cross_entropy, "accuracy": 0.5, "rate": 0.75}, rel=1e-6
+    )
+    assert loss.requires_grad and not any(value.requires_grad for value in metrics.values())
+
+
+def test_each_decisions_gradient_is_its_blocks_price() -> None:
+    captured: list[Tensor] = []
+
+    class Captured(Fixed):
+        def forward(self, images: Tensor) -> Routed:
+            routed = super().forward(images)
+            captured.append(routed.decisions)
+            return routed
+
+    loss, _ = Supervised.of(COST, 0.5, torch.device("cpu"))(Captured(), BATCH, epoch=0)
+    (gradient,) = torch.autograd.grad(loss, captured)
+    torch.testing.assert_close(gradient, torch.tensor([[0.2, 0.3], [0.2, 0.3]]) * 0.5 / 2)
+
+
+def test_without_penalty_the_gates_learn_from_the_cross_entropy_alone() -> None:
+    net = random_net(8).train()
+    batch = Batch(random_images(4), torch.tensor([0, 1, 2, 3]), torch.arange(4))
+    cost = count(net, 8)
+    free, metrics = Supervised.of(cost, 0.0, torch.device("cpu"))(net, batch, 0)
+    assert free.item() == metrics["cross_entropy"].item()
+    paid, _ = Supervised.of(cost, 2.0, torch.device("cpu"))(net, batch, 0)
+    weighted = net(batch.images).decisions.detach() @ torch.tensor(cost.block_shares)
+    torch.testing.assert_close((paid - free).detach(), 2 * weighted.mean())
+
+
+def test_nothing_to_resume() -> None:
+    objective = Supervised.of(COST, 0.5, torch.device("cpu"))
+    assert objective.state_dict() == {}
+    objective.load_state_dict({})
+    assert objective.rate_penalty == 0.5

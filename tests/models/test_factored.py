@@ -1,0 +1,133 @@
+"""Factored convolutions against the explicit convolution by ``W = Q_out . core . Q_in^T``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hybridprune.models.factored import FactoredConv2d, FactorEdit, apply_edits, fill, replace_module
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution and its factors in float64; the rotations are None where the form has none."""
+
+    conv: nn.Conv2d
+    q_out: Tensor | None
+    core: Tensor
+    q_in: Tensor | None
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    c_in, c_out = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    rank_in, rank_out = draw(
+        st.tuples(st.none() | st.integers(1, 6), st.none() | st.integers(1, 6)).filter(lambda r: r != (None, None))
+    )
+    height, width = draw(st.sampled_from([(1, 1), (3, 3), (3, 1)]))
+    stride, bias = draw(st.sampled_from([1, 2])), draw(st.booleans())
+    dilation = draw(st.sampled_from([1, 2]))
+    torch.manual_seed(draw(st.integers(0, 99)))
+    padding = (dilation * (height // 2), dilation * (width // 2))
+    conv = nn.Conv2d(c_in, c_out, (height, width), stride, padding, dilation, bias=bias, dtype=torch.float64)
+    q_out = None if rank_out is None else torch.randn(c_out, rank_out, dtype=torch.float64)
+    q_in = None if rank_in is None else torch.randn(rank_in, c_in, dtype=torch.float64)
+    core = torch.randn(rank_out or c_out, rank_in or c_in, height, width, dtype=torch.float64)
+    return Case(conv, q_out, core, q_in)
+
+
+def factored(case: Case) -> FactoredConv2d:
+    """The case's layer, with the convolution's bias."""
+    ranks = [None if case.q_in is None else len(case.q_in), None if case.q_out is None else case.q_out.shape[1]]
+    layer = FactoredConv2d(case.conv, *ranks)
+    fill(layer, case.q_out, case.core, case.q_in)
+    if case.conv.bias is not None:
+        last = layer.core if case.q_out is None else layer.rotate_out
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        last.bias.data.copy_(case.conv.bias.data)
+    return layer
+
+
+@given(cases())
+def test_equals_the_convolution_by_the_product_of_its_factors(case: Case) -> None:
+    weight = case.core
+    if case.q_out is not None:
+        weight = torch.einsum("or,rikl->oikl", case.q_out, weight)
+    if case.q_in is not None:
+        weight = torch.einsum("orkl,ri->oikl", weight, case.q_in)
+    assert weight.shape == case.conv.weight.shape
+    x = torch.randn(2, case.conv.in_channels, 7, 6, dtype=torch.float64)
+    conv = case.conv
+    assert isinstance(conv.padding, tuple)
+    expected = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+    torch.testing.assert_close(factored(case)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(cases())
+def test_has_the_parameters_of_its_form_and_one_bias(case: Case) -> None:
+    expected = case.core.numel() + sum(q.numel() for q in (case.q_out, case.q_in) if q is not None)
+    expected += 0 if case.conv.bias is None else case.conv.out_channels
+    assert sum(p.numel() for p in factored(case).parameters()) == expected
+
+
+def test_strided_1x1_subsamples_before_the_first_rotation() -> None:
+    layer = FactoredConv2d(nn.Conv2d(4, 6, 1, 2), 2, None)
+    seen: list[torch.Size] = []
+    layer.rotate_in.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    assert layer(torch.rand(1, 4, 7, 8)).shape == (1, 6, 4, 4)
+    assert seen == [(1, 4, 4, 4)]
+
+
+def test_strided_3x3_rotates_the_output_at_the_small_size() -> None:
+    layer = FactoredConv2d(nn.Conv2d(4, 6, 3, 2, 1), 2, 3)
+    seen: list[torch.Size] = []
+    assert isinstance(layer.rotate_out, nn.Conv2d)
+    layer.rotate_out.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    layer(torch.rand(1, 4, 8, 8))
+    assert seen == [(1, 3, 4, 4)]
+
+
+def test_fill_refuses_factors_of_another_form_or_shape() -> None:
+    layer = FactoredConv2d(nn.Conv2d(4, 6, 3), 2, None)
+    core = torch.zeros(6, 2, 3, 3)
+    with pytest.raises(AssertionError):
+        fill(layer, torch.zeros(6, 6), core, torch.zeros(2, 4))
+    with pytest.raises(AssertionError):
+        fill(layer, None, core, torch.zeros(4, 2))
+    with pytest.raises(AssertionError):
+        fill(layer, None, core, None)
+
+
+def test_edits_replace_the_named_layers_only() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 5, 1), nn.ReLU()))
+    untouched = model[0]
+    apply_edits(model, (FactorEdit("1.0", 2, 3),))
+    assert model[0] is untouched
+    layer = model.get_submodule("1.0")
+    assert isinstance(layer, FactoredConv2d) and layer.core.weight.shape == (3, 2, 1, 1)
+    with pytest.raises(AssertionError, match=r"1\.1 is a ReLU"):
+        apply_edits(model, (FactorEdit("1.1", 2, 3),))
+
+
+def test_replace_module_at_the_top_level_and_below() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU()))
+    replace_module(model, "0", nn.Tanh())
+    replace_module(model, "1.0", nn.Sigmoid())
+    assert isinstance(model.get_submodule("0"), nn.Tanh) and isinstance(model.get_submodule("1.0"), nn.Sigmoid)
+
+
+@given(st.none() | st.integers(1, 9), st.none() | st.integers(1, 9))
+def test_edit_round_trip(rank_in: int | None, rank_out: int | None) -> None:
+    edit = FactorEdit("backbone.conv", rank_in, rank_out)
+    assert FactorEdit.from_json(edit.to_json()) == edit
+
+
+def test_incomplete_edit_is_refused() -> None:
+    with pytest.raises(KeyError):
+        FactorEdit.from_json({"layer": "backbone.conv", "rank_in": 2})

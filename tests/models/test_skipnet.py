@@ -1,0 +1,161 @@
+"""Routing: masked and executed agree, decisions are obeyed, and gates look where they should."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hybridprune.models.factored import FactorEdit
+from hybridprune.models.skipnet import GatedNetwork, Mode
+from tests.cases import random_decisions, random_images, random_net
+
+MODES: list[Mode] = ["masked", "executed"]
+EDITS = (
+    FactorEdit("backbone.blocks.1.conv1", 2, 3),
+    FactorEdit("backbone.blocks.2.conv1", None, 4),
+    FactorEdit("backbone.blocks.2.projection.0", 2, None),
+)
+NETS = {"dense": random_net(), "factored": random_net(edits=EDITS)}
+
+
+def image_by_image(net: GatedNetwork, images: Tensor, decisions: Tensor) -> Tensor:
+    """Logits ``[B, classes]`` by plain control flow, one image at a time."""
+    rows = []
+    for image, decided in zip(images.split(1), decisions.tolist(), strict=True):
+        x = net.block(0)(net.backbone.stem(image))
+        for index, decision in enumerate(decided, start=1):
+            block = net.block(index)
+            x = block(x) if decision else block.skip(x)
+        rows.append(net.backbone.head(x))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+@given(st.lists(st.lists(st.integers(0, 1), min_size=5, max_size=5), min_size=1, max_size=6))
+@torch.no_grad()
+def test_masked_executed_and_plain_control_flow_agree(net: GatedNetwork, decided: list[list[int]]) -> None:
+    decisions = torch.tensor(decided, dtype=torch.float32)
+    images = random_images(len(decisions))
+    expected = image_by_image(net, images, decisions)
+    for mode in MODES:
+        routed = net(images, decisions, mode)
+        torch.testing.assert_close(routed.logits, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        assert torch.equal(routed.decisions, decisions)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+@pytest.mark.parametrize("decision", [0.0, 1.0])
+@pytest.mark.parametrize("batch", [1, 4])
+@torch.no_grad()
+def test_all_skipped_and_all_executed(net: GatedNetwork, decision: float, batch: int) -> None:
+    images = random_images(batch)
+    decisions = torch.full((batch, net.num_gates), decision)
+    masked, executed = (net(images, decisions, mode).logits for mode in MODES)
+    assert torch.equal(masked, executed)  # the same kernels on the same shapes
+    if decision:
+        assert torch.equal(executed, net.backbone(images))
+    else:
+        assert not torch.allclose(executed, net.backbone(images), rtol=0.1)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+@torch.no_grad()
+def test_own_decisions_differ_between_images_and_follow_the_logits(net: GatedNetwork) -> None:
+    images = random_images(16)
+    masked, executed = (net(images, None, mode) for mode in MODES)
+    assert 0 < masked.decisions.mean() < 1 and masked.decisions.std(0).max() > 0
+    assert torch.equal(masked.decisions, (masked.gate_logits > 0).float())
+    assert torch.equal(masked.decisions, executed.decisions)
+    torch.testing.assert_close(masked.logits, executed.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(masked.logits, image_by_image(net, images, masked.decisions), rtol=1e-5, atol=1e-5)
+    # Replaying them is the same network.
+    assert torch.equal(net(images, masked.decisions, "executed").logits, executed.logits)
+
+
+@torch.no_grad()
+def test_gate_i_sees_block_i_and_decides_block_i_plus_1() -> None:
+    net = NETS["dense"]
+    images, decisions = random_images(3), random_decisions(3, 5)
+    seen: list[tuple[int, Tensor]] = []
+    with net.gate.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[1]))):
+        net(images, decisions)
+    x = net.block(0)(net.backbone.stem(images))
+    for i, (index, pooled) in enumerate(seen):
+        assert index == i
+        torch.testing.assert_close(pooled, x.mean((2, 3)), rtol=1e-5, atol=1e-5)
+        block = net.block(i + 1)
+        chosen = decisions[:, i].view(-1, 1, 1, 1).bool()
+        x = torch.where(chosen, block(x), block.skip(x))
+    assert len(seen) == net.num_gates == 5
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_a_skipped_block_is_the_identity_or_projection_and_batch_norm(mode: Mode) -> None:
+    net = NETS["dense"]
+    state = net.start(random_images(3))
+    skip = torch.zeros(3)
+    identity = net.advance(state, skip, mode)
+    assert torch.equal(identity.features, state.features) and identity.blocks_done == 2
+    projected = net.advance(identity, skip, mode).features
+    projection = net.block(2).projection
+    assert projection is not None
+    assert torch.equal(projected, projection(state.features))
+    assert (projected < 0).any(), "a ReLU would go unnoticed"
+
+
+@torch.no_grad()
+def test_executed_runs_a_block_on_the_chosen_images_only() -> None:
+    net = NETS["dense"]
+    decisions = random_decisions(6, 5)
+    sizes: list[int] = []
+    hooks = [
+        net.block(i).conv1.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+        for i in range(1, 6)
+    ]
+    net(random_images(6), decisions, "executed")
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [int(count) for count in decisions.sum(0) if count]
+
+
+@torch.no_grad()
+def test_the_step_machine_and_forward_are_one() -> None:
+    net = NETS["dense"]
+    images, decisions = random_images(4), random_decisions(4, 5)
+    state, hidden = net.start(images), None
+    logits = []
+    for i in range(net.num_gates):
+        logit, hidden = net.gate(i, net.observe(state), hidden)
+        logits.append(logit)
+        state = net.advance(state, decisions[:, i], "executed")
+    routed = net(images, decisions, "executed")
+    assert torch.equal(net.finish(state), routed.logits)
+    assert torch.equal(torch.stack(logits, 1), routed.gate_logits)
+
+
+def test_gradients_reach_the_gates_in_training_but_not_in_eval_mode() -> None:
+    net = random_net(8)
+    images = random_images(4)
+    evaluated = net(images)
+    assert not evaluated.decisions.requires_grad and evaluated.gate_logits.requires_grad
+    routed = net.train()(images)
+    assert routed.decisions.requires_grad
+    (gradient,) = torch.autograd.grad(routed.logits.square().sum(), net.gate.score.weight)
+    assert gradient.abs().sum() > 0
+    forced = net(images, random_decisions(4, 2))
+    assert not forced.decisions.requires_grad
+
+
+def test_decisions_of_the_wrong_shape_are_refused() -> None:
+    net = NETS["dense"]
+    for shape in [(4, 1), (1, 5), (4, 6), (4,)]:
+        with pytest.raises(AssertionError):
+            net(random_images(4), torch.ones(shape))
+    with pytest.raises(AssertionError):
+        net.advance(net.start(random_images(4)), torch.ones(4, 1), "masked")
+    with pytest.raises(AssertionError):
+        net.finish(net.start(random_images(4)))

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridprune.errors import UserError
+from hybridprune.report.records import read_run, read_runs, unfinished_runs
+
+from .cases import result, write
+
+
+def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:
+    record = read_run(write(tmp_path / "run", result("prune", "p0", "s0", seed=7)))
+    assert (record.stage, record.run_id, record.parent_id, record.seed) == ("prune", "p0", "s0", 7)
+    assert (record.network, record.depth, record.width, record.dataset) == ("resnet", 32, 16, "tree")
+    assert (record.backbone_params, record.gate_params, record.dense_params) == (200_000, 3000, 400_000)
+    assert (record.backbone_macs, record.routed_macs, record.dense_macs) == (
+        25_000_000,
+        18_750_000,
+        50_000_000,
+    )
+    assert (record.always_on_accuracy, record.routed_accuracy, record.routed_rate) == (0.7, 0.575, 0.7)
+
+
+def test_reads_test_figures_not_validation_figures(tmp_path: Path) -> None:
+    data = result("sp", "s0", validation__always_on__accuracy=0.99, validation__routed__accuracy=0.98)
+    record = read_run(write(tmp_path / "run", data))
+    assert (record.always_on_accuracy, record.routed_accuracy) == (0.75, 0.625)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"format": 2}, "format 2"),
+        ({"format": "1"}, "format"),
+        ({"seed": True}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"params__backbone": "many"}, "params.backbone"),
+        ({"macs__backbone": -1}, "macs.backbone"),
+        ({"dense__macs": 0}, "dense.macs"),
+        ({"test__always_on__accuracy": 65.0}, "test.always_on.accuracy"),
+        ({"test__routed__accuracy": float("nan")}, "test.routed.accuracy"),
+        ({"test__routed__expected_macs": float("inf")}, "test.routed.expected_macs"),
+        ({"test__routed": None}, "test.routed.accuracy is missing"),
+        ({"parent": {"path": "x"}}, "parent.run_id is missing"),
+        ({"dataset": {}}, "dataset.name is missing"),
+    ],
+)
+def test_wrong_values_are_user_errors_that_name_file_and_field(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    path = write(tmp_path / "run", result("sp", "s0", **changes))
+    with pytest.raises(UserError) as caught:
+        read_run(path)
+    assert str(path) in str(caught.value) and named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", ["train", ["sp"], None])
+def test_unknown_stage_is_a_user_error(tmp_path: Path, stage: object) -> None:
+    path = write(tmp_path / "run", result("sp", "s0") | {"stage": stage})
+    with pytest.raises(UserError, match="stage"):
+        read_run(path)
+
+
+def test_a_missing_parent_is_not_taken_for_none(tmp_path: Path) -> None:
+    data = result("rl", "r0")
+    del data["parent"]
+    with pytest.raises(UserError, match="parent is missing"):
+        read_run(write(tmp_path / "run", data))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe", b"[]", b"3", b"null"])
+def test_corrupt_files_are_user_errors(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"result\.json"):
+        read_runs(tmp_path)
+
+
+def test_finds_runs_at_any_depth_and_the_folder_itself(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "b" / "c", result("sp", "deep"))
+    write(tmp_path / "z", result("sp", "flat"))
+    assert [record.run_id for record in read_runs(tmp_path)] == ["deep", "flat"]
+    assert [record.run_id for record in read_runs(tmp_path / "z")] == ["flat"]
+
+
+def test_no_folder_and_no_finished_run_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        read_runs(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"no finished run.*result\.json"):
+        read_runs(tmp_path)
+
+
+def test_unfinished_runs_are_begun_folders_without_a_result(tmp_path: Path) -> None:
+    write(tmp_path / "sweep" / "done", result("sp", "s0"))
+    (tmp_path / "sweep" / "config.json").write_text("{}")
+    (tmp_path / "sweep" / "done" / "spec.json").write_text("{}")
+    for name, file in (("late", "config.json"), ("cut", "spec.json"), ("other", "notes.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    assert unfinished_runs(tmp_path) == [tmp_path / "cut", tmp_path / "late"]

@@ -1,0 +1,54 @@
+"""What the tests of routing share: a net of three gates and its objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.config import RoutingOptions
+from hybridprune.data import Batch
+from hybridprune.measure.cost import count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.env import GateRoutingVectorEnv
+from hybridprune.routing.policy_gradient import PolicyGradient
+from tests.cases import random_images, random_net
+
+SIZE, CLASSES = 8, 5
+
+
+def three_gates(seed: int = 0) -> GatedNetwork:
+    """Four blocks (two of them projecting), three gates that decide differently per image, in eval mode."""
+    net = random_net(14, 4, CLASSES, seed=seed)
+    net.backbone.blocks = nn.ModuleList(net.block(index) for index in (0, 2, 4, 5))
+    small = GatedNetwork(net.backbone)
+    for parameter in small.gate.parameters():
+        nn.init.normal_(parameter, 0, 0.7)
+    return small.eval()
+
+
+def labelled(images: int) -> tuple[Tensor, Tensor]:
+    """Random images and their labels."""
+    return random_images(images, SIZE), torch.arange(images) % CLASSES
+
+
+def environment(net: GatedNetwork, alpha: float = 0.7) -> GateRoutingVectorEnv:
+    """The routing environment, with made-up block shares."""
+    return GateRoutingVectorEnv(net, shares(net), alpha)
+
+
+def shares(net: GatedNetwork) -> Tensor:
+    """A different share for each gated block."""
+    return torch.linspace(0.1, 0.3, net.num_gates)
+
+
+def objective(net: GatedNetwork, images: int, seed: int = 0, **options: Any) -> PolicyGradient:
+    """The objective over an image set of this size."""
+    cost = count(net, SIZE)
+    return PolicyGradient(net, cost, RoutingOptions(**options), images=images, seed=seed, device=torch.device("cpu"))
+
+
+def batch_of(ids: Tensor, images: Tensor, labels: Tensor) -> Batch:
+    """The images ``ids`` of an image set."""
+    return Batch(images[ids], labels[ids], ids)

@@ -1,0 +1,227 @@
+"""REINFORCE against brute force: double sums, and the exact gradient over all 2^3 routes of a net of three gates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hybridprune.data import Batch
+from hybridprune.measure.cost import count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.env import GateRoutingVectorEnv
+from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, returns
+from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
+from tests.routing.cases import SIZE, batch_of, labelled, objective, three_gates
+
+UNBIASED = ("none", "moving_average", "self_critical")
+BASELINES = (*UNBIASED, "counterfactual")
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.integers(0, 1000))
+def test_returns_are_the_double_sum(batch: int, gates: int, gamma: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(batch, gates, generator=draw, dtype=torch.float64)
+    cross_entropy = torch.rand(batch, generator=draw, dtype=torch.float64)
+    found = returns(rewards, cross_entropy, gamma)
+    assert found.shape == (batch, gates)
+    for n in range(batch):
+        for i in range(gates):
+            expected = sum(gamma ** (j - i) * float(rewards[n, j]) for j in range(i, gates))
+            expected -= gamma ** (gates - i) * float(cross_entropy[n])
+            assert float(found[n, i]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_images_returns_are_its_own() -> None:
+    rewards, cross_entropy = torch.rand(2, 2), torch.rand(2)
+    before = returns(rewards, cross_entropy, 0.9)
+    after = returns(rewards, cross_entropy + torch.tensor([0.0, 5.0]), 0.9)
+    assert torch.equal(before[0], after[0])
+    assert bool((before[1] != after[1]).all())
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1,), (2, 2), (3,), ()])
+def test_returns_refuse_to_broadcast(shape: tuple[int, ...]) -> None:
+    with pytest.raises(AssertionError):
+        returns(torch.rand(2, 3), torch.rand(shape), 0.9)
+
+
+def test_policy_loss_in_closed_form() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]], requires_grad=True)
+    advantages = torch.tensor([[1.0, 10.0], [100.0, 0.0], [0.0, -1.0]], requires_grad=True)
+    loss = policy_loss(log_probs, advantages)
+    assert float(loss) == pytest.approx((1 + 20 + 300 - 6) / 3)
+    loss.backward()
+    torch.testing.assert_close(log_probs.grad, -advantages.detach() / 3)
+    assert advantages.grad is None
+    with pytest.raises(AssertionError):
+        policy_loss(log_probs, advantages[:, :1])
+
+
+def gate_gradient(net: GatedNetwork) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in net.gate.parameters() if p.grad is not None]).double()
+
+
+ALPHA, EXPLORATION, TEMPERATURE = 5.0, 0.1, 2.0
+
+
+def value_of(net: GatedNetwork, images: Tensor, labels: Tensor, actions: Tensor) -> Tensor:
+    """The undiscounted return ``[B]`` of whole routes."""
+    shares = torch.tensor(count(net, SIZE).block_shares)
+    losses = F.cross_entropy(net(images, actions).logits, labels, reduction="none")
+    return (ALPHA * (1 - actions) @ shares - losses).detach()
+
+
+def exact_gradient(net: GatedNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient in the gates of the mean over images of the expected return, over all routes."""
+    env = GateRoutingVectorEnv(net, torch.tensor(count(net, SIZE).block_shares), ALPHA)
+    options = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
+    expected = torch.zeros(())
+    total = torch.zeros(len(images))
+    for number in range(2**net.num_gates):
+        route = torch.tensor([number >> i & 1 for i in range(net.num_gates)]).float().expand(len(images), -1)
+        episode = rollout(env, net, images, labels, choose_by(1 - route), **options)
+        assert torch.equal(episode.actions, route)
+        probability = episode.log_probs.sum(1).exp()
+        expected = expected + (probability * value_of(net, images, labels, route)).mean()
+        total += probability.detach()
+    torch.testing.assert_close(total, torch.ones(len(images)))
+    net.zero_grad()
+    expected.backward()
+    return gate_gradient(net)
+
+
+def exact_one_gate_gradient(net: GatedNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the sum over gates of the expected return when that gate alone is sampled, all others greedy."""
+    env = GateRoutingVectorEnv(net, torch.tensor(count(net, SIZE).block_shares), ALPHA)
+    options = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
+    greedy = value_of(net, images, labels, net(images).decisions)
+    expected = torch.zeros(())
+    for gate in range(net.num_gates):
+        episode = rollout(env, net, images, labels, choose_flipping(torch.full((len(images),), gate)), **options)
+        probability = episode.log_probs[:, gate].exp()
+        flipped = value_of(net, images, labels, episode.actions)
+        expected = expected + (probability * flipped + (1 - probability) * greedy).mean()
+    net.zero_grad()
+    expected.backward()
+    return gate_gradient(net)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_mean_of_sampled_gradients_is_the_exact_gradient(baseline: str) -> None:
+    net = three_gates()
+    images, labels = labelled(2)
+    weight, copies, samples = 0.5, 64, 60
+    exact = (exact_gradient if baseline in UNBIASED else exact_one_gate_gradient)(net, images, labels)
+
+    total = 2 * copies
+    sampled = objective(
+        net,
+        total,
+        baseline=baseline,
+        reward_scale=ALPHA,
+        exploration=EXPLORATION,
+        temperature=TEMPERATURE,
+        rl_weight=weight,
+        gamma=1.0,
+    )
+    batch = batch_of(torch.arange(total), images.repeat(copies, 1, 1, 1), labels.repeat(copies))
+    found = []
+    for epoch in range(samples):
+        net.zero_grad()
+        loss, _ = sampled(net, batch, epoch)
+        loss.backward()
+        found.append(-gate_gradient(net) / weight)  # the loss falls where the return rises
+    gradients = torch.stack(found)
+    directions = F.normalize(torch.randn(30, len(exact), generator=torch.Generator().manual_seed(0)).double(), dim=1)
+    directions = torch.cat([F.normalize(exact, dim=0)[None], directions])
+    along = gradients @ directions.T
+    error = along.std(0) / samples**0.5
+    assert bool(((along.mean(0) - directions @ exact).abs() < 4 * error).all())
+    assert float(exact.norm()) > 8 * float(error[0])  # otherwise anything would pass
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_backbones_gradient_is_that_of_the_mean_cross_entropy(baseline: str) -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    loss, _ = objective(net, 8, baseline=baseline, rl_weight=100.0)(net, batch_of(torch.arange(8), images, labels), 0)
+    loss.backward()
+    found = [p.grad.clone() for p in net.backbone.parameters() if p.grad is not None]
+    net.zero_grad()
+    objective(net, 8, baseline=baseline, rl_weight=0.0)(net, batch_of(torch.arange(8), images, labels), 0)[0].backward()
+    expected = [p.grad for p in net.backbone.parameters() if p.grad is not None]
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def route_of_each(
+    net: GatedNetwork, baseline: str, ids: list[int], seed: int, epoch: int, size: int
+) -> dict[str, Tensor]:
+    """The metrics, which are means over the batch, of these images of a set of eight, in batches of ``size``."""
+    images, labels = labelled(8)
+    sampled = objective(net, 8, seed=seed, baseline=baseline)
+    parts = [sampled(net, batch_of(part, images, labels), epoch)[1] for part in torch.tensor(ids).split(size)]
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in ("rate", "cross_entropy", "return")}
+
+
+@pytest.mark.parametrize("baseline", ["self_critical", "counterfactual"])
+def test_actions_belong_to_the_seed_the_epoch_and_the_image(baseline: str) -> None:
+    net = three_gates()
+    together = route_of_each(net, baseline, [0, 1, 2, 3, 4, 5, 6, 7], seed=1, epoch=3, size=8)
+    shuffled = route_of_each(net, baseline, [5, 2, 7, 0, 1, 6, 4, 3], seed=1, epoch=3, size=4)
+    alone = route_of_each(net, baseline, [7, 6, 5, 4, 3, 2, 1, 0], seed=1, epoch=3, size=1)
+    torch.testing.assert_close(shuffled, together, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
+    for seed, epoch in ((2, 3), (1, 4)):
+        other = route_of_each(net, baseline, [0, 1, 2, 3, 4, 5, 6, 7], seed=seed, epoch=epoch, size=8)
+        assert float((other["cross_entropy"] - together["cross_entropy"]).abs()) > 1e-4
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_rollouts_leave_batchnorm_statistics_alone(baseline: str) -> None:
+    net = three_gates()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    images, labels = labelled(8)
+    objective(net, 8, baseline=baseline)(net, batch_of(torch.arange(8), images, labels), 0)
+    assert len(before) > 0 and all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
+def test_the_moving_average_is_of_earlier_batches_and_survives_a_resume() -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    batch = batch_of(torch.arange(8), images, labels)
+
+    def losses(sampled: PolicyGradient, epochs: range) -> list[float]:
+        return [float(sampled(net, batch, epoch)[0]) for epoch in epochs]
+
+    options = {"baseline": "moving_average", "rl_weight": 10.0}
+    whole = losses(objective(net, 8, **options), range(4))
+    first, second = objective(net, 8, **options), objective(net, 8, **options)
+    assert losses(first, range(2)) == whole[:2]
+    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    assert losses(second, range(2, 4)) == whole[2:]
+    # Nothing is subtracted from the first batch; what is subtracted from the second is the first's doing.
+    none = losses(objective(net, 8, baseline="none", rl_weight=10.0), range(2))
+    assert none[0] == whole[0] and none[1] != whole[1]
+    assert losses(objective(net, 8, **options), range(2, 4)) != whole[2:]
+
+
+def test_counterfactual_rollouts_are_greedy_in_half_of_the_images() -> None:
+    net = three_gates()
+    images, labels = labelled(1)
+    greedy = net(images)
+    sampled = objective(net, 400, baseline="counterfactual")
+    untouched = 0
+    for index in range(400):
+        metrics = sampled(net, Batch(images, labels, torch.tensor([index])), 0)[1]
+        if float(metrics["advantage"]) == 0:
+            untouched += 1
+            assert float(metrics["rate"]) == pytest.approx(float(greedy.decisions.mean()))
+            loss = F.cross_entropy(greedy.logits, labels)
+            assert float(metrics["cross_entropy"]) == pytest.approx(float(loss), rel=1e-5)
+    assert 160 < untouched < 240

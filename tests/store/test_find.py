@@ -1,0 +1,178 @@
+"""Which folder a run writes to, and which run is its parent."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridprune.errors import UserError
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.store.find import claim, find_parent, named_parent, runs_under
+from hybridprune.store.run_folder import RunFolder, RunSpec
+from tests.store.runs import FACTORED, SPEC, make_run
+
+CONFIG = {"lr": 0.1, "epochs": 3, "result_dir": "results"}
+IDENTITY = {"lr", "epochs"}
+
+
+def start(experiment: Path, resume: bool = False, **changes: Any) -> tuple[RunFolder, bool]:
+    return claim(experiment, "run", {**CONFIG, **changes}, IDENTITY, resume)
+
+
+def end(run: RunFolder) -> None:
+    run.write_json("result.json", {})
+
+
+# --- claim ---
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_new_run_gets_a_folder_with_its_configuration(resume: bool, tmp_path: Path) -> None:
+    run, resumed = start(tmp_path / "results" / "default", resume)
+    assert run.path == tmp_path / "results" / "default" / "run" and not resumed
+    assert run.read_json("config.json") == CONFIG
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    for name in ("run", "run-2", "run-3"):
+        run, resumed = start(tmp_path)
+        assert run.path.name == name and not resumed
+        end(run)
+
+
+def test_an_unfinished_run_must_be_resumed(tmp_path: Path) -> None:
+    first, _ = start(tmp_path)
+    with pytest.raises(UserError, match=rf"{re.escape(str(first.path))} holds an unfinished run: add --resume"):
+        start(tmp_path)
+    assert start(tmp_path, resume=True) == (first, True)
+
+
+def test_resume_takes_the_newest_run(tmp_path: Path) -> None:
+    end(start(tmp_path)[0])
+    second, _ = start(tmp_path)
+    assert start(tmp_path, resume=True) == (second, True)
+    end(second)
+    assert start(tmp_path, resume=True) == (second, True)
+
+
+def test_resuming_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    start(tmp_path)
+    with pytest.raises(UserError, match=r"--resume: .* was started with lr = 0\.1, not 0\.2; give the same value"):
+        start(tmp_path, resume=True, lr=0.2)
+
+
+def test_where_things_lie_may_change_between_start_and_resumption(tmp_path: Path) -> None:
+    run, _ = start(tmp_path)
+    assert start(tmp_path, resume=True, result_dir="elsewhere") == (run, True)
+
+
+def test_a_key_that_the_older_run_does_not_know_is_a_difference(tmp_path: Path) -> None:
+    run, _ = start(tmp_path)
+    run.write_json("config.json", {"lr": 0.1})
+    with pytest.raises(UserError, match="was started with epochs = None, not 3"):
+        start(tmp_path, resume=True)
+
+
+def test_a_run_killed_before_its_first_file_can_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    run, resumed = start(tmp_path, resume=True)
+    assert resumed and run.read_json("config.json") == CONFIG
+
+
+def test_a_result_dir_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(UserError, match=r"--result_dir: cannot create .*results/default/run \(Not a directory\)"):
+        start(tmp_path / "results" / "default")
+
+
+# --- parents ---
+
+
+def changed(network: dict[str, Any] | None = None, **spec: Any) -> RunSpec:
+    return dataclasses.replace(SPEC, network=dataclasses.replace(SPEC.network, **(network or {})), **spec)
+
+
+OTHERS = [
+    (changed({"depth": 14}), "depth 14, not 8"),
+    (changed({"width": 4}), "width 4, not 2"),
+    (changed(dataset="birds"), "data set birds, not insects"),
+    (changed(input_size=16), "input size 16, not 8"),
+    (changed(dataset_digest="d2"), "been trained on other images of insects"),
+]
+
+
+def test_the_newest_matching_run_of_the_stage_is_the_parent(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "old", age=100)
+    newest = make_run(tmp_path / "b" / "new", age=10)
+    make_run(tmp_path / "c" / "older", age=1000)
+    make_run(tmp_path / "d" / "pruned", FACTORED, age=0)
+    make_run(tmp_path / "e" / "unfinished", finished=False)
+    for number, (other, _) in enumerate(OTHERS):
+        make_run(tmp_path / "f" / str(number), other, age=0)
+    assert find_parent(tmp_path, SPEC, "sp") == newest
+
+
+def test_edits_of_the_parent_do_not_matter(tmp_path: Path) -> None:
+    pruned = make_run(tmp_path / "pruned", FACTORED)
+    assert find_parent(tmp_path, SPEC, "prune") == pruned
+
+
+@pytest.mark.parametrize(("other", "difference"), OTHERS, ids=[difference for _, difference in OTHERS])
+def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", other)
+    with pytest.raises(UserError) as caught:
+        find_parent(tmp_path, SPEC, "sp")
+    message = str(caught.value)
+    assert f"no finished run to start from ({run.path} has {difference})" in message
+    assert "run main_sp.py first" in message and "--checkpoint_file" in message
+    for named in (run.path, run.model_file):
+        with pytest.raises(UserError, match=rf"--checkpoint_file {re.escape(str(named))}: that run has {difference}"):
+            named_parent(named, SPEC)
+
+
+@pytest.mark.parametrize(("stage", "script"), [("sp", "main_sp.py"), ("prune", "main_prune.py")])
+def test_an_empty_or_absent_folder_names_the_stage_to_run(stage: str, script: str, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=f"no finished run to start from; run {script} first"):
+            find_parent(folder, SPEC, stage)
+
+
+def test_several_seeds_must_be_chosen_between(tmp_path: Path) -> None:
+    for seed in (0, 7):
+        make_run(tmp_path / f"seed{seed}", seed=seed)
+    with pytest.raises(UserError, match=r"runs of seeds 0, 7 match; choose one with --checkpoint_file, e\.g\. "):
+        find_parent(tmp_path, SPEC, "sp")
+
+
+def test_a_named_run_is_taken_by_folder_or_weights(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", FACTORED)
+    assert named_parent(run.path, SPEC) == run
+    assert named_parent(run.model_file, SPEC) == run
+
+
+def test_a_named_run_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", make_run(tmp_path / "run").path / "best.safetensors"):
+        with pytest.raises(UserError, match=r"--checkpoint_file .*: no such run"):
+            named_parent(path, SPEC)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"spec\.json: missing or broken"):
+        named_parent(tmp_path, SPEC)
+
+
+def test_runs_under_lists_finished_ones_in_order(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a/x", "b", "c/d/e")]
+    make_run(tmp_path / "b2", finished=False)
+    assert list(runs_under(tmp_path)) == runs
+
+
+def test_another_backbone_is_a_difference(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    wanted = dataclasses.replace(SPEC, network=NetworkSpec("vgg", 8, 2, 3))
+    with pytest.raises(UserError, match="has network resnet, not vgg"):
+        named_parent(tmp_path / "run", wanted)
