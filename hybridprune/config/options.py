@@ -216,9 +216,9 @@ class RoutingOptions:
     gamma: float = option(1.0, "discount of later gates' rewards", low=0, high=1)
     rl_weight: float = option(0.1, "weight of the policy gradient beside the cross-entropy", low=0)
     rl_warmup: float = option(
-        0.2, "share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
+        0.1, "share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
     )
-    gate_lr_factor: float = option(100.0, "the gates' learning rate over lr, the backbone's", above=0)
+    gate_lr_factor: float = option(10.0, "the gates' learning rate over lr, the backbone's", above=0)
     baseline: str = option(
         "counterfactual",
         "subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same images), or "
@@ -228,7 +228,7 @@ class RoutingOptions:
     exploration: float = option(
         0.1, "the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
     )
-    temperature: float = option(5.0, "divides the gates' logits in the policy; greedy decisions do not change", above=0)
+    temperature: float = option(1.0, "divides the gates' logits in the policy; greedy decisions do not change", above=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Networks: backbones, gates, the gated step machine, the factored convolution."""

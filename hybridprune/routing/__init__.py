@@ -1,0 +1,1 @@
+"""Dynamic pruning: environment, rollouts, policy gradient."""

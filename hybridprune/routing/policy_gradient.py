@@ -72,6 +72,7 @@ class PolicyGradient:
         self._training_env = GateRoutingVectorEnv(net, shares, options.reward_scale, mode="masked")
         self._greedy_env = GateRoutingVectorEnv(net, shares, options.reward_scale)
         self._average = torch.zeros(net.num_gates, device=device)
+        self._scale = torch.zeros(net.num_gates, device=device)
         self._uniform = torch.empty(0)
         self._epoch = -1
 
@@ -96,10 +97,11 @@ class PolicyGradient:
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average}
+        return {"average": self._average, "scale": self._scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._average = state["average"].to(self._average.device)
+        self._scale = state["scale"].to(self._scale.device)
 
     def _weight(self, epoch: int) -> float:
         """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks."""
@@ -137,6 +139,10 @@ class PolicyGradient:
         Weighted by the flip's probability and the number of gates, the gradient is that of the expected return over
         the gate's two actions, all other gates being greedy: no noise of other gates, and none of the gate's own.
         The other half stays greedy, so that the backbone does not forget the routes that inference takes.
+
+        Each gate's gains are divided by their own running root mean square: gates share an LSTM, and a block that
+        must not be skipped (gains of -2 nats) would otherwise push all gates open before the small gains of those
+        that may be skipped (0.05 nats) are heard. A positive factor per gate leaves the sign of its gradient alone.
         """
         gates = self._net.num_gates
         drawn = (uniform[:, 0] * 2 * gates).long()
@@ -148,8 +154,16 @@ class PolicyGradient:
             others = Batch(batch.images[explored], batch.labels[explored], batch.index[explored])
             gain = reward[explored] - self._greedy_returns(others)
             chosen = F.one_hot(drawn[explored], gates).to(gain.dtype)
-            advantage[explored] = 2 * gates * chosen * episode.log_probs.detach().exp()[explored] * gain
+            self._update_scale((chosen * gain.square()).sum(0), chosen.sum(0))
+            weight = 2 * gates * chosen * episode.log_probs.detach().exp()[explored]
+            advantage[explored] = weight * gain / self._scale.sqrt().clamp(min=1e-8)
         return episode, reward, advantage
+
+    def _update_scale(self, squares: Tensor, counts: Tensor) -> None:
+        """Running mean square of the gains per gate ``[N]``, from this batch's sums; starts at the first ones seen."""
+        mean = squares / counts.clamp(min=1)
+        moved = torch.where(self._scale > 0, MOMENTUM * self._scale + (1 - MOMENTUM) * mean, mean)
+        self._scale = torch.where(counts > 0, moved, self._scale)
 
     def _baseline(self, batch: Batch, reward: Tensor) -> Tensor:
         """``b_i [B, N]``; depends on nothing that the sampled actions of gates >= i decide."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridprune.config import Invocation, PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
@@ -247,6 +247,7 @@ def every_change(default: Config) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("default", STAGES, ids=lambda default: type(default).__name__)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_resolved_configuration_read_back_is_the_same(
     default: Config, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

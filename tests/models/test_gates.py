@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridprune.models.gates import RecurrentGate, greedy, straight_through
 
-logits = st.lists(st.floats(-15, 15, width=32), min_size=1, max_size=8).map(torch.tensor)
+logits = st.lists(st.integers(-60, 60), min_size=1, max_size=8).map(lambda quarters: torch.tensor(quarters) / 4)
 
 
 @given(logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def image_by_image(net: GatedNetwork, images: Tensor, decisions: Tensor) -> Tens
 
 
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=5, max_size=5), min_size=1, max_size=6))
 @torch.no_grad()
 def test_masked_executed_and_plain_control_flow_agree(net: GatedNetwork, decided: list[list[int]]) -> None:

@@ -81,7 +81,7 @@ def test_corrected_scores_are_those_of_the_images_own_gradients() -> None:
     convs = {layer.name: layer.conv for layer in prunable_layers(net, SIZE)}
     decisions = net(batch.images).decisions
     factors = collect_factors(
-        lambda images: net(images, decisions).logits,
+        lambda images: net(images, mode="executed").logits,
         convs,
         [(batch.images, batch.labels)],
         fisher_type="exp",
