@@ -22,7 +22,7 @@ demo: venv
 	$(RUN) main_prune.py $(DEMO) --target_flops 0.5 --epochs_start 6 --epochs_end 6 --lr 0.02 --alpha 0.1 \
 		--curvature_images 1024 --scheduler_params '{"0": 0.2, "0.2": 1, "1": 0}'
 	$(RUN) main_rl_prune.py $(DEMO) --epochs 12 --lr 0.005 --alpha 1 --rl_weight 1 --rl_warmup 0.33 \
-		--gate_lr_factor 200 --temperature 5 --scheduler_params '{"0": 0.1, "0.3": 1, "1": 0.02}'
+		--gate_lr_factor 20 --temperature 3 --scheduler_params '{"0": 0.1, "0.3": 1, "1": 0.02}'
 	@$(RUN) -m hybridprune.report demo_results
 
 test: venv

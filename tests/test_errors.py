@@ -12,6 +12,7 @@ from hybridprune.errors import Interrupted, RunFailed, UserError, run_command
     [
         (UserError("--depth 9: no"), 2, "error: --depth 9: no\n"),
         (RunFailed("the loss is not finite"), 1, "failed: the loss is not finite\n"),
+        (OSError(28, "No space left on device", "a.json"), 1, "failed: [Errno 28] No space left on device: 'a.json'\n"),
         (Interrupted("saved; go on with --resume"), 130, "\ninterrupted: saved; go on with --resume\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted: give the same command with --resume to go on\n"),
     ],

@@ -21,7 +21,7 @@ STAGES = [SpConfig(), PruneConfig(), RlConfig()]
 
 def parse(default: Config, *argv: str, config_path: Path | None = None) -> Invocation[Any]:
     path = None if config_path is None else str(config_path)
-    return resolve(default, argv, prog="main.py", description="A stage.", config_path=path)
+    return resolve(default, argv, prog="main.py", description="A stage.", config_path=path)  # type: ignore[type-var]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hybridprune.engine.batchnorm import recalibrate
 from tests.cases import batches_of, random_images, random_net
@@ -17,10 +18,12 @@ def test_statistics_are_the_mean_over_equal_batches(count: int) -> None:
     net = random_net()
     inputs: dict[str, list[Tensor]] = {}
     norms = {name: module for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    hooks = [
-        norm.register_forward_pre_hook(lambda module, args, name=name: inputs.setdefault(name, []).append(args[0]))
-        for name, norm in norms.items()
-    ]
+
+    def record(name: str, norm: nn.BatchNorm2d) -> RemovableHandle:
+        inputs[name] = []
+        return norm.register_forward_pre_hook(lambda module, args: inputs[name].append(args[0]))
+
+    hooks = [record(name, norm) for name, norm in norms.items()]
     recalibrate(net, batches_of(random_images(12), LABELS, 12 // count))
     for hook in hooks:
         hook.remove()

@@ -103,7 +103,8 @@ def executed_macs(net: GatedNetwork, decisions: tuple[int, ...], size: int) -> i
 def test_expected_macs_of_every_decision_vector_are_what_runs(edits: tuple[FactorEdit, ...]) -> None:
     net = random_net(14, 2, 4, edits)
     cost = count(net, 8)
-    real = {bits: executed_macs(net, bits, 8) for bits in itertools.product((0, 1), repeat=5)}
+    vectors: list[tuple[int, ...]] = list(itertools.product((0, 1), repeat=5))
+    real = {bits: executed_macs(net, bits, 8) for bits in vectors}
     assert {bits: cost.expected_macs(bits) for bits in real} == real
     # Linear in the rates: the expectation over images is the cost at their mean decisions.
     table = random_decisions(20, 5)

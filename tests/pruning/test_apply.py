@@ -32,7 +32,7 @@ def network() -> GatedNetwork:
 
 def outputs(net: GatedNetwork) -> Tensor:
     images = random_images(12, SIZE)
-    return net(images, random_decisions(12, net.num_gates)).logits
+    return net(images, random_decisions(12, net.num_gates)).logits.detach()
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:

@@ -46,6 +46,7 @@ def shares(net: GatedNetwork) -> Tensor:
 def objective(net: GatedNetwork, images: int, seed: int = 0, **options: Any) -> PolicyGradient:
     """The objective over an image set of this size."""
     cost = count(net, SIZE)
+    options = {"rl_warmup": 0.0, **options}
     return PolicyGradient(net, cost, RoutingOptions(**options), images=images, seed=seed, device=torch.device("cpu"))
 
 

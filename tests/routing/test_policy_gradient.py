@@ -53,7 +53,7 @@ def test_policy_loss_in_closed_form() -> None:
     log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]], requires_grad=True)
     advantages = torch.tensor([[1.0, 10.0], [100.0, 0.0], [0.0, -1.0]], requires_grad=True)
     loss = policy_loss(log_probs, advantages)
-    assert float(loss) == pytest.approx((1 + 20 + 300 - 6) / 3)
+    assert float(loss.detach()) == pytest.approx((1 + 20 + 300 - 6) / 3)
     loss.backward()
     torch.testing.assert_close(log_probs.grad, -advantages.detach() / 3)
     assert advantages.grad is None
@@ -114,7 +114,7 @@ def exact_one_gate_gradient(net: GatedNetwork, images: Tensor, labels: Tensor) -
 def test_the_mean_of_sampled_gradients_is_the_exact_gradient(baseline: str) -> None:
     net = three_gates()
     images, labels = labelled(2)
-    weight, copies, samples = 0.5, 64, 60
+    weight, copies, samples = 0.5, 128, 80
     exact = (exact_gradient if baseline in UNBIASED else exact_one_gate_gradient)(net, images, labels)
 
     total = 2 * copies
@@ -141,7 +141,7 @@ def test_the_mean_of_sampled_gradients_is_the_exact_gradient(baseline: str) -> N
     along = gradients @ directions.T
     error = along.std(0) / samples**0.5
     assert bool(((along.mean(0) - directions @ exact).abs() < 4 * error).all())
-    assert float(exact.norm()) > 8 * float(error[0])  # otherwise anything would pass
+    assert float(exact.norm()) > 15 * float(error[0])  # otherwise anything would pass
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -197,7 +197,7 @@ def test_the_moving_average_is_of_earlier_batches_and_survives_a_resume() -> Non
     batch = batch_of(torch.arange(8), images, labels)
 
     def losses(sampled: PolicyGradient, epochs: range) -> list[float]:
-        return [float(sampled(net, batch, epoch)[0]) for epoch in epochs]
+        return [float(sampled(net, batch, epoch)[0].detach()) for epoch in epochs]
 
     options = {"baseline": "moving_average", "rl_weight": 10.0}
     whole = losses(objective(net, 8, **options), range(4))
@@ -225,3 +225,14 @@ def test_counterfactual_rollouts_are_greedy_in_half_of_the_images() -> None:
             loss = F.cross_entropy(greedy.logits, labels)
             assert float(metrics["cross_entropy"]) == pytest.approx(float(loss), rel=1e-5)
     assert 160 < untouched < 240
+
+
+def test_the_gates_do_not_learn_during_the_warm_up() -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    sampled = objective(net, 8, epochs=10, rl_warmup=0.3)
+    for epoch in range(5):
+        net.zero_grad()
+        sampled(net, batch_of(torch.arange(8), images, labels), epoch)[0].backward()
+        assert bool(gate_gradient(net).any()) == (epoch >= 3)
+        assert all(bool(p.grad.any()) for p in net.backbone.classifier.parameters() if p.grad is not None)

@@ -17,6 +17,7 @@ from tests.store.runs import FACTORED, SPEC, make_run
 
 CONFIG = {"lr": 0.1, "epochs": 3, "result_dir": "results"}
 IDENTITY = {"lr", "epochs"}
+STAGES = ("sp", "prune")
 
 
 def start(experiment: Path, resume: bool = False, **changes: Any) -> tuple[RunFolder, bool]:
@@ -131,7 +132,7 @@ def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: 
     assert "run main_sp.py first" in message and "--checkpoint_file" in message
     for named in (run.path, run.model_file):
         with pytest.raises(UserError, match=rf"--checkpoint_file {re.escape(str(named))}: that run has {difference}"):
-            named_parent(named, SPEC)
+            named_parent(named, SPEC, STAGES)
 
 
 @pytest.mark.parametrize(("stage", "script"), [("sp", "main_sp.py"), ("prune", "main_prune.py")])
@@ -150,19 +151,25 @@ def test_several_seeds_must_be_chosen_between(tmp_path: Path) -> None:
 
 def test_a_named_run_is_taken_by_folder_or_weights(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", FACTORED)
-    assert named_parent(run.path, SPEC) == run
-    assert named_parent(run.model_file, SPEC) == run
+    assert named_parent(run.path, SPEC, STAGES) == run
+    assert named_parent(run.model_file, SPEC, STAGES) == run
+
+
+def test_a_named_run_of_another_stage(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", FACTORED)
+    with pytest.raises(UserError, match=r"--checkpoint_file .*: that run has stage prune, not rl or sp; name a"):
+        named_parent(run.path, SPEC, ("sp", "rl"))
 
 
 def test_a_named_run_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere", make_run(tmp_path / "run").path / "best.safetensors"):
         with pytest.raises(UserError, match=r"--checkpoint_file .*: no such run"):
-            named_parent(path, SPEC)
+            named_parent(path, SPEC, STAGES)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"spec\.json: missing or broken"):
-        named_parent(tmp_path, SPEC)
+        named_parent(tmp_path, SPEC, STAGES)
 
 
 def test_runs_under_lists_finished_ones_in_order(tmp_path: Path) -> None:
@@ -175,4 +182,4 @@ def test_another_backbone_is_a_difference(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     wanted = dataclasses.replace(SPEC, network=NetworkSpec("vgg", 8, 2, 3))
     with pytest.raises(UserError, match="has network resnet, not vgg"):
-        named_parent(tmp_path / "run", wanted)
+        named_parent(tmp_path / "run", wanted, STAGES)
