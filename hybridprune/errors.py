@@ -35,6 +35,6 @@ def run_command(command: Callable[[], None]) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\ninterrupted: {error or 'give the same command with --resume to go on'}", file=sys.stderr)
+        print(f"\ninterrupted: {str(error) or 'give the same command with --resume to go on'}", file=sys.stderr)
         return 130
     return 0

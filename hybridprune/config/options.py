@@ -219,6 +219,7 @@ class RoutingOptions:
         0.1, "share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
     )
     gate_lr_factor: float = option(10.0, "the gates' learning rate over lr, the backbone's", above=0)
+    gate_grad_norm: float = option(1.0, "the gates' gradient is clipped to this norm", above=0)
     baseline: str = option(
         "counterfactual",
         "subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same images), or "

@@ -67,6 +67,8 @@ class Fit:
     compile: bool = False
     gate_lr_factor: float = 1.0
     """The gates' learning rate over the backbone's."""
+    gate_grad_norm: float | None = None
+    """Largest norm of the gates' gradient in one step."""
     extra_state: dict[str, Any] = field(default_factory=dict)
     """Kept in the saved state for the stage: what rebuilds the network, for example its edits."""
     train_mode: Callable[[GatedNetwork], object] = nn.Module.train
@@ -148,6 +150,9 @@ class Fit:
     def _step(self, loss: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
+        if self.gate_grad_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.net.gate.parameters(), self.gate_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
 

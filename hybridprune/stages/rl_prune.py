@@ -79,6 +79,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         device=device,
         log_interval=config.run.log_interval,
         gate_lr_factor=options.gate_lr_factor,
+        gate_grad_norm=options.gate_grad_norm,
         # BatchNorm statistics are frozen: sampled routes would corrupt them.
         train_mode=nn.Module.eval,
     )

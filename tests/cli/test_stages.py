@@ -144,7 +144,6 @@ def test_two_cuts_in_two_iterations(results: Path) -> None:
     run = folder_of(results, "prune", "two")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["epoch"]) for line in lines] == [(p, e) for p in (0, 1) for e in (0, 1, 2)]
-    assert lines[0]["validation_flops_share"] <= 1.01
     result = json.loads((run / "result.json").read_text())
     assert result["iterations"] == 2
     assert 0.55 * result["dense"]["macs"] < result["macs"]["backbone"] <= 0.6 * result["dense"]["macs"]
