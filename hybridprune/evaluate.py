@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.batch_size < 1:
         raise UserError(f"--batch_size {arguments.batch_size}: must be at least 1")
-    run = RunFolder(arguments.run if arguments.run.is_dir() else arguments.run.parent)
+    run = RunFolder.named(arguments.run)
     device = device_of(arguments.device)
     model = load(run.path, device)
     batches = _batches(arguments, run, model, device)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as transforms
 
 from hybridprune.data import normalise
+from hybridprune.data.decode import decode_file
+from hybridprune.data.resize import resize_images
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork, Mode
 from hybridprune.store.run_folder import RunFolder, RunSpec
@@ -47,8 +47,7 @@ def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
 
     ``run`` is a run folder or its model.safetensors. Raises UserError if it is none, unfinished or broken.
     """
-    path = Path(run)
-    network, spec = RunFolder(path if path.is_dir() else path.parent).load_network()
+    network, spec = RunFolder.named(Path(run)).load_network()
     return Model(network.to(device).eval(), spec)
 
 
@@ -73,10 +72,7 @@ def predict(model: Model, images: Sequence[ImageLike], mode: Mode = "executed") 
 
 def _pixels(image: ImageLike, size: int) -> Tensor:
     if not isinstance(image, Tensor):
-        try:
-            image = decode_image(str(image), mode=ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise UserError(f"{image}: cannot be read as an image ({str(error).splitlines()[0]})") from error
+        image = decode_file(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UserError(f"an image is {image.dtype} {list(image.shape)}; give uint8 [3, H, W] or [1, H, W]")
-    return transforms.resize(image.expand(3, -1, -1), [size, size], antialias=True)
+    return resize_images(image.expand(3, -1, -1)[None], size)[0]

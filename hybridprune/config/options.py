@@ -150,7 +150,7 @@ class CurvatureOptions:
     )
     curvature_images: int = option(4096, "training images of the factor pass", low=2)
     moment_images: int = option(512, "training images of the exact second moments", low=2)
-    ma: float = option(0.0, "moving average of the factors over batches (0: plain mean)", low=0, high=1)
+    ma: float = option(0.0, "moving average of the factors over batches (0: plain mean)", low=0, high=0.999)
     sua: bool = option(True, "channel factors only (spatially uncorrelated activations)", implemented=(True,))
     use_full_cov_a: bool = option(False, "kernel-offset factor from the full covariance", implemented=(False,))
     use_bias: bool = option(False, "homogeneous coordinate for the bias in the input factor", implemented=(False,))

@@ -133,10 +133,9 @@ def _parser(options: list[_Option], prog: str, description: str, config_path: st
 def _read(path: Path, own: set[str]) -> dict[str, Any]:
     try:
         text = path.read_text()
-    except OSError as error:
-        raise UserError(
-            f"--config_path {path}: cannot be read ({error.strerror}); name an existing JSON file"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise UserError(f"--config_path {path}: cannot be read ({reason}); name an existing JSON file") from error
     try:
         values = json.loads(text)
     except ValueError as error:

@@ -75,10 +75,17 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
-    """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers."""
+    """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers.
+
+    Raises ValueError if an edit names no convolution.
+    """
     for edit in edits:
-        conv = model.get_submodule(edit.layer)
-        assert isinstance(conv, nn.Conv2d), f"{edit.layer} is a {type(conv).__name__}"
+        try:
+            conv = model.get_submodule(edit.layer)
+        except AttributeError:
+            conv = None
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"an edit of {edit.layer!r}, which is no convolution of the network")
         replace_module(model, edit.layer, FactoredConv2d(conv, edit.rank_in, edit.rank_out))
 
 

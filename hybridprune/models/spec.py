@@ -42,6 +42,11 @@ class NetworkSpec:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> NetworkSpec:
-        """The inverse of ``to_json``; raises KeyError or TypeError on anything else."""
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
+        if record["network"] not in BACKBONES:
+            raise ValueError(f"unknown network {record['network']!r}")
+        for name in ("depth", "width", "classes"):
+            if not isinstance(record[name], int):
+                raise TypeError(f"{name} is {record[name]!r}, not a whole number")
         edits = tuple(FactorEdit.from_json(edit) for edit in record["edits"])
         return NetworkSpec(record["network"], record["depth"], record["width"], record["classes"], edits)

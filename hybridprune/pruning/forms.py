@@ -59,13 +59,13 @@ class ConvShape:
         """The form with the fewest MACs that keeps at least ``kept`` and has at most ``max_params`` parameters.
 
         Every side may be absorbed into the core, which then keeps all of its directions; among equals the form with
-        fewer rotations wins.
+        fewer rotations wins, then the one without a rotation of the input.
         """
         allowed = [r for r in _forms(kept) if max_params is None or self.params(r) <= max_params]
         return min(allowed, key=lambda r: (self.macs(r), (r.rank_in is not None) + (r.rank_out is not None)))
 
 
 def _forms(kept: Ranks) -> Iterator[Ranks]:
-    for rank_in in {None, kept.rank_in}:
-        for rank_out in {None, kept.rank_out}:
+    for rank_in in (None, kept.rank_in):
+        for rank_out in (None, kept.rank_out):
             yield Ranks(rank_in, rank_out)

@@ -79,6 +79,13 @@ class RunFolder:
 
     path: Path
 
+    @staticmethod
+    def named(path: Path) -> RunFolder:
+        """The run that a user names by its folder or a file in it; UserError if there is no such path."""
+        if not path.exists():
+            raise UserError(f"{path}: no such run; name a run folder or its model.safetensors")
+        return RunFolder(path if path.is_dir() else path.parent)
+
     @property
     def model_file(self) -> Path:
         """The selected weights."""
@@ -127,7 +134,10 @@ class RunFolder:
         if not self.finished:
             raise UserError(f"{self.path}: this run is not finished; run its stage again with --resume")
         expected = self.read_json("result.json").get("model_sha256")
-        net = spec.network.build()
+        try:
+            net = spec.network.build()
+        except ValueError as error:
+            raise UserError(f"{self.path / 'spec.json'}: not a run's specification ({error})") from error
         load_weights(net, self.model_file)
         if sha256(self.model_file) != expected:
             raise UserError(f"{self.model_file}: is not the file that result.json describes; run the stage again")

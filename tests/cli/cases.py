@@ -52,10 +52,14 @@ class Result:
 
 def run_here(script: str, *args: object) -> Result:
     """What the script does, without the seconds that a new process takes to import everything."""
+
+    def command() -> None:
+        COMMANDS[script](list(map(str, args)))
+
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = run_command(lambda: COMMANDS[script](list(map(str, args))) and None)
+            code = run_command(command)
         except SystemExit as exit:  # --help
             code = int(exit.code or 0)
     return Result(code, out.getvalue(), err.getvalue())

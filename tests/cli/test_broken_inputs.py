@@ -108,6 +108,10 @@ def test_configuration_files(text: str, words: tuple[str, ...], tmp_path: Path) 
     path = tmp_path / "mine.json"
     path.write_text(text)
     assert_refused(run_here("main_prune.py", "--config_path", path, "--print-config"), "mine.json", *words)
+
+
+def test_configuration_file_of_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
     path.write_bytes(b"\xff\xfe\x00")
     assert_refused(run_here("main_prune.py", "--config_path", path, "--print-config"), "mine.json")
 
@@ -229,7 +233,10 @@ def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Pat
 
 
 def write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda run: (run / name).write_text(text) and None
+    def spoil(run: Path) -> None:
+        (run / name).write_text(text)
+
+    return spoil
 
 
 def network(**changes: object) -> Callable[[Path], None]:

@@ -55,7 +55,7 @@ def random_scores(layers: Sequence[PrunableLayer], seed: int = 0) -> dict[str, t
     return {
         layer.name: tuple(  # type: ignore[misc]
             torch.rand(side, generator=draw, dtype=torch.float64).sort(descending=True).values
-            for side in layer.directions
+            for side in (layer.conv.in_channels, layer.conv.out_channels)
         )
         for layer in layers
     }
