@@ -9,7 +9,6 @@ from pathlib import Path
 
 from hybridprune.errors import UserError, run_command
 from hybridprune.report.formats import FORMATS, render
-from hybridprune.report.plot import draw, encode
 from hybridprune.report.records import read_runs, unfinished_runs
 from hybridprune.report.rows import build_rows
 from hybridprune.store.files import write_atomic
@@ -37,6 +36,9 @@ def _report(results: Path, format: str, output: Path | None, plot: Path | None) 
     if repeats := len(records) - sum(len(row.seeds) for row in rows):
         print(f"not counted: {repeats} repeat(s) of a run with equal settings and seeds", file=sys.stderr)
     if plot is not None:
+        # Here and not above: matplotlib is slow to import and writes a font cache into the user's home.
+        from hybridprune.report.plot import draw, encode
+
         _write("--plot", plot, encode(draw(rows), plot.suffix[1:]))
     table = render(rows, format)
     if output is None:
