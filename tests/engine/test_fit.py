@@ -132,9 +132,12 @@ def test_the_loop_is_sgd_with_nesterov_momentum_and_the_schedule(whole: Path, tm
     net = make_fit(tmp_path).net.train()
     objective = Supervised.of(count(net, 8), 0.1, CPU)
     buffers = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    records = read_metrics(whole)
     for epoch in range(EPOCHS):
+        losses = []
         for step, batch in enumerate(Batches().epoch(epoch)):
             loss, _ = objective(net, batch, epoch)
+            losses.append(loss.item())
             gradients = torch.autograd.grad(loss, list(net.parameters()))
             lr = OPTIM.lr * factor("up-down", {"1": 0.1}, (epoch * STEPS + step) / (EPOCHS * STEPS))
             with torch.no_grad():
@@ -142,6 +145,7 @@ def test_the_loop_is_sgd_with_nesterov_momentum_and_the_schedule(whole: Path, tm
                     decayed = gradient + OPTIM.weight_decay * p
                     buffers[name] = OPTIM.momentum * buffers[name] + decayed
                     p -= lr * (decayed + OPTIM.momentum * buffers[name])
+        assert records[epoch + 1]["train_loss"] == pytest.approx(sum(losses) / STEPS, rel=1e-4)
     for name, value in load_file(whole / "last.safetensors").items():
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-4, atol=1e-5)
 

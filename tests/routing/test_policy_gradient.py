@@ -238,3 +238,14 @@ def test_the_gates_do_not_learn_during_the_warm_up() -> None:
         sampled(net, batch_of(torch.arange(8), images, labels), epoch)[0].backward()
         assert bool(gate_gradient(net).any()) == (epoch >= 3)
         assert all(bool(p.grad.any()) for p in net.backbone.classifier.parameters() if p.grad is not None)
+
+
+def test_a_route_that_is_the_greedy_one_has_no_self_critical_advantage() -> None:
+    net = three_gates()
+    torch.nn.init.zeros_(net.gate.score.weight)
+    torch.nn.init.constant_(net.gate.score.bias, 60.0)  # always executes, whatever is drawn
+    images, labels = labelled(8)
+    batch = batch_of(torch.arange(8), images, labels)
+    for baseline, zero in (("self_critical", True), ("none", False)):
+        metrics = objective(net, 8, baseline=baseline, exploration=0.0)(net, batch, 0)[1]
+        assert (float(metrics["advantage"]) < 1e-5) == zero
