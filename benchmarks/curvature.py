@@ -1,89 +1,131 @@
-"""Cost of the curvature passes, as a ratio to a plain forward + backward of the same batches.
+"""Cost of the curvature passes over a plain forward + backward of the same batches, on ResNet-32.
 
-    python -m benchmarks.curvature --width 16 64 --batch 128 32
+    python -m benchmarks.curvature --width 16 64 --batch 128 32 --json curvature.json
 
-All arms take turns within one run; figures are medians over the rounds, on the CPU, fp32, channels_last.
+All arms take turns within one run; times are medians over the rounds, on the CPU, fp32, channels_last. Memory is
+the growth of a fresh process's resident size from before the pass to its peak (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
+from hybridprune.config import CurvatureOptions
+from hybridprune.curvature import LayerFactors, collect_factors, collect_second_moments, eigenbasis
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.store.files import write_json
+from hybridprune.store.provenance import hardware, versions
 
-
-class Block(nn.Module):
-    """A basic residual block with a 1x1 projection where the width changes."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        stride = 1 if c_in == c_out else 2
-        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
-        self.shortcut = nn.Sequential()
-        if stride == 2:
-            self.shortcut.extend([nn.Conv2d(c_in, c_out, 1, 2, bias=False), nn.BatchNorm2d(c_out)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu_(self.bn1(self.conv1(x)))))
-        y += self.shortcut(x)
-        return F.relu_(y)
+PLAIN, FACTORS, MOMENTS = "forward + backward", "factors", "second moments"
 
 
-def resnet32(width: int) -> nn.Sequential:
-    """The CIFAR ResNet-32 (He et al. 2016) with ``width`` channels in the first stage, 100 classes."""
-    widths = [width] * 6 + [2 * width] * 5 + [4 * width] * 5
-    blocks = [Block(c_in, c_out) for c_in, c_out in pairwise(widths)]
-    stem = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 100))
-
-
-def measure(width: int, batch_size: int, rounds: int) -> dict[str, float]:
-    """Return the median seconds per image of every arm."""
+def arms_of(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
+    """Return what is measured, each a pass over the same batch."""
     torch.manual_seed(0)
-    model = resnet32(width).to(memory_format=torch.channels_last).eval()
+    model = NetworkSpec("resnet", 32, width, 100).build().backbone.eval().to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    batches = [(images, torch.randint(100, (batch_size,)))]
+    labels = torch.randint(100, (batch_size,))
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    generator = torch.Generator().manual_seed(0)
+    found: dict[bool, dict[str, LayerFactors]] = {}
 
-    def factors():
-        return collect_factors(
-            model, layers, batches, fisher_type="true", moving_average=0, generator=generator
+    def plain() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+
+    def factors(sua: bool = True, full: bool = False) -> None:
+        found[sua] = collect_factors(
+            model,
+            layers,
+            [(images, labels)],
+            fisher_type="true",
+            moving_average=0,
+            seed=0,
+            sua=sua,
+            use_full_cov_a=full,
         )
 
-    bases = {}
-    for name, layer in factors().items():
-        basis = eigenbasis(layer.input_factor, layer.gradient_factor)
-        bases[name] = basis.q_out, basis.q_in
+    def moments(sua: bool = True) -> None:
+        bases = {}
+        for name, layer in found[sua].items():
+            basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
+            bases[name] = (basis.q_out, basis.q_in, basis.q_offset)
+        collect_second_moments(model, layers, [(images, labels)], bases=bases, fisher_type="true", seed=0)
 
-    def training_pass() -> None:
-        model.zero_grad()
-        F.cross_entropy(model(images), batches[0][1]).backward()
-
-    arms: dict[str, Callable[[], object]] = {
-        "forward + backward": training_pass,
-        "factors": factors,
-        "second moments": lambda: collect_second_moments(
-            model, layers, batches, bases=bases, fisher_type="true", generator=generator
-        ),
+    return {
+        PLAIN: plain,
+        FACTORS: factors,
+        MOMENTS: moments,
+        "factors, sua=False": partial(factors, sua=False),
+        "second moments, sua=False": partial(moments, sua=False),
+        "factors, sua=False, full covariance": partial(factors, sua=False, full=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+
+
+def seconds(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median time of every arm; the arms take turns, and the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds + 1):
         for name, run in arms.items():
             start = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    # the first round warms up
-    return {name: statistics.median(times[1:]) / batch_size for name, times in seconds.items()}
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each[1:]) for name, each in times.items()}
+
+
+def peak_bytes(width: int, batch_size: int, threads: int, arm: str) -> int:
+    """Return by how much one pass raises this process's resident size at its peak; call it in a fresh process."""
+    torch.set_num_threads(threads)
+    for run in arms_of(width, 1).values():
+        run()  # libraries and compiled kernels
+    run = arms_of(width, batch_size)[arm]
+    # resets the peak; ru_maxrss would be that of the parent process
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_resident_bytes()
+    run()
+    return _peak_resident_bytes() - before
+
+
+def _peak_resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def measure(width: int, batch_size: int, rounds: int, threads: int) -> list[dict[str, Any]]:
+    """Return a record per arm: milliseconds an image, and memory of the passes that need no other before them."""
+    times = seconds(arms_of(width, batch_size), rounds)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        tasks = [(width, batch_size, threads, arm) for arm in times if not arm.startswith(MOMENTS)]
+        memory = dict(zip((task[-1] for task in tasks), pool.starmap(peak_bytes, tasks, chunksize=1), strict=True))
+    return [
+        {
+            "width": width,
+            "batch": batch_size,
+            "pass": arm,
+            "ms_per_image": 1e3 * each / batch_size,
+            "time_ratio": each / times[PLAIN],
+            "peak_bytes": memory.get(arm),
+            "memory_ratio": memory[arm] / memory[PLAIN] if arm in memory else None,
+        }
+        for arm, each in times.items()
+    ]
+
+
+def moments_over_factors(records: list[dict[str, Any]]) -> float:
+    """Return the cost of the second moments over that of the factors, with the default numbers of images."""
+    options = CurvatureOptions()
+    ms = {record["pass"]: record["ms_per_image"] for record in records}
+    return options.moment_images * ms[MOMENTS] / (options.curvature_images * ms[FACTORS])
 
 
 def main() -> None:
@@ -92,17 +134,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 32], help="batch size, one per width")
     parser.add_argument("--rounds", type=int, default=7, help="timed repeats of every arm")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     if len(arguments.width) != len(arguments.batch):
         parser.error("--batch needs as many values as --width")
     torch.set_num_threads(arguments.threads)
+    options = CurvatureOptions()
+    records, shares = [], {}
     print(f"torch {torch.__version__}, {arguments.threads} threads, median of {arguments.rounds} rounds")
-    print("| width | batch | pass | ms / image | ratio |\n|---|---|---|---|---|")
+    print("| width | batch | pass | ms / image | time ratio | peak MB | memory ratio |\n|---|---|---|---|---|---|---|")
     for width, batch_size in zip(arguments.width, arguments.batch, strict=True):
-        times = measure(width, batch_size, arguments.rounds)
-        for name, seconds in times.items():
-            ratio = seconds / times["forward + backward"]
-            print(f"| {width} | {batch_size} | {name} | {1e3 * seconds:.2f} | {ratio:.2f} |")
+        found = measure(width, batch_size, arguments.rounds, arguments.threads)
+        for record in found:
+            memory = "| |"
+            if record["peak_bytes"] is not None:
+                memory = f"| {record['peak_bytes'] / 1e6:.0f} | {record['memory_ratio']:.2f}"
+            cells = f"{record['pass']} | {record['ms_per_image']:.2f} | {record['time_ratio']:.2f}"
+            print(f"| {width} | {batch_size} | {cells} {memory} |")
+        records += found
+        shares[width] = moments_over_factors(found)
+    for width, share in shares.items():
+        images = f"{options.moment_images} images of second moments / {options.curvature_images} images of factors"
+        print(f"width {width}: {images} = {share:.2f}")
+    if arguments.json:
+        machine = {"hardware": hardware(torch.device("cpu")), "versions": versions(), "rounds": arguments.rounds}
+        write_json(arguments.json, {**machine, "passes": records, "moments_over_factors": shares})
 
 
 if __name__ == "__main__":

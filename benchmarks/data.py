@@ -51,9 +51,7 @@ def _batches_rate(data: LabelledImages, batch_size: int, epochs: int, channels_l
 def _crop_rate(images: Tensor, batch_size: int, epochs: int) -> float:
     offsets = torch.randint(2 * _PADDING + 1, (len(images), 2))
     flips = torch.rand(len(images)) < 0.5
-    parts = list(
-        zip(images.split(batch_size), offsets.split(batch_size), flips.split(batch_size), strict=True)
-    )
+    parts = list(zip(images.split(batch_size), offsets.split(batch_size), flips.split(batch_size), strict=True))
 
     def epoch() -> float:
         return _seconds(crop_flip(*part, _PADDING) for part in parts)

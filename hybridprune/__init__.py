@@ -4,8 +4,21 @@
 >>> hybridprune.predict(model, ["cat.png"])
 """
 
+from hybridprune.compress import Pruned, PrunedSpec, prune, save
 from hybridprune.inference import Model, Prediction, load, predict
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.version import __version__
 
-__all__ = ["Model", "NetworkCost", "Prediction", "__version__", "count", "load", "predict"]
+__all__ = [
+    "Model",
+    "NetworkCost",
+    "Prediction",
+    "Pruned",
+    "PrunedSpec",
+    "__version__",
+    "count",
+    "load",
+    "predict",
+    "prune",
+    "save",
+]

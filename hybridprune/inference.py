@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hybridprune.compress import PrunedSpec, restore
 from hybridprune.data import normalise
 from hybridprune.data.decode import decode_file
 from hybridprune.data.resize import resize_images
@@ -42,11 +44,27 @@ class Prediction:
     """Of the gated ones."""
 
 
-def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
-    """The selected network of a finished run of any stage, in eval mode.
+@overload
+def load(run: str | Path, device: str | torch.device = "cpu", *, into: None = None) -> Model: ...
 
-    ``run`` is a run folder or its model.safetensors. Raises UserError if it is none, unfinished or broken.
+
+@overload
+def load(run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module) -> nn.Module: ...
+
+
+def load(
+    run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module | None = None
+) -> Model | nn.Module:
+    """The selected network of a finished run of any stage, in eval mode; or a pruned module of your own.
+
+    ``run`` is a run folder or its model.safetensors. With ``into``, a fresh instance of the module that
+    ``hybridprune.prune`` was given, it is what ``prune`` returned (the specification alone: the architecture without
+    weights) or a folder of ``hybridprune.save``, and ``into`` is edited in place and returned in its mode.
+    Raises UserError if it is none of these, unfinished or broken.
     """
+    if into is not None:
+        return restore(run, into).to(device)
+    assert not isinstance(run, PrunedSpec), "a specification needs into=, a fresh instance of the module"
     network, spec = RunFolder.named(Path(run)).load_network()
     return Model(network.to(device).eval(), spec)
 

@@ -40,18 +40,28 @@ def random_net(
 ) -> GatedNetwork:
     """A gated network in eval mode, with random BatchNorm statistics and gates that decide differently per image."""
     torch.manual_seed(seed)
-    net = NetworkSpec("resnet", depth, width, classes, edits).build().eval()
-    for module in net.modules():
+    return randomised(NetworkSpec("resnet", depth, width, classes, edits).build())
+
+
+def randomised(net: GatedNetwork) -> GatedNetwork:
+    """``net`` in eval mode, with random BatchNorm statistics and gates that decide differently per image."""
+    randomise(net)
+    for parameter in net.gate.parameters():
+        nn.init.normal_(parameter, 0, 1)
+    if net.num_gates:
+        nn.init.normal_(net.gate.score.weight, 0, 3)
+    return net
+
+
+def randomise(net: nn.Module) -> None:
+    """Put ``net`` into eval mode and give its BatchNorms random statistics and parameters."""
+    for module in net.eval().modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
-    for parameter in net.gate.parameters():
-        nn.init.normal_(parameter, 0, 1)
-    nn.init.normal_(net.gate.score.weight, 0, 3)
-    return net
 
 
 def random_images(count: int, size: int = 8, seed: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from hybridprune.config.options import (
     CurvatureOptions,
+    CutOptions,
     DataOptions,
     NetworkOptions,
     OptimOptions,
@@ -18,6 +19,7 @@ from hybridprune.config.resolve import Invocation, identity, resolve, to_json
 
 __all__ = [
     "CurvatureOptions",
+    "CutOptions",
     "DataOptions",
     "Invocation",
     "NetworkOptions",

@@ -10,6 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+METHOD_NAMES = (
+    "fisher-tucker",
+    "eigendamage",
+    "kron-obd",
+    "kron-obs",
+    "c-obd",
+    "c-obs",
+    "taylor",
+    "bn-scale",
+    "l1",
+    "random",
+    "uniform",
+)
+
 
 def option(
     default: Any,
@@ -22,15 +36,13 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-    implemented: tuple[Any, ...] | None = None,
     identity: bool = True,
 ) -> Any:
     """Declare one option of a stage.
 
     ``key`` is its name in config.json and ``flags`` are its names on the command line (default: the field's name).
-    Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice;
-    a value that is legal but outside ``implemented`` is refused as not available yet. ``identity=False`` marks what
-    may change between a run and its resumption (where things lie, how they are shown).
+    Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice.
+    ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
     """
     metadata = {
         "help": help,
@@ -41,7 +53,6 @@ def option(
         "low": low,
         "high": high,
         "above": above,
-        "implemented": implemented,
         "identity": identity,
     }
     if isinstance(default, dict):
@@ -94,9 +105,16 @@ class DataOptions:
 class NetworkOptions:
     """The backbone and its gates."""
 
-    network: str = option("resnet", "backbone", choices=("resnet",))
-    depth: int = option(32, "layers of the backbone, 6n + 2", low=8)
+    network: str = option(
+        "resnet",
+        "resnet, preresnet, pyramidnet, vgg, or torchvision:NAME for any of torchvision's classifiers; "
+        "the last two have no residual blocks, hence no gates",
+    )
+    depth: int = option(32, "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg", low=8)
     width: int = option(64, "channels of the first stage; 64 is the published wide net, 16 the classic one", low=1)
+    bottleneck: bool = option(False, "preresnet, pyramidnet: 1x1-3x3-1x1 blocks in place of two 3x3")
+    pyramid_alpha: int = option(48, "pyramidnet: channels that all blocks together add to width", low=0)
+    shakedrop: float = option(0.0, "pyramidnet: drop probability of the last block, 0.5 in the paper", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -151,26 +169,34 @@ class CurvatureOptions:
     curvature_images: int = option(4096, "training images of the factor pass", low=2)
     moment_images: int = option(512, "training images of the exact second moments", low=2)
     ma: float = option(0.0, "moving average of the factors over batches (0: plain mean)", low=0, high=0.999)
-    sua: bool = option(True, "channel factors only (spatially uncorrelated activations)", implemented=(True,))
-    use_full_cov_a: bool = option(False, "kernel-offset factor from the full covariance", implemented=(False,))
-    use_bias: bool = option(False, "homogeneous coordinate for the bias in the input factor", implemented=(False,))
+    sua: bool = option(False, "channel factors only (spatially uncorrelated activations), no kernel-offset factor K")
+    use_full_cov_a: bool = option(
+        False, "input and offset factors from the full covariance (nearest Kronecker product), not from their moments"
+    )
+    use_bias: bool = option(
+        False, "homogeneous inputs: the bias, or the BatchNorm behind, absorbs the mean, so A - mu mu^T is scored"
+    )
     correct_eigenvalues: bool = option(
         False, "eigendamage: exact second moments in the eigenbasis instead of products of eigenvalues"
     )
-    regularization: float = option(1e-2, "damping where a factor is inverted, relative to its mean eigenvalue", above=0)
+    regularization: float = option(
+        1e-6, "damping where a factor is inverted: a share of the layer's mean eigenvalue, split by pi", above=0
+    )
 
 
 @dataclass(frozen=True)
-class PruneOptions:
-    """Stage 2: what is cut and how the rest is fine-tuned."""
+class CutOptions:
+    """Which units are cut, and how the rest is put together."""
 
-    method: str = option(
-        "fisher-tucker",
-        "fisher-tucker (Tucker decomposition in the Fisher metric) or eigendamage (scores in the Fisher eigenbasis)",
-        choices=("fisher-tucker", "eigendamage"),
+    method: str = option("fisher-tucker", "pruning method", choices=METHOD_NAMES)
+    allocation: str = option(
+        "auto",
+        "how many units go from which layer: importance (one ranking of all scores), importance_per_flop (score over "
+        "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), or auto "
+        "(the method's own)",
+        choices=("auto", "importance", "importance_per_flop", "rate_distortion"),
     )
-    pruner_id: int = option(0, "0 one process, 1 many devices", choices=(0, 1), implemented=(0,))
-    prune_ratio: float = option(0.5, "share of the directions cut in each iteration", low=0, high=1)
+    prune_ratio: float = option(0.5, "share of the units cut in each iteration", low=0, high=1)
     prune_ratio_limit: float = option(0.9, "largest share of one side of one layer that may be cut", low=0, high=0.999)
     target_flops: float | None = option(
         None, "budget instead of prune_ratio: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs)", above=0
@@ -178,20 +204,39 @@ class PruneOptions:
     target_params: float | None = option(
         None, "budget instead of prune_ratio: a share of the dense parameters if <= 1, else parameters", above=0
     )
-    max_iter: int = option(1, "iterations of cutting and fine-tuning", low=1)
+    exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
     normalize: bool = option(False, "scale each layer's scores to sum 1 before they are compared")
     allow_increase: bool = option(False, "let a layer's parameters grow where that saves FLOPs")
     decomp_method: str = option(
-        "usual", "how the core is decomposed further", choices=("usual", "tucker"), implemented=("usual",)
+        "usual",
+        "usual (the leading directions) or tucker (the best subspaces of those ranks, by orthogonal iteration)",
+        choices=("usual", "tucker"),
     )
-    use_out_dependencies: bool = option(
-        False, "channel methods: cut channels that residual sums join", implemented=(False,)
+    hooi_sweeps: int = option(5, "sweeps of the orthogonal iteration of decomp_method tucker", low=1)
+    refit_images: int = option(
+        1024, "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)", low=0
     )
-    back_ratio: float = option(0.0, "share of cut directions brought back", low=0, high=1, implemented=(0.0,))
-    pool_momentum: float = option(0.0, "momentum of the bring-back pool", low=0, high=1, implemented=(0.0,))
-    interpolation: bool = option(False, "interpolate the bring-back learning rate", implemented=(False,))
+    use_out_dependencies: bool = option(False, "channel methods: also cut channels that residual sums join")
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Stage 2: iterations, bring-back and fine-tuning."""
+
+    pruner_id: int = option(0, "0 one process; 1 many, started by torchrun, which share the curvature", choices=(0, 1))
+    max_iter: int = option(1, "iterations of cutting and fine-tuning", low=1)
+    back_ratio: float = option(0.0, "share of the removed units brought back, trained and cut again", low=0, high=1)
+    pool_momentum: float = option(
+        0.0, "momentum of the importance lost, by which layers are brought back", low=0, high=1
+    )
+    interpolation: bool = option(
+        False, "learning rate of the bring-back training: from 10 lr at compression 0 to lr at compression 1"
+    )
     epochs_start: int = option(10, "epochs of fine-tuning at compression 0", low=0)
     epochs_end: int = option(20, "epochs of fine-tuning at compression 1, linear in between", low=0)
+    fix_rotation: bool = option(False, "fine-tune the cores only, not the rotations")
+    kd_weight: float = option(0.0, "share of the loss that is distillation from the dense parent", low=0, high=1)
+    kd_temperature: float = option(4.0, "temperature of the distillation", above=0)
     rate_penalty: float = option(
         0.1,
         "weight of the FLOPs-weighted mean execution rate beside the cross-entropy (`alpha` of stages 1 and 2)",
@@ -255,6 +300,7 @@ class PruneConfig:
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.02))
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
+    cut: CutOptions = field(default_factory=CutOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)
 
 

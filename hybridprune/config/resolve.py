@@ -61,7 +61,8 @@ def _known_keys() -> set[str]:
 
 def to_json(config: SpConfig | PruneConfig | RlConfig) -> dict[str, Any]:
     """The resolved configuration with config.json's keys: reading it back gives the same configuration."""
-    return {o.key: o.default for o in _options(config)}
+    values = {o.key: o.default for o in _options(config)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def identity(config: SpConfig | PruneConfig | RlConfig) -> set[str]:
@@ -75,7 +76,7 @@ def resolve(
     """Parse ``argv`` and the configuration file into a checked copy of ``default``.
 
     ``config_path`` is the file that is read when ``--config_path`` is not given (None: no file).
-    Raises UserError on an unknown flag or key, a wrong type, or a value out of range or not available yet.
+    Raises UserError on an unknown flag or key, a wrong type, or a value out of range.
     """
     options = list(_options(default))
     arguments = vars(_parser(options, prog, description, config_path).parse_args(argv))
@@ -164,8 +165,8 @@ def _base(kind: Any) -> tuple[Any, bool]:
 
 def _kind_name(o: _Option) -> str:
     base, _ = _base(o.kind)
-    if typing.get_origin(base) is dict:
-        return "json"
+    if typing.get_origin(base) in (dict, tuple):
+        return {dict: "json", tuple: "names"}[typing.get_origin(base)]
     return {str: "text", int: "int", float: "number", bool: "bool"}[base]
 
 
@@ -176,6 +177,8 @@ def _from_text(o: _Option, raw: Any) -> Any:
         return raw
     if optional and raw.lower() == "none":
         return None
+    if typing.get_origin(base) is tuple:
+        return [name.strip() for name in raw.split(",") if name.strip()]
     try:
         return json.loads(raw) if typing.get_origin(base) is dict else base(raw)
     except ValueError:
@@ -194,6 +197,8 @@ def _check(o: _Option, value: Any, source: str) -> Any:
         value = float(value)
     if typing.get_origin(base) is dict:
         value = _points(value, source)
+    elif typing.get_origin(base) is tuple:
+        value = _names(value, source)
     elif type(value) is not base:
         hint = " (without quotes)" if isinstance(value, str) and base is not str else ""
         raise UserError(f"{source} {shown}: must be {_article(_kind_name(o))}{hint}")
@@ -206,9 +211,6 @@ def _check(o: _Option, value: Any, source: str) -> Any:
         raise UserError(f"{source} {shown}: must be finite")
     for number in value.values() if isinstance(value, dict) else [value]:
         _check_range(metadata, number, source, shown)
-    if metadata["implemented"] is not None and value not in metadata["implemented"]:
-        listed = ", ".join(json.dumps(choice) for choice in metadata["implemented"])
-        raise UserError(f"{source} {shown}: is not available in this version; use {listed}")
     return value
 
 
@@ -234,6 +236,12 @@ def _points(value: Any, source: str) -> dict[str, float]:
             f'{source} {json.dumps(value)}: must map shares of the epochs in [0, 1] to factors, e.g. {{"0.5": 0.1}}'
         )
     return points
+
+
+def _names(value: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
+        raise UserError(f'{source} {json.dumps(value)}: must be a list of names or patterns, e.g. ["backbone.conv"]')
+    return tuple(value)
 
 
 def _article(kind: str) -> str:

@@ -7,12 +7,15 @@ Dangel, Kunstner, Hennig: "BackPACK: Packing more into Backprop", ICLR 2020.
 
 from __future__ import annotations
 
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from backpack import backpack, extend
+from backpack import backpack, extend, hook_run_extensions, memory_cleanup
 from backpack.context import CTX
 from backpack.extensions.backprop_extension import FAIL_ERROR
 from backpack.extensions.firstorder.base import FirstOrderBackpropExtension, FirstOrderModuleExtension
@@ -39,17 +42,17 @@ class _LeafRule(FirstOrderModuleExtension):
     """
 
     def __call__(self, extension: Any, module: nn.Module, g_inp: Any, g_out: Any) -> None:
-        if "input0" not in vars(module):
-            raise ValueError(f"{module} ran more than once in a forward pass: its input was overwritten")
         extension.statistic(module, vars(module)["input0"].detach(), g_out[0].detach())
 
 
 class _Anchor(torch.autograd.Function):
-    """The identity, with a path to an anchor: differentiating by the anchor alone then reaches every leaf."""
+    """The identity, in place, with a path to an anchor: differentiating by the anchor alone reaches every leaf."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor) -> Tensor:
-        return x.view_as(x)
+    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
+        # neither a copy nor a view, so that the network may go on to change the output in place
+        ctx.mark_dirty(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -61,41 +64,76 @@ def observed(layers: Iterable[nn.Module], statistic: Statistic) -> Iterator[Call
     """Extend the leaves; yield ``backward(loss)``, which calls the statistic for every leaf it reaches.
 
     Only activations' gradients are computed, no ``.grad`` or ``requires_grad`` is touched, and on leaving all
-    hooks and attributes are removed. Autograd raises if a leaf's own output is modified in place; an in-place
-    ReLU after a batch norm, and in-place sums, are fine.
+    hooks and attributes are removed. The network may change a leaf's output in place.
+
+    Raises:
+        ValueError: on ``backward``, if a leaf ran twice or its input was changed after it ran.
     """
     layers = list(layers)
     anchor = torch.zeros((), requires_grad=True)
 
-    def to_anchor(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_Anchor.apply(args[0], anchor), *args[1:])  # pyright: ignore[reportReturnType]
-
     def backward(loss: Tensor) -> None:
         if loss.requires_grad:
             torch.autograd.grad(loss, anchor, allow_unused=True)
+        for layer in layers:
+            # what the loss does not depend on is still in memory
+            memory_cleanup(layer)
 
     with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(_extended(layer))
-            stack.callback(layer.register_forward_pre_hook(to_anchor).remove)
         stack.enter_context(backpack(LeafExtension(layers, statistic)))
+        for layer in layers:
+            stack.enter_context(_extended(layer, anchor))
         yield backward
 
 
 @contextmanager
-def _extended(layer: nn.Module) -> Iterator[None]:
-    """Extend one leaf, and restore it on leaving."""
-    attributes = set(vars(layer))
-    hook_kind = layer._is_full_backward_hook
-    handles = len(CTX.hook_handles)
+def _extended(layer: nn.Module, anchor: Tensor) -> Iterator[None]:
+    """Extend one leaf, with a hook on its output's gradient, and restore it on leaving.
+
+    BackPACK's full backward hook makes the output a view, which autograd forbids to change in place. A hook on
+    the output tensor runs the same extensions: it gets the gradient in the output as the leaf left it.
+    """
+    attributes, backward_hooks = set(vars(layer)), layer._backward_hooks
+    hook_kind, handles = layer._is_full_backward_hook, len(CTX.hook_handles)
     extend(layer)
     own_handles = CTX.hook_handles[handles:]
+    layer._backward_hooks = OrderedDict(
+        (key, hook) for key, hook in backward_hooks.items() if hook is not hook_run_extensions
+    )
+    watch = layer.register_forward_hook(partial(_watch_output, anchor))
     try:
         yield
     finally:
+        watch.remove()
+        layer._backward_hooks = backward_hooks
         for handle in own_handles:
             handle.remove()
             CTX.hook_handles.remove(handle)
         for name in set(vars(layer)) - attributes:
             delattr(layer, name)
         layer._is_full_backward_hook = hook_kind
+
+
+def _watch_output(anchor: Tensor, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """Forward hook, after BackPACK's own: run the extensions when the gradient in the output is known."""
+    if not torch.is_grad_enabled():
+        return None
+    # weak: the graph outlives the backward pass through a layer, its input need not
+    seen, version = weakref.ref(args[0]), args[0]._version
+
+    def run_extensions(g: Tensor) -> None:
+        x = vars(layer).get("input0")
+        if x is None or x is not seen():
+            raise ValueError(f"{layer} ran more than once in a forward pass: its input was overwritten")
+        if x._version != version:
+            raise ValueError(f"the input of {layer} was changed in place after the layer had run")
+        hook_run_extensions(layer, (), (g,))  # pyright: ignore[reportArgumentType]
+
+    # BackPACK keeps it for extensions of second order
+    del layer.output
+    if output._is_view():
+        # a linear layer's over tokens; hooks on a view are lost when it is changed in place
+        output = output.clone()
+    output = _Anchor.apply(output, anchor)  # pyright: ignore[reportAssignmentType]
+    output.register_hook(run_extensions)
+    return output

@@ -1,4 +1,4 @@
-"""Second moments of one layer's inputs, output gradients and per-image weight gradients (pure maths).
+"""Channel moments of one layer's inputs and output gradients: A, its mean and G (pure maths).
 
 Every function takes feature maps ``[B, C, H, W]``; a linear layer's inputs and gradients, ``[B, C]`` or
 ``[B, T, C]``, count as maps of size ``T x 1``. Channels-last maps are read in place, without a copy.
@@ -7,52 +7,15 @@ Every function takes feature maps ``[B, C, H, W]``; a linear layer's inputs and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-Size = int | tuple[int, int]
-
-
-class Geometry(NamedTuple):
-    """Geometry of a convolution, in the order in which `input_factor` takes it."""
-
-    kernel_size: Size = 1
-    stride: Size = 1
-    padding: Size = 0
-    dilation: Size = 1
+from hybridprune.curvature.geometry import Geometry, feature_map
 
 
-def geometry_of(layer: nn.Module) -> Geometry:
-    """Return the geometry of an ungrouped, zero-padded ``nn.Conv2d``; an ``nn.Linear`` is a 1x1 convolution.
-
-    Raises:
-        ValueError: if the layer is of another kind.
-    """
-    if isinstance(layer, nn.Linear):
-        return Geometry()
-    if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.padding_mode != "zeros":
-        raise ValueError(f"no curvature rule for {layer}: use nn.Linear or ungrouped, zero-padded nn.Conv2d")
-    kernel, dilation = _pair(layer.kernel_size), _pair(layer.dilation)
-    if layer.padding == "same":
-        total = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
-        if total[0] % 2 or total[1] % 2:
-            raise ValueError(f"no curvature rule for {layer}: its 'same' padding is not symmetric")
-        padding = (total[0] // 2, total[1] // 2)
-    else:
-        padding = (0, 0) if isinstance(layer.padding, str) else _pair(layer.padding)
-    return Geometry(kernel, _pair(layer.stride), padding, dilation)
-
-
-def feature_map(activations: Tensor) -> Tensor:
-    """View a linear layer's activations ``[B, ..., C]`` as a feature map ``[B, C, T, 1]``."""
-    return activations.reshape(len(activations), -1, activations.shape[-1]).transpose(1, 2).unsqueeze(-1)
-
-
-def input_factor(x: Tensor, kernel_size: Size = 1, stride: Size = 1, padding: Size = 0, dilation: Size = 1) -> Tensor:
+def input_factor(x: Tensor, geometry: Geometry) -> Tensor:
     """Return A ``[C_in, C_in]``: mean over images, output positions and kernel offsets of ``x_off x_off^T``.
 
     Nothing is unfolded. All windows together read the pixel of row i and column j ``n_i m_j`` times, so A is
@@ -64,11 +27,9 @@ def input_factor(x: Tensor, kernel_size: Size = 1, stride: Size = 1, padding: Si
         x: layer input ``[B, C_in, H, W]``, or ``[B, C_in]`` / ``[B, T, C_in]`` of a linear layer.
     """
     x = x if x.ndim == 4 else feature_map(x)
-    kernel, *rest = (_pair(size) for size in (kernel_size, stride, padding, dilation))
-    (rows, out_height), (columns, out_width) = (
-        _read_counts(x.shape[2 + axis], kernel[axis], *(size[axis] for size in rest)) for axis in (0, 1)
-    )
-    if rest[0] == (1, 1):
+    kernel, stride, *_ = geometry.pairs()
+    rows, columns, reads = _read_counts(x, geometry)
+    if stride == (1, 1):
         k_rows, k_columns = [kernel[0]] * len(rows), [kernel[1]] * len(columns)
         rows_short, columns_short = [kernel[0] - n for n in rows], [kernel[1] - n for n in columns]
         total = _weighted_moment(x, k_rows, k_columns)
@@ -77,7 +38,19 @@ def input_factor(x: Tensor, kernel_size: Size = 1, stride: Size = 1, padding: Si
         total += _weighted_moment(x, rows_short, columns_short)
     else:
         total = _weighted_moment(x, rows, columns)
-    return total / (len(x) * out_height * out_width * kernel[0] * kernel[1])
+    return total / (len(x) * reads)
+
+
+def input_mean(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return mu ``[C_in]``: mean over images, output positions and kernel offsets of ``x_off``; padding is 0.
+
+    Args:
+        x: layer input, as in `input_factor`.
+    """
+    x = x if x.ndim == 4 else feature_map(x)
+    rows, columns, reads = _read_counts(x, geometry)
+    weights = torch.outer(_as_tensor(rows, x), _as_tensor(columns, x))
+    return (x.sum(0) * weights).sum((1, 2)) / (len(x) * reads)
 
 
 def gradient_factor(g: Tensor, batch_size: int) -> Tensor:
@@ -94,55 +67,18 @@ def gradient_factor(g: Tensor, batch_size: int) -> Tensor:
     return _moment(g.permute(0, 2, 3, 1)) * (batch_size / (g.shape[2] * g.shape[3]))
 
 
-def weight_gradients(x: Tensor, g: Tensor, geometry: Geometry, batch_size: int) -> Tensor:
-    """Return each image's own gradient in the weight, ``[b, C_out, C_in, kh, kw]`` or ``[b, C_out, C_in]``.
-
-    Args:
-        x: layer input, as in `input_factor`.
-        g: gradient of the mean loss in the layer's output, as in `gradient_factor`.
-        batch_size: B, the number of images over which the loss is a mean.
-    """
-    if x.ndim != 4:
-        return weight_gradients(feature_map(x), feature_map(g), geometry, batch_size)[..., 0, 0]
-    gradients = torch.stack(list(_offset_gradients(x, g * batch_size, geometry)), dim=-1)
-    return gradients.unflatten(-1, _pair(geometry.kernel_size))
-
-
-def sum_squared_weight_gradients(x: Tensor, g: Tensor, geometry: Geometry, batch_size: int, chunk: int) -> Tensor:
-    """Return the sum over images of the squares of `weight_gradients`, ``[C_out, C_in, kh, kw]``.
-
-    Memory is bounded by the gradients of ``chunk`` images at one kernel offset. Takes feature maps only.
-    """
-    kernel = _pair(geometry.kernel_size)
-    total = x.new_zeros(kernel[0] * kernel[1], g.shape[1], x.shape[1])
-    for x_chunk, g_chunk in zip(x.split(chunk), g.split(chunk), strict=True):
-        for offset, gradients in enumerate(_offset_gradients(x_chunk, g_chunk * batch_size, geometry)):
-            total[offset] += gradients.square_().sum(0)
-    return total.permute(1, 2, 0).unflatten(-1, kernel)
-
-
-def _offset_gradients(x: Tensor, g: Tensor, geometry: Geometry) -> Iterator[Tensor]:
-    """Yield the per-image weight gradients ``[b, C_out, C_in]`` of one kernel offset after the other."""
-    assert len(x) == len(g)
-    kernel, stride, padding, dilation = (_pair(size) for size in geometry)
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
-    height, width = g.shape[2:]
-    for top in range(0, kernel[0] * dilation[0], dilation[0]):
-        for left in range(0, kernel[1] * dilation[1], dilation[1]):
-            read = padded[:, top :: stride[0], left :: stride[1]][:, :height, :width]
-            yield g.flatten(2) @ read.flatten(1, 2)
-
-
-def _read_counts(length: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[list[int], int]:
-    """Return how many (output position, offset) pairs read each coordinate of an axis; the output length."""
-    out_length = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-    counts = [0] * length
-    for position in range(out_length):
-        for offset in range(kernel):
-            read = stride * position + dilation * offset - padding
+def _read_counts(x: Tensor, geometry: Geometry) -> tuple[list[int], list[int], int]:
+    """Return how often each row and each column is read, and the number of (output position, offset) pairs."""
+    padding, counts, reads = geometry.pairs()[2], [], 1
+    for axis in (0, 1):
+        length = x.shape[2 + axis]
+        coordinates = [read - padding[axis] for offset in geometry.reads(axis, length) for read in offset]
+        counts.append([0] * length)
+        reads *= len(coordinates)
+        for read in coordinates:
             if 0 <= read < length:
-                counts[read] += 1
-    return counts, out_length
+                counts[axis][read] += 1
+    return counts[0], counts[1], reads
 
 
 def _weighted_moment(x: Tensor, row_weights: list[int], column_weights: list[int]) -> Tensor:
@@ -157,7 +93,7 @@ def _weighted_moment(x: Tensor, row_weights: list[int], column_weights: list[int
         if len({weights[index] for index in used}) == 1:
             scale *= weights[used[0]]
         else:
-            roots = torch.tensor([weights[index] for index in used], dtype=x.dtype, device=x.device).sqrt()
+            roots = _as_tensor([weights[index] for index in used], x).sqrt()
             pixels = pixels * roots.view([-1 if a == axis else 1 for a in range(4)])
     return _moment(pixels) * scale
 
@@ -171,5 +107,5 @@ def _moment(pixels: Tensor) -> Tensor:
     return torch.bmm(rows.mT, rows).sum(0)
 
 
-def _pair(size: Size | tuple[int, ...]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _as_tensor(weights: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(weights, dtype=like.dtype, device=like.device)

@@ -40,7 +40,7 @@ class Evaluation:
 
     @property
     def block_rates(self) -> list[float]:
-        """Execution rate of each gated block."""
+        """Execution rate of each gated block; none without gates."""
         return self.decisions.double().mean(0).tolist()
 
     def routed_summary(self, cost: NetworkCost) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             "loss": self.loss,
             "expected_macs": cost.expected_macs(rates),
-            "mean_rate": sum(rates) / len(rates),
+            "mean_rate": sum(rates) / len(rates) if rates else 1.0,
             "block_rates": rates,
         }
 

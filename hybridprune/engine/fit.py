@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
+from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.objective import Objective
 from hybridprune.engine.schedule import factor
@@ -65,6 +66,10 @@ class Fit:
     device: torch.device
     log_interval: int
     compile: bool = False
+    lr_factor: float = 1.0
+    """This training's learning rate over that of ``optim``; not part of the saved state."""
+    frozen: Collection[str] = ()
+    """Names of the parameters of ``net`` that are not trained."""
     gate_lr_factor: float = 1.0
     """The gates' learning rate over the backbone's."""
     gate_grad_norm: float | None = None
@@ -75,18 +80,23 @@ class Fit:
     """Puts the network into the mode of a training step."""
 
     def __post_init__(self) -> None:
+        # A group may be empty: not every network has gates.
         self._optimizer = torch.optim.SGD(
             [
-                {"params": list(self.net.backbone.parameters()), "factor": 1.0},
-                {"params": list(self.net.gate.parameters()), "factor": self.gate_lr_factor},
+                {"params": self._trained("backbone"), "factor": 1.0},
+                {"params": self._trained("gate"), "factor": self.gate_lr_factor},
             ],
-            lr=self.optim.lr,
+            lr=self.optim.lr * self.lr_factor,
             momentum=self.optim.momentum,
             weight_decay=self.optim.weight_decay,
             nesterov=self.optim.momentum > 0,
         )
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
         self._sums: dict[str, Tensor] = {}
+
+    def _trained(self, part: str) -> list[nn.Parameter]:
+        named = self.net.get_submodule(part).named_parameters(prefix=part)
+        return [parameter for name, parameter in named if name not in self.frozen]
 
     def __call__(self, progress: Progress, state: dict[str, Any] | None) -> Progress:
         """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
@@ -98,7 +108,11 @@ class Fit:
             self._load(state)
         self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
         forward = torch.compile(self.net) if self.compile else self.net
-        with deferred_interrupt() as interrupted, SummaryWriter(str(self.run.path / "tb")) as writer:
+        with (
+            frozen_parameters(self.net, self.frozen),
+            deferred_interrupt() as interrupted,
+            SummaryWriter(str(self.run.path / "tb")) as writer,
+        ):
             if progress.epoch == 0 and progress.step == 0:
                 self._finish_epoch(progress, writer, {})
             while progress.epoch < self.epochs:
@@ -152,12 +166,13 @@ class Fit:
         self._scaler.scale(loss).backward()
         if self.gate_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self.net.gate.parameters(), self.gate_grad_norm)
+            nn.utils.clip_grad_norm_(list(self.net.gate.parameters()), self.gate_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
     def _set_lr(self, share: float) -> None:
-        lr = self.optim.lr * factor(self.optim.scheduler_id, self.optim.scheduler_params, share)
+        scheduled = factor(self.optim.scheduler_id, self.optim.scheduler_params, share)
+        lr = self.optim.lr * self.lr_factor * scheduled
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 

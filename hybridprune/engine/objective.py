@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
+from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import NetworkCost
 
 
@@ -33,25 +34,32 @@ class Objective(Protocol):
 class Supervised:
     """Cross-entropy + ``rate_penalty`` x the mean over images of ``sum_j w_j a_j`` (SkipNet, section 3.3).
 
-    ``w_j`` is a block's avoidable share of the backbone's FLOPs.
+    ``w_j`` is a block's avoidable share of the backbone's FLOPs. With ``distillation``, part of the cross-entropy
+    gives way to the teacher.
     """
 
     block_shares: Tensor
     """``w [N]``"""
     rate_penalty: float
+    distillation: Distillation | None = None
 
     @staticmethod
-    def of(cost: NetworkCost, rate_penalty: float, device: torch.device) -> Supervised:
+    def of(
+        cost: NetworkCost, rate_penalty: float, device: torch.device, distillation: Distillation | None = None
+    ) -> Supervised:
         """The objective for a network of this cost."""
-        return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty)
+        return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty, distillation)
 
     def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         routed = forward(batch.images)
         cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels)
         rate = (routed.decisions.float() @ self.block_shares).mean()
         accuracy = (routed.logits.argmax(1) == batch.labels).float().mean()
-        loss = cross_entropy + self.rate_penalty * rate
-        metrics = {"cross_entropy": cross_entropy, "accuracy": accuracy, "rate": routed.decisions.float().mean()}
+        metrics = {"cross_entropy": cross_entropy, "accuracy": accuracy, "rate": routed.mean_rate}
+        loss = cross_entropy
+        if self.distillation is not None:
+            loss, metrics["distillation"] = self.distillation(batch.images, routed.logits, cross_entropy)
+        loss = loss + self.rate_penalty * rate
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.errors import UserError
+from hybridprune.models.skipnet import GatedNetwork, RoutingState
+
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class NetworkCost:
     """Cost of one image. FLOPs are 2 x MACs of convolutions and linear layers, rotations and gates included."""
 
     fixed_macs: int
-    """Backbone work that always runs: stem, block 0, the projections, the classifier."""
+    """Backbone work that always runs: stem, block 0, the shortcuts, the head; all of a network without gates."""
     block_macs: tuple[int, ...]
     """Avoidable work of the gated blocks 1..N."""
     gate_macs: tuple[int, ...]
@@ -43,35 +51,117 @@ class NetworkCost:
 
 
 def module_macs(net: nn.Module, input_size: int) -> dict[str, int]:
-    """MACs of one ``[1, 3, input_size, input_size]`` image in each convolution, linear layer and LSTM cell, by name."""
-    meta = copy.deepcopy(net).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        meta(torch.empty(1, 3, input_size, input_size, device="meta"))
-    counts = counter.get_flop_counts()
-    root = type(net).__name__
-    leaves = {name for name, module in meta.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear, nn.LSTMCell))}
-    macs = {name: sum(counts.get(f"{root}.{name}", {}).values()) // 2 for name in leaves}
-    total = counter.get_total_flops() // 2
-    assert sum(macs.values()) == total, f"{total - sum(macs.values())} MACs lie outside the known layers"
-    return macs
+    """MACs of one ``[1, 3, input_size, input_size]`` image in each convolution, linear layer and LSTM cell, by name.
+
+    Matrix products elsewhere (attention, say) are together under ``"other"``, where there are any. Works on any
+    module: see `count_module`.
+    """
+    return _somewhere(net, lambda copied: _macs_by_layer(copied, _image(copied, input_size)))
+
+
+def count_module(model: nn.Module, example: Tensor) -> tuple[int, int]:
+    """MACs of ``model(example)`` for one input ``[1, ...]``, and the number of its parameters.
+
+    Nothing is computed where the model runs on the meta device; where it does not, a copy of it really runs once in
+    eval mode, on its own device. (There, torch counts no recurrent layer.)
+    """
+    assert len(example) == 1, f"the example is a batch of {len(example)}, the MACs are those of one input"
+    macs = _somewhere(model, lambda copied: _macs(lambda: copied(example.to(_device(copied)))))
+    return macs, sum(p.numel() for p in model.parameters())
 
 
 def count(net: GatedNetwork, input_size: int) -> NetworkCost:
-    """Count a gated network on the meta device: nothing is computed, so it takes no time."""
-    macs = module_macs(net, input_size)
-    avoidable = []
-    for i in range(1, net.num_gates + 1):
-        block = f"backbone.blocks.{i}."
-        avoidable.append(
-            sum(m for n, m in macs.items() if n.startswith(block) and not n.startswith(block + "projection"))
-        )
-    shared = sum(m for n, m in macs.items() if n.startswith(("gate.cell", "gate.score"))) // max(net.num_gates, 1)
-    gates = tuple(macs[f"gate.embeddings.{i}"] + shared for i in range(net.num_gates))
-    backbone = sum(m for n, m in macs.items() if n.startswith("backbone."))
+    """Count a gated network on the meta device: nothing is computed, so it takes no time.
+
+    Raises UserError if the network cannot take images of this size.
+    """
+    try:
+        return _somewhere(net, lambda copied: _cost(copied, input_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--resize {input_size}: the network cannot take images of this size ({reason})") from error
+
+
+def _cost(net: GatedNetwork, input_size: int) -> NetworkCost:
+    """Walk the routing's steps, counting each by itself: what ``skip`` needs runs for every image."""
+    always: list[int] = []
+    blocks: list[int] = []
+    gates: list[int] = []
+    state, macs = _counted(lambda: net.start(_image(net, input_size)))
+    always.append(macs)
+    hidden = None
+    for i in range(net.num_gates):
+        x, block = state.features, net.block(state.blocks_done)
+        (_, hidden), macs = _counted(partial(net.gate, i, net.observe(state), hidden))
+        gates.append(macs)
+        skipped, macs = _counted(partial(block.skip, x))
+        always.append(macs)
+        executed, macs = _counted(partial(block.execute, x, skipped))
+        blocks.append(macs)
+        state = RoutingState(executed, state.blocks_done + 1)
+    always.append(_macs(lambda: net.finish(state)))
     return NetworkCost(
-        fixed_macs=backbone - sum(avoidable),
-        block_macs=tuple(avoidable),
-        gate_macs=gates,
+        fixed_macs=sum(always),
+        block_macs=tuple(blocks),
+        gate_macs=tuple(gates),
         backbone_params=sum(p.numel() for p in net.backbone.parameters()),
         gate_params=sum(p.numel() for p in net.gate.parameters()),
     )
+
+
+def _somewhere(net: M, measure: Callable[[M], T]) -> T:
+    """Measure an eval-mode copy of ``net`` on the meta device or, if it does not run there, on its own."""
+    with torch.no_grad():
+        try:
+            return measure(copy.deepcopy(net).to("meta").eval())
+        except Exception:  # whatever foreign code raises when its tensors hold no values
+            return measure(copy.deepcopy(net).eval())
+
+
+def _counted(run: Callable[[], T]) -> tuple[T, int]:
+    """What ``run`` returns, and its MACs."""
+    with FlopCounterMode(display=False) as counter, _plain_attention():
+        result = run()
+    return result, counter.get_total_flops() // 2
+
+
+def _macs(run: Callable[[], object]) -> int:
+    return _counted(run)[1]
+
+
+def _macs_by_layer(net: nn.Module, example: Tensor) -> dict[str, int]:
+    with FlopCounterMode(display=False) as counter, _plain_attention():
+        net(example)
+    counts = counter.get_flop_counts()
+    root = type(net).__name__
+    macs: dict[str, int] = {}
+    for name, module in net.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer in macs)
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.LSTMCell)) and not inside:
+            macs[name] = sum(counts.get(f"{root}.{name}" if name else root, {}).values()) // 2
+    rest = counter.get_total_flops() // 2 - sum(macs.values())
+    if rest:
+        macs["other"] = macs.get("other", 0) + rest
+    return macs
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Without fused transformer layers and attention kernels: the counter does not see the work of all of them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _image(net: nn.Module, input_size: int) -> Tensor:
+    """A blank image ``[1, 3, input_size, input_size]`` of the network's type, on its device."""
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+    return torch.zeros(1, 3, input_size, input_size, device=_device(net), dtype=dtype)
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The factored convolution ``W = Q_out . core . Q_in^T``, run as rotation -> core -> rotation."""
+"""Factored layers ``W = Q_out . core . Q_in^T``, run as rotation -> core -> rotation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FactoredConv2d(nn.Module):
         assert conv.groups == 1 and (rank_in is not None or rank_out is not None)
         options: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         bias = conv.bias is not None
-        pointwise = conv.kernel_size == (1, 1)
+        pointwise = is_pointwise(conv)
         self.subsample = (int(conv.stride[0]), int(conv.stride[1])) if pointwise else (1, 1)
         self.rotate_in = (
             nn.Identity() if rank_in is None else nn.Conv2d(conv.in_channels, rank_in, 1, bias=False, **options)
@@ -50,9 +50,52 @@ class FactoredConv2d(nn.Module):
         return self.rotate_out(self.core(self.rotate_in(x)))
 
 
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether the convolution reads just the pixels at its stride, which can then be picked before anything runs."""
+    return conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "valid", "same")
+
+
+class FactoredLinear(nn.Module):
+    """The same for a linear layer; the core is a matrix."""
+
+    def __init__(self, linear: nn.Linear, rank_in: int | None, rank_out: int | None) -> None:
+        """A factored layer of the shape of ``linear``; its weights are left uninitialised."""
+        super().__init__()
+        assert rank_in is not None or rank_out is not None
+        options: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        bias = linear.bias is not None
+        self.rotate_in = (
+            nn.Identity() if rank_in is None else nn.Linear(linear.in_features, rank_in, bias=False, **options)
+        )
+        self.core = nn.Linear(
+            linear.in_features if rank_in is None else rank_in,
+            linear.out_features if rank_out is None else rank_out,
+            bias=bias and rank_out is None,
+            **options,
+        )
+        self.rotate_out = (
+            nn.Identity() if rank_out is None else nn.Linear(rank_out, linear.out_features, bias=bias, **options)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rotate_out(self.core(self.rotate_in(x)))
+
+
+FactoredLayer = FactoredConv2d | FactoredLinear
+
+
+def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None) -> FactoredLayer:
+    """The factored form of a dense layer's geometry, weights uninitialised; ValueError if the layer has none."""
+    if isinstance(layer, nn.Conv2d):
+        return FactoredConv2d(layer, rank_in, rank_out)
+    if isinstance(layer, nn.Linear):
+        return FactoredLinear(layer, rank_in, rank_out)
+    raise ValueError(f"a {type(layer).__name__} has no factored form")
+
+
 @dataclass(frozen=True)
 class FactorEdit:
-    """One edit of a network: convolution ``layer`` becomes factored with these ranks (None: no such rotation)."""
+    """One edit of a network: ``layer`` becomes factored with these ranks (None: no such rotation)."""
 
     layer: str
     rank_in: int | None
@@ -74,28 +117,45 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:
+    """The edits that make the factored layers of ``model``, in its own order."""
+    return tuple(
+        FactorEdit(name, *form(module)) for name, module in model.named_modules() if isinstance(module, FactoredLayer)
+    )
+
+
+def form(layer: FactoredLayer) -> tuple[int | None, int | None]:
+    """Ranks of the input and the output side; None where there is no rotation."""
+    rank_out, rank_in = layer.core.weight.shape[:2]
+    return (
+        None if isinstance(layer.rotate_in, nn.Identity) else int(rank_in),
+        None if isinstance(layer.rotate_out, nn.Identity) else int(rank_out),
+    )
+
+
 def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
     """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers.
 
-    Raises ValueError if an edit names no convolution.
+    Raises ValueError if an edit names no convolution and no linear layer.
     """
     for edit in edits:
         try:
-            conv = model.get_submodule(edit.layer)
+            layer = model.get_submodule(edit.layer)
         except AttributeError:
-            conv = None
-        if not isinstance(conv, nn.Conv2d):
-            raise ValueError(f"an edit of {edit.layer!r}, which is no convolution of the network")
-        replace_module(model, edit.layer, FactoredConv2d(conv, edit.rank_in, edit.rank_out))
+            layer = None
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise ValueError(f"an edit of {edit.layer!r}, which is no convolution or linear layer of the network")
+        replace_module(model, edit.layer, factored(layer, edit.rank_in, edit.rank_out))
 
 
 @torch.no_grad()
-def fill(layer: FactoredConv2d, rotate_out: Tensor | None, core: Tensor, rotate_in: Tensor | None) -> None:
-    """Set a factored layer's weights: ``[C_out, r_out]``, ``[r_out, r_in, k, k]``, ``[r_in, C_in]``; None: absent."""
-    layer.core.weight.copy_(core)
+def fill(layer: FactoredLayer, rotate_out: Tensor | None, core: Tensor, rotate_in: Tensor | None) -> None:
+    """Set a factored layer's weights: ``[C_out, r_out]``, ``[r_out, r_in, kh, kw]``, ``[r_in, C_in]``; None: absent."""
+    assert layer.core.weight.shape[:2] == core.shape[:2]
+    layer.core.weight.copy_(core.reshape(layer.core.weight.shape))
     for rotation, values in ((layer.rotate_out, rotate_out), (layer.rotate_in, rotate_in)):
-        if isinstance(rotation, nn.Conv2d):
-            assert values is not None and rotation.weight.shape[:2] == values.shape
-            rotation.weight.copy_(values[:, :, None, None])
-        else:
+        if isinstance(rotation, nn.Identity):
             assert values is None
+        else:
+            assert values is not None and rotation.weight.shape[:2] == values.shape
+            rotation.weight.copy_(values.reshape(rotation.weight.shape))

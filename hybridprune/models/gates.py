@@ -14,12 +14,14 @@ class RecurrentGate(nn.Module):
     """SkipNet's recurrent gate (Wang et al. 2018, section 3.1): one LSTM cell shared by all gates.
 
     Gate ``i`` sees the globally pooled output ``[B, C_i]`` of block ``i`` through its own linear embedding and
-    gives the logit ``[B]`` of executing block ``i + 1``.
+    gives the logit ``[B]`` of executing block ``i + 1``. Without gates (no ``channels``) it has no parameters.
     """
 
     def __init__(self, channels: Sequence[int], size: int = 10) -> None:
         super().__init__()
         self.embeddings = nn.ModuleList(nn.Linear(c, size) for c in channels)
+        if not channels:
+            return
         self.cell = nn.LSTMCell(size, size)
         self.score = nn.Linear(size, 1)
         # Open at first (probability about 0.88): a network whose blocks were never trained together cannot recover.

@@ -45,9 +45,7 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, classes: int) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise UserError(f"--depth {depth}: a CIFAR ResNet has 6n + 2 layers, e.g. 20, 32, 44, 56 or 110")
-        per_stage = (depth - 2) // 6
+        per_stage = blocks_per_stage(depth, "CIFAR ResNet")
         self.conv = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.blocks = nn.ModuleList()
@@ -58,9 +56,7 @@ class ResNet(nn.Module):
                 self.blocks.append(BasicBlock(channels, width << stage, stride))
                 channels = width << stage
         self.classifier = nn.Linear(channels, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions(self)
 
     @property
     def block_channels(self) -> list[int]:
@@ -80,3 +76,20 @@ class ResNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
+
+
+def blocks_per_stage(depth: int, network: str, bottleneck: bool = False) -> int:
+    """``n`` of a network with 3 stages of n blocks: depth 6n + 2, with bottlenecks 9n + 2; UserError otherwise."""
+    layers = 9 if bottleneck else 6
+    if depth < layers + 2 or (depth - 2) % layers:
+        examples = "29, 47, 110, 164 or 272" if bottleneck else "20, 32, 44, 56 or 110"
+        kind = " with --bottleneck" if bottleneck else ""
+        raise UserError(f"--depth {depth}: a {network}{kind} has {layers}n + 2 layers, e.g. {examples}")
+    return (depth - 2) // layers
+
+
+def initialise_convolutions(net: nn.Module) -> None:
+    """Draw the convolutions' weights as He et al. 2015, fan out."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

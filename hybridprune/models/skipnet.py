@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.gates import Hidden, RecurrentGate, greedy, straight_through
-from hybridprune.models.resnet import BasicBlock, ResNet
 
 Mode = Literal["masked", "executed"]
 
@@ -29,10 +29,18 @@ class Routed(NamedTuple):
     decisions: Tensor
     """``[B, N]`` in {0, 1}"""
 
+    @property
+    def mean_rate(self) -> Tensor:
+        """Mean execution rate (0-d); 1 where there is no gate: all is executed."""
+        return self.decisions.float().mean() if self.decisions.numel() else self.logits.new_ones(())
+
 
 @dataclass(frozen=True)
 class RoutingState:
-    """Between two blocks: the features ``[B, C, H, W]`` and how many blocks are behind us."""
+    """Between two blocks: the features ``[B, C, H, W]`` and how many blocks are behind us.
+
+    Without blocks, the images themselves.
+    """
 
     features: Tensor
     blocks_done: int
@@ -41,28 +49,37 @@ class RoutingState:
 class GatedNetwork(nn.Module):
     """``backbone`` with a gate after each block but the last; block 0 always runs.
 
+    A module that is no `Backbone` has no blocks and so no gates (N = 0): it is run as it is.
+
     *masked* computes every block for every image and blends by the decision (training); *executed* runs a block on
     the images that chose it only (inference). Both give the same logits for the same decisions.
     """
 
-    def __init__(self, backbone: ResNet) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.gate = RecurrentGate(backbone.block_channels[:-1])
+        # Any: beyond the protocol, backbones have layers of their own.
+        self.backbone: Any = backbone
+        self._has_blocks = isinstance(backbone, Backbone)
+        self.gate = RecurrentGate(backbone.block_channels[:-1] if isinstance(backbone, Backbone) else ())
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the backbone, gated or not."""
+        return len(self.backbone.blocks) if self._has_blocks else 0
 
     @property
     def num_gates(self) -> int:
         """N, the number of gated blocks."""
-        return len(self.backbone.blocks) - 1
+        return max(self.num_blocks - 1, 0)
 
-    def block(self, index: int) -> BasicBlock:
+    def block(self, index: int) -> ResidualBlock:
         """Block ``index`` of the backbone."""
-        block = self.backbone.blocks[index]
-        assert isinstance(block, BasicBlock)
-        return block
+        return self.backbone.blocks[index]
 
     def start(self, images: Tensor) -> RoutingState:
         """Run the stem and block 0 on ``[B, 3, H, W]`` images."""
+        if not self._has_blocks:
+            return RoutingState(images, 0)
         return RoutingState(self.block(0)(self.backbone.stem(images)), 1)
 
     def observe(self, state: RoutingState) -> Tensor:
@@ -85,8 +102,8 @@ class GatedNetwork(nn.Module):
 
     def finish(self, state: RoutingState) -> Tensor:
         """Logits ``[B, classes]`` after the last block."""
-        assert state.blocks_done == len(self.backbone.blocks)
-        return self.backbone.head(state.features)
+        assert state.blocks_done == self.num_blocks
+        return self.backbone.head(state.features) if self._has_blocks else self.backbone(state.features)
 
     def forward(self, images: Tensor, decisions: Tensor | None = None, mode: Mode = "masked") -> Routed:
         """Route ``[B, 3, H, W]`` images; ``decisions [B, N]`` in {0, 1} overrule the gates.
@@ -106,10 +123,14 @@ class GatedNetwork(nn.Module):
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)
             taken.append(decision)
-        return Routed(self.finish(state), torch.stack(gate_logits, 1), torch.stack(taken, 1))
+        logits = self.finish(state)
+        if not taken:
+            none = logits.new_empty(len(logits), 0)
+            return Routed(logits, none, none)
+        return Routed(logits, torch.stack(gate_logits, 1), torch.stack(taken, 1))
 
 
-def _execute_chosen(block: BasicBlock, x: Tensor, decision: Tensor) -> Tensor:
+def _execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
     """Run ``block`` on the images whose decision is 1; copy nothing when all or none are."""
     chosen = decision.nonzero().squeeze(1)
     skipped = block.skip(x)

@@ -2,51 +2,166 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridprune.models.factored import FactorEdit, apply_edits
+from torch import nn
+
+from hybridprune.config import NetworkOptions
+from hybridprune.errors import UserError
+from hybridprune.models.edits import Edit, apply_edits, edit_from_json
+from hybridprune.models.preresnet import PreResNet
+from hybridprune.models.pyramidnet import PyramidNet
 from hybridprune.models.resnet import ResNet
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.torchvision_nets import build_torchvision, check_torchvision_name, torchvision_classifiers
+from hybridprune.models.vgg import VGG
 
-BACKBONES: Mapping[str, Callable[[int, int, int], ResNet]] = {"resnet": ResNet}
-"""Registry: name -> builder from depth, width and number of classes."""
+TORCHVISION = "torchvision:"
+"""What the names of torchvision's classifiers begin with."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a network of the registry is built from its specification."""
+
+    build: Callable[[NetworkSpec], nn.Module]
+    reads: tuple[str, ...]
+    """The fields of NetworkSpec that shape it, beside ``classes``."""
+    gated: bool = True
+    """Whether it has residual blocks."""
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "resnet": Architecture(lambda s: ResNet(s.depth, s.width, s.classes), ("depth", "width")),
+    "preresnet": Architecture(
+        lambda s: PreResNet(s.depth, s.width, s.classes, s.bottleneck), ("depth", "width", "bottleneck")
+    ),
+    "pyramidnet": Architecture(
+        lambda s: PyramidNet(s.depth, s.width, s.classes, s.pyramid_alpha, s.bottleneck, s.shakedrop),
+        ("depth", "width", "pyramid_alpha", "bottleneck", "shakedrop"),
+    ),
+    "vgg": Architecture(lambda s: VGG(s.depth, s.width, s.classes), ("depth", "width"), gated=False),
+}
+"""Registry, beside torchvision's classifiers."""
+
+_IN_LABELS = {
+    "width": "w{}",
+    "pyramid_alpha": "a{}",
+    "bottleneck": "bottleneck",
+    "shakedrop": "shakedrop{:g}",
+}
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A gated network's architecture."""
+    """A gated network's architecture. What its network does not read is kept and has no effect."""
 
     network: str
     depth: int
     width: int
     classes: int
-    edits: tuple[FactorEdit, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    bottleneck: bool = False
+    pyramid_alpha: int = 48
+    shakedrop: float = 0.0
+
+    @staticmethod
+    def of(options: NetworkOptions, classes: int) -> NetworkSpec:
+        """The unpruned network that the options ask for.
+
+        Raises UserError if there is no such network, or if it does not read one of the options given.
+        """
+        reads = _architecture(options.network).reads
+        for name in ("bottleneck", "pyramid_alpha", "shakedrop"):
+            if name not in reads and getattr(options, name) != getattr(NetworkOptions, name):
+                readers = " or ".join(network for network, known in ARCHITECTURES.items() if name in known.reads)
+                raise UserError(
+                    f"--{name} {getattr(options, name)}: --network {options.network} does not read it; leave it out, "
+                    f"or use {readers}"
+                )
+        return NetworkSpec(classes=classes, **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The fields that shape this network, by name, beside its classes and edits."""
+        return {name: getattr(self, name) for name in _architecture(self.network).reads}
+
+    @property
+    def label(self) -> str:
+        """A short name for folders and tables, e.g. resnet32-w64 or torchvision_resnet50."""
+        arguments = self.arguments
+        parts = [self.network.replace(":", "_") + str(arguments.pop("depth", ""))]
+        return "-".join(parts + [_IN_LABELS[name].format(value) for name, value in arguments.items() if value])
+
+    def __str__(self) -> str:
+        arguments = self.arguments
+        depth = f"-{arguments.pop('depth')}" if "depth" in arguments else ""
+        return ", ".join([self.network + depth, *(f"{name} {value}" for name, value in arguments.items())])
 
     def build(self) -> GatedNetwork:
-        """A freshly initialised network of this architecture."""
-        net = GatedNetwork(BACKBONES[self.network](self.depth, self.width, self.classes))
+        """A freshly initialised network of this architecture; UserError if its arguments make none."""
+        net = GatedNetwork(_architecture(self.network).build(self))
         apply_edits(net, self.edits)
         return net
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
-        return {
-            "network": self.network,
-            "depth": self.depth,
-            "width": self.width,
-            "classes": self.classes,
-            "edits": [edit.to_json() for edit in self.edits],
-        }
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "edits": [edit.to_json() for edit in self.edits]}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> NetworkSpec:
-        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
-        if record["network"] not in BACKBONES:
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else.
+
+        Fields younger than the record take their defaults.
+        """
+        if not is_network(record["network"]):
             raise ValueError(f"unknown network {record['network']!r}")
-        for name in ("depth", "width", "classes"):
-            if not isinstance(record[name], int):
-                raise TypeError(f"{name} is {record[name]!r}, not a whole number")
-        edits = tuple(FactorEdit.from_json(edit) for edit in record["edits"])
-        return NetworkSpec(record["network"], record["depth"], record["width"], record["classes"], edits)
+        fields = {f.name: f.default for f in dataclasses.fields(NetworkSpec)}
+        if unknown := sorted(record.keys() - fields.keys()):
+            raise ValueError(f"unknown field {unknown[0]!r}")
+        values = {
+            name: record[name] if default is dataclasses.MISSING else record.get(name, default)
+            for name, default in fields.items()
+        }
+        for name in ("depth", "width", "classes", "pyramid_alpha"):
+            if type(values[name]) is not int:
+                raise TypeError(f"{name} is {values[name]!r}, not a whole number")
+        if type(values["bottleneck"]) is not bool:
+            raise TypeError(f"bottleneck is {values['bottleneck']!r}, not true or false")
+        if type(values["shakedrop"]) not in (int, float):
+            raise TypeError(f"shakedrop is {values['shakedrop']!r}, not a number")
+        values["edits"] = tuple(edit_from_json(edit) for edit in record["edits"])
+        return NetworkSpec(**values)
+
+
+def gated_networks() -> list[str]:
+    """The names of the networks that have residual blocks, hence gates."""
+    return [name for name, architecture in ARCHITECTURES.items() if architecture.gated]
+
+
+def is_network(name: object) -> bool:
+    """Whether ``name`` names a network."""
+    if not isinstance(name, str):
+        return False
+    return name in ARCHITECTURES or name.removeprefix(TORCHVISION) in (
+        torchvision_classifiers() if name.startswith(TORCHVISION) else ()
+    )
+
+
+def _architecture(name: str) -> Architecture:
+    """The network called ``name``; UserError, listing what there is, for another name."""
+    if name.startswith(TORCHVISION):
+        check_torchvision_name(name.removeprefix(TORCHVISION))
+        return Architecture(lambda s: build_torchvision(name.removeprefix(TORCHVISION), s.classes), (), gated=False)
+    if name not in ARCHITECTURES:
+        close = difflib.get_close_matches(name.lower(), ARCHITECTURES, n=1)
+        raise UserError(
+            f"--network {name}: must be one of {', '.join(ARCHITECTURES)} or torchvision:NAME"
+            + (f", did you mean {close[0]}?" if close else "")
+        )
+    return ARCHITECTURES[name]

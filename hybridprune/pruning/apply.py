@@ -1,4 +1,4 @@
-"""Surgery: give a network the forms of a plan."""
+"""Surgery: give a network's layers the forms and ranks of a plan."""
 
 from __future__ import annotations
 
@@ -7,41 +7,37 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, fill, replace_module
-from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.pruning.decompose import Decomposition, Factors
-from hybridprune.pruning.forms import DENSE
+from hybridprune.models.factored import factored, fill, replace_module
+from hybridprune.pruning.directions import Decomposition, Factors
+from hybridprune.pruning.forms import DENSE, Ranks
 from hybridprune.pruning.layers import PrunableLayer
-from hybridprune.pruning.plan import LayerPlan
 
 
 @torch.no_grad()
-def apply_plan(
-    net: GatedNetwork,
+def apply_ranks(
+    model: nn.Module,
     layers: Sequence[PrunableLayer],
     decompositions: Mapping[str, Decomposition],
-    plan: Sequence[LayerPlan],
-) -> tuple[FactorEdit, ...]:
-    """Replace the planned layers of ``net`` in place; returns all edits by which it differs from the unpruned one.
+    ranks: Mapping[str, Ranks],
+    sweeps: int = 0,
+) -> None:
+    """Give every layer of ``model`` its ranks, in place; ``sweeps`` as in ``Decomposition.truncate``.
 
     Layers whose form does not change are left as they are, to the bit.
     """
-    edits = []
-    for layer, planned in zip(layers, plan, strict=True):
-        assert layer.name == planned.name
-        if planned.ranks != layer.form:
-            replace_module(net, layer.name, _rebuilt(layer, decompositions[layer.name], planned))
-        if planned.ranks != DENSE:
-            edits.append(FactorEdit(layer.name, planned.ranks.rank_in, planned.ranks.rank_out))
-    return tuple(edits)
+    for layer in layers:
+        if ranks[layer.name] != layer.form:
+            rebuilt = _rebuilt(layer, decompositions[layer.name], ranks[layer.name], sweeps)
+            replace_module(model, layer.name, rebuilt)
 
 
-def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, planned: LayerPlan) -> nn.Module:
-    rank_in, rank_out = planned.ranks
+def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, sweeps: int) -> nn.Module:
+    rank_in, rank_out = ranks
+    full = layer.directions
+    assert full.rank_in is not None and full.rank_out is not None
     # A side that ends without a rotation loses nothing: all of its directions are kept.
     factors = decomposition.truncate(
-        layer.conv.out_channels if rank_out is None else rank_out,
-        layer.conv.in_channels if rank_in is None else rank_in,
+        full.rank_out if rank_out is None else rank_out, full.rank_in if rank_in is None else rank_in, sweeps
     )
     merged = merge(layer, factors)
     outline = _outline(layer)
@@ -50,23 +46,23 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, planned: LayerP
         core = torch.einsum("rskl,si->rikl", core, merged.rotate_in)
     if rank_out is None:
         core = torch.einsum("or,rikl->oikl", merged.rotate_out, core)
-    if planned.ranks == DENSE:
-        outline.weight.copy_(core)
+    if ranks == DENSE:
+        outline.weight.copy_(core.reshape(outline.weight.shape))
         if layer.bias is not None and outline.bias is not None:
             outline.bias.copy_(layer.bias)
         return outline
-    module = FactoredConv2d(outline, rank_in, rank_out)
-    rotate_out = None if rank_out is None else merged.rotate_out
-    fill(module, rotate_out, core, None if rank_in is None else merged.rotate_in)
+    module = factored(outline, rank_in, rank_out)
+    rotate_in = None if rank_in is None else merged.rotate_in
+    fill(module, None if rank_out is None else merged.rotate_out, core, rotate_in)
     if layer.bias is not None:
         last = module.core if rank_out is None else module.rotate_out
         assert isinstance(last.bias, Tensor)
         last.bias.copy_(layer.bias)
-    return module.to(memory_format=_memory_format(layer.conv.weight))  # type: ignore[call-overload]
+    return module.to(memory_format=_memory_format(layer.leaf.weight))  # type: ignore[call-overload]
 
 
 def merge(layer: PrunableLayer, factors: Factors) -> Factors:
-    """The factors of ``layer.conv`` joined with the rotations that the layer has already: those of the whole layer."""
+    """The factors of ``layer.leaf`` joined with the rotations that the layer has already: those of the whole layer."""
     rotate_in, rotate_out = factors.rotate_in, factors.rotate_out
     if layer.rotate_in is not None:
         rotate_in = rotate_in @ layer.rotate_in.to(rotate_in)
@@ -75,23 +71,26 @@ def merge(layer: PrunableLayer, factors: Factors) -> Factors:
     return Factors(rotate_out, factors.core, rotate_in)
 
 
-def _outline(layer: PrunableLayer) -> nn.Conv2d:
-    """A dense convolution of the whole layer's geometry."""
-    conv = layer.conv
+def _outline(layer: PrunableLayer) -> nn.Conv2d | nn.Linear:
+    """A dense layer of the whole layer's geometry."""
+    leaf, shape = layer.leaf, layer.shape
+    options = {"bias": layer.bias is not None, "device": leaf.weight.device, "dtype": leaf.weight.dtype}
+    if isinstance(leaf, nn.Linear):
+        return nn.Linear(shape.in_channels, shape.out_channels, **options)
     return nn.Conv2d(
-        layer.shape.in_channels,
-        layer.shape.out_channels,
-        (int(conv.kernel_size[0]), int(conv.kernel_size[1])),
+        shape.in_channels,
+        shape.out_channels,
+        (int(leaf.kernel_size[0]), int(leaf.kernel_size[1])),
         stride=layer.stride,
-        padding=conv.padding,  # type: ignore[arg-type]
-        dilation=(int(conv.dilation[0]), int(conv.dilation[1])),
-        bias=layer.bias is not None,
-        padding_mode=conv.padding_mode,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
+        padding=leaf.padding,  # type: ignore[arg-type]
+        dilation=(int(leaf.dilation[0]), int(leaf.dilation[1])),
+        padding_mode=leaf.padding_mode,
+        **options,
     )
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:
+    if weight.ndim != 4:
+        return torch.contiguous_format
     channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,93 +1,152 @@
-"""The prunable convolutions of a network, factored or not, in the coordinates of their cores."""
+"""The layers of any network whose directions can be cut, factored or not, in the coordinates of their cores."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactoredConv2d
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.curvature.geometry import geometry_of
+from hybridprune.models.factored import FactoredLayer, form, is_pointwise
 from hybridprune.pruning.forms import ConvShape, Ranks
 
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """A convolution of the backbone. ``conv`` is the convolution itself or the core of its factored form."""
+    """A convolution or linear layer. ``leaf`` is the layer itself or the core of its factored form."""
 
     name: str
-    conv: nn.Conv2d
+    leaf: nn.Conv2d | nn.Linear
     shape: ConvShape
     form: Ranks
     """The form it has now."""
     rotate_in: Tensor | None
-    """``[r_in, C_in]`` in front of ``conv``, or None"""
+    """``[r_in, C_in]`` in front of ``leaf``, or None"""
     rotate_out: Tensor | None
-    """``[C_out, r_out]`` behind ``conv``, or None"""
+    """``[C_out, r_out]`` behind ``leaf``, or None"""
     bias: Tensor | None
     stride: tuple[int, int]
     """Of the whole layer."""
 
     @property
+    def weight(self) -> Tensor:
+        """The weight of ``leaf`` as ``[r_out, r_in, kh, kw]``; a linear layer is a 1x1 convolution."""
+        weight = self.leaf.weight.detach()
+        return weight if weight.ndim == 4 else weight[:, :, None, None]
+
+    @property
     def directions(self) -> Ranks:
-        """Input and output channels of ``conv``: what can still be cut."""
-        return Ranks(self.conv.in_channels, self.conv.out_channels)
+        """Input and output channels of ``leaf``: what can still be cut."""
+        return Ranks(self.weight.shape[1], self.weight.shape[0])
 
 
-def prunable_layers(net: GatedNetwork, input_size: int) -> list[PrunableLayer]:
-    """All convolutions of the backbone in forward order; gates and classifier are not pruned."""
-    convs: dict[str, nn.Conv2d | FactoredConv2d] = {}
-    for name, module in net.named_modules():
-        if isinstance(module, FactoredConv2d) or (
-            isinstance(module, nn.Conv2d) and not isinstance(net.get_submodule(name.rpartition(".")[0]), FactoredConv2d)
-        ):
-            convs[name] = module
-    sizes = _map_sizes(net, list(convs), input_size)
-    return [_layer(name, module, *sizes[name]) for name, module in convs.items() if name.startswith("backbone.")]
+@dataclass
+class _Call:
+    """What a layer read and wrote in the example's forward pass, over all of its calls."""
+
+    count: int = 0
+    in_positions: int = 0
+    out_positions: int = 0
 
 
-def _layer(name: str, module: nn.Conv2d | FactoredConv2d, in_positions: int, out_positions: int) -> PrunableLayer:
-    if isinstance(module, nn.Conv2d):
-        conv, rotate_in, rotate_out, bias = module, None, None, module.bias
-        subsample = (1, 1)
+def prunable_layers(
+    model: nn.Module, run: Callable[[], object], exclude: Sequence[str] = ("gate.*",)
+) -> list[PrunableLayer]:
+    """All layers with a Kronecker-factored Fisher that run exactly once, in the model's order.
+
+    Left alone are grouped convolutions, padding other than with zeros, layers that run several times or never in
+    ``run`` (which passes one image through ``model``), weights that are shared or computed, subclasses of the plain
+    layers, whose forward pass is unknown, and names that match one of the patterns ``exclude``.
+    """
+    calls = _trace(model, run)
+    users = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    found: list[PrunableLayer] = []
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside or any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        if isinstance(module, FactoredLayer):
+            inside |= set(module.modules())
+            leaf: nn.Module = module.core
+        else:
+            leaf = module
+        if type(leaf) not in (nn.Conv2d, nn.Linear) or users[id(leaf.weight)] > 1 or calls[module].count != 1:
+            continue
+        try:
+            geometry_of(leaf)
+        except ValueError:
+            continue
+        found.append(_layer(name, module, calls[module]))
+    return found
+
+
+def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
+    """MACs of every convolution and linear layer, by name, when ``run`` passes one image through ``model``."""
+    calls = _trace(model, run)
+    return {
+        name: calls[module].out_positions * module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+
+
+def _layer(name: str, module: nn.Module, call: _Call) -> PrunableLayer:
+    ranks, rotate_in, rotate_out, subsample = Ranks(None, None), None, None, (1, 1)
+    if isinstance(module, FactoredLayer):
+        ranks = Ranks(*form(module))
+        rotate_in, rotate_out = _matrix(module.rotate_in), _matrix(module.rotate_out)
+        subsample = getattr(module, "subsample", (1, 1))
+        leaf, last = module.core, (module.core if rotate_out is None else module.rotate_out)
     else:
-        subsample = module.subsample
-        conv, rotate_in, rotate_out = module.core, _matrix(module.rotate_in), _matrix(module.rotate_out)
-        bias = module.rotate_out.bias if isinstance(module.rotate_out, nn.Conv2d) else module.core.bias
-    area = conv.weight[0, 0].numel()
+        leaf = last = module
+    assert isinstance(leaf, nn.Conv2d | nn.Linear) and isinstance(last, nn.Conv2d | nn.Linear)
+    stride = (int(leaf.stride[0]), int(leaf.stride[1])) if isinstance(leaf, nn.Conv2d) else (1, 1)
+    pointwise = isinstance(leaf, nn.Linear) or is_pointwise(leaf)
     shape = ConvShape(
-        in_channels=conv.in_channels if rotate_in is None else rotate_in.shape[1],
-        out_channels=conv.out_channels if rotate_out is None else rotate_out.shape[0],
-        kernel_area=area,
-        in_positions=out_positions if area == 1 else in_positions,
-        out_positions=out_positions,
-        bias=bias is not None,
+        in_channels=leaf.weight.shape[1] if rotate_in is None else rotate_in.shape[1],
+        out_channels=leaf.weight.shape[0] if rotate_out is None else rotate_out.shape[0],
+        kernel_area=leaf.weight[0, 0].numel(),
+        in_positions=call.out_positions if pointwise else call.in_positions,
+        out_positions=call.out_positions,
+        bias=last.bias is not None,
     )
-    form = Ranks(None if rotate_in is None else conv.in_channels, None if rotate_out is None else conv.out_channels)
-    stride = (int(conv.stride[0]) * subsample[0], int(conv.stride[1]) * subsample[1])
-    return PrunableLayer(name, conv, shape, form, rotate_in, rotate_out, bias, stride)
+    stride = (stride[0] * subsample[0], stride[1] * subsample[1])
+    return PrunableLayer(name, leaf, shape, ranks, rotate_in, rotate_out, last.bias, stride)
 
 
 def _matrix(rotation: nn.Module) -> Tensor | None:
-    return rotation.weight.detach().flatten(1) if isinstance(rotation, nn.Conv2d) else None
+    return None if isinstance(rotation, nn.Identity) else rotation.get_parameter("weight").detach().flatten(1)
 
 
 @torch.no_grad()
-def _map_sizes(net: GatedNetwork, names: list[str], input_size: int) -> dict[str, tuple[int, int]]:
-    """Input and output positions of the named layers for one image, found on the meta device."""
-    meta = copy.deepcopy(net).to("meta").eval()
-    sizes: dict[str, tuple[int, int]] = {}
+def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call]:
+    """Calls and positions of one image in every convolution, linear and factored layer."""
+    calls = {m: _Call() for m in model.modules()}
 
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-            sizes[name] = (args[0].shape[2] * args[0].shape[3], y.shape[2] * y.shape[3])
+    def record(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        call, spatial = calls[module], isinstance(module, nn.Conv2d) or (y.ndim == 4 and not _linear(module))
+        axis = 1 if spatial else -1
+        call.count += 1
+        call.in_positions += args[0][:1].numel() // args[0].shape[axis]
+        call.out_positions += y[:1].numel() // y.shape[axis]
 
-        return record
+    kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
+    hooks = [m.register_forward_hook(record) for m in calls if isinstance(m, kinds)]
+    modes = [(m, m.training) for m in calls]
+    model.eval()
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return calls
 
-    for name in names:
-        meta.get_submodule(name).register_forward_hook(recorder(name))
-    meta(torch.empty(1, 3, input_size, input_size, device="meta"))
-    return sizes
+
+def _linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or isinstance(getattr(module, "core", None), nn.Linear)

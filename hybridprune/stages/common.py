@@ -76,12 +76,14 @@ def load_images(options: DataOptions) -> Dataset:
 
 
 def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -> RunSpec:
-    """The specification of a new run of ``stage`` on this data, with the unpruned network."""
-    spec = NetworkSpec(network.network, network.depth, network.width, len(dataset.classes))
+    """The specification of a new run of ``stage`` on this data, with the unpruned network.
+
+    Raises UserError if the options name no network.
+    """
     return RunSpec(
         stage=stage,
         run_id=uuid.uuid4().hex,
-        network=spec,
+        network=NetworkSpec.of(network, len(dataset.classes)),
         class_names=dataset.classes,
         input_size=size,
         mean=dataset.mean,
@@ -210,8 +212,7 @@ def open_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[RunFolder, Run
     A resumed run keeps its specification, whose edits may have grown.
     """
     config = invocation.config
-    network = spec.network
-    name = f"{spec.dataset}-{network.network}{network.depth}-w{network.width}-{spec.stage}-seed{config.run.seed}"
+    name = f"{spec.dataset}-{spec.network.label}-{spec.stage}-seed{config.run.seed}"
     experiment = Path(config.run.result_dir) / config.run.exp_name
     run, resumed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
     if resumed and (run.path / "spec.json").is_file():
@@ -310,8 +311,7 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
 
 def show_plan(stage: str, spec: RunSpec, images: Images, cost: NetworkCost, lines: list[str]) -> None:
     """What ``--dry-run`` prints."""
-    network = spec.network
-    print(f"stage {stage}: {network.network}-{network.depth}, width {network.width}, {network.classes} classes")
+    print(f"stage {stage}: {spec.network}, {spec.network.classes} classes")
     print(
         f"  {len(images.split.train)} training, {len(images.split.validation)} validation, "
         f"{len(images.dataset.test)} test images of {spec.dataset} at {spec.input_size} x {spec.input_size}"

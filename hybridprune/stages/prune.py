@@ -1,26 +1,36 @@
-"""Stage 2: cut in the eigenbasis of the Fisher, fine-tune, and so on until the last iteration."""
+"""Stage 2: cut by a method of pruning/, fine-tune, and so on until the last iteration."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hybridprune.config import Invocation, PruneConfig, PruneOptions, resolve, to_json
+from hybridprune.config import Invocation, PruneConfig, resolve, to_json
+from hybridprune.engine.distill import Distillation
 from hybridprune.engine.fit import Fit, Progress
+from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Supervised
+from hybridprune.engine.processes import (
+    local_device,
+    process_group,
+    receive_text,
+    send_text,
+    share_weights,
+    world_size,
+)
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import NetworkCost, count
-from hybridprune.models.factored import FactorEdit
+from hybridprune.measure.cost import count
+from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.pruning.apply import apply_plan
-from hybridprune.pruning.decompose import Decomposition
-from hybridprune.pruning.layers import PrunableLayer, prunable_layers
-from hybridprune.pruning.plan import Budget, Candidate, Cut, InfeasibleBudget, LayerPlan
-from hybridprune.pruning.score import decompose_layers
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.pruning.proposal import Proposal
+from hybridprune.pruning.space import Cost
 from hybridprune.stages.common import (
     Images,
     Parent,
@@ -35,12 +45,11 @@ from hybridprune.stages.common import (
     show_result,
     to_device,
 )
+from hybridprune.stages.cutting import CutState, Cutting, layer_channels, plan_lines
 from hybridprune.stages.sp import routed_accuracy
 from hybridprune.store.run_folder import RunFolder, RunSpec, load_weights
-from hybridprune.store.seeds import generator
 
-DESCRIPTION = "Stage 2: static pruning in the Kronecker-factored eigenbasis of the Fisher, with fine-tuning."
-CURVATURE_BATCH = 128
+DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tuning."
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,164 +62,152 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
-    """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
+    """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run).
+
+    Of several processes (``pruner_id`` 1) the first does so, the others help to measure and return None.
+    """
     config = invocation.config
-    device = device_of(config.run.device)
+    if world_size() > 1 and config.stage.pruner_id == 0:
+        raise UserError(f"--pruner_id 0: is one process, torchrun has started {world_size()}; use --pruner_id 1")
+    device = local_device(device_of(config.run.device))
     dataset = load_images(config.data)
     wanted = describe("prune", dataset, config.data.resize, config.network)
     parent = Parent.load(config, wanted, "sp", also=("prune",))
     spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
     images = Images.of(dataset, parent.split(), config, device)
-    stage = _Stage(config, images, parent.result["dense"], device)
     net = to_device(parent.net, device, config.optim.channels_last)
-    if invocation.dry_run:
-        plan = stage.cut(net, phase=0)[2]
-        lines = [
-            f"{p.name}: input rank {p.ranks.rank_in or 'full'}, output rank {p.ranks.rank_out or 'full'}" for p in plan
-        ]
-        show_plan("prune", spec, images, count(net, spec.input_size), ["plan of the first iteration:", *lines])
-        return None
+    before = count(net, spec.input_size)
+    cutting = Cutting(
+        config,
+        images,
+        parent.result["dense"],
+        Cost(before.backbone_macs, before.backbone_params),
+        layer_channels(unpruned(spec.network)),
+    )
+    stage = _Stage(config, images, cutting, Distillation.of(net, config.stage.kd_weight, config.stage.kd_temperature))
+    with process_group(device) as rank:
+        if rank > 0:
+            stage.help()
+            return None
+        if invocation.dry_run:
+            proposal = stage.propose(net, spec.network, 0)
+            kept, _ = cutting.decide(proposal, 0, CutState())
+            show_plan("prune", spec, images, before, plan_lines(proposal, kept))
+            result = None
+        else:
+            result = _prune(invocation, stage, spec, net, parent)
+        send_text("", device)
+        return result
 
-    folder, spec, _ = open_run(invocation, spec)
+
+def unpruned(network: NetworkSpec) -> GatedNetwork:
+    """The architecture before any edit, on the meta device."""
+    with torch.device("meta"):
+        return dataclasses.replace(network, edits=()).build()
+
+
+def _prune(
+    invocation: Invocation[PruneConfig], stage: _Stage, spec: RunSpec, net: GatedNetwork, parent: Parent
+) -> dict[str, Any]:
+    config, images = invocation.config, stage.images
+    folder, spec, resumed = open_run(invocation, spec)
     if folder.finished:
         result = folder.read_json("result.json")
         show_result(folder, result)
         return result
     folder.write_json("split.json", images.split.to_json())
-    progress, state = saved_progress(folder)
-    if state is None:
-        spec, fit = stage.begin(folder, spec, net, progress)
+    progress, saved = saved_progress(folder)
+    if saved is None:
+        try:
+            spec, fit = stage.begin(folder, spec, net, progress, CutState())
+        except UserError:
+            if not resumed:
+                # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
+                shutil.rmtree(folder.path)
+            raise
     else:
-        edits = tuple(FactorEdit.from_json(edit) for edit in json.loads(state["extra"])["edits"])
-        spec, net = _with_edits(spec, edits, device, config)
+        extra = json.loads(saved["extra"])
+        network = NetworkSpec.from_json({**spec.network.to_json(), "edits": extra["edits"]})
+        spec, net = dataclasses.replace(spec, network=network), stage.place(network.build())
         folder.write_json("spec.json", spec.to_json())
-        fit = stage.fit(folder, net, edits)
-    epochs = 0
+        fit = stage.fit(folder, spec, net, progress.phase, CutState(**extra["cut"]))
     while True:
-        progress = fit(progress, state)
-        state, epochs = None, fit.epochs
+        progress = fit(progress, saved)
+        saved, state = None, CutState(**fit.extra_state["cut"])
         load_weights(fit.net, folder.model_file)
-        if progress.phase + 1 >= config.stage.max_iter:
+        if progress.phase + 1 >= stage.cutting.phases:
             break
         progress = progress.next_phase()
-        spec, fit = stage.begin(folder, spec, fit.net, progress)
-    result = finish(folder, spec, config, fit.net, images, progress, epochs, parent, {"iterations": progress.phase + 1})
+        spec, fit = stage.begin(folder, spec, fit.net, progress, state)
+    more = {"iterations": config.stage.max_iter, "method": config.cut.method}
+    result = finish(folder, spec, config, fit.net, images, progress, fit.epochs, parent, more)
     show_result(folder, result)
     return result
 
 
-def _with_edits(
-    spec: RunSpec, edits: tuple[FactorEdit, ...], device: torch.device, config: PruneConfig
-) -> tuple[RunSpec, GatedNetwork]:
-    network = dataclasses.replace(spec.network, edits=edits)
-    return dataclasses.replace(spec, network=network), to_device(network.build(), device, config.optim.channels_last)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Stage:
     config: PruneConfig
     images: Images
-    dense: dict[str, int]
-    """Parameters and MACs of the unpruned backbone, which shares refer to."""
-    device: torch.device
+    cutting: Cutting
+    distillation: Distillation | None
 
-    def begin(self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, progress: Progress) -> tuple[RunSpec, Fit]:
-        """Cut ``net`` in place for iteration ``progress.phase`` and save that as the start of its fine-tuning."""
-        layers, decompositions, plan = self.cut(net, progress.phase)
-        edits = apply_plan(net, layers, decompositions, plan)
+    def place(self, net: GatedNetwork) -> GatedNetwork:
+        """The network on this process's device."""
+        return to_device(net, self.images.device, self.config.optim.channels_last)
+
+    def propose(self, net: GatedNetwork, network: NetworkSpec, phase: int) -> Proposal:
+        """Measure ``net`` together with the other processes, if there are any."""
+        send_text(json.dumps({"network": network.to_json(), "phase": phase}), self.images.device)
+        share_weights(net)
+        return self.cutting.propose(net, phase)
+
+    def help(self) -> None:
+        """What every process but the first does: its share of each measurement, until there are no more."""
+        while text := receive_text(self.images.device):
+            task = json.loads(text)
+            net = self.place(NetworkSpec.from_json(task["network"]).build())
+            share_weights(net)
+            self.cutting.propose(net, task["phase"])
+
+    def begin(
+        self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, progress: Progress, state: CutState
+    ) -> tuple[RunSpec, Fit]:
+        """Cut ``net`` in place for this phase and save that as the start of its fine-tuning."""
+        proposal = self.propose(net, spec.network, progress.phase)
+        kept, state = self.cutting.decide(proposal, progress.phase, state)
+        proposal.apply(kept)
         self.images.recalibrate(net)
-        fit = self.fit(folder, net, edits)
+        network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
+        spec = dataclasses.replace(spec, network=network)
+        fit = self.fit(folder, spec, net, progress.phase, state)
         fit.save(progress)
-        spec = dataclasses.replace(spec, network=dataclasses.replace(spec.network, edits=edits))
         folder.write_json("spec.json", spec.to_json())
-        cost = count(net, spec.input_size)
+        cost, dense = count(net, spec.input_size), self.cutting.dense
         say(
-            f"iteration {progress.phase + 1}/{self.config.stage.max_iter}: "
-            f"{cost.backbone_macs / self.dense['macs']:.1%} of the dense FLOPs, "
-            f"{cost.backbone_params / self.dense['params']:.1%} of the parameters; {fit.epochs} epochs"
+            f"cut {progress.phase + 1}/{self.cutting.phases}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
+            f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {fit.epochs} epochs"
         )
         return spec, fit
 
-    def cut(
-        self, net: GatedNetwork, phase: int
-    ) -> tuple[list[PrunableLayer], dict[str, Decomposition], list[LayerPlan]]:
-        """Curvature, scores and the plan of one iteration; changes nothing."""
-        config, options = self.config, self.config.stage
-        layers = prunable_layers(net, config.data.resize)
-        decompositions = decompose_layers(
-            net,
-            layers,
-            options.method,
-            config.curvature,
-            lambda images, purpose: self.images.sample(images, CURVATURE_BATCH, f"{purpose}/{phase}"),
-            generator(config.run.seed, "labels", phase),
-        )
-        cost = count(net, config.data.resize)
-        cut = Cut(
-            candidates=[
-                Candidate(x.name, x.shape, x.form, decompositions[x.name].in_scores, decompositions[x.name].out_scores)
-                for x in layers
-            ],
-            other_macs=cost.backbone_macs - sum(x.shape.macs(x.form) for x in layers),
-            other_params=cost.backbone_params - sum(x.shape.params(x.form) for x in layers),
-            limit=options.prune_ratio_limit,
-            normalize=options.normalize,
-            allow_increase=options.allow_increase,
-        )
-        return layers, decompositions, self._plan(cut, cost, phase)
-
-    def _plan(self, cut: Cut, cost: NetworkCost, phase: int) -> list[LayerPlan]:
-        options = self.config.stage
-        if options.target_flops is None and options.target_params is None:
-            return cut.at_ratio(options.prune_ratio)
-        remaining = options.max_iter - phase
-        macs = _step(_absolute_macs(options, self.dense), cost.backbone_macs, remaining)
-        params = _step(_absolute_params(options, self.dense), cost.backbone_params, remaining)
-        try:
-            return cut.at_budget(Budget(macs, params))
-        except InfeasibleBudget as floor:
-            raise UserError(
-                f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "
-                f"--prune_ratio_limit {options.prune_ratio_limit} allows; the floor is "
-                f"{floor.macs / self.dense['macs']:.4f} of the FLOPs ({2 * floor.macs:,}) and "
-                f"{floor.params / self.dense['params']:.4f} of the parameters ({floor.params:,})"
-            ) from floor
-
-    def fit(self, folder: RunFolder, net: GatedNetwork, edits: tuple[FactorEdit, ...]) -> Fit:
+    def fit(self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, phase: int, state: CutState) -> Fit:
         """The fine-tuning of a cut network."""
         config, options = self.config, self.config.stage
-        cost = count(net, config.data.resize)
-        compression = 1 - cost.backbone_params / self.dense["params"]
+        cost = count(net, spec.input_size)
+        compression = 1 - cost.backbone_params / self.cutting.dense["params"]
         epochs = options.epochs_start + (options.epochs_end - options.epochs_start) * compression
         return Fit(
             run=folder,
             net=net,
-            objective=Supervised.of(cost, options.rate_penalty, self.device),
+            objective=Supervised.of(cost, options.rate_penalty, self.images.device, self.distillation),
             batches=self.images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),
             optim=config.optim,
             epochs=max(0, round(epochs)),
-            device=self.device,
+            device=self.images.device,
             log_interval=config.run.log_interval,
             compile=config.compiler.compile,
-            extra_state={"edits": [edit.to_json() for edit in edits]},
+            lr_factor=self.cutting.lr_factor(phase, compression),
+            frozen=rotation_parameters(net) if options.fix_rotation else (),
+            extra_state={"edits": [edit.to_json() for edit in spec.network.edits], "cut": state.to_json()},
         )
-
-
-def _step(target: float | None, now: int, remaining: int) -> float | None:
-    """This iteration's budget on a geometric path to the target."""
-    return None if target is None else min(now * (target / now) ** (1 / remaining), now)
-
-
-def _absolute_macs(options: PruneOptions, dense: dict[str, int]) -> float | None:
-    target = options.target_flops
-    if target is None:
-        return None
-    return target * dense["macs"] if target <= 1 else target / 2
-
-
-def _absolute_params(options: PruneOptions, dense: dict[str, int]) -> float | None:
-    target = options.target_params
-    if target is None:
-        return None
-    return target * dense["params"] if target <= 1 else target

@@ -14,8 +14,10 @@ from hybridprune.config import Invocation, RlConfig, resolve, to_json
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
+from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import gated_networks
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.stages.common import (
     Images,
@@ -51,6 +53,11 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     dataset = load_images(config.data)
     wanted = describe("rl", dataset, config.data.resize, config.network)
     parent = Parent.load(config, wanted, "prune", also=("sp", "rl"))
+    if parent.net.num_gates == 0:
+        raise UserError(
+            f"--network {config.network.network}: has no residual blocks to skip, hence no gates; "
+            f"use {', '.join(gated_networks())}"
+        )
     spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
     images = Images.of(dataset, parent.split(), config, device)
     net = to_device(parent.net, device, config.optim.channels_last)

@@ -79,8 +79,8 @@ def runs_under(folder: Path) -> Iterator[RunFolder]:
 def find_parent(result_dir: Path, wanted: RunSpec, stage: str) -> RunFolder:
     """The newest finished run of ``stage`` that matches ``wanted``.
 
-    It has the same data set, backbone, depth and width. Raises UserError if there is none, or if those that match
-    differ in their seeds.
+    It has the same data set and, but for edits, the same network. Raises UserError if there is none, or if those that
+    match differ in their seeds.
     """
     matches: list[tuple[float, int, RunFolder]] = []
     others: list[str] = []
@@ -130,10 +130,11 @@ def named_parent(checkpoint_file: Path, wanted: RunSpec, stages: Collection[str]
 
 def _difference(spec: RunSpec, wanted: RunSpec) -> str | None:
     """What keeps ``spec`` from being a parent of ``wanted``, in words, or None."""
+    if spec.network.network != wanted.network.network:
+        return f"network {spec.network.network}, not {wanted.network.network}"
+    arguments = wanted.network.arguments
     for label, there, here in (
-        ("network", spec.network.network, wanted.network.network),
-        ("depth", spec.network.depth, wanted.network.depth),
-        ("width", spec.network.width, wanted.network.width),
+        *((name, there, arguments[name]) for name, there in spec.network.arguments.items()),
         ("data set", spec.dataset, wanted.dataset),
         ("input size", spec.input_size, wanted.input_size),
     ):

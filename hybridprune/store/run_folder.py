@@ -121,8 +121,7 @@ class RunFolder:
 
     def save_weights(self, name: str, net: torch.nn.Module) -> None:
         """Save the weights as safetensors, atomically."""
-        tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-        write_atomic(self.path / name, lambda temporary: save_file(tensors, temporary))
+        save_weights(net, self.path / name)
 
     def load_network(self) -> tuple[GatedNetwork, RunSpec]:
         """Rebuild the selected network on the CPU and load its weights strictly.
@@ -178,6 +177,13 @@ class RunFolder:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+def save_weights(net: torch.nn.Module, path: Path) -> None:
+    """Save the weights as safetensors, atomically."""
+    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.curvature.geometry import Geometry
+
+GEOMETRIES = [
+    Geometry(3, 1, 1),
+    Geometry(1),
+    Geometry(1, 2),
+    Geometry(3, 2, 1),
+    Geometry(3, 1, 0),
+    Geometry(5, 1, 2),
+    Geometry(3, 1, 2, 2),
+    Geometry((3, 1), (1, 2), (1, 0)),
+    Geometry((2, 3), (2, 1), (0, 2), (1, 2)),
+    Geometry(7, 3, 3),
+]
+
 
 class Residual(nn.Module):
     """Block with in-place ReLU, in-place sum and strided projection; its branch can be masked per image."""
@@ -65,9 +80,7 @@ def residual_net(seed: int = 0) -> ResidualNet:
 
 
 def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
 def random_batch(size: int, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -100,3 +113,10 @@ def inputs_and_output_gradients(
     loss = F.cross_entropy(model(images), labels, reduction="sum")
     hook.remove()
     return seen[0], torch.autograd.grad(loss, seen[1])[0]
+
+
+def unfolded(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return the input that each output position reads at each offset, ``[B, S, k^2, C]``."""
+    kernel_size, stride, padding, dilation = geometry
+    columns = F.unfold(x, kernel_size, dilation=dilation, padding=padding, stride=stride)
+    return columns.unflatten(1, (x.shape[1], -1)).permute(0, 3, 2, 1)

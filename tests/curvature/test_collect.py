@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
-from hybridprune.curvature.factors import geometry_of
+from hybridprune.curvature.geometry import Geometry, geometry_of
+from hybridprune.curvature.offsets import nearest_kronecker_product
 from hybridprune.errors import UserError
 
 from .nets import (
@@ -16,38 +17,41 @@ from .nets import (
     per_image_gradients,
     random_batch,
     residual_net,
+    unfolded,
 )
 from .test_factors import unfolded_input_factor
 
 
-def factors_of(model: nn.Module, batches, fisher_type="exp", moving_average=0.0, seed=0):
+def factors_of(model: nn.Module, batches, fisher_type="exp", moving_average=0.0, seed=0, **options):
     return collect_factors(
         model,
         leaves(model),
         batches,
         fisher_type=fisher_type,
         moving_average=moving_average,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
+        **options,
     )
 
 
-def moments_of(model: nn.Module, batches, bases=None, fisher_type="exp", seed=0, chunk=32):
+def moments_of(model: nn.Module, batches, bases=None, fisher_type="exp", seed=0, chunk=32, **options):
     return collect_second_moments(
         model,
         leaves(model),
         batches,
         bases=bases,
         fisher_type=fisher_type,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
+        **options,
         chunk=chunk,
     )
 
 
-def bases_of(model: nn.Module, batches) -> dict[str, tuple[Tensor, Tensor]]:
+def bases_of(model: nn.Module, batches) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
     found = {}
     for name, layer in factors_of(model, batches).items():
         basis = eigenbasis(layer.input_factor, layer.gradient_factor)
-        found[name] = basis.q_out, basis.q_in
+        found[name] = basis.q_out, basis.q_in, None
     return found
 
 
@@ -55,6 +59,11 @@ def brute_force_gradient_factor(model: nn.Module, layer: nn.Module, images: Tens
     _, g = inputs_and_output_gradients(model, layer, images, labels)
     vectors = g.movedim(1, -1).flatten(0, -2)
     return torch.einsum("nc,nd->cd", vectors, vectors) / len(vectors)
+
+
+def windows_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's input at each output position and offset, ``[B, S, k^2, C]``."""
+    return unfolded(x, geometry_of(layer)) if isinstance(layer, nn.Conv2d) else x[:, None, None]
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -79,6 +88,48 @@ def test_factors_in_a_residual_network_equal_brute_force(name: str):
     expected_g = brute_force_gradient_factor(model, layer, images, labels)
     torch.testing.assert_close(actual.gradient_factor, expected_g)
     assert actual.positions == positions
+    windows = windows_of(layer, x)
+    torch.testing.assert_close(actual.input_mean, windows.mean((0, 1, 2)))
+    assert actual.offset_factor is None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("use_full_cov_a", [False, True])
+def test_offset_factors_in_a_residual_network_equal_brute_force(name: str, use_full_cov_a: bool):
+    model, (images, labels) = residual_net(), random_batch(10)
+    layer = model.get_submodule(name)
+    batches = [(images[:6], labels[:6]), (images[6:], labels[6:])]
+    actual = factors_of(model, batches, sua=False, use_full_cov_a=use_full_cov_a)[name]
+    plain = factors_of(model, batches)[name]
+
+    x, _ = inputs_and_output_gradients(model, layer, images, labels)
+    windows = windows_of(layer, x).flatten(0, 1)
+    offsets = windows.shape[1]
+    torch.testing.assert_close(actual.gradient_factor, plain.gradient_factor)
+    torch.testing.assert_close(actual.input_mean, plain.input_mean)
+    if offsets == 1:
+        torch.testing.assert_close(actual.input_factor, plain.input_factor)
+        assert actual.offset_factor is None
+        return
+    assert actual.offset_factor is not None
+    if use_full_cov_a:
+        vectors = windows.transpose(1, 2).flatten(1)
+        a, k = nearest_kronecker_product(vectors.T @ vectors / len(vectors), offsets)
+        torch.testing.assert_close(actual.input_factor, a)
+        torch.testing.assert_close(actual.offset_factor, k)
+        assert not torch.allclose(actual.input_factor, plain.input_factor, rtol=1e-3)
+    else:
+        moment = torch.einsum("noc,npc->op", windows, windows)
+        torch.testing.assert_close(actual.input_factor, plain.input_factor)
+        torch.testing.assert_close(actual.offset_factor, moment * offsets / moment.trace())
+
+
+def test_full_covariance_is_of_no_account_without_an_offset_factor():
+    model, batch = residual_net(), random_batch(4)
+    plain, full = factors_of(model, [batch]), factors_of(model, [batch], use_full_cov_a=True)
+    for name in LAYERS:
+        assert torch.equal(full[name].input_factor, plain[name].input_factor)
+        assert full[name].offset_factor is None
 
 
 def test_factors_in_single_precision_keep_five_digits():
@@ -100,10 +151,55 @@ def test_second_moments_equal_per_image_gradients_in_the_eigenbasis(name: str):
     moments = moments_of(model, [(images[:5], labels[:5]), (images[5:], labels[5:])], bases, chunk=2)[name]
 
     (dw,) = per_image_gradients(model, [weights_of(model)[name]], images, labels)
-    q_out, q_in = bases[name]
+    q_out, q_in, _ = bases[name]
     rotated = torch.einsum("po,npi...,iq->noq...", q_out, dw, q_in)
     torch.testing.assert_close(moments.entries, rotated.square().mean(0))
     assert moments.trace == pytest.approx(dw.square().sum().item() / len(images), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("with_offsets", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_second_moments_with_every_option_equal_per_image_gradients(name, centred: bool, with_offsets: bool, dtype):
+    model, (images, labels) = residual_net(), random_batch(7)
+    factors = factors_of(model, [(images, labels)], sua=False)
+    layer = model.get_submodule(name)
+    (dw,) = per_image_gradients(model, [layer.get_parameter("weight")], images, labels)
+    if centred:
+        _, g = inputs_and_output_gradients(model, layer, images, labels)
+        shift = torch.einsum("no,i->noi", g.flatten(2).sum(2) if g.ndim == 4 else g, factors[name].input_mean)
+        dw = dw - shift.view(*shift.shape, *[1] * (dw.ndim - 3))
+
+    bases = {}
+    for each, found in factors.items():
+        basis = eigenbasis(found.input_factor, found.gradient_factor, found.offset_factor)
+        bases[each] = (basis.q_out, basis.q_in, basis.q_offset if with_offsets else None)
+    rotated = torch.einsum("po,npi...,iq->noq...", bases[name][0], dw, bases[name][1])
+    if bases[name][2] is not None:
+        rotated = (rotated.flatten(3) @ bases[name][2]).view_as(rotated)
+
+    means = {each: found.input_mean for each, found in factors.items()} if centred else None
+    batches = [(images[:5].to(dtype), labels[:5]), (images[5:].to(dtype), labels[5:])]
+    moments = moments_of(model.to(dtype), batches, bases, chunk=2, means=means)[name]
+    assert moments.entries is not None
+    assert moments.entries.dtype == dtype
+    assert moments.entries.shape == layer.get_parameter("weight").shape
+    expected, digits = rotated.square().mean(0), 1e-5 if dtype == torch.float32 else 1e-12
+    assert (moments.entries - expected).norm() < digits * expected.norm()
+    assert moments.trace == pytest.approx(dw.square().sum().item() / len(images), rel=digits)
+
+
+def test_second_moments_in_incomplete_bases_are_a_part_of_those_in_complete_ones():
+    model, batch = residual_net(), random_batch(5)
+    bases = bases_of(model, [batch])
+    complete = moments_of(model, [batch], bases)
+    narrow = {name: (q_out[:, :2], q_in[:, 1:3], None) for name, (q_out, q_in, _) in bases.items()}
+    for name, moments in moments_of(model, [batch], narrow).items():
+        entries = complete[name].entries
+        assert entries is not None
+        torch.testing.assert_close(moments.entries, entries[:2, 1:3])
+        assert moments.trace == pytest.approx(entries[:2, 1:3].sum().item())
 
 
 def test_traces_need_no_bases():
@@ -155,19 +251,47 @@ def test_moving_average_is_the_bias_corrected_average_of_the_batches():
     for name in LAYERS:
         for field in ("input_factor", "gradient_factor"):
             terms = [w * getattr(each[name], field) for w, each in zip(weights, single, strict=True)]
-            torch.testing.assert_close(
-                getattr(averaged[name], field), torch.stack(terms).sum(0) / sum(weights)
-            )
+            torch.testing.assert_close(getattr(averaged[name], field), torch.stack(terms).sum(0) / sum(weights))
 
 
-def test_sampled_labels_follow_the_generator():
-    model, (images, labels) = residual_net(), random_batch(16)
-    first, again, other = (
-        factors_of(model, [(images, labels)], "true", seed=seed)["classifier"].gradient_factor
-        for seed in (3, 3, 4)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+@pytest.mark.parametrize("use_full_cov_a", [False, True])
+def test_moving_average_of_offset_factors_weighs_the_batches_moments(use_full_cov_a: bool):
+    layer, decay = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.LazyLinear(4)).double(), 0.6
+    images = torch.randn(2, 3, 2, 5, 4, dtype=torch.float64) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1)
+    labels = torch.randint(4, (2, 3))
+    layer(images[0])
+    actual = factors_of(
+        layer, list(zip(images, labels, strict=True)), moving_average=decay, sua=False, use_full_cov_a=use_full_cov_a
+    )["0"]
+    windows = [unfolded(each, Geometry(3, 1, 1)).flatten(0, 1) for each in images]
+    vectors = torch.cat([windows[0] * decay**0.5, windows[1]]).transpose(1, 2).flatten(1)
+    covariance = vectors.T @ vectors / (len(windows[0]) * (1 + decay))
+    if use_full_cov_a:
+        expected = nearest_kronecker_product(covariance, 9)
+    else:
+        blocks = covariance.view(2, 9, 2, 9)
+        k = torch.einsum("cpcq->pq", blocks)
+        expected = torch.einsum("cpdp->cd", blocks) / 9, k * 9 / k.trace()
+    torch.testing.assert_close(actual.input_factor, expected[0])
+    torch.testing.assert_close(actual.offset_factor, expected[1])
+
+
+def test_sampled_labels_follow_the_seed_and_the_number_of_the_batch():
+    model, batch = residual_net(), random_batch(16)
+
+    def gradients(seed: int, *batches) -> Tensor:
+        return factors_of(model, batches, "true", seed=seed)["classifier"].gradient_factor
+
+    first = gradients(3, batch)
+    assert torch.equal(first, gradients(3, batch))
+    assert not torch.equal(first, gradients(4, batch))
+    second = 2 * gradients(3, batch, batch) - first
+    assert not torch.allclose(second, first), "every batch has the same labels"
+    # labels of the second batch do not depend on what was drawn for the first
+    other = random_batch(9, seed=7)
+    after_another = (25 * gradients(3, other, batch) - 9 * gradients(3, other)) / 16
+    torch.testing.assert_close(after_another, second)
+    assert not torch.allclose(second, gradients(4, batch)), "seeds and numbers are interchangeable"
 
 
 def test_sampled_labels_approach_the_expectation_over_the_softmax():
@@ -180,9 +304,7 @@ def test_sampled_labels_approach_the_expectation_over_the_softmax():
         for n in range(len(images)):
             for label, probability in enumerate(probabilities[n]):
                 image = images[n : n + 1]
-                g = brute_force_gradient_factor(
-                    model, model.get_submodule(name), image, torch.tensor([label])
-                )
+                g = brute_force_gradient_factor(model, model.get_submodule(name), image, torch.tensor([label]))
                 expected += probability * g / len(images)
         assert (actual[name].gradient_factor - expected).norm() < 0.06 * expected.norm(), name
         given = factors_of(model, [(images, labels)])[name].gradient_factor
@@ -231,11 +353,15 @@ def test_an_unused_layer_has_zero_factors(executed: bool):
     name = "block2.conv2" if executed else "spare"
     factors, moments = (
         factors_of(model, [batch, batch]),
-        moments_of(model, [batch], bases_of(residual_net(), [batch])),
+        moments_of(model, [batch], bases_of(model, [batch])),
     )
     assert not factors[name].gradient_factor.any()
     assert not factors[name].input_factor.any()
     assert (factors[name].positions, moments[name].trace) == (0, 0.0)
+    for full in (False, True):
+        three_way = factors_of(model, [batch], sua=False, use_full_cov_a=full)[name]
+        assert three_way.offset_factor is not None
+        assert not any(each.any() for each in (three_way.input_factor, three_way.offset_factor))
     assert factors["block1.conv1"].gradient_factor.any()
 
 
@@ -247,9 +373,7 @@ def test_a_layer_behind_a_detached_input_still_has_its_gradient():
         return model.classifier(model.block2(model.block1(model.stem(x))).mean((2, 3)).detach())
 
     only = {"classifier": model.classifier, "stem": model.stem[0]}
-    actual = collect_factors(
-        forward, only, [(images, labels)], fisher_type="exp", moving_average=0, generator=torch.Generator()
-    )
+    actual = collect_factors(forward, only, [(images, labels)], fisher_type="exp", moving_average=0, seed=0)
     torch.testing.assert_close(actual["classifier"].gradient_factor, expected.gradient_factor)
     assert not actual["stem"].gradient_factor.any()
 
@@ -268,6 +392,19 @@ def test_a_shared_layer_is_refused():
     layer = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="more than once"):
         factors_of(nn.Sequential(layer, nn.ReLU(), layer), [(torch.randn(2, 3), torch.tensor([0, 1]))])
+
+
+def test_only_the_bias_s_share_is_taken_by_centring():
+    model, batch = residual_net(), random_batch(6)
+    layer = factors_of(model, [batch], sua=False)["block1.conv1"]
+    centred = layer.centred()
+    x, _ = inputs_and_output_gradients(model, model.block1.conv1, *batch)
+    inputs = windows_of(model.block1.conv1, x).flatten(0, 2)
+    torch.testing.assert_close(centred.input_factor, torch.cov(inputs.T, correction=0))
+    assert not centred.input_mean.any()
+    torch.testing.assert_close(centred.centred().input_factor, centred.input_factor)
+    assert centred.offset_factor is layer.offset_factor
+    assert centred.gradient_factor is layer.gradient_factor
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridprune.curvature import eigenbasis, power
+from hybridprune.curvature import eigenbasis, pi_damping, power
 
 
 def random_moment(size: int, rank: int, seed: int = 0) -> Tensor:
@@ -15,13 +17,25 @@ def random_moment(size: int, rank: int, seed: int = 0) -> Tensor:
 
 
 def test_eigenbasis_diagonalises_each_factor_in_descending_order():
-    a, g = random_moment(5, 9), random_moment(3, 9, seed=1)
-    basis = eigenbasis(a.float(), g.float())
-    for q, eigenvalues, matrix in ((basis.q_in, basis.lambda_in, a), (basis.q_out, basis.lambda_out, g)):
+    a, g, k = random_moment(5, 9), random_moment(3, 9, seed=1), random_moment(4, 9, seed=2)
+    basis = eigenbasis(a.float(), g.float(), k.float())
+    found = (
+        (basis.q_in, basis.lambda_in, a),
+        (basis.q_out, basis.lambda_out, g),
+        (basis.q_offset, basis.lambda_offset, k),
+    )
+    for q, eigenvalues, matrix in found:
+        assert q is not None
+        assert eigenvalues is not None
         assert q.dtype == eigenvalues.dtype == torch.float64
         torch.testing.assert_close(q.T @ q, torch.eye(len(q), dtype=torch.float64))
         torch.testing.assert_close(q.T @ matrix @ q, eigenvalues.diag(), rtol=1e-5, atol=1e-5)
         assert bool((eigenvalues[:-1] >= eigenvalues[1:]).all())
+
+
+def test_there_is_no_offset_basis_without_an_offset_factor():
+    basis = eigenbasis(random_moment(3, 5), random_moment(2, 5))
+    assert (basis.q_offset, basis.lambda_offset) == (None, None)
 
 
 def test_eigenvalues_below_zero_are_clamped():
@@ -47,9 +61,27 @@ def test_power_one_adds_damping_relative_to_the_mean_eigenvalue():
     torch.testing.assert_close(power(1e-9 * matrix, 1.0, damping=0.1), 1e-9 * expected)
 
 
-@pytest.mark.parametrize(
-    ("matrix", "damping"), [(torch.zeros(3, 3), 0.1), (torch.diag(torch.tensor([1.0, 0.0])), 0.0)]
-)
+@pytest.mark.parametrize(("matrix", "damping"), [(torch.zeros(3, 3), 0.1), (torch.diag(torch.tensor([1.0, 0.0])), 0.0)])
 def test_negative_power_of_a_singular_matrix_is_refused(matrix: Tensor, damping: float):
     with pytest.raises(ValueError, match="singular"):
         power(matrix, -0.5, damping)
+
+
+def test_damping_of_two_factors_is_that_of_martens_and_grosse():
+    a, g, regularization = random_moment(5, 9), 1e-4 * random_moment(3, 9, seed=1), 0.03
+    mean_a, mean_g = a.trace() / 5, g.trace() / 3
+    pi, total = (mean_a / mean_g).sqrt(), regularization * mean_a * mean_g
+    expected = [(pi * total.sqrt()).item(), (total.sqrt() / pi).item()]
+    assert pi_damping([a, g], regularization) == pytest.approx(expected, rel=1e-12)
+
+
+def test_damping_of_three_factors_has_the_total_and_follows_their_scales():
+    factors = [random_moment(5, 9), 1e-4 * random_moment(3, 9, seed=1), 7 * random_moment(4, 9, seed=2)]
+    amounts = pi_damping(factors, 0.03)
+    means = [factor.trace().item() / len(factor) for factor in factors]
+    assert math.prod(amounts) == pytest.approx(0.03 * math.prod(means))
+    shares = [amount / mean for amount, mean in zip(amounts, means, strict=True)]
+    assert shares == pytest.approx([shares[0]] * 3)
+    # the share is what `power` takes
+    damped = factors[1] + amounts[1] * torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(power(factors[1], 1.0, damping=shares[1]), damped)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hybridprune.data import Batch
 from hybridprune.engine.evaluate import Evaluation, Routing, evaluate, summary
 from hybridprune.measure.cost import count
-from tests.cases import batches_of, random_decisions, random_images, random_net
+from hybridprune.models.spec import NetworkSpec
+from tests.cases import batches_of, random_decisions, random_images, random_net, randomised
 
 NET = random_net(8)
 IMAGES, LABELS = random_images(11), torch.arange(11) % 5
@@ -88,3 +89,15 @@ def test_summary_gives_both_readings() -> None:
     rates = found["routed"].pop("block_rates")
     assert rates == decided.mean(0).tolist()
     assert found["routed"] == pytest.approx(expected)
+
+
+def test_without_gates_all_is_executed() -> None:
+    torch.manual_seed(0)
+    net = randomised(NetworkSpec("vgg", 11, 2, 5).build())
+    cost = count(net, 8)
+    found = summary(net, batches(), cost)
+    assert found["routed"] == {
+        **found["always_on"], "expected_macs": cost.fixed_macs, "mean_rate": 1.0, "block_rates": [],
+    }  # fmt: skip
+    assert found["always_on"]["accuracy"] == int((net.backbone(IMAGES).argmax(1) == LABELS).sum()) / 11
+    assert evaluate(net, batches(), "masked", torch.ones(11, 0)).decisions.shape == (11, 0)

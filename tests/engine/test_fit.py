@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
+from hybridprune.engine.distill import Distillation
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count
+from hybridprune.models.factored import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.run_folder import RunFolder
@@ -78,11 +81,15 @@ def validate(net: GatedNetwork) -> Validation:
     return Validation(-found.loss, {"loss": found.loss})
 
 
-def make_fit(path: Path, event: Event | None = None, **changes: Any) -> Fit:
+def small_net(edits: tuple[FactorEdit, ...] = (), seed: int = 0) -> GatedNetwork:
+    torch.manual_seed(seed)
+    return NetworkSpec("resnet", 8, 2, 3, edits=edits).build()
+
+
+def make_fit(path: Path, event: Event | None = None, net: GatedNetwork | None = None, **changes: Any) -> Fit:
     """A fresh process: nothing is left of an earlier one but its files."""
     path.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    net = NetworkSpec("resnet", 8, 2, 3).build()
+    net = small_net() if net is None else net
     options: dict[str, Any] = {
         "objective": Supervised.of(count(net, 8), 0.1, CPU), "batches": Batches(event), "validate": validate,
         "optim": OPTIM, "epochs": EPOCHS, "device": CPU, "log_interval": 100, **changes,
@@ -197,6 +204,107 @@ def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
         torch.testing.assert_close(moved[10.0][name], 10 * moved[1.0][name], rtol=1e-3, atol=1e-6)
         assert moved[1.0][name].abs().sum() > 0
     assert torch.equal(moved[10.0]["backbone.conv.weight"], moved[1.0]["backbone.conv.weight"])
+
+
+# --- what fine-tuning after pruning needs ---
+
+EDITS = (FactorEdit("backbone.blocks.0.conv1", 2, 2), FactorEdit("backbone.blocks.1.conv2", None, 3))
+ROTATIONS = {
+    "backbone.blocks.0.conv1.rotate_in.weight",
+    "backbone.blocks.0.conv1.rotate_out.weight",
+    "backbone.blocks.1.conv2.rotate_out.weight",
+}
+
+
+def test_frozen_parameters_neither_learn_nor_decay(tmp_path: Path) -> None:
+    requires: set[str] = set()
+
+    def spy(epoch: int, step: int, batch: Batch) -> Batch:
+        requires.update(name for name, p in net.named_parameters() if not p.requires_grad)
+        return batch
+
+    net = small_net(EDITS)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    fit = make_fit(tmp_path, spy, net, frozen=rotation_parameters(net))
+    fit(Progress(), None)
+    assert requires == ROTATIONS and all(p.requires_grad for p in net.parameters())
+    assert {name for name, p in net.named_parameters() if torch.equal(p, before[name])} == ROTATIONS
+    state = fit.run.load_state()
+    assert state is not None
+    trained = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+    assert sum(trained) == len(state["optimizer"]["state"]) == len(before) - len(ROTATIONS)
+
+
+def test_frozen_parameters_are_freed_when_the_training_fails(tmp_path: Path) -> None:
+    net = small_net(EDITS)
+    with pytest.raises(Killed):
+        make_fit(tmp_path, on_step((1, 1), kill), net, frozen=ROTATIONS)(Progress(), None)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def kd() -> Distillation | None:
+    return Distillation.of(small_net(seed=1), 0.5, 4.0)
+
+
+@pytest.mark.parametrize("act", [kill, ctrl_c])
+def test_a_frozen_distilled_slower_training_resumes(act: Callable[[Batch], Batch], tmp_path: Path) -> None:
+    def start(path: Path, event: Event | None = None) -> None:
+        net = small_net(EDITS)
+        objective = Supervised.of(count(net, 8), 0.1, CPU, kd())
+        resume(path, event, net=net, frozen=ROTATIONS, lr_factor=0.3, objective=objective)
+
+    start(tmp_path / "whole")
+    with pytest.raises((Killed, Interrupted)):
+        start(tmp_path / "run", on_step((1, 2), act))
+    start(tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_teacher_is_logged_but_not_saved_or_trained(tmp_path: Path) -> None:
+    net, distillation = small_net(), kd()
+    assert distillation is not None
+    before = {name: value.clone() for name, value in distillation.teacher.state_dict().items()}
+    fit = make_fit(tmp_path, net=net, objective=Supervised.of(count(net, 8), 0.1, CPU, distillation))
+    fit(Progress(), None)
+    assert all(torch.equal(value, before[name]) for name, value in distillation.teacher.state_dict().items())
+    assert not any(module.training for module in distillation.teacher.modules())
+    records, state = read_metrics(tmp_path), fit.run.load_state()
+    assert "train_distillation" not in records[0]
+    assert 0 < records[-1]["train_distillation"] < records[1]["train_distillation"]
+    assert state is not None and state["network"].keys() == net.state_dict().keys() and state["objective"] == {}
+    assert len(state["optimizer"]["state"]) == len(list(net.parameters()))
+
+
+def test_lr_factor_scales_the_learning_rate(whole: Path, tmp_path: Path) -> None:
+    resume(tmp_path / "scaled", lr_factor=0.1)
+    resume(tmp_path / "lower", optim=dataclasses.replace(OPTIM, lr=OPTIM.lr * 0.1))
+    assert_same_run(tmp_path / "scaled", tmp_path / "lower")
+    rates = [[record["lr"] for record in read_metrics(path)] for path in (whole, tmp_path / "scaled")]
+    assert rates[1] == pytest.approx([0.1 * lr for lr in rates[0]])
+
+
+def gateless() -> GatedNetwork:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    return GatedNetwork(layers)
+
+
+def test_a_network_without_gates_trains_and_resumes(tmp_path: Path) -> None:
+    assert not list(gateless().gate.parameters())
+
+    def start(path: Path, event: Event | None = None) -> None:
+        net = gateless()
+        objective = Supervised.of(count(net, 8), 0.1, CPU)
+        resume(path, event, net=net, objective=objective, gate_grad_norm=1.0)
+
+    start(tmp_path / "whole")
+    with pytest.raises(Killed):
+        start(tmp_path / "run", on_step((1, 2), kill))
+    start(tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert read_metrics(tmp_path / "whole")[-1]["train_rate"] == 1
+    initial, last = gateless().state_dict(), load_file(tmp_path / "whole" / "last.safetensors")
+    assert all(not torch.equal(last[name], initial[name]) for name in ("backbone.0.weight", "backbone.4.bias"))
 
 
 # --- killed and resumed ---

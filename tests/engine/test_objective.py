@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
+from hybridprune.engine.distill import Distillation
 from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import NetworkCost, count
-from hybridprune.models.skipnet import Routed
+from hybridprune.models.skipnet import GatedNetwork, Routed
 from tests.cases import random_images, random_net
 
 COST = NetworkCost(fixed_macs=50, block_macs=(20, 30), gate_macs=(1, 1), backbone_params=1, gate_params=1)
@@ -62,6 +64,31 @@ def test_without_penalty_the_gates_learn_from_the_cross_entropy_alone() -> None:
     paid, _ = Supervised.of(cost, 2.0, torch.device("cpu"))(net, batch, 0)
     weighted = net(batch.images).decisions.detach() @ torch.tensor(cost.block_shares)
     torch.testing.assert_close((paid - free).detach(), 2 * weighted.mean())
+
+
+def test_distillation_takes_its_share_from_the_cross_entropy_but_not_from_the_penalty() -> None:
+    class Even(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(2, 2)
+
+    distillation = Distillation.of(Even(), 0.25, 1.0)
+    loss, metrics = Supervised.of(COST, 0.5, torch.device("cpu"), distillation)(Fixed(), BATCH, epoch=0)
+    cross_entropy = (math.log(4 / 3) + math.log(5)) / 2
+    # KL of fair odds from odds 3 : 1 and from odds 4 : 1
+    divergence = (0.5 * math.log(0.5 / 0.75 * 0.5 / 0.25) + 0.5 * math.log(0.5 / 0.8 * 0.5 / 0.2)) / 2
+    rate = ((0.2 + 0.3) + 0.3) / 2
+    assert loss.item() == pytest.approx(0.75 * cross_entropy + 0.25 * divergence + 0.5 * rate, rel=1e-6)
+    assert metrics["distillation"].item() == pytest.approx(divergence, rel=1e-6)
+    assert metrics["cross_entropy"].item() == pytest.approx(cross_entropy, rel=1e-6)
+    assert loss.requires_grad and not metrics["distillation"].requires_grad
+
+
+def test_without_gates_there_is_no_penalty_and_all_is_executed() -> None:
+    net = GatedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))
+    batch = Batch(random_images(4), torch.tensor([0, 1, 2, 3]), torch.arange(4))
+    loss, metrics = Supervised.of(count(net, 8), 3.0, torch.device("cpu"))(net, batch, 0)
+    assert loss.item() == pytest.approx(F.cross_entropy(net.backbone(batch.images), batch.labels).item(), rel=1e-6)
+    assert metrics["rate"].item() == 1
 
 
 def test_nothing_to_resume() -> None:

@@ -102,7 +102,7 @@ def test_a_skipped_block_is_the_identity_or_projection_and_batch_norm(mode: Mode
     identity = net.advance(state, skip, mode)
     assert torch.equal(identity.features, state.features) and identity.blocks_done == 2
     projected = net.advance(identity, skip, mode).features
-    projection = net.block(2).projection
+    projection = net.backbone.blocks[2].projection
     assert projection is not None
     assert torch.equal(projected, projection(state.features))
     assert (projected < 0).any(), "a ReLU would go unnoticed"
@@ -114,7 +114,7 @@ def test_executed_runs_a_block_on_the_chosen_images_only() -> None:
     decisions = random_decisions(6, 5)
     sizes: list[int] = []
     hooks = [
-        net.block(i).conv1.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+        net.backbone.blocks[i].conv1.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
         for i in range(1, 6)
     ]
     net(random_images(6), decisions, "executed")

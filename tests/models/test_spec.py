@@ -7,8 +7,11 @@ import json
 import pytest
 import torch
 
+from hybridprune.config import NetworkOptions
+from hybridprune.errors import UserError
 from hybridprune.models.factored import FactoredConv2d, FactorEdit
-from hybridprune.models.spec import NetworkSpec
+from hybridprune.models.shakedrop import ShakeDrop
+from hybridprune.models.spec import NetworkSpec, gated_networks, is_network
 from tests.cases import random_images, random_net
 
 EDITS = (
@@ -42,3 +45,108 @@ def test_incomplete_record_is_refused(missing: str) -> None:
     del record[missing]
     with pytest.raises(KeyError, match=missing):
         NetworkSpec.from_json(record)
+
+
+# --- the registry ---
+
+OTHERS = {
+    "preresnet20-w3-bottleneck": NetworkSpec("preresnet", 20, 3, 5, bottleneck=True),
+    "pyramidnet14-w4-a7": NetworkSpec("pyramidnet", 14, 4, 5, pyramid_alpha=7),
+    "pyramidnet20-w3-a9-bottleneck-shakedrop0.5": NetworkSpec(
+        "pyramidnet", 20, 3, 5, bottleneck=True, pyramid_alpha=9, shakedrop=0.5
+    ),
+    "vgg11-w4": NetworkSpec("vgg", 11, 4, 5),
+    "torchvision_squeezenet1_1": NetworkSpec("torchvision:squeezenet1_1", 32, 64, 5),
+}
+
+
+@pytest.mark.parametrize(("label", "spec"), OTHERS.items())
+def test_round_trip_of_every_network(label: str, spec: NetworkSpec) -> None:
+    again = NetworkSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec
+    torch.manual_seed(0)
+    net = spec.build().eval()
+    torch.manual_seed(1)
+    rebuilt = again.build().eval()
+    images = random_images(3, 17)
+    assert not torch.equal(rebuilt(images).logits, net(images).logits)
+    rebuilt.load_state_dict(net.state_dict())
+    assert torch.equal(rebuilt(images).logits, net(images).logits)
+
+
+def test_options_reach_the_network() -> None:
+    sizes = [
+        sum(p.numel() for p in NetworkSpec.of(options, 5).build().backbone.parameters())
+        for options in (
+            NetworkOptions("pyramidnet", 20, 4),
+            NetworkOptions("pyramidnet", 20, 4, pyramid_alpha=12),
+            NetworkOptions("pyramidnet", 20, 4, bottleneck=True),
+            NetworkOptions("preresnet", 20, 4),
+            NetworkOptions("preresnet", 20, 4, bottleneck=True),
+            NetworkOptions("preresnet", 20, 5),
+            NetworkOptions("preresnet", 14, 4),
+            NetworkOptions("vgg", 11, 4),
+            NetworkOptions("vgg", 16, 4),
+        )
+    ]
+    assert len(set(sizes)) == len(sizes)
+    dropping = NetworkSpec.of(NetworkOptions("pyramidnet", 8, 4, shakedrop=0.25), 5).build()
+    assert [m.drop for m in dropping.modules() if isinstance(m, ShakeDrop)] == [0.25 / 3, 0.5 / 3, 0.25]
+
+
+@pytest.mark.parametrize(("label", "spec"), [("resnet8-w4", NetworkSpec("resnet", 8, 4, 5)), *OTHERS.items()])
+def test_label(label: str, spec: NetworkSpec) -> None:
+    assert spec.label == label
+
+
+def test_in_words() -> None:
+    assert str(NetworkSpec("resnet", 8, 4, 5)) == "resnet-8, width 4"
+    assert str(OTHERS["torchvision_squeezenet1_1"]) == "torchvision:squeezenet1_1"
+    assert str(OTHERS["pyramidnet14-w4-a7"]) == (
+        "pyramidnet-14, width 4, pyramid_alpha 7, bottleneck False, shakedrop 0.0"
+    )
+
+
+def test_records_of_older_versions_take_the_defaults() -> None:
+    old = {"network": "resnet", "depth": 14, "width": 4, "classes": 5, "edits": [edit.to_json() for edit in EDITS]}
+    assert NetworkSpec.from_json(old) == NetworkSpec("resnet", 14, 4, 5, EDITS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("network", "resnt"), ("network", "torchvision:resnt"), ("network", None), ("network", ["resnet"]),
+     ("depth", 8.0), ("depth", "8"), ("width", True), ("classes", None), ("bottleneck", 0), ("pyramid_alpha", 1.5),
+     ("shakedrop", "0.5"), ("shakedrop", None), ("colour", 1)],
+)  # fmt: skip
+def test_wrong_records_are_refused(field: str, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=field):
+        NetworkSpec.from_json({**NetworkSpec("resnet", 8, 4, 5).to_json(), field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (NetworkOptions("resnt"), "--network resnt: must be one of resnet, preresnet, pyramidnet, vgg or "
+         "torchvision:NAME, did you mean resnet?"),
+        (NetworkOptions("resnet50"), "or torchvision:NAME, did you mean"),
+        (NetworkOptions("zzz"), "torchvision:NAME"),
+        (NetworkOptions("torchvision:resnet5"), "--network torchvision:resnet5: torchvision has no such classifier"),
+        (NetworkOptions("resnet", bottleneck=True), "--bottleneck True: --network resnet does not read it; leave it "
+         "out, or use preresnet or pyramidnet"),
+        (NetworkOptions("preresnet", shakedrop=0.5), "--shakedrop 0.5: --network preresnet does not read it; leave it "
+         "out, or use pyramidnet"),
+        (NetworkOptions("torchvision:resnet18", pyramid_alpha=7), "--pyramid_alpha 7: --network torchvision:resnet18"),
+    ],
+)  # fmt: skip
+def test_options_that_name_no_network(options: NetworkOptions, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        NetworkSpec.of(options, 5)
+    assert message in str(caught.value)
+
+
+def test_what_is_a_network_and_what_has_gates() -> None:
+    assert is_network("vgg") and is_network("torchvision:resnet50")
+    assert not is_network("resnet50") and not is_network("torchvision:") and not is_network(3)
+    assert gated_networks() == ["resnet", "preresnet", "pyramidnet"]
+    for label, spec in OTHERS.items():
+        assert (spec.build().num_gates > 0) == (spec.network in gated_networks()), label

@@ -21,7 +21,7 @@ SIZE, CLASSES = 8, 5
 def three_gates(seed: int = 0) -> GatedNetwork:
     """Four blocks (two of them projecting), three gates that decide differently per image, in eval mode."""
     net = random_net(14, 4, CLASSES, seed=seed)
-    net.backbone.blocks = nn.ModuleList(net.block(index) for index in (0, 2, 4, 5))
+    net.backbone.blocks = nn.ModuleList(net.backbone.blocks[index] for index in (0, 2, 4, 5))
     small = GatedNetwork(net.backbone)
     for parameter in small.gate.parameters():
         nn.init.normal_(parameter, 0, 0.7)

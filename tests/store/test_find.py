@@ -183,3 +183,27 @@ def test_another_backbone_is_a_difference(tmp_path: Path) -> None:
     wanted = dataclasses.replace(SPEC, network=NetworkSpec("vgg", 8, 2, 3))
     with pytest.raises(UserError, match="has network resnet, not vgg"):
         named_parent(tmp_path / "run", wanted, STAGES)
+
+
+def test_options_that_shape_the_network_are_a_difference(tmp_path: Path) -> None:
+    pyramid = NetworkSpec("pyramidnet", 8, 2, 3, pyramid_alpha=6)
+    there = dataclasses.replace(SPEC, network=pyramid)
+    make_run(tmp_path / "run", there)
+    for change, difference in (
+        ({"bottleneck": True}, "bottleneck False, not True"),
+        ({"pyramid_alpha": 7}, "pyramid_alpha 6, not 7"),
+        ({"shakedrop": 0.5}, "shakedrop 0.0, not 0.5"),
+    ):
+        wanted = dataclasses.replace(SPEC, network=dataclasses.replace(pyramid, **change))
+        with pytest.raises(UserError, match=f"has {difference}"):
+            named_parent(tmp_path / "run", wanted, STAGES)
+    assert find_parent(tmp_path, there, "sp").path == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("network", "unread"),
+    [("resnet", {"pyramid_alpha": 7}), ("torchvision:squeezenet1_1", {"depth": 50, "width": 1})],
+)
+def test_options_that_the_network_does_not_read_are_none(network: str, unread: dict[str, Any], tmp_path: Path) -> None:
+    make_run(tmp_path / "run", changed({"network": network}))
+    assert named_parent(tmp_path / "run", changed({"network": network, **unread}), STAGES).path == tmp_path / "run"

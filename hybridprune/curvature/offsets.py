@@ -1,0 +1,82 @@
+"""Moments of one convolution's inputs across kernel offsets: K by itself, or with A from the full covariance."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybridprune.curvature.geometry import Geometry
+
+
+def offset_moment(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return the mean over images, output positions and channels of ``x_off x_off'``, ``[k^2, k^2]``.
+
+    Nothing is unfolded. Pixels of two rows meet in one ``[W, W]`` product over images and channels, whatever
+    the output position that reads them; one product per row and vertical distance of offsets serves all.
+
+    Args:
+        x: layer input ``[B, C_in, H, W]``.
+    """
+    (height, width), _, padding, (dilation, _) = geometry.pairs()
+    rows, columns = (
+        torch.tensor(geometry.reads(axis, x.shape[2 + axis]), device=x.device) for axis in (0, 1)
+    )  # [kh, H'] and [kw, W']
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    pixels = padded.permute(2, 3, 0, 1).flatten(2)
+    moment = x.new_zeros(height, width, height, width)
+    for distance in range(height):
+        products = torch.bmm(pixels[: len(pixels) - dilation * distance], pixels[dilation * distance :].mT)
+        for top in range(height - distance):
+            row_sum = products[rows[top]].sum(0)
+            block = row_sum[columns[:, None], columns[None, :]].sum(-1)
+            moment[top, :, top + distance] = block
+            moment[top + distance, :, top] = block.T
+    reads = len(x) * x.shape[1] * rows.shape[1] * columns.shape[1]
+    return moment.view(height * width, height * width) / reads
+
+
+def full_covariance(x: Tensor, geometry: Geometry, chunk: int = 16) -> Tensor:
+    """Return the mean over images and positions of the unfolded input's outer product, ``[C_in k^2, C_in k^2]``.
+
+    Args:
+        x: layer input ``[B, C_in, H, W]``.
+        chunk: number of images that are unfolded together.
+    """
+    kernel, stride, padding, dilation = geometry.pairs()
+    size = x.shape[1] * geometry.offsets()
+    total, reads = x.new_zeros(size, size), 0
+    for images in x.split(chunk):
+        windows = F.unfold(images, kernel, dilation, padding, stride).transpose(0, 1).flatten(1)
+        total.addmm_(windows, windows.T)
+        reads += windows.shape[1]
+    return total / reads
+
+
+def nearest_kronecker_product(covariance: Tensor, offsets: int) -> tuple[Tensor, Tensor]:
+    """Return A ``[C, C]`` and K ``[k^2, k^2]`` whose Kronecker product is nearest in the Frobenius norm.
+
+    The rearranged covariance (a row per pair of channels, a column per pair of offsets) is approximated by its
+    first singular pair: Van Loan & Pitsianis, "Approximation with Kronecker products", 1993. Power iteration
+    from the partial trace maps positive semi-definite factors to such factors, so that both are.
+
+    Args:
+        covariance: symmetric positive semi-definite ``[C k^2, C k^2]``, offsets varying fastest.
+        offsets: k^2, the trace that K gets; A carries the rest. Both are 0 if the covariance is.
+    """
+    blocks = covariance.double().unflatten(1, (-1, offsets)).unflatten(0, (-1, offsets))
+    channels = len(blocks)
+    k = torch.einsum("cpcq->pq", blocks).flatten()
+    if not k.any():
+        return covariance.new_zeros(channels, channels), covariance.new_zeros(offsets, offsets)
+    rearranged = blocks.transpose(1, 2).reshape(channels**2, offsets**2)
+    gram = rearranged.T @ rearranged
+    for _ in range(1000):
+        previous, k = k, gram @ k
+        k = k / k.norm()
+        if (k - previous).norm() < 1e-12:
+            break
+    k = k * (offsets / k.view(offsets, offsets).trace())
+    a = (rearranged @ k / k.square().sum()).view(channels, channels)
+    k = k.view(offsets, offsets)
+    return ((a + a.T) / 2).to(covariance), ((k + k.T) / 2).to(covariance)

@@ -1,0 +1,117 @@
+"""Fine-tuning of a user's own module, in memory: no run folder, nothing to resume."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hybridprune.engine.distill import Distillation
+from hybridprune.engine.freeze import frozen_parameters
+from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.schedule import factor
+from hybridprune.errors import RunFailed, UserError
+
+WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
+SHOW_EVERY = 20
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+def finetune(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    epochs: float,
+    lr: float,
+    device: torch.device,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    teacher: nn.Module | None = None,
+    kd_weight: float = 0.0,
+    kd_temperature: float = 4.0,
+    frozen: Collection[str] = (),
+) -> None:
+    """Train ``model`` (images ``[B, ...]`` to logits ``[B, classes]``) in place by SGD with Nesterov momentum.
+
+    The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0. ``epochs``
+    counts passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a
+    ``kd_weight`` the loss is partly the distillation from ``teacher``. The model stays on ``device`` and in its mode.
+    Raises UserError for a loader without a length or batches, a missing teacher or a weight out of range, and
+    RunFailed when the loss is not finite.
+    """
+    distillation = _distillation(model, teacher, kd_weight, kd_temperature, device)
+    steps = max(1, round(epochs * _length(loader))) if epochs > 0 else 0
+    model.to(device)
+    with (
+        kept_modes(model),
+        frozen_parameters(model, frozen),
+        tqdm(total=steps, unit="step", leave=False, desc="fine-tuning", disable=None, file=sys.stderr) as bar,
+    ):
+        model.train()
+        optimizer = torch.optim.SGD(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=momentum > 0,
+        )
+        for step, (images, labels) in enumerate(_cycle(loader, steps)):
+            # The middle of the step: neither the first nor the last one is wasted on a rate of 0.
+            optimizer.param_groups[0]["lr"] = lr * factor("up-down", WARM_UP, (step + 0.5) / steps)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            if distillation is not None:
+                loss, _ = distillation(images, logits, loss)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            bar.update()
+            if (step + 1) % SHOW_EVERY == 0 or step + 1 == steps:
+                _check_finite(loss, step, lr)
+                bar.set_postfix(loss=f"{loss.item():.4f}")
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _distillation(
+    model: nn.Module, teacher: nn.Module | None, weight: float, temperature: float, device: torch.device
+) -> Distillation | None:
+    if not 0 <= weight <= 1 or temperature <= 0:
+        raise UserError(f"kd_weight {weight}, kd_temperature {temperature}: give a share in [0, 1] and one above 0")
+    if weight > 0 and (teacher is None or teacher is model):
+        raise UserError(f"kd_weight {weight}: needs a teacher other than the model; copy the model before it is pruned")
+    distillation = None if teacher is None else Distillation.of(teacher, weight, temperature)
+    if distillation is not None:
+        distillation.teacher.to(device)
+    return distillation
+
+
+def _length(loader: Loader) -> int:
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError("the loader has no length; give a DataLoader of a map-style dataset, or a list") from error
+
+
+def _cycle(loader: Loader, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first ``steps`` batches of endless passes."""
+    done = 0
+    while done < steps:
+        before = done
+        for batch in islice(loader, steps - done):
+            yield batch
+            done += 1
+        if done == before:
+            raise UserError("the loader gives no batches; give one that can be iterated more than once")
+
+
+def _check_finite(loss: Tensor, step: int, lr: float) -> None:
+    if not math.isfinite(loss.item()):
+        raise RunFailed(f"the loss is not finite in step {step + 1}; fine-tune with a lower lr (now {lr})")

@@ -1,0 +1,143 @@
+"""Edits of a network: layers that became narrower, layers that became factored. From them a fresh one is rebuilt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hybridprune.models import factored
+from hybridprune.models.factored import FactorEdit, FactoredLayer, factor_edits, replace_module
+
+
+@dataclass(frozen=True)
+class ResizeEdit:
+    """One edit of a network: a convolution, linear layer or BatchNorm gets other numbers of channels (features)."""
+
+    layer: str
+    in_channels: int
+    out_channels: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, of kind ``resize``."""
+        return {"kind": "resize", **asdict(self)}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> ResizeEdit:
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
+        if record["kind"] != "resize":
+            raise ValueError(f"an edit of kind {record['kind']!r}")
+        for name in ("in_channels", "out_channels"):
+            if type(record[name]) is not int:
+                raise TypeError(f"{name} is {record[name]!r}, not a whole number")
+        return ResizeEdit(record["layer"], record["in_channels"], record["out_channels"])
+
+
+Edit = FactorEdit | ResizeEdit
+
+
+def edit_from_json(record: Mapping[str, Any]) -> Edit:
+    """The edit that ``to_json`` wrote; raises KeyError, TypeError or ValueError on anything else."""
+    return ResizeEdit.from_json(record) if "kind" in record else FactorEdit.from_json(record)
+
+
+def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
+    """A layer like ``module`` with other numbers of channels, its weights uninitialised.
+
+    A depthwise convolution keeps a group for each channel, any other its number of groups. Raises ValueError if
+    ``module`` is no convolution, linear layer or BatchNorm, or if it cannot have these numbers.
+    """
+    sizes = f"{in_channels} input and {out_channels} output channels"
+    if min(in_channels, out_channels) < 1:
+        raise ValueError(f"no layer has {sizes}")
+    new = copy.deepcopy(module)
+    if isinstance(new, nn.Conv2d):
+        depthwise = new.groups == new.in_channels == new.out_channels > 1
+        new.groups = in_channels if depthwise else new.groups
+        if in_channels % new.groups or out_channels % new.groups or (depthwise and in_channels != out_channels):
+            raise ValueError(f"{module} cannot have {sizes}")
+        new.in_channels, new.out_channels = in_channels, out_channels
+        _reshape(new, "weight", (out_channels, in_channels // new.groups, *new.kernel_size))
+        _reshape(new, "bias", (out_channels,))
+    elif isinstance(new, nn.Linear):
+        new.in_features, new.out_features = in_channels, out_channels
+        _reshape(new, "weight", (out_channels, in_channels))
+        _reshape(new, "bias", (out_channels,))
+    elif isinstance(new, nn.BatchNorm2d):
+        if in_channels != out_channels:
+            raise ValueError(f"{module} cannot have {sizes}")
+        new.num_features = out_channels
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _reshape(new, name, (out_channels,))
+    else:
+        raise ValueError(f"a {type(module).__name__} cannot be resized")
+    return new
+
+
+def _reshape(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """Give a parameter or buffer another shape, if the module has it at all."""
+    old: Tensor | None = getattr(module, name)
+    if isinstance(old, nn.Parameter):
+        setattr(module, name, nn.Parameter(old.detach().new_empty(shape), requires_grad=old.requires_grad))
+    elif old is not None:
+        setattr(module, name, old.new_empty(shape))
+
+
+def resize_edits(original: nn.Module, edited: nn.Module) -> tuple[ResizeEdit, ...]:
+    """The layers of ``original`` that have other numbers of channels in ``edited``, in its order.
+
+    Layers that are in one of them only, or that have become of another type, are passed over; but a layer that has
+    become factored counts by the channels that it connects.
+    """
+    edits = []
+    others = dict(edited.named_modules())
+    for name, module in original.named_modules():
+        before, after = _channels(module), _channels(others.get(name))
+        if before and after and before != after:
+            edits.append(ResizeEdit(name, *after))
+    return tuple(edits)
+
+
+def _channels(module: nn.Module | None) -> tuple[int, int] | None:
+    """Input and output channels; None if the module has no numbers of its own to compare."""
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels, module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, nn.BatchNorm2d):
+        return module.num_features, module.num_features
+    if isinstance(module, FactoredLayer):
+        first = module.core if isinstance(module.rotate_in, nn.Identity) else module.rotate_in
+        last = module.core if isinstance(module.rotate_out, nn.Identity) else module.rotate_out
+        return first.weight.shape[1], last.weight.shape[0]
+    return None
+
+
+def edits_between(original: nn.Module, edited: nn.Module) -> tuple[Edit, ...]:
+    """What makes the architecture of ``original`` that of ``edited``: resized layers first, then factored ones.
+
+    A layer that is factored in both counts by its rotations and its core, which are layers of their own.
+    """
+    edits: tuple[Edit, ...] = (*resize_edits(original, edited), *factor_edits(edited))
+    both = {name for name, module in original.named_modules() if isinstance(module, FactoredLayer)}
+    return tuple(edit for edit in edits if edit.layer not in both)
+
+
+def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
+    """Give ``model`` the edited architecture in place, with uninitialised weights in the edited layers.
+
+    Raises ValueError if an edit names no layer that it could be applied to.
+    """
+    for edit in edits:
+        if isinstance(edit, FactorEdit):
+            factored.apply_edits(model, (edit,))
+            continue
+        try:
+            replace_module(
+                model, edit.layer, resize(model.get_submodule(edit.layer), edit.in_channels, edit.out_channels)
+            )
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f"an edit of {edit.layer!r} does not fit the network: {error}") from error

@@ -1,0 +1,58 @@
+"""ShakeDrop regularisation of residual branches (Yamada et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ShakeDrop(nn.Module):
+    """Scale a residual branch ``[B, C, H, W]`` by ``b + alpha - b alpha``, its gradient by ``b + beta - b beta``.
+
+    In training b ~ Bernoulli(1 - drop), alpha ~ U[-1, 1] and beta ~ U[0, 1] are drawn for each image; in eval mode
+    the scale is its expectation, ``1 - drop`` (equation 6). The draws come from the module's own stream, whose place
+    is kept in the state dict: a resumed training goes on with the same numbers.
+    """
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+        self._seed = int(torch.randint(2**31, (), device="cpu"))
+        self._calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x * (1 - self.drop)
+        forward, backward = self._draw(len(x)).to(x).view(2, -1, 1, 1, 1)
+        return _Shake.apply(x, forward, backward)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable()
+    def _draw(self, images: int) -> Tensor:
+        """The scales ``[2, B]`` of the next forward and of its backward pass."""
+        generator = torch.Generator().manual_seed(self._seed + self._calls)
+        self._calls += 1
+        keep, alpha, beta = torch.rand(3, images, generator=generator)
+        # b + alpha - b alpha is 1 where b is 1, and alpha where it is 0.
+        return torch.where(keep >= self.drop, 1, torch.stack([2 * alpha - 1, beta]))
+
+    def get_extra_state(self) -> Tensor:
+        """Seed and place of the stream, int64 ``[2]``."""
+        return torch.tensor([self._seed, self._calls], device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """The inverse of ``get_extra_state``."""
+        self._seed, self._calls = state.tolist()
+
+
+class _Shake(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+        ctx.save_for_backward(backward)
+        return x * forward
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (backward,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grads[0] * backward, None, None

@@ -1,0 +1,82 @@
+"""Removing channels, and the proof that a network without them is still wired as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch_pruning.ops import module2type
+from torch_pruning.pruner.function import PrunerBox
+
+from hybridprune.pruning.channels.group import ChannelGroup, Places
+from hybridprune.pruning.channels.wiring import Run, trace_wiring
+
+Update = Callable[[ChannelGroup, Tensor], None]
+"""Called as ``update(group, removed)`` before the channels ``removed [r]`` of a group go."""
+
+
+def remove_channels(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removed: Sequence[Tensor],
+    run: Run,
+    example: Tensor,
+    update: Update | None = None,
+) -> None:
+    """Remove channels ``removed[i] [r_i]`` of each group from ``model`` in place; what stays is the same to the bit.
+
+    Args:
+        run: passes images through the network, all of its blocks executed.
+        example: one image ``[1, ...]``.
+        update: may first change the weights of the layers, to compensate for what they lose.
+
+    Raises:
+        ValueError: if the network would not be wired as before; it is then left as it was.
+    """
+    trial = copy.deepcopy(model)
+    cut(trial, groups, removed)
+    if not intact(trial, Places(model, groups), removed, run, example):
+        raise ValueError("without these channels the network would not be wired as before")
+    if update is not None:
+        for group, index in zip(groups, removed, strict=True):
+            if len(index):
+                update(group, index)
+    cut(model, groups, removed)
+
+
+@torch.no_grad()
+def cut(model: nn.Module, groups: Sequence[ChannelGroup], removed: Sequence[Tensor]) -> None:
+    """Remove the channels, unchecked.
+
+    Torch-pruning's functions for single layers do it, all channels of a layer at once: a dependency graph would have
+    to keep its index maps up to date from one group to the next.
+    """
+    gone: dict[tuple[str, bool], list[int]] = {}
+    for group, index in zip(groups, removed, strict=True):
+        assert len(index.unique()) == len(index) < group.channels, group.name
+        for member in group.members:
+            of_layer = gone.setdefault((member.layer, member.role != "consumer"), [])
+            of_layer += member.index[index].flatten().tolist()
+    for (name, output), places in gone.items():
+        if not places:
+            continue
+        module = model.get_submodule(name)
+        trained = {key: p.requires_grad for key, p in module.named_parameters(recurse=False)}
+        pruner = PrunerBox[module2type(module)]
+        (pruner.prune_out_channels if output else pruner.prune_in_channels)(module, sorted(places))
+        for key, requires_grad in trained.items():
+            module.get_parameter(key).requires_grad_(requires_grad)
+
+
+def intact(cut_model: nn.Module, places: Places, removed: Sequence[Tensor], run: Run, example: Tensor) -> bool:
+    """Whether every channel that is left goes where it went, and nowhere else."""
+    marked, expected = places.without(removed)
+    try:
+        found = trace_wiring(cut_model, run, example, marked)
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # sizes that do not fit
+        return False
+    return expected.keys() <= found.keys() and all(
+        torch.equal(numbers, expected.get(layer, torch.zeros_like(numbers))) for layer, numbers in found.items()
+    )

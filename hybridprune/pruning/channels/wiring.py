@@ -1,0 +1,108 @@
+"""Which channel each input of each layer really comes from, found by running the network.
+
+A dependency graph is an interpretation of a trace; sizes that the code of a network takes as constants (slices,
+chunks, paddings) are not in it. So a channel is marked with NaN where it is produced, and the marks are read at the
+inputs of all layers: NaN passes through sums, activations, pooling and concatenations channel by channel, and every
+layer that mixes channels is made to swallow it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Run = Callable[[nn.Module, Tensor], object]
+"""Passes a batch through a network, all of its layers being used."""
+
+OUTPUT = ""
+"""The name under which the network's own outputs are recorded."""
+SEVERAL = -1
+
+_LEAVES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+
+
+@torch.no_grad()
+def trace_wiring(model: nn.Module, run: Run, example: Tensor, marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Number of the marked channel that each input of each convolution, linear layer and BatchNorm carries.
+
+    The number of a channel is written in bits over a batch of copies of the example: its output is NaN in image b
+    where bit b is 1, and in image ``bits + b`` where it is 0. One forward pass tells all numbers, and two channels in
+    one place leave some bit that is both.
+
+    Args:
+        example: one image ``[1, ...]``.
+        marked: for each marked layer the numbers of its outputs, > 0, or 0 for an output that is not marked.
+
+    Returns:
+        ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT``, what
+        the network's outputs carry. A layer that does not run has no entry.
+    """
+    model = copy.deepcopy(model).eval()
+    bits = max((int(numbers.max()) for numbers in marked.values()), default=1).bit_length()
+    found: dict[str, Tensor] = {}
+
+    def record(name: str, carried: Tensor) -> None:
+        numbers = _decode(carried.cpu(), bits)
+        if name in found:
+            numbers = torch.where(found[name] == numbers, numbers, SEVERAL)
+        found[name] = numbers
+
+    for name, module in model.named_modules():
+        if isinstance(module, _LEAVES):
+            module.register_forward_pre_hook(_reader(name, record))
+        if name in marked:
+            module.register_forward_hook(_marker(marked[name], bits))
+    output = run(model, example.expand(2 * bits, *example.shape[1:]))
+    outputs = [
+        tensor.isnan().reshape(len(tensor), tensor.shape[1] if tensor.ndim > 1 else 1, -1) for tensor in tensors_of(output)
+    ]
+    record(OUTPUT, torch.cat([marks.any(2) for marks in outputs], dim=1))
+    return found
+
+
+def _marker(numbers: Tensor, bits: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    set_bits = (numbers >> torch.arange(bits)[:, None]) & 1
+    pattern = torch.cat([set_bits, 1 - set_bits]).bool() & (numbers > 0)
+
+    def mark(module: nn.Module, args: Any, y: Tensor) -> Tensor:
+        where = pattern.to(y.device)
+        where = where.view(len(where), *(1,) * (y.ndim - 2), -1) if isinstance(module, nn.Linear) else where[..., None, None]
+        return y.masked_fill(where, torch.nan)
+
+    return mark
+
+
+def _reader(name: str, record: Callable[[str, Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
+    def read(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        x = args[0]
+        channels_last = x.movedim(-1 if isinstance(module, nn.Linear) else 1, -1)
+        record(name, channels_last.isnan().flatten(1, -2).any(1) if x.ndim > 2 else channels_last.isnan())
+        mixes = not (isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.groups > 1))
+        return (x.nan_to_num(0.0), *args[1:]) if mixes else None
+
+    return read
+
+
+def _decode(carried: Tensor, bits: int) -> Tensor:
+    """Numbers ``[C]`` from the marks ``[2 bits, C]``."""
+    ones, zeros = carried.split(bits)
+    numbers = (ones.long() << torch.arange(bits)[:, None]).sum(0)
+    none = ~carried.any(0)
+    return torch.where(none | (ones != zeros).all(0), numbers, SEVERAL)
+
+
+def tensors_of(output: object) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries that have anything to carry a mark."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.numel():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_of(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from tensors_of(value)

@@ -1,0 +1,106 @@
+"""A layer in a basis whose directions are ordered by what they are worth (pure, in double precision)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``W = rotate_out . core . rotate_in`` at every kernel offset."""
+
+    rotate_out: Tensor
+    """``[C_out, r_out]``"""
+    core: Tensor
+    """``[r_out, r_in, kh, kw]``"""
+    rotate_in: Tensor
+    """``[r_in, C_in]``"""
+
+    def dense(self) -> Tensor:
+        """``[C_out, C_in, kh, kw]``"""
+        return torch.einsum("or,rskl,si->oikl", self.rotate_out, self.core, self.rotate_in)
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A weight in two bases whose directions are ordered by their score.
+
+    With all directions the factors give back the weight exactly; the leading ones give the pruned layer.
+    """
+
+    out_basis: Tensor
+    """``[C_out, C_out]``, orthonormal columns"""
+    core: Tensor
+    """``[C_out, C_in, kh, kw]``, coordinates in the unscaled bases"""
+    in_basis: Tensor
+    """``[C_in, C_in]``, orthonormal columns"""
+    out_scale: Tensor
+    """``[C_out, C_out]``, upper triangular: the core of rank r is ``scale[:r, :r]`` applied to the coordinates"""
+    in_scale: Tensor
+    """``[C_in, C_in]``, upper triangular"""
+    importance: Tensor
+    """``[C_out, C_in]``: the rise of the loss (nats) that losing a pair of directions is expected to cost"""
+    offset_root: Tensor | None = None
+    """``[k^2, k^2]``, the metric's square root over the kernel offsets; None: the identity"""
+
+    @property
+    def out_scores(self) -> Tensor:
+        """``[C_out]``, descending: the rise of the loss that removing the direction is expected to cost."""
+        return _descending(self.importance.sum(1))
+
+    @property
+    def in_scores(self) -> Tensor:
+        """``[C_in]``, descending."""
+        return _descending(self.importance.sum(0))
+
+    def losses(self) -> Tensor:
+        """``[C_out + 1, C_in + 1]``: the expected rise of the loss when ``r_out`` and ``r_in`` directions are kept.
+
+        Exact in the quadratic model, where the sum of the scores of both sides counts what both remove twice.
+        """
+        kept = self.importance.new_zeros(self.importance.shape[0] + 1, self.importance.shape[1] + 1)
+        kept[1:, 1:] = self.importance.cumsum(0).cumsum(1)
+        return (kept[-1, -1] - kept).clamp(min=0)
+
+    def truncate(self, rank_out: int, rank_in: int, sweeps: int = 0) -> Factors:
+        """The layer at these ranks; rotations are orthonormal, the scale is in the core.
+
+        The leading directions are kept, or, with ``sweeps``, the best subspaces that so many sweeps of higher-order
+        orthogonal iteration find from there (De Lathauwer et al. 2000b).
+        """
+        if sweeps and rank_out < self.core.shape[0] and rank_in < self.core.shape[1]:
+            return self._iterated(rank_out, rank_in, sweeps)
+        coordinates = self.core[:rank_out, :rank_in]
+        left, right = self.out_scale[:rank_out, :rank_out], self.in_scale[:rank_in, :rank_in]
+        core = torch.einsum("pr,rskl,qs->pqkl", left, coordinates, right)
+        return Factors(self.out_basis[:, :rank_out], core, self.in_basis[:, :rank_in].T)
+
+    def _iterated(self, rank_out: int, rank_in: int, sweeps: int) -> Factors:
+        weighted = self.core.flatten(2)
+        if self.offset_root is not None:
+            weighted = weighted @ self.offset_root
+        in_vectors = torch.eye(weighted.shape[1], rank_in, dtype=weighted.dtype, device=weighted.device)
+        out_vectors = torch.eye(len(weighted), rank_out, dtype=weighted.dtype, device=weighted.device)
+        for _ in range(sweeps):
+            # Each side in turn: the leading singular vectors of the unfolding, given the other side's subspace.
+            half = torch.einsum("pqk,qs->psk", weighted, in_vectors)
+            out_vectors = _leading(half.flatten(1), rank_out)
+            half = torch.einsum("pqk,pr->qrk", weighted, out_vectors)
+            in_vectors = _leading(half.flatten(1), rank_in)
+        out_basis, left = torch.linalg.qr(self.out_basis @ self.out_scale @ out_vectors)
+        in_basis, right = torch.linalg.qr(self.in_basis @ self.in_scale @ in_vectors)
+        core = torch.einsum("pr,ur,uvkl,vs,qs->pqkl", left, out_vectors, self.core, in_vectors, right)
+        return Factors(out_basis, core, in_basis.T)
+
+
+def _leading(unfolding: Tensor, rank: int) -> Tensor:
+    """The leading ``rank`` left singular vectors, completed to a basis where the matrix has too few columns."""
+    return torch.linalg.svd(unfolding, full_matrices=rank > unfolding.shape[1])[0][:, :rank]
+
+
+def _descending(scores: Tensor) -> Tensor:
+    """The scores without the rises of rounding."""
+    return scores.clamp(min=0).cummin(0).values

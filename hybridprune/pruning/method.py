@@ -1,0 +1,43 @@
+"""What a pruning method is: a unit, a score and the allocation it was published with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from hybridprune.curvature import LayerFactors, SecondMoments
+from hybridprune.pruning.channel_scores import ChannelScorer, Statistics
+from hybridprune.pruning.channels.surgery import Update
+from hybridprune.pruning.directions import Decomposition
+
+Decompose = Callable[[Tensor, LayerFactors, SecondMoments | None, float], Decomposition]
+"""From a weight ``[C_out, C_in, kh, kw]``, its curvature and the regularization to its directions, best first."""
+
+
+@dataclass(frozen=True)
+class DirectionMethod:
+    """Cuts directions of each layer, which is local to the layer: it works in any network."""
+
+    decompose: Decompose
+    allocation: str
+    """What ``allocation: auto`` means."""
+    moments: Callable[[bool], Literal["trace", "entries"] | None]
+    """The exact second moments it needs, given ``correct_eigenvalues``."""
+
+
+@dataclass(frozen=True)
+class ChannelMethod:
+    """Cuts channels, which go together with those that sums and BatchNorms tie to them."""
+
+    score: ChannelScorer
+    allocation: str = "importance"
+    needs: Literal["factors", "taylor"] | None = None
+    """The statistic that the score is computed from, beside the weights."""
+    update: Callable[[Statistics], Update] | None = None
+    """Changes the remaining filters to make up for the removed ones, before these go."""
+
+
+Method = DirectionMethod | ChannelMethod

@@ -1,0 +1,34 @@
+"""The pruning methods by name; each is a small file that says what it scores and how that is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hybridprune.pruning.method import Method
+from hybridprune.pruning.methods import (
+    bn_scale,
+    c_obd,
+    c_obs,
+    eigendamage,
+    fisher_tucker,
+    kron_obd,
+    kron_obs,
+    l1,
+    random,
+    taylor,
+    uniform,
+)
+
+METHODS: Mapping[str, Method] = {
+    "fisher-tucker": fisher_tucker.METHOD,
+    "eigendamage": eigendamage.METHOD,
+    "kron-obd": kron_obd.METHOD,
+    "kron-obs": kron_obs.METHOD,
+    "c-obd": c_obd.METHOD,
+    "c-obs": c_obs.METHOD,
+    "taylor": taylor.METHOD,
+    "bn-scale": bn_scale.METHOD,
+    "l1": l1.METHOD,
+    "random": random.METHOD,
+    "uniform": uniform.METHOD,
+}

@@ -1,0 +1,44 @@
+"""EigenDamage (Wang et al. 2019): scores in the Kronecker-factored eigenbasis of the Fisher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybridprune.curvature import LayerFactors, SecondMoments, eigenbasis
+from hybridprune.pruning.directions import Decomposition
+from hybridprune.pruning.method import DirectionMethod
+
+
+def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | None, damping: float) -> Decomposition:
+    """With ``W* = Q_g^T W Q_a (Q_k)`` an entry is worth ``1/2 lambda W*^2`` and a direction the sum of its entries.
+
+    ``lambda`` is ``S lambda_g lambda_a (lambda_k)``, or its exact second moment where ``moments`` (in this basis) are
+    given (section 4; the correction is that of EKFAC, George et al. 2018). Nothing is inverted, so ``damping`` plays
+    no part.
+    """
+    del damping
+    basis = eigenbasis(factors.input_factor, factors.gradient_factor, factors.offset_factor)
+    rotated = torch.einsum("op,oikl,iq->pqkl", basis.q_out, weight.double(), basis.q_in)
+    scored = rotated if basis.q_offset is None else (rotated.flatten(2) @ basis.q_offset).view_as(rotated)
+    if moments is None:
+        curvature = (factors.positions * basis.lambda_out[:, None] * basis.lambda_in)[:, :, None]
+        if basis.lambda_offset is not None:
+            curvature = curvature * basis.lambda_offset
+    else:
+        assert moments.entries is not None and moments.entries.shape == weight.shape
+        curvature = moments.entries.double().flatten(2)
+    importance = (0.5 * curvature * scored.flatten(2).square()).sum(2)
+    out_order = importance.sum(1).argsort(descending=True, stable=True)
+    in_order = importance.sum(0).argsort(descending=True, stable=True)
+    return Decomposition(
+        out_basis=basis.q_out[:, out_order],
+        core=rotated[out_order][:, in_order],
+        in_basis=basis.q_in[:, in_order],
+        out_scale=torch.eye(len(out_order), dtype=torch.float64, device=weight.device),
+        in_scale=torch.eye(len(in_order), dtype=torch.float64, device=weight.device),
+        importance=importance[out_order][:, in_order],
+    )
+
+
+METHOD = DirectionMethod(decompose, allocation="importance", moments=lambda corrected: "entries" if corrected else None)

@@ -1,0 +1,6 @@
+"""Filters by their magnitude (Li et al. 2017)."""
+
+from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.method import ChannelMethod
+
+METHOD = ChannelMethod(l1)

@@ -1,0 +1,25 @@
+"""What a method would cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hybridprune.pruning.allocation import allocate
+from hybridprune.pruning.space import Budget, Space
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The units of a network with their scores. Nothing has changed yet."""
+
+    space: Space
+    allocation: str
+    apply: Callable[[Sequence[int]], None]
+    """Cut the network in place, down to so many units of each set."""
+    describe: Callable[[Sequence[int]], list[str]]
+    """One line for each layer or group."""
+
+    def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
+        """How many units each set keeps; raises InfeasibleBudget."""
+        return allocate(self.space, self.allocation, ratio=ratio, budget=budget)

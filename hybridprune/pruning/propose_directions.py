@@ -1,0 +1,69 @@
+"""Directions of layers: decompose, allocate ranks, rebuild, refit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.errors import UserError
+from hybridprune.pruning.apply import apply_ranks
+from hybridprune.pruning.direction_space import DirectionCell, direction_space
+from hybridprune.pruning.forms import DENSE, Ranks
+from hybridprune.pruning.layers import prunable_layers
+from hybridprune.pruning.measure import measure_factors, measure_moments
+from hybridprune.pruning.method import DirectionMethod
+from hybridprune.pruning.proposal import Proposal
+from hybridprune.pruning.refit import refit
+from hybridprune.pruning.space import pick
+from hybridprune.pruning.subject import Subject
+
+
+def propose_directions(
+    subject: Subject, method: DirectionMethod, allocation: str, options: CutOptions, curvature: CurvatureOptions
+) -> Proposal:
+    """Score all directions of the network; UserError if no layer is left to prune."""
+    layers = prunable_layers(subject.model, lambda: subject.run(subject.model, subject.example), subject.exclude)
+    if not layers:
+        raise UserError(
+            "--exclude: no layer is left to prune; the network needs plain convolutions or linear layers that match "
+            f"none of {', '.join(subject.exclude) or 'no pattern'}"
+        )
+    leaves = {layer.name: layer.leaf for layer in layers}
+    factors = measure_factors(subject, leaves, curvature)
+    moments = measure_moments(subject, leaves, factors, method.moments(curvature.correct_eigenvalues), curvature)
+    decompositions = {
+        x.name: method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization)
+        for x in layers
+    }
+    space = direction_space(
+        layers,
+        decompositions,
+        subject.cost,
+        limit=options.prune_ratio_limit,
+        normalize=options.normalize,
+        allow_increase=options.allow_increase,
+    )
+
+    def ranks(kept: Sequence[int]) -> dict[str, Ranks]:
+        return {cell.name: cell.ranks(pick(cell, kept)) for cell in space.cells if isinstance(cell, DirectionCell)}
+
+    def apply(kept: Sequence[int]) -> None:
+        planned = ranks(kept)
+        reference = copy.deepcopy(subject.model) if options.refit_images else subject.model
+        sweeps = options.hooi_sweeps if options.decomp_method == "tucker" else 0
+        apply_ranks(subject.model, layers, decompositions, planned, sweeps)
+        if options.refit_images:
+            cut = [x for x in layers if planned[x.name] not in (x.form, DENSE)]
+            # The metric is that of the whole layer's output, which a layer cut before has in other coordinates.
+            metrics = {x.name: factors[x.name].gradient_factor for x in cut if x.rotate_out is None}
+            images = [batch for batch, _ in subject.sample(options.refit_images, "refit")]
+            refit(subject.model, reference, [x.name for x in cut], images, subject.run, metrics)
+
+    def describe(kept: Sequence[int]) -> list[str]:
+        return [
+            f"{name}: input rank {r.rank_in or 'full'}, output rank {r.rank_out or 'full'}"
+            for name, r in ranks(kept).items()
+        ]
+
+    return Proposal(space, allocation, apply, describe)

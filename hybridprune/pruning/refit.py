@@ -1,0 +1,139 @@
+"""Least-squares refit of the cores on real activations, layer by layer behind the cut (no labels, no gradients).
+
+A layer is cut for the inputs it had; what it gets afterwards comes from layers that were cut as well. Each core in turn
+is set to the least-squares solution that maps its present inputs to the outputs of the uncut network, so errors do not
+add up over the depth (as in He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3.1,
+there after a selection of channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridprune.curvature.geometry import geometry_of
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer
+
+Run = Callable[[nn.Module, Tensor], object]
+"""``run(model, images)`` passes a batch through a network, every block executed."""
+
+RIDGE = 1e-3
+"""Pull towards the core as cut, relative to the mean second moment of its inputs."""
+
+
+@torch.no_grad()
+def refit(
+    model: nn.Module,
+    reference: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Tensor],
+    run: Run,
+    metrics: Mapping[str, Tensor],
+) -> None:
+    """Refit the cores of the factored layers ``names`` (in forward order) of ``model`` to ``reference``, in place.
+
+    Means are left to the BatchNorm layers behind, which are recalibrated afterwards; until then they use the
+    statistics of the batch. ``metrics`` are the output metrics G ``[C_out, C_out]`` by name; None: the identity.
+    """
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, FactoredLayer)
+        regression = _Regression()
+        for images in batches:
+            with _batch_statistics(model):
+                x = _tap(model, name, images, run)[0]
+            regression.add(_inputs(layer, x), _outputs(layer, _tap(reference, name, images, run)[1]))
+        _solve(layer, regression, metrics.get(name))
+
+
+class _Regression:
+    """First and second moments of inputs u ``[D, M]`` and targets y ``[C_out, M]``, summed over batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: list[Tensor | float] = [0.0, 0.0, 0.0, 0.0]
+
+    def add(self, u: Tensor, y: Tensor) -> None:
+        """Count one batch."""
+        assert u.shape[1] == y.shape[1]
+        new = ((u @ u.T).double(), (y @ u.T).double(), u.sum(1, dtype=torch.float64), y.sum(1, dtype=torch.float64))
+        self.sums = [total + value for total, value in zip(self.sums, new, strict=True)]
+        self.count += u.shape[1]
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Covariance of u, covariance of y with u, mean of u and mean of y."""
+        uu, yu, u, y = (torch.as_tensor(total) / self.count for total in self.sums)
+        return uu - torch.outer(u, u), yu - torch.outer(y, u), u, y
+
+
+def _solve(layer: FactoredLayer, regression: _Regression, metric: Tensor | None) -> None:
+    """Set the core, and the bias where the layer has one, to the solution."""
+    uu, yu, mean_u, mean_y = regression.moments()
+    rotation = None if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.weight.flatten(1).double()
+    if rotation is not None:
+        # The coordinates of y whose rotation is nearest to it, in the metric.
+        weighted = rotation.T if metric is None else rotation.T @ metric.double()
+        yu = torch.linalg.solve(weighted @ rotation, weighted @ yu)
+    ridge = RIDGE * uu.diagonal().mean()
+    damped = uu + ridge * torch.eye(len(uu), dtype=uu.dtype, device=uu.device)
+    core = torch.linalg.solve(damped, (yu + ridge * layer.core.weight.flatten(1).double()).T).T
+    layer.core.weight.copy_(core.view_as(layer.core.weight))
+    bias = layer.core.bias if rotation is None else layer.rotate_out.bias
+    if isinstance(bias, Tensor):
+        bias.copy_(mean_y - (core @ mean_u if rotation is None else rotation @ core @ mean_u))
+
+
+def _inputs(layer: FactoredLayer, x: Tensor) -> Tensor:
+    """What the core multiplies, as columns ``[D, M]``."""
+    if not isinstance(layer, FactoredConv2d):
+        return layer.rotate_in(x).flatten(0, -2).T
+    core = layer.core
+    x = layer.rotate_in(x[:, :, :: layer.subsample[0], :: layer.subsample[1]])
+    geometry = geometry_of(core)
+    columns = F.unfold(x, geometry.kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+    return columns.transpose(0, 1).flatten(1)
+
+
+def _outputs(layer: FactoredLayer, y: Tensor) -> Tensor:
+    """A layer's output as columns ``[C_out, M]``."""
+    return y.transpose(0, 1).flatten(1) if isinstance(layer, FactoredConv2d) else y.flatten(0, -2).T
+
+
+class _Reached(Exception):
+    """The layer has run; what follows is not needed."""
+
+
+def _tap(model: nn.Module, name: str, images: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """Input and output of a layer."""
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        seen.extend((args[0], y))
+        raise _Reached
+
+    handle = model.get_submodule(name).register_forward_hook(stop)
+    try:
+        run(model, images)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return seen[0], seen[1]
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm by the statistics of the batch, without keeping them."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, track) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, track

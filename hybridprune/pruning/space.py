@@ -1,0 +1,127 @@
+"""What can be cut: sets of interchangeable units, and what the network costs when some of them are gone (pure).
+
+A unit is a direction of one side of a layer, or a channel. A method scores units, an allocator decides how many go from
+which set, and both see the network only through a ``Space``: one budget search and one accounting for all methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Cost(NamedTuple):
+    """MACs of one image, and parameters."""
+
+    macs: int
+    params: int
+
+    def plus(self, other: Cost) -> Cost:
+        """The sum."""
+        return Cost(self.macs + other.macs, self.params + other.params)
+
+    def minus(self, other: Cost) -> Cost:
+        """The difference."""
+        return Cost(self.macs - other.macs, self.params - other.params)
+
+
+class InfeasibleBudget(ValueError):
+    """The budget lies below what the limit on each set allows; carries the reachable floor."""
+
+    def __init__(self, floor: Cost) -> None:
+        super().__init__(f"the reachable floor is {floor.macs} MACs and {floor.params} parameters")
+        self.floor = floor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds on MACs and parameters; None: unbounded."""
+
+    macs: float | None = None
+    params: float | None = None
+
+    def allows(self, cost: Cost) -> bool:
+        """Whether a network of this cost is within the budget."""
+        return (self.macs is None or cost.macs <= self.macs) and (self.params is None or cost.params <= self.params)
+
+
+@dataclass(frozen=True)
+class UnitSet:
+    """Units of one kind, best first: the directions of one side of a layer, or the channels that belong together."""
+
+    name: str
+    scores: Tensor
+    """``[n]``, descending: the rise of the loss that removing the unit is expected to cost"""
+    least: int
+    """How many must stay."""
+
+    def __post_init__(self) -> None:
+        assert self.scores.ndim == 1 and bool((self.scores.diff() <= 0).all()), f"{self.name}: scores must descend"
+        assert 1 <= self.least <= len(self.scores), f"{self.name}: {self.least} of {len(self.scores)} must stay"
+
+    @property
+    def removable(self) -> int:
+        """How many may go."""
+        return len(self.scores) - self.least
+
+
+class Cell(Protocol):
+    """A part of the network whose cost depends on a few unit sets; cells add up."""
+
+    @property
+    def sets(self) -> tuple[int, ...]:
+        """The places in ``Space.sets`` of the sets it depends on."""
+        ...
+
+    def cost(self, kept: tuple[int, ...]) -> Cost:
+        """Its cost when so many units of each of its sets are kept."""
+        ...
+
+    def relaxed_macs(self, kept: tuple[int, ...]) -> float:
+        """MACs of a form in which every removal counts, even where the real form does not change."""
+        ...
+
+
+@dataclass(frozen=True)
+class Space:
+    """All unit sets of a network, and its cost: ``other`` plus the cells'."""
+
+    sets: Sequence[UnitSet]
+    cells: Sequence[Cell]
+    other: Cost
+
+    @cached_property
+    def cells_of(self) -> list[list[Cell]]:
+        """For each set, the cells that depend on it."""
+        touching: list[list[Cell]] = [[] for _ in self.sets]
+        for cell in self.cells:
+            for index in cell.sets:
+                touching[index].append(cell)
+        return touching
+
+    def everything(self) -> list[int]:
+        """All units kept."""
+        return [len(s.scores) for s in self.sets]
+
+    def cost(self, kept: Sequence[int]) -> Cost:
+        """The network's cost when so many units of each set are kept."""
+        assert len(kept) == len(self.sets)
+        total = self.other
+        for cell in self.cells:
+            total = total.plus(cell.cost(pick(cell, kept)))
+        return total
+
+
+def pick(cell: Cell, kept: Sequence[int]) -> tuple[int, ...]:
+    """The kept numbers of a cell's own sets."""
+    return tuple(kept[index] for index in cell.sets)
+
+
+def least_kept(channels: int, present: int, limit: float) -> int:
+    """How many of ``present`` units must stay if at most the share ``limit`` of the layer's channels may ever go."""
+    return min(max(1, math.ceil((1 - limit) * channels - 1e-9)), present)

@@ -1,0 +1,37 @@
+"""The network that is to be cut, seen as any ``nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hybridprune.pruning.space import Cost
+
+Pairs = Iterable[tuple[Tensor, Tensor]]
+"""Batches of images and labels."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, how it is run, and images to run it on."""
+
+    model: nn.Module
+    logits: Callable[[Tensor], Tensor]
+    """Images to ``[B, classes]`` as in use: a gated network routes them by its gates."""
+    run: Callable[[nn.Module, Tensor], object]
+    """Passes images through a network of this kind, all of its blocks executed."""
+    example: Tensor
+    """One image ``[1, ...]``."""
+    exclude: tuple[str, ...]
+    """Patterns of names of layers that are left alone."""
+    sample: Callable[[int, str], Pairs]
+    """``sample(images, purpose)`` gives batches of about that many random training images."""
+    cost: Cost
+    """Of all that counts: a gated network's backbone, without its gates."""
+    counts: Callable[[str], bool]
+    """Whether a layer of this name is a part of that."""
+    channels: Mapping[str, int]
+    """Outputs that each layer had before anything was cut, by name; a layer that is not in it has all of them."""
+    seed: int

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from hybridprune.curvature import Shard, collect_factors, collect_second_moments, eigenbasis
+
+from .nets import leaves, random_batch, residual_net
+
+BATCHES = [random_batch(size, seed) for seed, size in enumerate((4, 3, 5, 4, 2))]
+OPTIONS = {
+    "channels": {"moving_average": 0.0},
+    "offsets": {"moving_average": 0.0, "sua": False},
+    "covariance": {"moving_average": 0.0, "sua": False, "use_full_cov_a": True},
+    "moving average": {"moving_average": 0.7, "sua": False},
+}
+
+
+def everything(shard: Shard) -> dict[str, dict[str, Any]]:
+    """All that is collected of the test network, over the batches of a shard."""
+    model = residual_net()
+    factors = {
+        kind: collect_factors(model, leaves(model), BATCHES, fisher_type="true", seed=3, shard=shard, **options)
+        for kind, options in OPTIONS.items()
+    }
+    bases = {}
+    for name, layer in factors["offsets"].items():
+        basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
+        bases[name] = (basis.q_out, basis.q_in, basis.q_offset)
+    moments = collect_second_moments(
+        model,
+        leaves(model),
+        BATCHES,
+        bases=bases,
+        fisher_type="true",
+        seed=4,
+        means={name: layer.input_mean for name, layer in factors["offsets"].items()},
+        shard=shard,
+    )
+    found = {f"{kind} {name}": asdict(layer) for kind, layers in factors.items() for name, layer in layers.items()}
+    return {**found, **{f"moments {name}": asdict(layer) for name, layer in moments.items()}}
+
+
+def assert_same(actual: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    assert actual.keys() == expected.keys()
+    for layer, values in expected.items():
+        for field, value in values.items():
+            found = actual[layer][field]
+            if isinstance(value, Tensor):
+                assert isinstance(found, Tensor)
+                assert (found - value).norm() <= 1e-5 * value.norm(), (layer, field)
+            elif value is None:
+                assert found is None
+            else:
+                assert found == pytest.approx(value, rel=1e-5), (layer, field)
+
+
+def test_batches_are_dealt_in_turn():
+    owned = [[number for number in range(7) if Shard(rank, 3).owns(number)] for rank in range(3)]
+    assert owned == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_without_a_process_group_there_is_one_process():
+    assert Shard.current() == Shard(0, 1)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_rank_outside_of_the_world_is_refused(rank: int, world: int):
+    with pytest.raises(ValueError, match=f"no process {rank} among {world}"):
+        Shard(rank, world)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("batches", [BATCHES, BATCHES[:1]], ids=["all", "one"])
+def test_the_sums_of_two_shards_make_the_factors_of_one_process(options, batches, monkeypatch: pytest.MonkeyPatch):
+    model = residual_net()
+
+    def factors(shard: Shard):
+        return collect_factors(model, leaves(model), batches, fisher_type="true", seed=3, shard=shard, **options)
+
+    expected, sent = factors(Shard()), []
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "all_reduce", lambda each: sent.append(each.clone()))
+        factors(Shard(1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "all_reduce", lambda each: each.add_(sent.pop(0)))
+        actual = factors(Shard(0, 2))
+    assert not sent
+    assert_same(*({name: asdict(layer) for name, layer in each.items()} for each in (actual, expected)))
+
+
+def run_process(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    assert Shard.current() == Shard()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(everything(Shard.current())))
+    dist.destroy_process_group()
+
+
+@pytest.mark.full
+def test_two_processes_both_return_what_one_does(tmp_path: Path):
+    spawn(run_process, (2, tmp_path), nprocs=2)
+    expected = everything(Shard())
+    for rank in range(2):
+        assert_same(pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()), expected)
+
+
+def test_a_process_runs_its_own_batches_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dist, "all_reduce", lambda _: None)
+    model, seen = residual_net(), []
+
+    def forward(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return model(images)
+
+    collect_second_moments(forward, leaves(model), BATCHES, bases=None, fisher_type="exp", seed=0, shard=Shard(1, 3))
+    assert seen == [3, 2]

@@ -1,0 +1,152 @@
+"""Edits that resize layers: the architecture they rebuild takes the weights strictly and computes the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from hybridprune.models.edits import ResizeEdit, apply_edits, edit_from_json, edits_between, resize, resize_edits
+from hybridprune.models.factored import FactoredConv2d, FactorEdit, replace_module
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, padding_mode="reflect")
+        self.bn = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.grouped = nn.Conv2d(8, 8, (1, 3), dilation=(1, 2), groups=2)
+        self.point = nn.Conv2d(8, 6, 1)
+        self.plain = nn.BatchNorm2d(6, affine=False)
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.depthwise(torch.relu(self.bn(self.stem(x))))
+        return self.classifier(self.plain(self.point(self.grouped(x))).mean((2, 3)))
+
+
+EDITS = (
+    ResizeEdit("stem", 3, 4),
+    ResizeEdit("bn", 4, 4),
+    ResizeEdit("depthwise", 4, 4),
+    ResizeEdit("grouped", 4, 8),
+    ResizeEdit("point", 8, 3),
+    ResizeEdit("plain", 3, 3),
+    ResizeEdit("classifier", 3, 5),
+)
+
+
+def narrow() -> nn.Module:
+    """The narrow network, made by hand, with weights of its own."""
+    torch.manual_seed(0)
+    net = Net()
+    net.stem = nn.Conv2d(3, 4, 3, 2, 1, padding_mode="reflect")
+    net.bn = nn.BatchNorm2d(4)
+    net.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+    net.grouped = nn.Conv2d(4, 8, (1, 3), dilation=(1, 2), groups=2)
+    net.point = nn.Conv2d(8, 3, 1)
+    net.plain = nn.BatchNorm2d(3, affine=False)
+    net.classifier = nn.Linear(3, 5)
+    net(torch.randn(4, 3, 16, 16))  # running statistics of its own
+    return net.eval()
+
+
+def test_edits_are_the_differences() -> None:
+    assert resize_edits(Net(), narrow()) == EDITS
+    assert resize_edits(Net(), Net()) == ()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_rebuilt_network_computes_the_same(device: str) -> None:
+    net = narrow()
+    edits = tuple(edit_from_json(json.loads(json.dumps(edit.to_json()))) for edit in edits_between(Net(), net))
+    assert edits == EDITS
+    with torch.device(device):
+        fresh = Net().eval()
+    apply_edits(fresh, edits)
+    fresh.load_state_dict(net.state_dict(), strict=True, assign=device == "meta")
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(fresh(images), net(images))
+
+
+def test_a_resized_layer_is_a_new_one_of_the_same_kind() -> None:
+    class Special(nn.Conv2d):
+        pass
+
+    layer = Special(4, 6, 3, bias=False, dtype=torch.float64).eval().requires_grad_(False)
+    before = copy.deepcopy(layer.state_dict())
+    new = resize(layer, 2, 3)
+    assert isinstance(new, Special) and new.weight.shape == (3, 2, 3, 3) and new.weight.dtype == torch.float64
+    assert not new.training and not new.weight.requires_grad
+    assert layer.weight.shape == (6, 4, 3, 3) and torch.equal(layer.weight, before["weight"])
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [
+        (nn.BatchNorm2d(4), (2, 3)),
+        (nn.Conv2d(4, 4, 3, groups=4), (2, 4)),
+        (nn.Conv2d(4, 6, 3, groups=2), (3, 6)),
+        (nn.Conv2d(4, 6, 3, groups=2), (4, 5)),
+        (nn.Linear(4, 6), (0, 6)),
+        (nn.LayerNorm(4), (4, 4)),
+    ],
+)
+def test_impossible_sizes_are_refused(layer: nn.Module, sizes: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="cannot|no layer"):
+        resize(layer, *sizes)
+
+
+def test_an_edit_of_another_network_is_refused() -> None:
+    for edit in (ResizeEdit("stem.core", 2, 2), ResizeEdit("elsewhere", 2, 2), ResizeEdit("bn", 2, 3)):
+        with pytest.raises(ValueError, match=edit.layer):
+            apply_edits(Net(), [edit])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"kind": "other", "layer": "stem", "in_channels": 1, "out_channels": 1},
+        {"kind": "resize", "layer": "stem", "in_channels": 1},
+        {"kind": "resize", "layer": "stem", "in_channels": 1.5, "out_channels": 1},
+        {"kind": "resize", "layer": "stem", "in_channels": True, "out_channels": 1},
+    ],
+)
+def test_broken_records_are_refused(record: dict[str, object]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        edit_from_json(record)
+
+
+def test_a_layer_may_be_resized_and_then_factored() -> None:
+    net = narrow()
+    point = net.get_submodule("point")
+    assert isinstance(point, nn.Conv2d)
+    replace_module(net, "point", FactoredConv2d(point, 2, None))
+    edits = edits_between(Net(), net)
+    assert edits == (*EDITS, FactorEdit("point", 2, None))
+    fresh = Net().eval()
+    apply_edits(fresh, edits)
+    fresh.load_state_dict(net.state_dict(), strict=True)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(fresh(images), net(images))
+
+
+def test_a_factored_layer_that_was_there_before_is_no_edit() -> None:
+    def factored() -> Net:
+        net = Net()
+        replace_module(net, "point", FactoredConv2d(net.point, 4, 3))
+        return net
+
+    edited = factored()
+    replace_module(edited, "point.core", nn.Conv2d(2, 3, 1, bias=False))
+    replace_module(edited, "point.rotate_in", nn.Conv2d(8, 2, 1, bias=False))
+    edits = edits_between(factored(), edited)
+    assert edits == (ResizeEdit("point.rotate_in", 8, 2), ResizeEdit("point.core", 2, 3))
+    fresh = factored()
+    apply_edits(fresh, edits)
+    fresh.load_state_dict(edited.state_dict(), strict=True)
+    assert edits_between(factored(), factored()) == ()
