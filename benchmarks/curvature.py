@@ -13,6 +13,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,11 @@ def _peak_resident_bytes() -> int:
 def measure(width: int, batch_size: int, rounds: int, threads: int) -> list[dict[str, Any]]:
     """Return a record per arm: milliseconds an image, and memory of the passes that need no other before them."""
     times = seconds(arms_of(width, batch_size), rounds)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        tasks = [(width, batch_size, threads, arm) for arm in times if not arm.startswith(MOMENTS)]
-        memory = dict(zip((task[-1] for task in tasks), pool.starmap(peak_bytes, tasks, chunksize=1), strict=True))
+    memory = {}
+    for arm in times:
+        if not arm.startswith(MOMENTS):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                memory[arm] = process.submit(peak_bytes, width, batch_size, threads, arm).result()
     return [
         {
             "width": width,

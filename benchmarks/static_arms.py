@@ -31,6 +31,7 @@ from hybridprune.data import EvalBatches, TrainBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.finetune import finetune
+from hybridprune.engine.fit import DTYPES
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
@@ -153,9 +154,9 @@ class Bench:
 
     def tune(self, net: GatedNetwork, epochs: float) -> None:
         """The same short training for every arm, every block executed."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            loader = _Loader(self.images.training("static arms"))
-            finetune(net.backbone, loader, epochs=epochs, lr=LR, device=self.images.device)
+        loader = _Loader(self.images.training("static arms"))
+        precision = DTYPES[self.precision]
+        finetune(net.backbone, loader, epochs=epochs, lr=LR, device=self.images.device, precision=precision)
 
     def correct(self, net: GatedNetwork, batches: EvalBatches) -> np.ndarray:
         """Which images it gets right, every block executed."""

@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"  {2 * cost.backbone_macs / 1e9:.4f} GFLOPs (2 x MACs), without the gates")
     else:
         print(f"  expected {2 * share / 1e9:.4f} GFLOPs (2 x MACs), gates counted")
-        print(f"  execution rates {' '.join(f'{rate:.3f}' for rate in result.block_rates)}")
+        if result.block_rates:
+            print(f"  execution rates {' '.join(f'{rate:.3f}' for rate in result.block_rates)}")
     print(f"  {len(result.labels) / seconds:.0f} images/s on {device}")
     if arguments.mode == "executed" and arguments.compare:
         _compare(model, batches, result)

@@ -37,12 +37,13 @@ def finetune(
     kd_weight: float = 0.0,
     kd_temperature: float = 4.0,
     frozen: Collection[str] = (),
+    precision: torch.dtype = torch.float32,
 ) -> None:
     """Train ``model`` (images ``[B, ...]`` to logits ``[B, classes]``) in place by SGD with Nesterov momentum.
 
     The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0. ``epochs``
     counts passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a
-    ``kd_weight`` the loss is partly the distillation from ``teacher``. The model stays on ``device`` and in its mode.
+    ``kd_weight`` the loss is partly the distillation from ``teacher``; ``precision`` may be bfloat16. The model stays on ``device`` and in its mode.
     Raises UserError for a loader without a length or batches, a missing teacher or a weight out of range, and
     RunFailed when the loss is not finite.
     """
@@ -66,10 +67,12 @@ def finetune(
             # The middle of the step: neither the first nor the last one is wasted on a rate of 0.
             optimizer.param_groups[0]["lr"] = lr * factor("up-down", WARM_UP, (step + 0.5) / steps)
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            logits = model(images)
-            loss = F.cross_entropy(logits, labels)
-            if distillation is not None:
-                loss, _ = distillation(images, logits, loss)
+            # Step by step: within one autocast, weights that were cast once are not cast again when they change.
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+                if distillation is not None:
+                    loss, _ = distillation(images, logits, loss)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -225,6 +225,7 @@ class Fit:
                 "scaler": self._scaler.state_dict(),
                 "objective": self.objective.state_dict(),
                 "sums": self._sums,
+                "random": torch.random.get_rng_state(),
                 "extra": json.dumps(self.extra_state),
             }
         )
@@ -235,3 +236,5 @@ class Fit:
         self._scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
         self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        # Dropout draws from the global stream.
+        torch.random.set_rng_state(state["random"])

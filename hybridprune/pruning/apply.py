@@ -50,7 +50,7 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, s
         outline.weight.copy_(core.reshape(outline.weight.shape))
         if layer.bias is not None and outline.bias is not None:
             outline.bias.copy_(layer.bias)
-        return outline
+        return outline.to(memory_format=_memory_format(layer.leaf.weight))  # type: ignore[call-overload]
     module = factored(outline, rank_in, rank_out)
     rotate_in = None if rank_in is None else merged.rotate_in
     fill(module, None if rank_out is None else merged.rotate_out, core, rotate_in)

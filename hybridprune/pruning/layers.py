@@ -67,14 +67,15 @@ def prunable_layers(
     found: list[PrunableLayer] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if module in inside or any(fnmatchcase(name, pattern) for pattern in exclude):
+        if module in inside:
             continue
+        leaf = module
         if isinstance(module, FactoredLayer):
             inside |= set(module.modules())
-            leaf: nn.Module = module.core
-        else:
-            leaf = module
-        if type(leaf) not in (nn.Conv2d, nn.Linear) or users[id(leaf.weight)] > 1 or calls[module].count != 1:
+            leaf = module.core
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        if type(leaf) not in (nn.Conv2d, nn.Linear) or users[id(leaf.weight)] != 1 or calls[module].count != 1:
             continue
         try:
             geometry_of(leaf)

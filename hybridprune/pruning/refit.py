@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.curvature.geometry import geometry_of
+from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer
 
 Run = Callable[[nn.Module, Tensor], object]
@@ -23,6 +24,11 @@ Run = Callable[[nn.Module, Tensor], object]
 
 RIDGE = 1e-3
 """Pull towards the core as cut, relative to the mean second moment of its inputs."""
+
+ROWS_PER_INPUT = 10
+"""A core with fewer observations than that for each of its coefficients stays as cut: it would learn the images."""
+METRIC_DAMPING = 1e-6
+"""Share of an output metric's mean eigenvalue that is added to all of them."""
 
 
 @torch.no_grad()
@@ -36,18 +42,23 @@ def refit(
 ) -> None:
     """Refit the cores of the factored layers ``names`` (in forward order) of ``model`` to ``reference``, in place.
 
-    Means are left to the BatchNorm layers behind, which are recalibrated afterwards; until then they use the
-    statistics of the batch. ``metrics`` are the output metrics G ``[C_out, C_out]`` by name; None: the identity.
+    Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
+    then those of ``model`` use the statistics of the batch. ``metrics`` are the output metrics G ``[C_out, C_out]``
+    by name; a layer without one, or with 0, has the identity.
     """
-    for name in names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, FactoredLayer)
-        regression = _Regression()
-        for images in batches:
-            with _batch_statistics(model):
-                x = _tap(model, name, images, run)[0]
-            regression.add(_inputs(layer, x), _outputs(layer, _tap(reference, name, images, run)[1]))
-        _solve(layer, regression, metrics.get(name))
+    with kept_modes(model), kept_modes(reference):
+        model.eval()
+        reference.eval()
+        for name in names:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, FactoredLayer)
+            regression = _Regression()
+            for images in batches:
+                with _batch_statistics(model):
+                    x = _tap(model, name, images, run)[0]
+                regression.add(_inputs(layer, x), _outputs(layer, _tap(reference, name, images, run)[1]))
+            if regression.count >= ROWS_PER_INPUT * layer.core.weight[0].numel():
+                _solve(layer, regression, metrics.get(name))
 
 
 class _Regression:
@@ -76,15 +87,24 @@ def _solve(layer: FactoredLayer, regression: _Regression, metric: Tensor | None)
     rotation = None if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.weight.flatten(1).double()
     if rotation is not None:
         # The coordinates of y whose rotation is nearest to it, in the metric.
-        weighted = rotation.T if metric is None else rotation.T @ metric.double()
+        weighted = rotation.T if metric is None else rotation.T @ _damped(metric.double())
         yu = torch.linalg.solve(weighted @ rotation, weighted @ yu)
+    core = layer.core.weight.flatten(1).double()
     ridge = RIDGE * uu.diagonal().mean()
-    damped = uu + ridge * torch.eye(len(uu), dtype=uu.dtype, device=uu.device)
-    core = torch.linalg.solve(damped, (yu + ridge * layer.core.weight.flatten(1).double()).T).T
-    layer.core.weight.copy_(core.view_as(layer.core.weight))
+    if ridge > 0:  # else nothing is known of the core: its inputs are constant
+        damped = uu + ridge * torch.eye(len(uu), dtype=uu.dtype, device=uu.device)
+        core = torch.linalg.solve(damped, (yu + ridge * core).T).T
+        layer.core.weight.copy_(core.view_as(layer.core.weight))
     bias = layer.core.bias if rotation is None else layer.rotate_out.bias
     if isinstance(bias, Tensor):
         bias.copy_(mean_y - (core @ mean_u if rotation is None else rotation @ core @ mean_u))
+
+
+def _damped(metric: Tensor) -> Tensor:
+    """The metric, which may not see all outputs, made invertible; the identity where it sees none."""
+    mean = metric.diagonal().mean()
+    identity = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
+    return metric + METRIC_DAMPING * mean * identity if mean > 0 else identity
 
 
 def _inputs(layer: FactoredLayer, x: Tensor) -> Tensor:

@@ -34,9 +34,7 @@ class RunRecord:
     seed: int = _at("seed", int)
     dataset: str = _at("dataset.name", str)
     dataset_digest: str = _at("dataset.digest", str)
-    network: str = _at("network.name", str)
-    depth: int = _at("network.depth", int)
-    width: int = _at("network.width", int)
+    network: str = _at("network.label", str)
     backbone_params: int = _at("params.backbone", int, low=0)
     gate_params: int = _at("params.gates", int, low=0)
     backbone_macs: int = _at("macs.backbone", int, low=0)
@@ -63,6 +61,9 @@ def read_run(path: Path) -> RunRecord:
             raise ValueError(f"format {version} is unknown, this version reads format {FORMAT}")
         if (stage := _value(data, "stage", str)) not in STAGES:
             raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
+        network = _value(data, "network", dict)
+        if "label" not in network and {"name", "depth", "width"} <= network.keys():  # written by 0.1.0
+            network["label"] = f"{network['name']}{network['depth']}-w{network['width']}"
         values = {f.name: _value(data, **f.metadata) for f in fields(RunRecord) if f.metadata}
         is_root = _value(data, "parent", object) is None
         parent_id = None if is_root else _value(data, "parent.run_id", str)

@@ -32,7 +32,7 @@ class Row:
     dataset: str
     experiment: str
     lineage: tuple[Key, ...]
-    family: tuple[str, int, int, str, str]
+    family: tuple[int, str, str, str]
     seeds: tuple[int, ...]
     stats: Mapping[str, Stat]
 
@@ -95,11 +95,11 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
     columns = zip(*(figures(run).values() for run in runs), strict=True)
     return Row(
         name=_name(longest),
-        network=f"{run.network}-{run.depth} w{run.width}",
+        network=run.network,
         dataset=run.dataset,
         experiment=", ".join(sorted({run.experiment for run in runs})),
         lineage=tuple(run.key for run in reversed(longest)),
-        family=(run.network, run.depth, run.width, run.dataset, run.dataset_digest),
+        family=(run.dense_macs, run.network, run.dataset, run.dataset_digest),
         seeds=tuple(run.seed for run in runs),
         stats={name: _stat(column) for name, column in zip(figures(run), columns, strict=True)},
     )

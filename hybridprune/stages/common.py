@@ -196,7 +196,7 @@ class Images:
         )
 
     def recalibrate(self, net: GatedNetwork) -> None:
-        """Re-estimate the BatchNorm statistics of ``net`` on up to 10,000 training images."""
+        """Re-estimate the BatchNorm statistics of ``net``, as routed by its gates, on up to 10,000 training images."""
         recalibrate(net, self.sample(10_000, self.options.batch_size, "recalibration"))
 
 
@@ -256,7 +256,7 @@ def finish(
         "seed": config.run.seed,
         "group": _group(config, parent),
         "dataset": {"name": spec.dataset, "digest": spec.dataset_digest, "classes": len(spec.class_names)},
-        "network": {"name": spec.network.network, "depth": spec.network.depth, "width": spec.network.width},
+        "network": {"name": spec.network.network, "label": spec.network.label},
         "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
         "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
         "dense": dict(parent.result["dense"])
@@ -306,7 +306,8 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
         f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
         f"mean execution rate {routed['mean_rate']:.3f}"
     )
-    print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
+    if routed["block_rates"]:
+        print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
 
 
 def show_plan(stage: str, spec: RunSpec, images: Images, cost: NetworkCost, lines: list[str]) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.config import PruneConfig
-from hybridprune.engine.modes import always_on
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
@@ -127,7 +126,7 @@ class Cutting:
         return Subject(
             model=net,
             logits=lambda images: net(images, mode="executed").logits,
-            run=lambda model, images: always_on(model)(images),
+            run=_execute_all,
             example=example,
             exclude=(GATES, *config.cut.exclude),
             sample=sample,
@@ -136,6 +135,13 @@ class Cutting:
             channels=self.channels,
             seed=stream_seed(config.run.seed, f"labels/{phase}"),
         )
+
+
+def _execute_all(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Every block and every gate, whose inputs are a block's outputs and go with its channels."""
+    assert isinstance(net, GatedNetwork)
+    routed = net(images, images.new_ones(len(images), net.num_gates))
+    return routed.logits, routed.gate_logits
 
 
 @dataclass(frozen=True)

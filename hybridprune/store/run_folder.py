@@ -211,6 +211,6 @@ def load_tensors(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Pa
             wanted = "nothing" if here is None else list(here.shape)
             raise UserError(
                 f"{source}: checkpoint of another architecture: {name} is {found}, the network has {wanted}; "
-                "check --network, --depth and --width"
+                "check --network and its options"
             )
     net.load_state_dict(dict(tensors))

@@ -119,6 +119,7 @@ def test_layers_extended_by_someone_else_stay_extended():
     with observed([layer], lambda *_: None) as backward:
         backward(layer(torch.randn(4, 3)).sum())
     assert len(layer._forward_hooks) == hooks == 1
+    assert len(layer._backward_hooks) == 1
     assert getattr(layer, "_backpack_extend", False)
 
 

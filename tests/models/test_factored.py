@@ -1,4 +1,4 @@
-"""Factored convolutions against the explicit convolution by ``W = Q_out . core . Q_in^T``."""
+"""Factored layers against the explicit layer by ``W = Q_out . core . Q_in^T``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, apply_edits, fill, replace_module
+from hybridprune.models.factored import (
+    FactoredConv2d,
+    FactorEdit,
+    FactoredLinear,
+    apply_edits,
+    factor_edits,
+    fill,
+    form,
+    is_pointwise,
+    replace_module,
+)
+from hybridprune.models.factored import factored as factored_form
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,75 @@ def test_edits_replace_the_named_layers_only() -> None:
     assert model[0] is untouched
     layer = model.get_submodule("1.0")
     assert isinstance(layer, FactoredConv2d) and layer.core.weight.shape == (3, 2, 1, 1)
-    with pytest.raises(ValueError, match=r"1\.1.*no convolution"):
-        apply_edits(model, (FactorEdit("1.1", 2, 3),))
+    for name in ("1.1", "2"):
+        with pytest.raises(ValueError, match=rf"'{name}'.*no convolution or linear layer"):
+            apply_edits(model, (FactorEdit(name, 2, 3),))
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.booleans(), st.data())
+def test_a_factored_linear_layer_is_the_product_of_its_factors(
+    c_in: int, c_out: int, bias: bool, data: st.DataObject
+) -> None:
+    rank_in, rank_out = data.draw(
+        st.tuples(st.none() | st.integers(1, 7), st.none() | st.integers(1, 7)).filter(lambda r: r != (None, None))
+    )
+    torch.manual_seed(0)
+    linear = nn.Linear(c_in, c_out, bias=bias, dtype=torch.float64)
+    layer = FactoredLinear(linear, rank_in, rank_out)
+    assert form(layer) == (rank_in, rank_out)
+    q_out = None if rank_out is None else torch.randn(c_out, rank_out, dtype=torch.float64)
+    q_in = None if rank_in is None else torch.randn(rank_in, c_in, dtype=torch.float64)
+    core = torch.randn(rank_out or c_out, rank_in or c_in, 1, 1, dtype=torch.float64)
+    fill(layer, q_out, core, q_in)
+    weight = core[:, :, 0, 0]
+    weight = weight if q_out is None else q_out @ weight
+    weight = weight if q_in is None else weight @ q_in
+    last = layer.core if q_out is None else layer.rotate_out
+    biases = [m.bias for m in layer.modules() if isinstance(m, nn.Linear) and m.bias is not None]
+    assert len(biases) == bias
+    if bias:
+        assert isinstance(last, nn.Linear) and last.bias is biases[0]
+        last.bias.data.normal_()
+    for shape in ((3,), (2, 3), (2, 4, 3)):
+        x = torch.randn(*shape[:-1], c_in, dtype=torch.float64)
+        expected = F.linear(x, weight, biases[0] if bias else None)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(cases())
+def test_the_form_is_read_off_a_layer(case: Case) -> None:
+    ranks = None if case.q_in is None else len(case.q_in), None if case.q_out is None else case.q_out.shape[1]
+    assert form(factored(case)) == ranks
+
+
+def test_edits_are_read_off_a_network_in_its_order_and_make_it_again() -> None:
+    def fresh() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 5, 1, 2), nn.Flatten()), nn.Linear(45, 6))
+
+    model, edits = fresh(), (FactorEdit("1.0", 2, None), FactorEdit("2", 3, 4))
+    assert factor_edits(model) == ()
+    apply_edits(model, edits[::-1])
+    assert factor_edits(model) == edits
+    assert isinstance(model.get_submodule("2"), FactoredLinear)
+    again = fresh()
+    apply_edits(again, factor_edits(model))
+    again.load_state_dict(model.state_dict(), strict=True)
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again(x), model(x))
+
+
+def test_only_plain_layers_have_a_factored_form() -> None:
+    assert isinstance(factored_form(nn.Conv2d(3, 4, 3), 2, None), FactoredConv2d)
+    assert isinstance(factored_form(nn.Linear(3, 4), None, 2), FactoredLinear)
+    with pytest.raises(ValueError, match="a BatchNorm2d has no factored form"):
+        factored_form(nn.BatchNorm2d(3), 2, 2)
+
+
+def test_pointwise_layers_read_the_pixels_at_their_stride_only() -> None:
+    for conv in (nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1, 2), nn.Conv2d(3, 4, 1, padding="same")):
+        assert is_pointwise(conv)
+    for conv in (nn.Conv2d(3, 4, 1, 2, padding=1), nn.Conv2d(3, 4, (1, 3)), nn.Conv2d(3, 4, 3, padding="valid")):
+        assert not is_pointwise(conv)
 
 
 def test_replace_module_at_the_top_level_and_below() -> None:

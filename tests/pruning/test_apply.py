@@ -1,9 +1,8 @@
-"""Surgery on real networks: the plan's cost is the network's, and what is kept in full stays the same function."""
+"""Surgery on real networks: the cost is that of the plan, and what is kept in full stays the same function."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -11,19 +10,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridprune.measure.cost import count
-from hybridprune.models.factored import FactoredConv2d, FactorEdit
+from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLayer, factor_edits
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.pruning.apply import apply_plan
-from hybridprune.pruning.decompose import METHODS
+from hybridprune.pruning.apply import apply_ranks
 from hybridprune.pruning.forms import DENSE, Ranks
+from hybridprune.pruning.greedy import cut_at_ratio, importance
 from hybridprune.pruning.layers import PrunableLayer, prunable_layers
-from hybridprune.pruning.plan import Cut, LayerPlan
+from hybridprune.pruning.rate_distortion import cut_at_budget
+from hybridprune.pruning.space import Budget
 from tests.cases import random_decisions, random_images, random_net
-from tests.pruning.cases import SIZE, cut_of, random_decompositions
+from tests.pruning.cases import (
+    DIRECTION_METHODS,
+    SIZE,
+    cost_of,
+    forms,
+    layers_of,
+    random_decompositions,
+    replaced,
+    space_of,
+)
 
 DEPTH, WIDTH, CLASSES = 8, 8, 5
+FORMS = ["dense", "two-sided", "input-sided", "output-sided"]
+DTYPES = [(torch.float32, 1e-4), (torch.float64, 1e-10)]
 
 
 def network() -> GatedNetwork:
@@ -31,44 +41,61 @@ def network() -> GatedNetwork:
 
 
 def outputs(net: GatedNetwork) -> Tensor:
-    images = random_images(12, SIZE)
+    images = random_images(12, SIZE).to(next(net.parameters()).dtype)
     return net(images, random_decisions(12, net.num_gates)).logits.detach()
 
 
-def assert_same(found: Tensor, expected: Tensor) -> None:
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+def assert_same(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert float((found - expected).abs().max() / expected.abs().max()) < tolerance
 
 
-def plan_of(layers: Sequence[PrunableLayer], changes: dict[str, Ranks]) -> list[LayerPlan]:
-    return [LayerPlan(layer.name, changes.get(layer.name, layer.form)) for layer in layers]
+def plan_of(layers: Sequence[PrunableLayer], changes: dict[str, Ranks]) -> dict[str, Ranks]:
+    return {layer.name: changes.get(layer.name, layer.form) for layer in layers}
 
 
 def prune(
-    net: GatedNetwork, ratio: float, method: str = "fisher-tucker", seed: int = 0
-) -> tuple[tuple[FactorEdit, ...], Cut, list[LayerPlan]]:
-    layers = prunable_layers(net, SIZE)
+    net: GatedNetwork, ratio: float, method: str = "fisher-tucker", seed: int = 0, sweeps: int = 0
+) -> dict[str, Ranks]:
+    """Cut the network by random curvature, and check that it costs what the space says."""
+    layers = layers_of(net)
     decompositions = random_decompositions(layers, method, seed=seed)
-    scores = {name: (d.in_scores, d.out_scores) for name, d in decompositions.items()}
-    cut = cut_of(net, layers, scores, normalize=True)
-    plan = cut.at_ratio(ratio)
-    return apply_plan(net, layers, decompositions, plan), cut, plan
+    space = space_of(layers, decompositions, cost_of(net), normalize=True)
+    kept = cut_at_ratio(space, ratio, importance)
+    plan = forms(space, kept)
+    apply_ranks(net, layers, decompositions, plan, sweeps)
+    assert cost_of(net) == space.cost(kept)
+    return plan
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sweeps", [0, 2])
+@pytest.mark.parametrize("method", DIRECTION_METHODS)
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6, 1.0])
-def test_the_networks_cost_is_the_plans(method: str, ratio: float) -> None:
+def test_the_networks_cost_is_the_plans(method: str, ratio: float, sweeps: int) -> None:
     net = network()
     for seed in range(2):  # the second time on factored layers
-        _, cut, plan = prune(net, ratio, method, seed)
-        cost = count(net, SIZE)
-        assert (cost.backbone_macs, cost.backbone_params) == cut.cost(plan)
+        prune(net, ratio, method, seed, sweeps)
+        assert torch.isfinite(outputs(net)).all()
+
+
+def test_the_networks_cost_is_that_of_rates_and_distortions() -> None:
+    net = network()
+    for seed, share in enumerate((0.7, 0.6)):
+        layers, whole = layers_of(net), cost_of(net)
+        decompositions = random_decompositions(layers, seed=seed, offsets=True)
+        space = space_of(layers, decompositions, whole)
+        budget = Budget(macs=share * whole.macs)
+        kept = cut_at_budget(space, budget)
+        apply_ranks(net, layers, decompositions, forms(space, kept), sweeps=1)
+        assert cost_of(net) == space.cost(kept) and budget.allows(cost_of(net))
 
 
 def test_edits_rebuild_the_architecture() -> None:
     net = network()
-    prune(net, 0.2)
-    edits, _, plan = prune(net, 0.2, seed=1)
-    assert {edit.layer for edit in edits} == {p.name for p in plan if p.ranks != DENSE} != set()
+    prune(net, 0.4)
+    plan = prune(net, 0.2, seed=1)
+    edits = factor_edits(net)
+    assert {edit.layer for edit in edits} == {name for name, ranks in plan.items() if ranks != DENSE} != set()
+    assert all(plan[edit.layer] == (edit.rank_in, edit.rank_out) for edit in edits)
     spec = NetworkSpec("resnet", DEPTH, WIDTH, CLASSES, edits)
     again = NetworkSpec.from_json(json.loads(json.dumps(spec.to_json()))).build().eval()
     again.load_state_dict(net.state_dict(), strict=True)
@@ -77,87 +104,131 @@ def test_edits_rebuild_the_architecture() -> None:
 
 def test_layers_that_keep_their_form_are_left_alone() -> None:
     net = network()
-    before = {layer.name: (layer.conv, layer.conv.weight.clone()) for layer in prunable_layers(net, SIZE)}
-    _, _, plan = prune(net, 0.15)
-    untouched = [planned.name for planned in plan if planned.ranks == DENSE]
+    before = {layer.name: (layer.leaf, layer.weight.clone()) for layer in layers_of(net)}
+    plan = prune(net, 0.35)
+    untouched = [name for name, ranks in plan.items() if ranks == DENSE]
     assert 0 < len(untouched) < len(plan)
     for name in untouched:
-        conv, weight = before[name]
-        assert net.get_submodule(name) is conv and torch.equal(conv.weight, weight)
+        leaf, weight = before[name]
+        assert net.get_submodule(name) is leaf
+        assert torch.equal(leaf.weight, weight.view_as(leaf.weight))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DIRECTION_METHODS)
 def test_ratio_zero_changes_nothing(method: str) -> None:
     net = network()
     expected = copy.deepcopy(net.state_dict())
-    edits, _, _ = prune(net, 0.0, method)
-    assert edits == ()
+    prune(net, 0.0, method)
+    assert factor_edits(net) == ()
     torch.testing.assert_close(net.state_dict(), expected, rtol=0, atol=0)
 
 
-def full_ranks(layer: PrunableLayer, form: str) -> Ranks:
-    directions = layer.directions
+def ranks_of(layer: PrunableLayer, form: str) -> Ranks:
+    """Full ranks in some form."""
     return {
-        "two-sided": directions,
-        "input-sided": Ranks(directions.rank_in, None),
-        "output-sided": Ranks(None, directions.rank_out),
+        "dense": DENSE,
+        "two-sided": layer.directions,
+        "input-sided": Ranks(layer.directions.rank_in, None),
+        "output-sided": Ranks(None, layer.directions.rank_out),
     }[form]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("form", ["two-sided", "input-sided", "output-sided"])
-def test_layers_of_full_rank_are_the_same_function(form: str, method: str) -> None:
-    net = network()
-    net.backbone.blocks[1].conv1 = nn.Conv2d(8, 16, 3, 2, 1, bias=True)  # type: ignore[union-attr]
+LAYERS = [
+    (nn.Conv2d(5, 7, 3, 1, 1, bias=False), (5, 9, 8)),
+    (nn.Conv2d(5, 7, 3, 2, 1), (5, 9, 8)),
+    (nn.Conv2d(5, 7, (3, 1), (1, 2), (0, 1), dilation=(2, 1)), (5, 9, 8)),
+    (nn.Conv2d(7, 5, 3, padding="same"), (7, 9, 8)),
+    (nn.Conv2d(7, 5, 1, bias=False), (7, 9, 8)),
+    (nn.Conv2d(7, 5, 1, 2), (7, 9, 8)),
+    (nn.Conv2d(7, 5, 1, 2, 1), (7, 9, 8)),
+    (nn.Linear(6, 4), (6,)),
+    (nn.Linear(6, 4), (3, 6)),
+    (nn.Linear(4, 6, bias=False), (4,)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("method", DIRECTION_METHODS)
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_every_form_of_full_rank_is_the_dense_layer_and_stays_it_from_form_to_form(
+    layer: nn.Module, shape: tuple[int, ...], method: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, *shape, dtype=dtype)
+    for first in FORMS[1:]:
+        model = nn.Sequential(copy.deepcopy(layer).to(dtype))
+        expected = model(x).detach()
+        for seed, form in enumerate((first, *FORMS)):
+            layers = prunable_layers(model, lambda m=model: m(x[:1]))
+            ranks = {"0": ranks_of(layers[0], form)}
+            apply_ranks(model, layers, random_decompositions(layers, method, seed=seed, offsets=seed % 2 == 0), ranks)
+            assert isinstance(model[0], FactoredLayer) == (form != "dense")
+            found = model(x).detach()
+            assert found.dtype == dtype and found.shape == expected.shape
+            assert_same(found, expected, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("method", DIRECTION_METHODS)
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_a_network_of_full_rank_is_the_same_function(
+    form: str, method: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    net = network().to(dtype)
+    net.gate.float()  # it computes in fp32 whatever it gets
+    net.backbone.blocks[1].conv1 = nn.Conv2d(8, 16, 3, 2, 1, bias=True, dtype=dtype)
     expected = outputs(net)
-    layers = prunable_layers(net, SIZE)
-    plan = plan_of(layers, {layer.name: full_ranks(layer, form) for layer in layers})
-    apply_plan(net, layers, random_decompositions(layers, method), plan)
-    assert all(isinstance(net.get_submodule(layer.name), FactoredConv2d) for layer in layers)
-    assert_same(outputs(net), expected)
+    for seed in range(2):
+        layers = layers_of_type(net, dtype)
+        plan = plan_of(layers, {layer.name: ranks_of(layer, form) for layer in layers})
+        apply_ranks(net, layers, random_decompositions(layers, method, seed=seed, offsets=True), plan)
+        assert all(isinstance(net.get_submodule(layer.name), FactoredLayer) for layer in layers)
+        assert_same(outputs(net), expected, tolerance)
 
 
-def test_a_basis_in_another_order_is_another_function() -> None:
-    """So that the test above proves something."""
-    for field in ("in_basis", "out_basis", "core"):
-        net = network()
-        expected = outputs(net)
-        layers = prunable_layers(net, SIZE)
-        plan = plan_of(layers, {layers[3].name: layers[3].directions})
-        decompositions = random_decompositions(layers)
-        right = decompositions[layers[3].name]
-        permuted = getattr(right, field).flip(1)
-        decompositions[layers[3].name] = dataclasses.replace(right, **{field: permuted})
-        apply_plan(net, layers, decompositions, plan)
-        assert (outputs(net) - expected).abs().max() > 1e-3
+def layers_of_type(net: GatedNetwork, dtype: torch.dtype) -> list[PrunableLayer]:
+    return prunable_layers(net, lambda: net.backbone(torch.zeros(1, 3, SIZE, SIZE, dtype=dtype)))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("form", ["dense", "two-sided", "input-sided", "output-sided"])
-@pytest.mark.parametrize("first", ["two-sided", "input-sided", "output-sided"])
-def test_factored_layers_can_change_their_form_without_loss(first: str, form: str, method: str) -> None:
+@pytest.mark.parametrize("field", ["in_basis", "out_basis", "in_scale", "out_scale", "core"])
+def test_a_permuted_index_is_another_function(field: str) -> None:
+    """So that the tests above prove something."""
+    net = network()
+    expected = outputs(net)
+    layers = layers_of(net)
+    plan = plan_of(layers, {layers[3].name: layers[3].directions})
+    decompositions = random_decompositions(layers)
+    right = decompositions[layers[3].name]
+    decompositions[layers[3].name] = replaced(right, **{field: getattr(right, field).flip(1)})
+    apply_ranks(net, layers, decompositions, plan)
+    assert (outputs(net) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", DIRECTION_METHODS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("first", FORMS[1:])
+def test_layers_of_low_rank_change_their_form_without_loss(first: str, form: str, method: str) -> None:
     """Rotations of two cuts are merged, or absorbed."""
     net = network()
-    net.backbone.blocks[0].conv2 = nn.Conv2d(8, 8, 3, 1, 1, bias=True)  # type: ignore[union-attr]
-    for layer in prunable_layers(net, SIZE):  # weights that really are of low rank, so that cutting is exact
-        low = layer.conv.weight.data
+    net.backbone.blocks[0].conv2 = nn.Conv2d(8, 8, 3, 1, 1, bias=True)
+    for layer in layers_of(net):  # weights that really are of low rank, so that cutting is exact
+        low = layer.leaf.weight.data
         low[-1] = 0.5 * low[0]
         low[:, -1] = 0.3 * low[:, 0]
     expected = outputs(net)
-    layers = prunable_layers(net, SIZE)
+    layers = layers_of(net)
     less = {}
     for layer in layers:
-        full = full_ranks(layer, first)
-        less[layer.name] = Ranks(*(None if rank is None else rank - 1 for rank in full))
-    decompositions = random_decompositions(layers, "fisher-tucker", damping=1e-12)
-    apply_plan(net, layers, decompositions, plan_of(layers, less))
+        less[layer.name] = Ranks(*(None if rank is None else rank - 1 for rank in ranks_of(layer, first)))
+    decompositions = random_decompositions(layers, damping=1e-20)
+    apply_ranks(net, layers, decompositions, less, sweeps=2)
     assert_same(outputs(net), expected)
 
-    layers = prunable_layers(net, SIZE)
+    layers = layers_of(net)
     assert [layer.form for layer in layers] == list(less.values())
-    plan = plan_of(layers, {x.name: DENSE if form == "dense" else full_ranks(x, form) for x in layers})
-    edits = apply_plan(net, layers, random_decompositions(layers, method, seed=500), plan)
-    assert len(edits) == (0 if form == "dense" else len(layers))
+    plan = {layer.name: ranks_of(layer, form) for layer in layers}
+    apply_ranks(net, layers, random_decompositions(layers, method, seed=500), plan)
+    assert len(factor_edits(net)) == (0 if form == "dense" else len(layers))
     assert_same(outputs(net), expected)
 
 
@@ -172,11 +243,11 @@ def test_a_second_cut_merges_its_rotations() -> None:
     conv.weight.data = torch.einsum("or,rskl,is->oikl", left, core, right)
     expected = outputs(net)
     for seed, rank in enumerate((7, 5)):
-        layers = prunable_layers(net, SIZE)
-        decompositions = random_decompositions(layers, "fisher-tucker", damping=1e-12, seed=seed)
-        apply_plan(net, layers, decompositions, plan_of(layers, {name: Ranks(rank, rank)}))
+        layers = layers_of(net)
+        decompositions = random_decompositions(layers, damping=1e-20, seed=seed, offsets=True)
+        apply_ranks(net, layers, decompositions, plan_of(layers, {name: Ranks(rank, rank)}))
         assert_same(outputs(net), expected)
-        layer = next(x for x in prunable_layers(net, SIZE) if x.name == name)
+        layer = next(x for x in layers_of(net) if x.name == name)
         assert layer.form == Ranks(rank, rank)
         assert layer.rotate_in is not None and layer.rotate_out is not None
         identity = torch.eye(rank)
@@ -184,9 +255,46 @@ def test_a_second_cut_merges_its_rotations() -> None:
         torch.testing.assert_close(layer.rotate_out.T @ layer.rotate_out, identity, rtol=0, atol=1e-5)
 
 
-def test_memory_format_is_kept() -> None:
+@pytest.mark.parametrize("first", FORMS[1:])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cut_of_a_layer_is_the_truncated_weight(form: str, first: str) -> None:
+    """What the network computes by is what the decomposition promised, also where it lost something."""
+    net = nn.Sequential(nn.Conv2d(6, 5, 3, padding=1, dtype=torch.float64))
+    x = torch.randn(2, 6, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    bias = net[0].get_parameter("bias").detach()
+    weight = None
+    for seed, now in enumerate((first, form)):
+        layers = prunable_layers(net, lambda: net(x[:1]))
+        (layer,) = layers
+        decompositions = random_decompositions(layers, seed=seed)
+        less = Ranks(*(None if rank is None else max(rank - 2, 1) for rank in ranks_of(layer, now)))
+        rank_in, rank_out = (full if rank is None else rank for rank, full in zip(less, layer.directions, strict=True))
+        assert rank_in is not None and rank_out is not None
+        core = decompositions["0"].truncate(rank_out, rank_in).dense()
+        if layer.rotate_in is not None:
+            core = torch.einsum("orkl,ri->oikl", core, layer.rotate_in)
+        weight = core if layer.rotate_out is None else torch.einsum("or,rikl->oikl", layer.rotate_out, core)
+        apply_ranks(net, layers, decompositions, {"0": less})
+        expected = nn.functional.conv2d(x, weight, bias, padding=1)
+        torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_format_is_kept(form: str) -> None:
     net = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     prune(net, 0.6)
     factored = [module for module in net.modules() if isinstance(module, FactoredConv2d)]
     assert factored
     assert all(module.core.weight.is_contiguous(memory_format=torch.channels_last) for module in factored)
+    layers = layers_of(net)
+    apply_ranks(net, layers, random_decompositions(layers), {x.name: ranks_of(x, form) for x in layers})
+    convs = [m for m in net.backbone.modules() if isinstance(m, nn.Conv2d)]
+    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
+
+
+def test_an_edit_is_what_the_layer_became() -> None:
+    net = network()
+    layers = layers_of(net)
+    changes = {"backbone.conv": Ranks(None, 3), "backbone.classifier": Ranks(4, None)}
+    apply_ranks(net, layers, random_decompositions(layers), plan_of(layers, changes))
+    assert factor_edits(net) == (FactorEdit("backbone.conv", None, 3), FactorEdit("backbone.classifier", 4, None))

@@ -18,9 +18,16 @@ from hybridprune.measure.cost import module_macs
 from hybridprune.models.edits import apply_edits, edits_between
 from hybridprune.models.pyramidnet import PyramidNet
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, channel_groups, channel_space, remove_channels
+from hybridprune.pruning.channels import (
+    ChannelGroup,
+    ChannelSpace,
+    Member,
+    channel_groups,
+    channel_space,
+    remove_channels,
+)
 from hybridprune.pruning.channels.surgery import cut
-from hybridprune.pruning.channels.wiring import SEVERAL, trace_wiring
+from hybridprune.pruning.channels.wiring import OUTPUT, SEVERAL, trace_wiring
 from hybridprune.pruning.space import Cost
 from tests.cases import random_decisions, random_images, random_net, randomise
 
@@ -71,6 +78,7 @@ def silence(model: nn.Module, groups: Sequence[ChannelGroup], removed: Sequence[
     return model
 
 
+@torch.no_grad()
 def logits(model: nn.Module, size: int) -> Tensor:
     images = random_images(6, size, seed=1).to(next(model.parameters()))
     if isinstance(model, GatedNetwork):
@@ -87,18 +95,18 @@ def assert_same_as_silenced(model: nn.Module, groups: Sequence[ChannelGroup], si
     remove(model, groups, removed, size)
     found = logits(model, size)
     scale = float(expected.abs().max())
-    assert float((found - expected).abs().max()) < 1e-8 * scale
+    assert float((found - expected).abs().max()) < 1e-5 * scale
     assert float((before - expected).abs().max()) > 1e-4 * scale
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """In double precision and eval mode, with random BatchNorms."""
+    """In eval mode, with random BatchNorms."""
     randomise(model)
-    return model.double()
+    return model
 
 
 def resnet(depth: int = 14) -> GatedNetwork:
-    return random_net(depth).double()
+    return random_net(depth)
 
 
 class Vgg(nn.Sequential):
@@ -274,20 +282,26 @@ def space_of(net: nn.Module, groups: Sequence[ChannelGroup], limit: float = 1.0,
 
 
 @pytest.fixture(scope="module", params=NETS)
-def grouped(request: pytest.FixtureRequest) -> tuple[nn.Module, list[ChannelGroup]]:
-    net = NETS[request.param]()
-    return net, groups_of(net)
+def planned(request: pytest.FixtureRequest) -> tuple[nn.Module, list[ChannelGroup], ChannelSpace]:
+    net = random_net(8) if request.param == "resnet" else NETS[request.param]()
+    groups = groups_of(net)
+    return net, groups, space_of(net, groups)
 
 
-@hypothesis.settings(max_examples=8)
+def test_the_cost_of_everything_is_that_of_the_network(
+    planned: tuple[nn.Module, list[ChannelGroup], ChannelSpace],
+) -> None:
+    net, _, plan = planned
+    assert plan.space.cost(plan.space.everything()) == _cost(net)
+
+
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(data=st.data())
 def test_the_cost_is_that_of_the_cut_network(
-    grouped: tuple[nn.Module, list[ChannelGroup]], data: st.DataObject
+    planned: tuple[nn.Module, list[ChannelGroup], ChannelSpace], data: st.DataObject
 ) -> None:
-    net, groups = grouped
-    plan = space_of(net, groups)
+    net, groups, plan = planned
     kept = [data.draw(st.integers(1, g.channels)) for g in groups]
-    assert plan.space.cost(plan.space.everything()) == _cost(net)
     net = copy.deepcopy(net)
     remove(net, groups, plan.removed(kept))
     assert plan.space.cost(kept) == _cost(net)
@@ -328,7 +342,7 @@ def test_a_second_cut_of_the_same_network() -> None:
         removed = [index[:1] for index in some_channels(groups, seed)]
         silenced = silence(net, groups, removed)
         remove(net, groups, removed)
-        assert torch.allclose(logits(net, SIZE), logits(silenced, SIZE), rtol=1e-8, atol=1e-8)
+        assert torch.allclose(logits(net, SIZE), logits(silenced, SIZE), rtol=1e-5, atol=1e-5)
 
 
 def test_the_update_comes_before_the_cut() -> None:
@@ -391,12 +405,12 @@ class Odd(nn.Module):
         Odd(lambda x: x.chunk(2, 1)[0] + x.chunk(2, 1)[1], 4),
         Odd(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), 8),
         Odd(lambda x: nn.functional.pad(x, (0, 0, 0, 0, 2, 0)), 10),
-        Odd(lambda x: nn.functional.pad(x, (0, 0, 0, 0, 0, 2)), 10),
         Odd(lambda x: x.flip(1), 8),
         Odd(lambda x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), 8),
         Odd(lambda x: x - x.mean(1, keepdim=True), 8),
         Odd(lambda x: x.softmax(1), 8),
         Odd(nn.GroupNorm(2, 8), 8),
+        Odd(lambda x: x.unflatten(1, (2, 4)).softmax(1).flatten(1, 2), 8),
         Odd(nn.PReLU(8), 8),
         Odd(lambda x: x, 8, nn.Conv2d(8, 4, 3, groups=2)),
         Odd(lambda x: x, 8, nn.Conv2d(8, 4, 3, groups=4)),
@@ -405,8 +419,29 @@ class Odd(nn.Module):
 def test_what_cannot_be_followed_is_left_alone(net: Odd) -> None:
     names = [g.name for g in groups_of(net)]
     assert "stem" not in names
-    grouped_head = isinstance(net.head[0], nn.Conv2d) and net.head[0].groups > 1
+    grouped_head = getattr(net.head[0], "groups", 1) > 1
     assert names == ([] if grouped_head else ["head.0"])
+
+
+def test_a_sum_without_a_second_layer_counts_as_coupled() -> None:
+    net = Odd(lambda x: x + x.relu(), 8)
+    assert [g.name for g in groups_of(net)] == ["stem", "head.0"]
+    assert [g.name for g in groups_of(net, coupled=False)] == ["head.0"]
+
+
+def test_a_removal_that_the_networks_code_does_not_allow_is_refused() -> None:
+    """Swapped halves: any channels can go whose removal leaves the halves equal; for others all sizes fit, wrongly."""
+
+    def net() -> nn.Module:
+        return Odd(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), 8)
+
+    stem = torch.arange(8)[:, None]
+    group = ChannelGroup(
+        "stem", 8, False, (Member("stem", "producer", stem), Member("head.0", "consumer", stem.roll(4, 0)))
+    )
+    remove(net(), [group], [torch.tensor([0, 5])])
+    with pytest.raises(ValueError, match="wired"):
+        remove(net(), [group], [torch.tensor([0])])
 
 
 def test_padded_shortcuts_leave_the_inner_channels() -> None:
@@ -433,7 +468,7 @@ def test_wiring_tells_channels_apart() -> None:
     )
     assert found["c"].tolist() == [3, 9, 7, 4, 7]
     assert found["a"].tolist() == found["b"].tolist() == [0, 0, 0]
-    assert found[""].tolist() == [0, 0, 3, 4, 7]
+    assert found[OUTPUT].tolist() == [3, 4, 7]
     mixed = trace_wiring(
         Net(), run, torch.randn(1, 3, 4, 4), {"a": torch.tensor([1, 2, 3]), "b": torch.tensor([4, 5, 6])}
     )

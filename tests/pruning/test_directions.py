@@ -82,9 +82,7 @@ def test_the_loss_of_some_ranks_is_the_worth_of_all_pairs_outside_their_block() 
     result = valued(importance)
     losses, worth = result.losses(), result.importance
     for rank_out, rank_in in itertools.product(range(5), range(4)):
-        outside = sum(
-            float(worth[o, i]) for o in range(4) for i in range(3) if o >= rank_out or i >= rank_in
-        )
+        outside = sum(float(worth[o, i]) for o in range(4) for i in range(3) if o >= rank_out or i >= rank_in)
         assert float(losses[rank_out, rank_in]) == pytest.approx(outside, abs=1e-12)
     torch.testing.assert_close(result.out_scores, worth.sum(1), rtol=0, atol=1e-12)
     torch.testing.assert_close(result.in_scores, worth.sum(0), rtol=0, atol=1e-12)

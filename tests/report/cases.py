@@ -30,7 +30,7 @@ def result(stage: str, run_id: str, parent_id: str | None = None, **changes: Any
         "format": 1, "stage": stage, "run_id": run_id, "exp_name": "default", "seed": 0,
         "group": f"{stage}-group",
         "dataset": {"name": "tree", "digest": "d1", "classes": 100},
-        "network": {"name": "resnet", "depth": 32, "width": 16},
+        "network": {"name": "resnet", "label": "resnet32-w16"},
         "params": {"backbone": int(DENSE_PARAMS * share), "gates": 3000},
         "macs": {"backbone": macs, "gates": 12_000},
         "dense": {"params": DENSE_PARAMS, "macs": DENSE_MACS},

@@ -20,7 +20,7 @@ ACCURACY = (0.7, 0.73, 0.655)
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
     write_lineage(tmp_path, seeds=(0, 1, 2), accuracy=ACCURACY)
-    write(tmp_path / "odd", result("sp", "odd", group="odd", exp_name="a|b & 50%_$x", network__depth=110))
+    write(tmp_path / "odd", result("sp", "odd", group="odd", exp_name="a|b & 50%_$x", network__label="resnet110-w16", dense__macs=99_000_000))
     return collect(tmp_path)
 
 
@@ -49,7 +49,7 @@ def test_markdown_cells(rows: list[Row]) -> None:
     assert {len(line) for line in (head, rule, *body)} == {14}
     static = dict(zip(head, body[1], strict=True))
     assert static == {
-        "Row": "static only", "Network": "resnet-32 w16", "Dataset": "tree", "Accuracy %": "69.50 ± 3.77",
+        "Row": "static only", "Network": "resnet32-w16", "Dataset": "tree", "Accuracy %": "69.50 ± 3.77",
         "GFLOPs": "0.05000 ± 0.00000", "GMACs": "0.02500 ± 0.00000", "Dense FLOPs %": "50.00 ± 0.00",
         "Parameters": "200,000 ± 0", "Compression %": "50.00 ± 0.00",
         "Routed execution rate": "0.700 ± 0.000",

@@ -11,14 +11,14 @@ from matplotlib.container import ErrorbarContainer
 from hybridprune.report import Row, collect
 from hybridprune.report.plot import draw, encode
 
-from .cases import result, write, write_lineage
+from .cases import DENSE_MACS, result, write, write_lineage
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
     write_lineage(tmp_path, seeds=(0, 1), accuracy=(0.7, 0.8))
     write(tmp_path / "branch", result("rl", "only", "s0", group="only", params__backbone=400_000))
-    write(tmp_path / "other", result("sp", "o", group="o", network__depth=110))
+    write(tmp_path / "other", result("sp", "o", group="o", network__label="resnet110-w16", dense__macs=10 * DENSE_MACS))
     return collect(tmp_path)
 
 
@@ -61,8 +61,8 @@ def test_labels(rows: list[Row]) -> None:
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == [
-        *(f"resnet-32 w16, tree: {row.name}" for row in rows[:4]),
-        "resnet-110 w16, tree: without pruning",
+        *(f"resnet32-w16, tree: {row.name}" for row in rows[:4]),
+        "resnet110-w16, tree: without pruning",
     ]
 
 

@@ -14,7 +14,7 @@ from .cases import result, write
 def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:
     record = read_run(write(tmp_path / "run", result("prune", "p0", "s0", seed=7)))
     assert (record.stage, record.run_id, record.parent_id, record.seed) == ("prune", "p0", "s0", 7)
-    assert (record.network, record.depth, record.width, record.dataset) == ("resnet", 32, 16, "tree")
+    assert (record.network, record.dataset) == ("resnet32-w16", "tree")
     assert (record.backbone_params, record.gate_params, record.dense_params) == (200_000, 3000, 400_000)
     assert (record.backbone_macs, record.routed_macs, record.dense_macs) == (
         25_000_000,
@@ -22,6 +22,11 @@ def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:
         50_000_000,
     )
     assert (record.always_on_accuracy, record.routed_accuracy, record.routed_rate) == (0.7, 0.575, 0.7)
+
+
+def test_reads_the_network_of_results_that_name_depth_and_width(tmp_path: Path) -> None:
+    old = result("sp", "s0", network={"name": "resnet", "depth": 20, "width": 64})
+    assert read_run(write(tmp_path / "run", old)).network == "resnet20-w64"
 
 
 def test_reads_test_figures_not_validation_figures(tmp_path: Path) -> None:

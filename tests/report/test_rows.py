@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hybridprune.report import Row, collect
 from hybridprune.report.rows import Stat, _stat
 
-from .cases import result, write, write_lineage
+from .cases import DENSE_MACS, result, write, write_lineage
 
 
 def names(rows: list[Row]) -> list[str]:
@@ -113,7 +113,7 @@ def test_one_known_parent_places_the_row_and_unknown_parents_make_no_repeats(tmp
 
 
 def test_children_follow_their_parent_and_families_stay_together(tmp_path: Path) -> None:
-    deep: dict[str, Any] = {"network__depth": 110}
+    deep: dict[str, Any] = {"network__label": "resnet110-w16", "dense__macs": 10 * DENSE_MACS}
     write(tmp_path / "1", result("sp", "D", group="D", **deep))
     write(tmp_path / "2", result("rl", "d2", "d1", group="d2", **deep))
     write(tmp_path / "3", result("prune", "d1", "D", group="d1", **deep))
@@ -126,7 +126,7 @@ def test_children_follow_their_parent_and_families_stay_together(tmp_path: Path)
     rows = collect(tmp_path)
     order = ["A", "large", "large+", "small", "small+", "only", "D", "d1", "d2"]
     assert [row.lineage[-1][1] for row in rows] == order
-    assert [row.network for row in rows] == ["resnet-32 w16"] * 6 + ["resnet-110 w16"] * 3
+    assert [row.network for row in rows] == ["resnet32-w16"] * 6 + ["resnet110-w16"] * 3
     assert rows[2].lineage == (("sp", "A", "d1"), ("prune", "large", "d1"), ("rl", "large+", "d1"))
     assert names(rows)[:6] == [
         "without pruning",

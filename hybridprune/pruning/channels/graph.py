@@ -12,9 +12,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
-from hybridprune.pruning.channels.group import ChannelGroup, Member, Places, outputs_of, role_of
+from hybridprune.pruning.channels.group import ChannelGroup, Member, Places, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.surgery import cut, intact
-from hybridprune.pruning.channels.wiring import OUTPUT, Run, tensors_of, trace_wiring
+from hybridprune.pruning.channels.wiring import OUTPUT, Run, mapped, opaque_layers, tensors_of, trace_wiring
 
 
 def channel_groups(
@@ -41,7 +41,7 @@ def channel_groups(
         for group, first in places
         if (coupled or not group.coupled)
         and not any(fnmatchcase(m.layer, pattern) for m in group.of("producer", "depthwise") for pattern in exclude)
-        and not bool(((at_output >= first) & (at_output < first + group.channels)).any())
+        and not bool(((first <= at_output) & (at_output < first + group.channels)).any())
     ]
     return _sound(model, groups, run, example)
 
@@ -73,8 +73,15 @@ def _described(model: nn.Module, run: Run, example: Tensor) -> list[ChannelGroup
     # A copy: tracing needs gradients of all parameters and eval mode.
     model = copy.deepcopy(model).eval().requires_grad_(True)
 
+    outputs: list[object] = []
+    for module in opaque_layers(model):
+        # The graph ends here: it is not always able to walk through.
+        module.register_forward_pre_hook(lambda _, args: outputs.append(args))
+        module.register_forward_hook(lambda _, args, output: mapped(output, torch.Tensor.detach))
+
     def traced(net: nn.Module, images: Any) -> Any:
-        return [tensor for tensor in tensors_of(run(net, images)) if tensor.grad_fn is not None]
+        outputs.append(run(net, images))
+        return [tensor for tensor in tensors_of(outputs) if tensor.grad_fn is not None]
 
     with torch.enable_grad():
         graph = tp.DependencyGraph().build_dependency(model, example, forward_fn=traced, verbose=False)
@@ -88,7 +95,7 @@ def _described(model: nn.Module, run: Run, example: Tensor) -> list[ChannelGroup
         assert pruner is not None
         try:
             items = graph.get_pruning_group(module, pruner.prune_out_channels, range(outputs_of(module))).items
-        except Exception:  # of any kind: the graph cannot follow every operation (a recurrent cell's, for one)
+        except Exception:  # of any kind: the graph cannot follow every operation
             continue
         seen |= {
             names[i.dep.layer] for i in items if i.dep.layer in names and graph.is_out_channel_pruning_fn(i.dep.handler)
@@ -114,13 +121,13 @@ def _group(
         if node.module not in names:
             continue
         role = role_of(node.module, graph.is_out_channel_pruning_fn(item.dep.handler))
+        if role is None or None in item.root_idxs:
+            return None
         places: list[list[int]] = [[] for _ in range(channels)]
         for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-            if channel is None:
-                return None
             places[channel].append(index)
-        if role is None or len({len(p) for p in places}) != 1:
+        size = outputs_of(node.module) if role == "producer" else inputs_of(node.module)
+        if len({len(p) for p in places}) != 1 or not all(0 <= index < size for index in item.idxs):
             return None
         members.append(Member(names[node.module], role, torch.tensor(places)))
-    producers = sum(m.role == "producer" for m in members)
-    return ChannelGroup(name, channels, coupled=joined or producers > 1, members=tuple(members))
+    return ChannelGroup(name, channels, joined, tuple(members))

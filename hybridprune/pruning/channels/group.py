@@ -31,7 +31,7 @@ class ChannelGroup:
     """Of the first layer that produces the channels."""
     channels: int
     coupled: bool
-    """Whether several layers produce the channels, or another operation joins them, as residual sums do."""
+    """Whether an operation with several inputs joins them, as a residual sum does."""
     members: tuple[Member, ...]
 
     def __post_init__(self) -> None:

@@ -35,9 +35,10 @@ def remove_channels(
     Raises:
         ValueError: if the network would not be wired as before; it is then left as it was.
     """
+    places, nothing = Places(model, groups), [index[:0] for index in removed]
     trial = copy.deepcopy(model)
     cut(trial, groups, removed)
-    if not intact(trial, Places(model, groups), removed, run, example):
+    if not (intact(model, places, nothing, run, example) and intact(trial, places, removed, run, example)):
         raise ValueError("without these channels the network would not be wired as before")
     if update is not None:
         for group, index in zip(groups, removed, strict=True):

@@ -9,20 +9,31 @@ layer that mixes channels is made to swallow it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hybridprune.pruning.channels.group import role_of
+
 Run = Callable[[nn.Module, Tensor], object]
 """Passes a batch through a network, all of its layers being used."""
 
 OUTPUT = ""
-"""The name under which the network's own outputs are recorded."""
+"""The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read."""
 SEVERAL = -1
 
-_LEAVES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+
+def opaque_layers(model: nn.Module) -> list[nn.Module]:
+    """Torch's own layers that have weights but no role in a group, such as recurrent cells and other norms."""
+    return [
+        module
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.nn.modules")
+        and any(True for _ in module.parameters(recurse=False))
+        and role_of(module, output=True) is None
+    ]
 
 
 @torch.no_grad()
@@ -38,29 +49,33 @@ def trace_wiring(model: nn.Module, run: Run, example: Tensor, marked: Mapping[st
         marked: for each marked layer the numbers of its outputs, > 0, or 0 for an output that is not marked.
 
     Returns:
-        ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT``, what
-        the network's outputs carry. A layer that does not run has no entry.
+        ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT`` those
+        numbers that are anywhere in what leaves. A layer that does not run has no entry.
     """
     model = copy.deepcopy(model).eval()
     bits = max((int(numbers.max()) for numbers in marked.values()), default=1).bit_length()
     found: dict[str, Tensor] = {}
 
-    def record(name: str, carried: Tensor) -> None:
+    def read(name: str, carried: Tensor) -> None:
         numbers = _decode(carried.cpu(), bits)
         if name in found:
             numbers = torch.where(found[name] == numbers, numbers, SEVERAL)
         found[name] = numbers
 
+    def leave(module: nn.Module | None, tensors: object) -> Any:
+        numbers = [_decode(tensor.isnan().flatten(1).cpu(), bits) for tensor in tensors_of(tensors)]
+        unique = torch.cat([found.get(OUTPUT, torch.empty(0, dtype=torch.int64)), *numbers]).unique()
+        found[OUTPUT] = unique[unique != 0]
+        return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0))
+
     for name, module in model.named_modules():
-        if isinstance(module, _LEAVES):
-            module.register_forward_pre_hook(_reader(name, record))
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.register_forward_pre_hook(_reader(name, read))
         if name in marked:
             module.register_forward_hook(_marker(marked[name], bits))
-    output = run(model, example.expand(2 * bits, *example.shape[1:]))
-    outputs = [
-        tensor.isnan().reshape(len(tensor), tensor.shape[1] if tensor.ndim > 1 else 1, -1) for tensor in tensors_of(output)
-    ]
-    record(OUTPUT, torch.cat([marks.any(2) for marks in outputs], dim=1))
+    for module in opaque_layers(model):
+        module.register_forward_pre_hook(leave)
+    leave(None, run(model, example.expand(2 * bits, *example.shape[1:])))
     return found
 
 
@@ -70,7 +85,10 @@ def _marker(numbers: Tensor, bits: int) -> Callable[[nn.Module, Any, Tensor], Te
 
     def mark(module: nn.Module, args: Any, y: Tensor) -> Tensor:
         where = pattern.to(y.device)
-        where = where.view(len(where), *(1,) * (y.ndim - 2), -1) if isinstance(module, nn.Linear) else where[..., None, None]
+        if isinstance(module, nn.Linear):
+            where = where.view(len(where), *(1,) * (y.ndim - 2), -1)
+        else:
+            where = where[..., None, None]
         return y.masked_fill(where, torch.nan)
 
     return mark
@@ -95,14 +113,19 @@ def _decode(carried: Tensor, bits: int) -> Tensor:
     return torch.where(none | (ones != zeros).all(0), numbers, SEVERAL)
 
 
-def tensors_of(output: object) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries that have anything to carry a mark."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point() and output.numel():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_of(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from tensors_of(value)
+def tensors_of(values: object) -> list[Tensor]:
+    """The tensors with real numbers in nested tuples, lists and dictionaries."""
+    found: list[Tensor] = []
+    mapped(values, found.append)
+    return found
+
+
+def mapped(values: object, change: Callable[[Tensor], Any]) -> Any:
+    """Nested tuples, lists and dictionaries with their tensors of real numbers changed; tuples become plain ones."""
+    if isinstance(values, Tensor):
+        return change(values) if values.is_floating_point() and values.numel() else values
+    if isinstance(values, Mapping):
+        return {key: mapped(value, change) for key, value in values.items()}
+    if isinstance(values, tuple | list):
+        return (tuple if isinstance(values, tuple) else list)(mapped(value, change) for value in values)
+    return values

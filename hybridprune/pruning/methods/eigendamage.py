@@ -26,8 +26,9 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
         if basis.lambda_offset is not None:
             curvature = curvature * basis.lambda_offset
     else:
-        assert moments.entries is not None and moments.entries.shape == weight.shape
-        curvature = moments.entries.double().flatten(2)
+        entries = moments.entries
+        assert entries is not None and entries.shape in (weight.shape, weight.shape[:2])  # of a linear layer
+        curvature = entries.double().view(*weight.shape[:2], -1)
     importance = (0.5 * curvature * scored.flatten(2).square()).sum(2)
     out_order = importance.sum(1).argsort(descending=True, stable=True)
     in_order = importance.sum(0).argsort(descending=True, stable=True)

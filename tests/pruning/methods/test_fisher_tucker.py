@@ -1,4 +1,4 @@
-"""Fisher-metric Tucker against the materialised Fisher: what a cut is said to cost is the quadratic form of the change."""
+"""Fisher-metric Tucker against the materialised Fisher: a cut costs the quadratic form of the change."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ def test_damping_is_relative_to_the_curvature() -> None:
     )
     there = decompose(weight, factors, moments, 0.1)
     here = decompose(weight, smaller, moments, 0.1)
-    torch.testing.assert_close(
-        here.truncate(2, 2).dense(), there.truncate(2, 2).dense(), rtol=1e-8, atol=1e-10
-    )
+    torch.testing.assert_close(here.truncate(2, 2).dense(), there.truncate(2, 2).dense(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(here.importance, there.importance, rtol=1e-8, atol=1e-10)
 
 
