@@ -76,6 +76,4 @@ def random_decisions(count: int, gates: int, seed: int = 0) -> Tensor:
 
 def batches_of(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
     """The images in order, the last batch perhaps smaller."""
-    return [
-        Batch(images[ids], labels[ids], ids) for ids in torch.arange(len(images)).split(batch_size)
-    ]
+    return [Batch(images[ids], labels[ids], ids) for ids in torch.arange(len(images)).split(batch_size)]

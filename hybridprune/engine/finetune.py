@@ -43,9 +43,9 @@ def finetune(
 
     The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0. ``epochs``
     counts passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a
-    ``kd_weight`` the loss is partly the distillation from ``teacher``; ``precision`` may be bfloat16. The model stays on ``device`` and in its mode.
-    Raises UserError for a loader without a length or batches, a missing teacher or a weight out of range, and
-    RunFailed when the loss is not finite.
+    ``kd_weight`` the loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. The model stays
+    on ``device`` and in its mode. Raises UserError for a loader without a length or batches, a missing teacher or a
+    weight out of range, and RunFailed when the loss is not finite.
     """
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device)
     steps = max(1, round(epochs * _length(loader))) if epochs > 0 else 0

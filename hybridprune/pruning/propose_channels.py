@@ -23,13 +23,12 @@ def propose_channels(
     """Score all channels of the network; UserError if no group is left to prune."""
     model = subject.model
     excluded = [n for n, _ in model.named_modules() if any(fnmatchcase(n, pattern) for pattern in subject.exclude)]
-    groups = channel_groups(
-        model, subject.run, subject.example, exclude=excluded, coupled=options.use_out_dependencies
-    )
+    groups = channel_groups(model, subject.run, subject.example, exclude=excluded, coupled=options.use_out_dependencies)
     if not groups:
+        joined = "" if options.use_out_dependencies else "--use_out_dependencies for those that residual sums join, or "
         raise UserError(
-            f"--method {options.method}: the network has no channels that can go by themselves; use "
-            "--use_out_dependencies for those that residual sums join, or a method that cuts directions"
+            f"--method {options.method}: the network has no channels that can go by themselves; use {joined}a method "
+            "that cuts directions (fisher-tucker, eigendamage)"
         )
     statistics = _statistics(subject, groups, method, options, curvature)
     scores = [method.score(group, statistics) for group in groups]

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.full
 PATIENCE = 600.0
 LONG = {
     "sp": ("--epochs", "4", "--bs", "4"),
-    "prune": ("--bs", "4", "--epochs_start", "2", "--epochs_end", "2", "--max_iter", "2"),
+    "prune": (
+        *("--bs", "4", "--epochs_start", "1", "--epochs_end", "1", "--max_iter", "2", "--refit_images", "64"),
+        *("--back_ratio", "0.3", "--pool_momentum", "0.5", "--interpolation", "--kd_weight", "0.3", "--lr", "0.002"),
+    ),
     "rl": ("--epochs", "4", "--bs", "4", "--baseline", "moving_average"),
 }
 """Many short steps, so that a moment chosen at random is rarely between two runs."""

@@ -8,9 +8,7 @@ from hybridprune.data.dataset import array_digest, pixel_statistics
 
 
 def test_statistics_across_chunks_equal_those_of_the_whole() -> None:
-    images = torch.randint(
-        256, (2500, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(256, (2500, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = pixel_statistics(images)
     pixels = images.to(torch.float64).transpose(0, 1).flatten(1) / 255
     assert mean == pytest.approx(pixels.mean(dim=1).tolist(), rel=1e-12)

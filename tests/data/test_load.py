@@ -45,9 +45,7 @@ def test_cifar_is_looked_for_under_its_own_name(dataset: str, tmp_path: Path) ->
         _load(dataset=dataset, data_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("dataset", "remedy"), [("CIFAR-100", "did you mean cifar100"), ("mnist3d", "choose one of")]
-)
+@pytest.mark.parametrize(("dataset", "remedy"), [("CIFAR-100", "did you mean cifar100"), ("mnist3d", "choose one of")])
 def test_unknown_name(dataset: str, remedy: str) -> None:
     with pytest.raises(UserError, match=f"--dataset {dataset} is unknown: {remedy}"):
         _load(dataset=dataset)

@@ -15,18 +15,12 @@ def test_resize_agrees_with_pillow(height: int, width: int, size: int) -> None:
     resized = resize_images(images, size)
     assert resized.shape == (2, 3, size, size) and resized.is_contiguous()
     for image, result in zip(images, resized, strict=True):
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
-            (size, size), Image.Resampling.BILINEAR
-        )
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
         difference = np.asarray(picture).astype(int) - result.permute(1, 2, 0).numpy().astype(int)
         assert np.abs(difference).max() <= 1
 
 
 def test_resize_in_chunks_equals_resize_of_each() -> None:
-    images = torch.randint(
-        256, (1001, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(256, (1001, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     resized = resize_images(images, 8)
-    assert torch.equal(
-        resized[[0, 999, 1000]], torch.cat([resize_images(images[[i]], 8) for i in (0, 999, 1000)])
-    )
+    assert torch.equal(resized[[0, 999, 1000]], torch.cat([resize_images(images[[i]], 8) for i in (0, 999, 1000)]))

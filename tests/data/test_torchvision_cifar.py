@@ -63,9 +63,7 @@ def test_corrupt_files_are_named_and_not_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [URLError("no\nnetwork"), RuntimeError("File not found or corrupted.")])
-def test_failed_download_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(self: CIFAR10) -> None:
         raise error
 

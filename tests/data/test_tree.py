@@ -157,9 +157,7 @@ def _rename(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [_touch, _change, _add, _remove, _rename])
-def test_any_change_of_the_tree_is_decoded_anew(
-    root: Path, decoded: list[str], change: Callable[[Path], None]
-) -> None:
+def test_any_change_of_the_tree_is_decoded_anew(root: Path, decoded: list[str], change: Callable[[Path], None]) -> None:
     _load(root)
     decoded.clear()
     change(root)
@@ -174,9 +172,7 @@ def test_sizes_have_their_own_cache_files(root: Path, decoded: list[str]) -> Non
     assert len(decoded) == 20 and len(list((root.parent / "cache").iterdir())) == 2
 
 
-def test_broken_cache_is_made_anew_in_silence(
-    root: Path, decoded: list[str], recwarn: pytest.WarningsRecorder
-) -> None:
+def test_broken_cache_is_made_anew_in_silence(root: Path, decoded: list[str], recwarn: pytest.WarningsRecorder) -> None:
     first = _load(root)
     (cache,) = (root.parent / "cache").iterdir()
     whole = cache.read_bytes()
@@ -233,9 +229,7 @@ def _empty_class(root: Path) -> None:
 
 
 def _truncated(root: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
-        root / "big.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(root / "big.png")
     (root / "test" / "bee" / "1.png").write_bytes((root / "big.png").read_bytes()[:1000])
 
 
@@ -273,9 +267,7 @@ def _truncated(root: Path) -> None:
         (_truncated, r"1\.png: cannot be decoded"),
     ],
 )
-def test_a_spoilt_tree_is_named_in_one_line(
-    root: Path, spoil: Callable[[Path], object], message: str
-) -> None:
+def test_a_spoilt_tree_is_named_in_one_line(root: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(root)
     with pytest.raises(UserError, match=message) as caught:
         _load(root)

@@ -20,7 +20,8 @@ ACCURACY = (0.7, 0.73, 0.655)
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
     write_lineage(tmp_path, seeds=(0, 1, 2), accuracy=ACCURACY)
-    write(tmp_path / "odd", result("sp", "odd", group="odd", exp_name="a|b & 50%_$x", network__label="resnet110-w16", dense__macs=99_000_000))
+    other = {"network__label": "resnet110-w16", "dense__macs": 99_000_000}
+    write(tmp_path / "odd", result("sp", "odd", group="odd", exp_name="a|b & 50%_$x", **other))
     return collect(tmp_path)
 
 

@@ -42,9 +42,7 @@ def test_mistake_exits_2_with_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
 
 
-def test_writes_table_and_plots_and_leaves_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_writes_table_and_plots_and_leaves_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_lineage(tmp_path / "runs")
     made = tmp_path / "made"
     made.mkdir()
@@ -60,9 +58,7 @@ def test_writes_table_and_plots_and_leaves_nothing_else(
 
 
 @pytest.mark.parametrize("flag", ["--output", "--plot"])
-def test_unwritable_target_is_a_user_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
-) -> None:
+def test_unwritable_target_is_a_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     write_lineage(tmp_path / "runs")
     folder = tmp_path / "folder.png"
     folder.mkdir()
@@ -72,9 +68,7 @@ def test_unwritable_target_is_a_user_error(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "runs"]
 
 
-def test_unknown_kind_of_plot_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_kind_of_plot_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing"), "--plot", str(tmp_path / "plot.pdf")]) == 2
     assert "--plot" in (message := capsys.readouterr().err) and ".svg" in message
 

@@ -1,0 +1,144 @@
+"""Static pruning of modules that nobody has registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import hybridprune
+from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.errors import UserError
+from hybridprune.measure.cost import count_module
+
+QUICK = CurvatureOptions(curvature_images=32, moment_images=32)
+
+
+class Padded(nn.Module):
+    """Parameter-free shortcuts, in-place and functional calls, a grouped and a shared layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.wide = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.same = nn.Conv2d(32, 32, 3, padding=1)
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=4)
+        self.twice = nn.Conv2d(32, 32, 1)
+        self.classifier = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.stem(x))
+        y = F.relu(self.wide(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 8, 8)))
+        y = self.grouped(self.same(y).relu_()) + y
+        y = self.twice(F.relu(self.twice(y)))
+        return self.classifier(y.mean((2, 3)))
+
+
+def batches(count: int = 4, size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    return [
+        (torch.rand(8, 3, size, size, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(count)
+    ]
+
+
+def settled(make: Callable[[], nn.Module], data: list[tuple[Tensor, Tensor]]) -> nn.Module:
+    """An untrained module whose BatchNorms have seen the data, so that something comes through in eval mode."""
+    torch.manual_seed(0)
+    model = make().train()
+    with torch.no_grad():
+        for _ in range(8):
+            for images, _ in data:
+                model(images)
+    return model.eval()
+
+
+def assert_pruned(make: Callable[[], nn.Module], tmp_path: Path) -> hybridprune.Pruned:
+    """The budget is hit, the model is untouched, and a fresh instance becomes the pruned module."""
+    data = batches()
+    model = settled(make, data)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pruned = hybridprune.prune(
+        model, data, target_flops=0.7, curvature=QUICK, cut=CutOptions(refit_images=0), fine_tune=0.25, lr=1e-4
+    )
+    assert all(before[name].equal(value) for name, value in model.state_dict().items())
+    assert not pruned.module.training
+    macs, params = count_module(pruned.module, data[0][0][:1])
+    assert (macs, params) == (pruned.spec.macs, pruned.spec.params)
+    assert 0.69 * pruned.spec.dense_macs < macs <= 0.7 * pruned.spec.dense_macs
+    hybridprune.save(pruned, tmp_path / "saved")
+    fresh = hybridprune.load(tmp_path / "saved", into=make()).eval()
+    with torch.no_grad():
+        expected, found = pruned.module(data[0][0]), fresh(data[0][0])
+    assert expected.isfinite().all() and found.equal(expected)
+    return pruned
+
+
+def test_a_module_of_ones_own(tmp_path: Path) -> None:
+    pruned = assert_pruned(Padded, tmp_path)
+    edited = {edit.layer for edit in pruned.spec.edits}
+    assert edited and not edited & {"grouped", "twice"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "efficientnet_b0"])
+def test_torchvisions_modules(name: str, tmp_path: Path) -> None:
+    assert_pruned(lambda: torchvision.models.get_model(name, num_classes=10), tmp_path)
+
+
+def test_the_specification_alone_gives_the_architecture() -> None:
+    data = batches()
+    pruned = hybridprune.prune(settled(Padded, data), data, target_flops=0.6, curvature=QUICK)
+    fresh = hybridprune.load(pruned.spec, into=Padded())
+    assert {n: v.shape for n, v in fresh.state_dict().items()} == {
+        n: v.shape for n, v in pruned.module.state_dict().items()
+    }
+
+
+def test_ones_own_training_gets_the_pruned_module() -> None:
+    data, seen = batches(), []
+    pruned = hybridprune.prune(
+        settled(Padded, data), data, target_flops=0.6, curvature=QUICK, fine_tune=lambda module: seen.append(module)
+    )
+    assert seen == [pruned.module]
+
+
+def test_nothing_is_lost_at_the_full_budget() -> None:
+    data = batches()
+    model = settled(Padded, data)
+    pruned = hybridprune.prune(model, data, target_flops=1.0, curvature=QUICK, cut=CutOptions(refit_images=0))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.module(data[0][0]), model(data[0][0]), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_of_a_sequential_network(tmp_path: Path) -> None:
+    data = batches()
+
+    def make() -> nn.Module:
+        convs = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(True), nn.Conv2d(16, 32, 3, padding=1)]
+        return nn.Sequential(*convs, nn.BatchNorm2d(32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+    pruned = hybridprune.prune(settled(make, data), data, target_flops=0.5, method="bn-scale")
+    assert pruned.spec.macs <= 0.5 * pruned.spec.dense_macs
+    hybridprune.save(pruned, tmp_path)
+    fresh = hybridprune.load(tmp_path, into=make()).eval()
+    with torch.no_grad():
+        assert fresh(data[0][0]).equal(pruned.module(data[0][0]))
+
+
+def test_users_mistakes(tmp_path: Path) -> None:
+    data = batches()
+    model = settled(Padded, data)
+    with pytest.raises(UserError, match=r"target_flops 0\.001.*the floor is"):
+        hybridprune.prune(model, data, target_flops=0.001, curvature=QUICK)
+    with pytest.raises(UserError, match="--exclude"):
+        hybridprune.prune(model, data, target_flops=0.5, cut=CutOptions(exclude=("*",)), curvature=QUICK)
+    with pytest.raises(UserError, match=r"spec\.json"):
+        hybridprune.load(tmp_path, into=Padded())
+    pruned = hybridprune.prune(model, data, target_flops=0.6, curvature=QUICK)
+    with pytest.raises(UserError, match="another kind of module"):
+        hybridprune.load(pruned.spec, into=nn.Linear(2, 2))
