@@ -131,9 +131,11 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call
     def record(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         call, spatial = calls[module], isinstance(module, nn.Conv2d) or (y.ndim == 4 and not _linear(module))
         axis = 1 if spatial else -1
-        call.count += 1
-        call.in_positions += args[0][:1].numel() // args[0].shape[axis]
         call.out_positions += y[:1].numel() // y.shape[axis]
+        # A layer that is called by keyword hides its input from hooks: it counts as one that cannot be measured.
+        call.count += 1 if args else 2
+        if args:
+            call.in_positions += args[0][:1].numel() // args[0].shape[axis]
 
     kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
     hooks = [m.register_forward_hook(record) for m in calls if isinstance(m, kinds)]

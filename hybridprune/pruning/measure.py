@@ -29,7 +29,7 @@ def measure_factors(
     """
     with kept_modes(subject.model):
         subject.model.eval()
-        factors = collect_factors(
+        return collect_factors(
             subject.logits,
             layers,
             subject.sample(options.curvature_images, "factors"),
@@ -40,17 +40,20 @@ def measure_factors(
             use_full_cov_a=options.use_full_cov_a,
             shard=Shard.current(),
         )
-    return {name: layer.centred() for name, layer in factors.items()} if options.use_bias else factors
 
 
 def measure_moments(
     subject: Subject,
     layers: Mapping[str, nn.Module],
     factors: Mapping[str, LayerFactors],
+    means: Mapping[str, Tensor] | None,
     needed: Literal["trace", "entries"] | None,
     options: CurvatureOptions,
 ) -> dict[str, SecondMoments]:
-    """The layers' exact second moments: their traces alone, or entry by entry in the eigenbases of the factors."""
+    """The layers' exact second moments: their traces alone, or entry by entry in the eigenbases of the factors.
+
+    ``means`` ``[C_in]`` are subtracted from the layers' inputs.
+    """
     if needed is None:
         return {}
     bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
@@ -66,6 +69,6 @@ def measure_moments(
             bases=bases if needed == "entries" else None,
             fisher_type=options.fisher_type,
             seed=subject.seed + 1,
-            means={name: layer.input_mean for name, layer in factors.items()} if options.use_bias else None,
+            means=means,
             shard=Shard.current(),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.engine.modes import kept_modes
@@ -22,8 +21,9 @@ def propose_channels(
 ) -> Proposal:
     """Score all channels of the network; UserError if no group is left to prune."""
     model = subject.model
-    excluded = [n for n, _ in model.named_modules() if any(fnmatchcase(n, pattern) for pattern in subject.exclude)]
-    groups = channel_groups(model, subject.run, subject.example, exclude=excluded, coupled=options.use_out_dependencies)
+    groups = channel_groups(
+        model, subject.run, subject.example, exclude=subject.exclude, coupled=options.use_out_dependencies
+    )
     if not groups:
         joined = "" if options.use_out_dependencies else "--use_out_dependencies for those that residual sums join, or "
         raise UserError(
@@ -67,6 +67,8 @@ def _statistics(
     factors, taylor = {}, {}
     if method.needs == "factors":
         factors = measure_factors(subject, {name: modules[name] for name in producers}, curvature)
+        if curvature.use_bias:
+            factors = {name: layer.centred() for name, layer in factors.items()}
     if method.needs == "taylor":
         names = [member.layer for group in groups for member in gates(group)]
         with kept_modes(subject.model):

@@ -31,7 +31,12 @@ def propose_directions(
         )
     leaves = {layer.name: layer.leaf for layer in layers}
     factors = measure_factors(subject, leaves, curvature)
-    moments = measure_moments(subject, leaves, factors, method.moments(curvature.correct_eigenvalues), curvature)
+    means = None
+    if curvature.use_bias:
+        means = {name: layer.input_mean for name, layer in factors.items()}
+        factors = {name: layer.centred() for name, layer in factors.items()}
+    needed = method.moments(curvature.correct_eigenvalues)
+    moments = measure_moments(subject, leaves, factors, means, needed, curvature)
     decompositions = {
         x.name: method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization)
         for x in layers

@@ -40,7 +40,7 @@ def refit(
     run: Run,
     metrics: Mapping[str, Tensor],
 ) -> None:
-    """Refit the cores of the factored layers ``names`` (in forward order) of ``model`` to ``reference``, in place.
+    """Refit the cores of the factored layers ``names`` of ``model`` to ``reference``, in place and in forward order.
 
     Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
     then those of ``model`` use the statistics of the batch. ``metrics`` are the output metrics G ``[C_out, C_out]``
@@ -49,7 +49,7 @@ def refit(
     with kept_modes(model), kept_modes(reference):
         model.eval()
         reference.eval()
-        for name in names:
+        for name in _forward_order(reference, names, batches[0][:1], run):
             layer = model.get_submodule(name)
             assert isinstance(layer, FactoredLayer)
             regression = _Regression()
@@ -121,6 +121,22 @@ def _inputs(layer: FactoredLayer, x: Tensor) -> Tensor:
 def _outputs(layer: FactoredLayer, y: Tensor) -> Tensor:
     """A layer's output as columns ``[C_out, M]``."""
     return y.transpose(0, 1).flatten(1) if isinstance(layer, FactoredConv2d) else y.flatten(0, -2).T
+
+
+def _forward_order(model: nn.Module, names: Sequence[str], images: Tensor, run: Run) -> list[str]:
+    """The layers in the order in which they run, which need not be that in which the model registers them."""
+    order: list[str] = []
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, args, y, name=name: order.append(name))
+        for name in names
+    ]
+    try:
+        run(model, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert sorted(order) == sorted(names), "every layer runs once"
+    return order
 
 
 class _Reached(Exception):

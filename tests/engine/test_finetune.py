@@ -151,3 +151,12 @@ def test_a_loss_that_is_not_finite_fails_and_restores_the_modes() -> None:
     with pytest.raises(RunFailed, match=r"not finite in step 10; .* \(now 0\.1\)"):
         tuned([(images * float("nan"), labels) for images, labels in LOADER], model, frozen=["0.weight"])
     assert not model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_bfloat16_follows_single_precision() -> None:
+    """Casts of weights must not outlive the step: training on stale ones would go elsewhere."""
+    start, single = build(), tuned(epochs=2)
+    half = tuned(epochs=2, precision=torch.bfloat16)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(single.parameters(), start.parameters(), strict=True)])
+    apart = torch.cat([(a - b).flatten() for a, b in zip(single.parameters(), half.parameters(), strict=True)])
+    assert 0 < apart.norm() < 0.1 * moved.norm()

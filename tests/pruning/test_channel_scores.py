@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.errors import UserError
-from hybridprune.pruning.channel_scores import CHANNEL_SCORES, Statistics, collect_taylor, gates
+from hybridprune.pruning.channel_scores import Statistics, collect_taylor, gates
 from hybridprune.pruning.channels import ChannelGroup, Member
+from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.methods import METHODS
 from tests.cases import random_images, random_net
+
+CHANNEL_METHODS = {name: method for name, method in METHODS.items() if isinstance(method, ChannelMethod)}
 
 C_OUT, C_IN, K = 4, 3, 2
 OFFSETS = K * K
@@ -78,7 +82,7 @@ def constrained_minimum(form: Tensor, weight: Tensor, gone: list[int]) -> tuple[
 
 
 def score(method: str, conv: nn.Module, factors: LayerFactors, regularization: float = 0.0) -> Tensor:
-    return CHANNEL_SCORES[method].score(PLAIN, statistics_of(conv, factors, regularization))
+    return CHANNEL_METHODS[method].score(PLAIN, statistics_of(conv, factors, regularization))
 
 
 @pytest.mark.parametrize("offset", [False, True])
@@ -131,7 +135,7 @@ def test_the_kron_obs_update_attains_the_minimum(seed: int, gone: list[int], off
     conv, factors = layer_of(seed, offset)
     before = conv.weight.clone()
     least, change = constrained_minimum(fisher(factors), before, rows(gone))
-    update = CHANNEL_SCORES["kron-obs"].update
+    update = CHANNEL_METHODS["kron-obs"].update
     assert update is not None
     update(statistics_of(conv, factors))(PLAIN, torch.tensor(gone))
     torch.testing.assert_close((conv.weight - before).flatten(), change, rtol=1e-6, atol=1e-7)
@@ -151,7 +155,7 @@ def test_the_c_obs_update_adds_up_those_of_the_weights(offset: bool, regularizat
     conv, factors = layer_of(3, offset)
     before, form, gone = conv.weight.clone(), fisher(factors, regularization), [3, 1]
     expected = sum(constrained_minimum(form, before, [p])[1] for p in rows(gone))
-    update = CHANNEL_SCORES["c-obs"].update
+    update = CHANNEL_METHODS["c-obs"].update
     assert update is not None
     update(statistics_of(conv, factors, regularization))(PLAIN, torch.tensor(gone))
     torch.testing.assert_close((conv.weight - before).flatten(), expected)
@@ -165,7 +169,7 @@ def test_biases_follow_the_weights(method: str) -> None:
     # With A diagonal both methods do to every column of the weight what they do to the bias.
     factors = LayerFactors(torch.eye(C_IN, dtype=torch.float64), factors.gradient_factor, POSITIONS, torch.zeros(C_IN))
     before = conv.bias.clone()
-    update = CHANNEL_SCORES[method].update
+    update = CHANNEL_METHODS[method].update
     assert update is not None
     update(statistics_of(conv, factors))(PLAIN, torch.tensor([2]))
     assert float((conv.bias - before).abs().min()) > 1e-6
@@ -173,12 +177,12 @@ def test_biases_follow_the_weights(method: str) -> None:
     torch.testing.assert_close(conv.bias[2], torch.zeros((), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", [m for m, spec in CHANNEL_SCORES.items() if spec.needs == "factors"])
+@pytest.mark.parametrize("method", [m for m, spec in CHANNEL_METHODS.items() if spec.needs == "factors"])
 def test_a_layer_without_gradient_costs_nothing_and_stays(method: str) -> None:
     conv, factors = layer_of(5, offset=False)
     dead = LayerFactors(factors.input_factor * 0, factors.gradient_factor * 0, POSITIONS, factors.input_mean)
     assert torch.equal(score(method, conv, dead, 1e-6), torch.zeros(C_OUT, dtype=torch.float64))
-    make = CHANNEL_SCORES[method].update
+    make = CHANNEL_METHODS[method].update
     if make is not None:
         before = conv.weight.clone()
         make(statistics_of(conv, dead, 1e-6))(PLAIN, torch.tensor([1]))
@@ -193,7 +197,7 @@ def test_scores_are_in_nats_with_measured_factors() -> None:
     names = {"a": net[1]}
     factors = collect_factors(net, names, [(images, labels)], fisher_type="exp", moving_average=0.0, seed=0)
     group = group_of(("a", "producer", [[0]]), channels=1)
-    found = CHANNEL_SCORES["c-obd"].score(group, Statistics(names, factors=factors))
+    found = CHANNEL_METHODS["c-obd"].score(group, Statistics(names, factors=factors))
     bias, weight = net[1].get_parameter("bias"), net[1].get_parameter("weight").detach()
     g = [torch.autograd.grad(F.cross_entropy(net(images[n : n + 1]), labels[n : n + 1]), bias)[0] for n in range(64)]
     expected = 0.5 * (weight**2 * (images.flatten(1) ** 2).mean(0)).sum() * (torch.stack(g) ** 2).mean()
@@ -260,8 +264,8 @@ def test_the_gates_of_a_group_are_its_batchnorms_if_it_has_any() -> None:
     assert [m.layer for m in gates(group)] == ["bn"]
     assert [m.layer for m in gates(PLAIN)] == ["a"]
     statistics = Statistics({}, taylor={"bn": torch.arange(4.0), "a": torch.full((4,), 9.0)})
-    assert CHANNEL_SCORES["taylor"].score(group, statistics).tolist() == [0, 1, 2, 3]
-    assert CHANNEL_SCORES["taylor"].score(PLAIN, statistics).tolist() == [9, 9, 9, 9]
+    assert CHANNEL_METHODS["taylor"].score(group, statistics).tolist() == [0, 1, 2, 3]
+    assert CHANNEL_METHODS["taylor"].score(PLAIN, statistics).tolist() == [9, 9, 9, 9]
 
 
 def two_layers() -> tuple[ChannelGroup, Statistics]:
@@ -287,7 +291,7 @@ def test_magnitudes_by_hand() -> None:
     group, statistics = two_layers()
 
     def scores(method: str) -> list[float]:
-        return CHANNEL_SCORES[method].score(group, statistics).tolist()
+        return CHANNEL_METHODS[method].score(group, statistics).tolist()
 
     assert scores("l1") == pytest.approx([3 / 4 + 1 / 1, 3 / 4 + 0, 6 / 4 + 2 / 1])
     assert scores("uniform") == pytest.approx([2 / 3, 1 / 3, 3 / 3])
@@ -296,17 +300,17 @@ def test_magnitudes_by_hand() -> None:
 
 def test_bn_scale_needs_a_scale() -> None:
     with pytest.raises(UserError, match="channels of a; add it to --exclude"):
-        CHANNEL_SCORES["bn-scale"].score(PLAIN, Statistics({}))
+        CHANNEL_METHODS["bn-scale"].score(PLAIN, Statistics({}))
     every = [[i] for i in range(C_OUT)]
     group = group_of(("a", "producer", every), ("bn", "norm", every))
     with pytest.raises(UserError, match="bn-scale"):
-        CHANNEL_SCORES["bn-scale"].score(group, Statistics({"bn": nn.BatchNorm2d(4, affine=False)}))
+        CHANNEL_METHODS["bn-scale"].score(group, Statistics({"bn": nn.BatchNorm2d(4, affine=False)}))
 
 
 def test_random_scores_depend_on_seed_and_name_alone() -> None:
     def draw(seed: int, name: str) -> Tensor:
         group = ChannelGroup(name, 50, False, ())
-        return CHANNEL_SCORES["random"].score(group, Statistics({}, seed=seed))
+        return CHANNEL_METHODS["random"].score(group, Statistics({}, seed=seed))
 
     assert torch.equal(draw(1, "x"), draw(1, "x"))
     assert len({tuple(draw(seed, name).tolist()) for seed in (1, 2) for name in ("x", "y")}) == 4
@@ -315,7 +319,7 @@ def test_random_scores_depend_on_seed_and_name_alone() -> None:
 def test_scores_of_a_dead_layer_are_finite() -> None:
     conv = nn.Conv2d(3, 4, 1)
     nn.init.zeros_(conv.weight)
-    found = CHANNEL_SCORES["l1"].score(PLAIN, Statistics({"a": conv}))
+    found = CHANNEL_METHODS["l1"].score(PLAIN, Statistics({"a": conv}))
     assert torch.equal(found, torch.zeros(4, dtype=torch.float64))
 
 
@@ -323,7 +327,7 @@ def test_scores_leave_the_network_as_it_is() -> None:
     conv, factors = layer_of(7, offset=True)
     before = copy.deepcopy(conv.state_dict())
     for method in ("kron-obd", "kron-obs", "c-obd", "c-obs", "l1", "uniform"):
-        found = CHANNEL_SCORES[method].score(PLAIN, statistics_of(conv, factors, 1e-3))
+        found = CHANNEL_METHODS[method].score(PLAIN, statistics_of(conv, factors, 1e-3))
         assert found.dtype == torch.float64 and found.shape == (C_OUT,) and bool((found > 0).all())
     assert all(torch.equal(tensor, before[name]) for name, tensor in conv.state_dict().items())
 
