@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import Edit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 
@@ -36,7 +36,7 @@ def run_cli(
 
 
 def random_net(
-    depth: int = 14, width: int = 4, classes: int = 5, edits: tuple[FactorEdit, ...] = (), seed: int = 0
+    depth: int = 14, width: int = 4, classes: int = 5, edits: tuple[Edit, ...] = (), seed: int = 0
 ) -> GatedNetwork:
     """A gated network in eval mode, with random BatchNorm statistics and gates that decide differently per image."""
     torch.manual_seed(seed)

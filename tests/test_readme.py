@@ -53,6 +53,6 @@ def test_the_shipped_config_holds_all_published_keys_and_only_available_values()
     path = ROOT / "config.json"
     assert set(published.split()) <= json.loads(path.read_text()).keys()
     config = resolve(PruneConfig(), ["--config_path", str(path)], prog="", description="").config
-    assert config.stage.target_flops == 0.25
+    assert config.cut.target_flops == 0.25
     assert resolve(SpConfig(), ["--config_path", str(path)], prog="", description="").config.network.width == 64
     assert resolve(RlConfig(), ["--config_path", str(path)], prog="", description="").config.stage.reward_scale == 0.1
