@@ -78,6 +78,8 @@ STUDIES: Mapping[str, Arm] = {
     "+ per FLOP": Arm({**PLAIN, "allocation": "importance_per_flop"}, {"sua": True}),
     "+ rate-distortion": Arm(PLAIN, {"sua": True}),
     "+ offset factor K": Arm(PLAIN),
+    "K, per FLOP": Arm({**PLAIN, "allocation": "importance_per_flop"}),
+    "K, per FLOP, refit on 1024 images": Arm({"allocation": "importance_per_flop"}),
     "+ K from the full covariance": Arm(PLAIN, {"use_full_cov_a": True}),
     "+ K, centred inputs": Arm(PLAIN, {"use_bias": True}),
     "+ K, 5 HOOI sweeps": Arm({**PLAIN, "decomp_method": "tucker"}),

@@ -122,7 +122,8 @@ def _parser(options: list[_Option], prog: str, description: str, config_path: st
         groups[o.concern] = group
         spellings = [f"--{flag}" for flag in o.flags]
         text = o.metadata["help"].replace("%", "%%")
-        common = {"dest": f"{o.concern}.{o.name}", "default": None, "help": f"{text} (default: {o.default})"}
+        shown = list(o.default) if isinstance(o.default, tuple) else o.default
+        common = {"dest": f"{o.concern}.{o.name}", "default": None, "help": f"{text} (default: {shown})"}
         if o.kind is bool:
             group.add_argument(*spellings, action=argparse.BooleanOptionalAction, **common)
         else:

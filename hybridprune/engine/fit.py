@@ -25,6 +25,7 @@ from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.run_folder import RunFolder
 
+GO_ON = "the state is saved; give the same command with --resume to go on"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -115,10 +116,12 @@ class Fit:
         ):
             if progress.epoch == 0 and progress.step == 0:
                 self._finish_epoch(progress, writer, {})
-            while progress.epoch < self.epochs:
+            while progress.epoch < self.epochs and not interrupted():
                 self._epoch(forward, progress, interrupted)
                 progress.epoch, progress.step = progress.epoch + 1, 0
                 self._finish_epoch(progress, writer, self._means())
+            if interrupted():  # while validating
+                raise Interrupted(GO_ON)
         self.run.save_weights("last.safetensors", self.net)
         return progress
 
@@ -154,7 +157,7 @@ class Fit:
                     self._check_finite(progress)
                     progress.seconds += time.monotonic() - started
                     self.save(progress)
-                    raise Interrupted("the state is saved; give the same command with --resume to go on")
+                    raise Interrupted(GO_ON)
         self._check_finite(progress)
         progress.seconds += time.monotonic() - started
 

@@ -74,8 +74,9 @@ PRUNE_FLAGS = [
     (("--target_params", "5"), ("--target_params", "floor")),
     (("--prune_ratio_limit", "1"), ("--prune_ratio_limit",)),
     (("--method", "magic"), ("--method", "magic")),
-    (("--no-sua",), ("--sua", "not available")),
-    (("--pruner_id", "1"), ("--pruner_id", "not available")),
+    (("--allocation", "greedy"), ("--allocation", "greedy", "rate_distortion")),
+    (("--pruner_id", "2"), ("--pruner_id", "2")),
+    (("--exclude", "*"), ("--exclude", "*")),
     (("--ma", "1"), ("--ma",)),
 ]
 
@@ -101,7 +102,8 @@ def test_flags_of_pruning(flags: tuple[str, ...], words: tuple[str, ...], finish
         ('{"epochs_start": 1.5}', ("epochs_start", "1.5")),
         ('{"normalize": 1}', ("normalize",)),
         ('{"lr": NaN}', ("lr", "finite")),
-        ('{"sua": false}', ("sua", "not available")),
+        ('{"sua": "false"}', ("sua", "without quotes")),
+        ('{"exclude": "backbone.conv"}', ("exclude", "list of names")),
     ],
 )
 def test_configuration_files(text: str, words: tuple[str, ...], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_dry_run_writes_nothing(name: str, finished: Path, tmp_path: Path) -> No
 def test_dry_run_of_pruning_shows_every_layers_ranks(finished: Path) -> None:
     shown = stage("prune", "--result_dir", finished, "--dry-run").stdout.splitlines()
     ranks = [line.strip() for line in shown if "input rank" in line]
-    assert len(ranks) == 9  # stem, 3 x 2 and 2 projections
+    assert len(ranks) == 10  # stem, 3 x 2, 2 projections and the classifier
     edits = json.loads((finished / "default/digits-resnet8-w4-prune-seed0/spec.json").read_text())["network"]["edits"]
     planned = [line for line in ranks if not line.endswith("input rank full, output rank full")]
     assert planned == [

@@ -142,11 +142,11 @@ BAD_VALUES: list[tuple[Config, str, Any, str]] = [
     (SpConfig(), "scheduler_params", {"0.5": -0.1}, "must be at least 0"),
     (PruneConfig(), "prune_ratio_limit", 1.0, "must be at most 0.999"),
     (PruneConfig(), "target_flops", 0, "must be above 0"),
-    (PruneConfig(), "sua", False, "is not available in this version; use true"),
-    (PruneConfig(), "use_full_cov_a", True, "is not available in this version; use false"),
-    (PruneConfig(), "pruner_id", 1, "is not available in this version; use 0"),
-    (PruneConfig(), "decomp_method", "tucker", 'is not available in this version; use "usual"'),
-    (PruneConfig(), "back_ratio", 0.1, "is not available in this version; use 0.0"),
+    (PruneConfig(), "pruner_id", 2, "must be one of 0, 1"),
+    (PruneConfig(), "decomp_method", "svd", "must be one of usual, tucker"),
+    (PruneConfig(), "back_ratio", 1.1, "must be at most 1"),
+    (PruneConfig(), "exclude", "backbone.conv", "must be a list of names or patterns"),
+    (PruneConfig(), "exclude", ["backbone.conv", 3], "must be a list of names or patterns"),
     (RlConfig(), "exploration", 0.6, "must be at most 0.5"),
     (RlConfig(), "baseline", "selfcritical", "did you mean self_critical?"),
 ]
@@ -174,7 +174,7 @@ def test_bad_value_in_the_file(
         (SpConfig(), ["--bs", "1"], "--bs 1: must be at least 2"),
         (SpConfig(), ["--scheduler_params", "{0.5: 0.1}"], "must map shares of the epochs"),
         (SpConfig(), ["--scheduler_id", "3"], "must be one of exponential, stair, up-down"),
-        (PruneConfig(), ["--no-sua"], "--sua false: is not available"),
+        (PruneConfig(), ["--pruner_id", "2"], "--pruner_id 2: must be one of 0, 1"),
         (PruneConfig(), ["--prune_ratio", "50"], "--prune_ratio 50.0: must be at most 1"),
         # `--resume False` must never mean `--resume`.
         (SpConfig(), ["--resume", "False"], "False: no such flag"),
@@ -211,9 +211,15 @@ def test_a_file_that_is_no_configuration(config_file: Callable[..., Path], tmp_p
         parse(SpConfig(), config_path=tmp_path)
 
 
+def test_names_are_a_list_in_the_file_and_parted_by_commas_in_a_flag(config_file: Callable[..., Path]) -> None:
+    wanted = ("backbone.conv", "*.projection.*")
+    assert parse(PruneConfig(), "--exclude", "backbone.conv, *.projection.*").config.cut.exclude == wanted
+    assert parse(PruneConfig(), config_path=config_file(exclude=[*wanted])).config.cut.exclude == wanted
+
+
 def test_bounds_are_legal_where_they_are_inclusive() -> None:
     config = parse(PruneConfig(), "--prune_ratio", "1", "--epochs_start", "0", "--momentum", "0").config
-    assert (config.stage.prune_ratio, config.stage.epochs_start, config.optim.momentum) == (1.0, 0, 0.0)
+    assert (config.cut.prune_ratio, config.stage.epochs_start, config.optim.momentum) == (1.0, 0, 0.0)
 
 
 # --- round trip ---
@@ -227,10 +233,8 @@ def every_change(default: Config) -> st.SearchStrategy[dict[str, Any]]:
         for f in dataclasses.fields(values):
             low, high = f.metadata["low"], f.metadata["high"]
             value = getattr(values, f.name)
-            if f.metadata["implemented"] is not None:
-                strategy: st.SearchStrategy[Any] = st.sampled_from(f.metadata["implemented"])
-            elif f.metadata["choices"] is not None:
-                strategy = st.sampled_from(f.metadata["choices"])
+            if f.metadata["choices"] is not None:
+                strategy: st.SearchStrategy[Any] = st.sampled_from(f.metadata["choices"])
             elif isinstance(value, bool):
                 strategy = st.booleans()
             elif isinstance(value, int):
@@ -239,6 +243,8 @@ def every_change(default: Config) -> st.SearchStrategy[dict[str, Any]]:
                 strategy = st.floats(1e-3 if low is None else low, 1e6 if high is None else high)
             elif isinstance(value, str):
                 strategy = st.text()
+            elif isinstance(value, tuple):
+                strategy = st.lists(st.text(min_size=1), max_size=3)
             elif isinstance(value, dict):
                 strategy = st.dictionaries(st.floats(0, 1).map(str), st.floats(0, 100), max_size=4)
             else:

@@ -331,6 +331,24 @@ def test_interrupted_at_a_step_and_resumed(at: tuple[int, int], whole: Path, tmp
     assert_same_run(whole, path)
 
 
+@pytest.mark.parametrize("epoch", range(EPOCHS + 1))
+def test_interrupted_while_an_epoch_is_being_recorded(
+    epoch: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, original = tmp_path / "run", RunFolder.append_metrics
+
+    def interrupting(self: RunFolder, record: Any) -> None:
+        if record["epoch"] == epoch:
+            signal.raise_signal(signal.SIGINT)
+        original(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="--resume"):
+        patch.setattr(RunFolder, "append_metrics", interrupting)
+        resume(path)
+    resume(path)
+    assert_same_run(whole, path)
+
+
 def test_interrupted_at_every_step(whole: Path, tmp_path: Path) -> None:
     path, starts = tmp_path / "run", 0
     while True:

@@ -29,8 +29,7 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
     offset_root = power(damped[2], 0.5, 0.0) if len(damped) == 3 else None
     whitened = torch.einsum("po,oikl,iq->pqkl", root_out, weight.double(), root_in)
     weighted = whitened.flatten(2) if offset_root is None else whitened.flatten(2) @ offset_root
-    out_vectors = torch.linalg.svd(weighted.flatten(1), full_matrices=True)[0]
-    in_vectors = torch.linalg.svd(weighted.transpose(0, 1).flatten(1), full_matrices=True)[0]
+    out_vectors, in_vectors = _left_vectors(weighted.flatten(1)), _left_vectors(weighted.transpose(0, 1).flatten(1))
     energy = torch.einsum("op,oik,iq->pqk", out_vectors, weighted, in_vectors).square().sum(2)
     out_basis, out_scale = torch.linalg.qr(whiten_out @ out_vectors)
     in_basis, in_scale = torch.linalg.qr(whiten_in @ in_vectors)
@@ -43,6 +42,11 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
         importance=0.5 * factors.positions * calibration(factors, moments, weight[0, 0].numel()) * energy,
         offset_root=offset_root,
     )
+
+
+def _left_vectors(unfolding: Tensor) -> Tensor:
+    """All left singular vectors ``[C, C]``, by descending singular value, without the long right ones."""
+    return torch.linalg.eigh(unfolding @ unfolding.T)[1].flip(1)
 
 
 def calibration(factors: LayerFactors, moments: SecondMoments, kernel_area: int) -> float:
