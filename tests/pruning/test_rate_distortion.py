@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+import torch
 from scipy.spatial import ConvexHull
 
 from hybridprune.models.factored import FactorEdit
-from hybridprune.pruning import greedy
+from hybridprune.pruning import greedy, rate_distortion
+from hybridprune.pruning.direction_space import Choices
 from hybridprune.pruning.forms import ConvShape
 from hybridprune.pruning.rate_distortion import cut_at_budget, cut_at_ratio
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space
@@ -224,3 +226,15 @@ def test_ratio_is_a_share_of_all_directions(edits: tuple[FactorEdit, ...]) -> No
         assert ratio * full <= removed <= (ratio + 0.05) * full
         assert full - removed < before
         before = full - removed
+
+
+def test_what_is_left_of_the_budget_goes_where_it_buys_most() -> None:
+    def offer(macs: int, loss: float) -> tuple[Choices, torch.Tensor]:
+        kept, costs = torch.tensor([1, 2]), torch.tensor([0, macs])
+        losses = torch.tensor([10.0, loss], dtype=torch.float64)
+        return Choices(kept, kept, costs, costs, losses), costs.double()
+
+    # One upgrade that gains 6 for all that is left, or two that gain 5 each for less.
+    offers = [offer(10, 4.0), offer(4, 5.0), offer(4, 5.0)]
+    assert rate_distortion._fill(offers, [0, 0, 0], Budget(macs=10), Cost(0, 0)) == [0, 1, 1]
+    assert rate_distortion._fill(offers, [0, 0, 0], Budget(macs=18), Cost(0, 0)) == [1, 1, 1]
