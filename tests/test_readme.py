@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.lines import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -56,3 +57,16 @@ def test_the_shipped_config_holds_all_published_keys_and_only_available_values()
     assert config.cut.target_flops == 0.25
     assert resolve(SpConfig(), ["--config_path", str(path)], prog="", description="").config.network.width == 64
     assert resolve(RlConfig(), ["--config_path", str(path)], prog="", description="").config.stage.reward_scale == 0.1
+
+
+def test_the_table_of_static_methods_is_what_was_measured() -> None:
+    measured = {
+        (line["arm"], line["budget"]): line for line in read_lines(ROOT / "benchmarks/results/static_arms.jsonl")
+    }
+    rows = re.findall(
+        r"^\| ([a-z][\w ,-]*?) \|((?: [\d.]+ \|){4})$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
+    )
+    assert len(rows) >= 8
+    for name, cells in rows:
+        figures = [100 * measured[name, budget][column] for budget in (0.5, 0.25) for column in ("after_cut", "tuned")]
+        assert [f"{figure:.2f}" for figure in figures] == cells.replace("|", " ").split(), name
