@@ -117,17 +117,10 @@ def prune(
         seed=seed,
     )
     proposal = propose(subject, cut, curvature or CurvatureOptions())
-    budget = None
-    if target_flops is not None or target_params is not None:
-        budget = Budget(_absolute(target_flops, 2 * dense.macs, 2), _absolute(target_params, dense.params, 1))
     try:
-        kept = proposal.allocate(cut.prune_ratio, budget)
-    except InfeasibleBudget as error:
-        raise UserError(
-            f"target_flops {target_flops}, target_params {target_params}: the floor is "
-            f"{error.floor.macs / dense.macs:.4f} of the FLOPs ({2 * error.floor.macs:,}) and "
-            f"{error.floor.params / dense.params:.4f} of the parameters ({error.floor.params:,})"
-        ) from error
+        kept = proposal.allocate(cut.prune_ratio, Budget.of(target_flops, target_params, dense))
+    except InfeasibleBudget as floor:
+        raise UserError(f"target_flops {target_flops}, target_params {target_params}: {floor.of(dense)}") from floor
     proposal.apply(kept)
     recalibrate(module, _Batches(subject.sample(RECALIBRATION_IMAGES, "recalibration")))
     if callable(fine_tune):
@@ -198,8 +191,3 @@ class _Batches:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _absolute(target: float | None, dense: int, per_unit: int) -> float | None:
-    """A target as MACs or parameters; ``dense`` is in the target's unit, of which ``per_unit`` make one."""
-    return None if target is None else (target * dense if target <= 1 else target) / per_unit

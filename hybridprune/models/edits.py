@@ -95,13 +95,13 @@ def resize_edits(original: nn.Module, edited: nn.Module) -> tuple[ResizeEdit, ..
     edits = []
     others = dict(edited.named_modules())
     for name, module in original.named_modules():
-        before, after = _channels(module), _channels(others.get(name))
+        before, after = channels_of(module), channels_of(others.get(name))
         if before and after and before != after:
             edits.append(ResizeEdit(name, *after))
     return tuple(edits)
 
 
-def _channels(module: nn.Module | None) -> tuple[int, int] | None:
+def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
     """Input and output channels; None if the module has no numbers of its own to compare."""
     if isinstance(module, nn.Conv2d):
         return module.in_channels, module.out_channels

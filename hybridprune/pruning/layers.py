@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.curvature.geometry import geometry_of
+from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredLayer, form, is_pointwise
 from hybridprune.pruning.forms import ConvShape, Ranks
 
@@ -139,15 +140,13 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call
 
     kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
     hooks = [m.register_forward_hook(record) for m in calls if isinstance(m, kinds)]
-    modes = [(m, m.training) for m in calls]
-    model.eval()
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
+    with kept_modes(model):
+        model.eval()
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
     return calls
 
 

@@ -56,17 +56,19 @@ def measure_moments(
     """
     if needed is None:
         return {}
-    bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
-    for name, layer in factors.items():
-        basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
-        bases[name] = basis.q_out, basis.q_in, basis.q_offset
+    bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] | None = None
+    if needed == "entries":
+        bases = {}
+        for name, layer in factors.items():
+            basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
+            bases[name] = basis.q_out, basis.q_in, basis.q_offset
     with kept_modes(subject.model):
         subject.model.eval()
         return collect_second_moments(
             subject.logits,
             layers,
             subject.sample(options.moment_images, "moments"),
-            bases=bases if needed == "entries" else None,
+            bases=bases,
             fisher_type=options.fisher_type,
             seed=subject.seed + 1,
             means=means,

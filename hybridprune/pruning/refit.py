@@ -8,7 +8,7 @@ there after a selection of channels).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer
-
-Run = Callable[[nn.Module, Tensor], object]
-"""``run(model, images)`` passes a batch through a network, every block executed."""
+from hybridprune.pruning.subject import Run
 
 RIDGE = 1e-3
 """Pull towards the core as cut, relative to the mean second moment of its inputs."""

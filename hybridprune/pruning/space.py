@@ -37,6 +37,13 @@ class InfeasibleBudget(ValueError):
         super().__init__(f"the reachable floor is {floor.macs} MACs and {floor.params} parameters")
         self.floor = floor
 
+    def of(self, dense: Cost) -> str:
+        """The floor, for users: as shares of the dense network and in absolute numbers."""
+        return (
+            f"the floor is {self.floor.macs / dense.macs:.4f} of the FLOPs ({2 * self.floor.macs:,}) and "
+            f"{self.floor.params / dense.params:.4f} of the parameters ({self.floor.params:,})"
+        )
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -45,9 +52,27 @@ class Budget:
     macs: float | None = None
     params: float | None = None
 
+    @staticmethod
+    def of(target_flops: float | None, target_params: float | None, dense: Cost) -> Budget | None:
+        """The budget of two targets: up to 1 a share of the dense network, else FLOPs (2 x MACs) or parameters.
+
+        None if there is no target.
+        """
+        if target_flops is None and target_params is None:
+            return None
+        return Budget(
+            _absolute(target_flops, dense.macs, per_unit=2), _absolute(target_params, dense.params, per_unit=1)
+        )
+
     def allows(self, cost: Cost) -> bool:
         """Whether a network of this cost is within the budget."""
         return (self.macs is None or cost.macs <= self.macs) and (self.params is None or cost.params <= self.params)
+
+
+def _absolute(target: float | None, dense: int, per_unit: int) -> float | None:
+    if target is None:
+        return None
+    return target * dense if target <= 1 else target / per_unit
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from hybridprune.pruning.space import Cost
 
+Run = Callable[[nn.Module, Tensor], object]
+"""``run(model, images)`` passes a batch through a network of this kind, all of its blocks executed."""
+
 Pairs = Iterable[tuple[Tensor, Tensor]]
 """Batches of images and labels."""
 
@@ -20,8 +23,7 @@ class Subject:
     model: nn.Module
     logits: Callable[[Tensor], Tensor]
     """Images to ``[B, classes]`` as in use: a gated network routes them by its gates."""
-    run: Callable[[nn.Module, Tensor], object]
-    """Passes images through a network of this kind, all of its blocks executed."""
+    run: Run
     example: Tensor
     """One image ``[1, ...]``."""
     exclude: tuple[str, ...]

@@ -96,24 +96,23 @@ class Cutting:
             ratio = max(0.0, 1 - state.units / sum(space.everything()))
         try:
             return proposal.allocate(ratio, budget)
-        except InfeasibleBudget as error:
-            floor = error.floor
+        except InfeasibleBudget as floor:
             raise UserError(
                 f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "
-                f"--prune_ratio_limit {options.prune_ratio_limit} allows; the floor is "
-                f"{floor.macs / self.dense['macs']:.4f} of the FLOPs ({2 * floor.macs:,}) and "
-                f"{floor.params / self.dense['params']:.4f} of the parameters ({floor.params:,})"
-            ) from error
+                f"--prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(self._dense)}"
+            ) from floor
 
     def _budget(self, phase: int) -> Budget | None:
         """This iteration's budget, on a geometric path from the parent to the target; None without a target."""
-        options = self.config.cut
-        if options.target_flops is None and options.target_params is None:
+        target = Budget.of(self.config.cut.target_flops, self.config.cut.target_params, self._dense)
+        if target is None:
             return None
         share = (phase // self.per_iteration + 1) / self.config.stage.max_iter
-        macs = _absolute(options.target_flops, self.dense["macs"], per_unit=2)
-        params = _absolute(options.target_params, self.dense["params"], per_unit=1)
-        return Budget(_between(self.start.macs, macs, share), _between(self.start.params, params, share))
+        return Budget(_between(self.start.macs, target.macs, share), _between(self.start.params, target.params, share))
+
+    @property
+    def _dense(self) -> Cost:
+        return Cost(self.dense["macs"], self.dense["params"])
 
     def _subject(self, net: GatedNetwork, phase: int) -> Subject:
         config, size = self.config, self.config.data.resize
@@ -150,13 +149,6 @@ class _Pairs:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return ((batch.images, batch.labels) for batch in self.batches)
-
-
-def _absolute(target: float | None, dense: int, per_unit: int) -> float | None:
-    """A target in MACs or parameters: a share of the dense network up to 1, else an absolute number of FLOPs."""
-    if target is None:
-        return None
-    return target * dense if target <= 1 else target / per_unit
 
 
 def _between(start: int, target: float | None, share: float) -> float | None:

@@ -14,7 +14,8 @@ from torch_pruning.ops import OPTYPE
 
 from hybridprune.pruning.channels.group import ChannelGroup, Member, Places, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.surgery import cut, intact
-from hybridprune.pruning.channels.wiring import OUTPUT, Run, mapped, opaque_layers, tensors_of, trace_wiring
+from hybridprune.pruning.channels.wiring import OUTPUT, mapped, opaque_layers, tensors_of, trace_wiring
+from hybridprune.pruning.subject import Run
 
 
 def channel_groups(

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hybridprune.models.edits import channels_of
+
 Role = Literal["producer", "consumer", "norm", "depthwise"]
 """Convolutions and linear layers by their outputs or by their inputs; BatchNorms; depthwise convolutions."""
 
@@ -94,19 +96,15 @@ class Places:
 
 def outputs_of(module: nn.Module) -> int:
     """Output channels (features) of a layer that has a role."""
-    if isinstance(module, nn.Conv2d):
-        return module.out_channels
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    assert isinstance(module, nn.BatchNorm2d)
-    return module.num_features
+    return _channels(module)[1]
 
 
 def inputs_of(module: nn.Module) -> int:
     """Input channels (features) of a layer that has a role."""
-    if isinstance(module, nn.Conv2d):
-        return module.in_channels
-    if isinstance(module, nn.Linear):
-        return module.in_features
-    assert isinstance(module, nn.BatchNorm2d)
-    return module.num_features
+    return _channels(module)[0]
+
+
+def _channels(module: nn.Module) -> tuple[int, int]:
+    channels = channels_of(module)
+    assert channels is not None, f"a {type(module).__name__} has no role"
+    return channels

@@ -11,7 +11,8 @@ from torch_pruning.ops import module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from hybridprune.pruning.channels.group import ChannelGroup, Places
-from hybridprune.pruning.channels.wiring import Run, trace_wiring
+from hybridprune.pruning.channels.wiring import trace_wiring
+from hybridprune.pruning.subject import Run
 
 Update = Callable[[ChannelGroup, Tensor], None]
 """Called as ``update(group, removed)`` before the channels ``removed [r]`` of a group go."""

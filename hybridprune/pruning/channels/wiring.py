@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.pruning.channels.group import role_of
-
-Run = Callable[[nn.Module, Tensor], object]
-"""Passes a batch through a network, all of its layers being used."""
+from hybridprune.pruning.subject import Run
 
 OUTPUT = ""
 """The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read."""
