@@ -115,6 +115,11 @@ class NetworkOptions:
     bottleneck: bool = option(False, "preresnet, pyramidnet: 1x1-3x3-1x1 blocks in place of two 3x3")
     pyramid_alpha: int = option(48, "pyramidnet: channels that all blocks together add to width", low=0)
     shakedrop: float = option(0.0, "pyramidnet: drop probability of the last block, 0.5 in the paper", low=0, high=1)
+    gate: str = option(
+        "rnn",
+        "what decides: rnn (one LSTM cell shared by all gates), ff1 or ff2 (SkipNet's feed-forward gates I and II)",
+        choices=("rnn", "ff1", "ff2"),
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,21 @@ class CompileOptions:
     """Stages whose step is one forward pass."""
 
     compile: bool = option(False, "torch.compile the network for training (pays on long runs only)")
+
+
+@dataclass(frozen=True)
+class GatingOptions:
+    """How gates decide while they learn by gradient descent (stages 1 and 2)."""
+
+    gating: str = option(
+        "hard",
+        "hard: decisions of 0 or 1 with a straight-through gradient; soft: blocks are blended by their probability "
+        "in training (inference decides hard)",
+        choices=("hard", "soft"),
+    )
+    gate_noise: float = option(
+        0.0, "scale of logistic noise on the gates' logits in training (1: decisions are samples)", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -248,7 +268,7 @@ class PruneOptions:
 
 @dataclass(frozen=True)
 class RoutingOptions:
-    """Stage 3: REINFORCE on the gates."""
+    """Stage 3: how the gates learn."""
 
     epochs: int = option(100, "passes over the training images", low=1)
     reward_scale: float = option(
@@ -258,6 +278,21 @@ class RoutingOptions:
         flags=("alpha", "reward_scale"),
         low=0,
     )
+    target_flops: float | None = option(
+        None,
+        "budget of expected FLOPs, gates counted: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs); "
+        "reward_scale is then adapted until it is met on validation",
+        above=0,
+    )
+    price_step: float = option(0.02, "step of that adaptation: change of log(reward_scale) at 100 % excess", above=0)
+    estimator: str = option(
+        "reinforce",
+        "reinforce (policy gradient), or gumbel (straight-through samples, with the FLOPs in the loss)",
+        choices=("reinforce", "gumbel"),
+    )
+    train: str = option("backbone,gates", "what learns", choices=("backbone,gates", "gates"))
+    kd_weight: float = option(0.0, "share of the loss that is distillation from the dense network", low=0, high=1)
+    kd_temperature: float = option(4.0, "temperature of the distillation", above=0)
     gamma: float = option(1.0, "discount of later gates' rewards", low=0, high=1)
     rl_weight: float = option(0.1, "weight of the policy gradient beside the cross-entropy", low=0)
     rl_warmup: float = option(
@@ -275,6 +310,15 @@ class RoutingOptions:
         0.1, "the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
     )
     temperature: float = option(1.0, "divides the gates' logits in the policy; greedy decisions do not change", above=0)
+    entropy_bonus: float = option(0.0, "weight of the policy's entropy in the reward", low=0)
+    rate_bound: float = option(
+        0.0,
+        "each block's mean execution rate is pushed into [rate_bound, 1 - rate_bound]; the bound falls to 0 over the "
+        "first half of the training",
+        low=0,
+        high=0.5,
+    )
+    rate_bound_weight: float = option(5.0, "weight of the squared distance from these bounds", low=0)
 
 
 @dataclass(frozen=True)
@@ -286,6 +330,7 @@ class SpConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
+    gating: GatingOptions = field(default_factory=GatingOptions)
     stage: SupervisedOptions = field(default_factory=SupervisedOptions)
 
 
@@ -301,6 +346,7 @@ class PruneConfig:
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     cut: CutOptions = field(default_factory=CutOptions)
+    gating: GatingOptions = field(default_factory=GatingOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)
 
 

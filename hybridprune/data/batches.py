@@ -93,6 +93,11 @@ class EvalBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def num_images(self) -> int:
+        """Images in all batches together."""
+        return sum(map(len, self._batches))
+
     def __iter__(self) -> Iterator[Batch]:
         for index in self._batches:
             images = self._output.send(self._data.images.index_select(0, index))

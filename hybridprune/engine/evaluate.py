@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hybridprune.data import Batch
 from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.gates import above
 from hybridprune.models.skipnet import GatedNetwork
 
 Routing = Literal["always_on", "masked", "executed"]
@@ -57,11 +58,15 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    net: GatedNetwork, batches: Iterable[Batch], routing: Routing, decisions: Tensor | None = None
+    net: GatedNetwork,
+    batches: Iterable[Batch],
+    routing: Routing,
+    decisions: Tensor | None = None,
+    threshold: float = 0.0,
 ) -> Evaluation:
     """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
 
-    ``always_on`` executes every block.
+    ``always_on`` executes every block; otherwise gates execute where their logit is above ``threshold``.
     """
     was_training = net.training
     net.eval()
@@ -72,7 +77,8 @@ def evaluate(
             forced = torch.ones(size, net.num_gates, device=batch.labels.device)
         else:
             forced = None if decisions is None else decisions[done : done + size].to(batch.labels.device)
-        routed = net(batch.images, forced, "masked" if routing == "masked" else "executed")
+        mode = "masked" if routing == "masked" else "executed"
+        routed = net(batch.images, forced, mode, above(threshold))
         logits.append(routed.logits.cpu())
         taken.append(routed.decisions.cpu())
         labels.append(batch.labels.cpu())

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.config import GatingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.gates import Decide, soft, straight_through, with_noise
 
 
 class Objective(Protocol):
@@ -42,16 +44,23 @@ class Supervised:
     """``w [N]``"""
     rate_penalty: float
     distillation: Distillation | None = None
+    decide: Decide = straight_through
+    """Gives the decisions from the gates' logits."""
 
     @staticmethod
     def of(
-        cost: NetworkCost, rate_penalty: float, device: torch.device, distillation: Distillation | None = None
+        cost: NetworkCost,
+        rate_penalty: float,
+        device: torch.device,
+        gating: GatingOptions,
+        distillation: Distillation | None = None,
     ) -> Supervised:
         """The objective for a network of this cost."""
-        return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty, distillation)
+        decide = with_noise({"hard": straight_through, "soft": soft}[gating.gating], gating.gate_noise)
+        return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty, distillation, decide)
 
     def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        routed = forward(batch.images)
+        routed = forward(batch.images, decide=self.decide)
         cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels)
         rate = (routed.decisions.float() @ self.block_shares).mean()
         accuracy = (routed.logits.argmax(1) == batch.labels).float().mean()

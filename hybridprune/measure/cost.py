@@ -25,14 +25,23 @@ T = TypeVar("T")
 class NetworkCost:
     """Cost of one image. FLOPs are 2 x MACs of convolutions and linear layers, rotations and gates included."""
 
-    fixed_macs: int
-    """Backbone work that always runs: stem, block 0, the shortcuts, the head; all of a network without gates."""
+    start_macs: int
+    """Stem and block 0."""
+    shortcut_macs: tuple[int, ...]
+    """What the gated blocks 1..N cost when they are skipped."""
+    head_macs: int
+    """The classifier; all of a network without gates."""
     block_macs: tuple[int, ...]
     """Avoidable work of the gated blocks 1..N."""
     gate_macs: tuple[int, ...]
     """Work of the gates 0..N-1."""
     backbone_params: int
     gate_params: int
+
+    @property
+    def fixed_macs(self) -> int:
+        """Backbone work that always runs: stem, block 0, the shortcuts, the head."""
+        return self.start_macs + sum(self.shortcut_macs) + self.head_macs
 
     @property
     def backbone_macs(self) -> int:
@@ -84,24 +93,24 @@ def count(net: GatedNetwork, input_size: int) -> NetworkCost:
 
 def _cost(net: GatedNetwork, input_size: int) -> NetworkCost:
     """Walk the routing's steps, counting each by itself: what ``skip`` needs runs for every image."""
-    always: list[int] = []
+    shortcuts: list[int] = []
     blocks: list[int] = []
     gates: list[int] = []
-    state, macs = _counted(lambda: net.start(_image(net, input_size)))
-    always.append(macs)
+    state, start = _counted(lambda: net.start(_image(net, input_size)))
     hidden = None
     for i in range(net.num_gates):
         x, block = state.features, net.block(state.blocks_done)
-        (_, hidden), macs = _counted(partial(net.gate, i, net.observe(state), hidden))
+        (_, hidden), macs = _counted(partial(net.gate, i, x, hidden))
         gates.append(macs)
         skipped, macs = _counted(partial(block.skip, x))
-        always.append(macs)
+        shortcuts.append(macs)
         executed, macs = _counted(partial(block.execute, x, skipped))
         blocks.append(macs)
         state = RoutingState(executed, state.blocks_done + 1)
-    always.append(_macs(lambda: net.finish(state)))
     return NetworkCost(
-        fixed_macs=sum(always),
+        start_macs=start,
+        shortcut_macs=tuple(shortcuts),
+        head_macs=_macs(lambda: net.finish(state)),
         block_macs=tuple(blocks),
         gate_macs=tuple(gates),
         backbone_params=sum(p.numel() for p in net.backbone.parameters()),

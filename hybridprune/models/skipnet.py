@@ -6,7 +6,6 @@ rollouts and the environment drive the same steps, so there is one implementatio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.backbone import Backbone, ResidualBlock
-from hybridprune.models.gates import Hidden, RecurrentGate, greedy, straight_through
+from hybridprune.models.gates import GATES, Decide, Gate, Hidden, greedy, straight_through
 
 Mode = Literal["masked", "executed"]
 
@@ -55,12 +54,13 @@ class GatedNetwork(nn.Module):
     the images that chose it only (inference). Both give the same logits for the same decisions.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, gate: str = "rnn") -> None:
+        """``gate`` names one of `GATES`."""
         super().__init__()
         # Any: beyond the protocol, backbones have layers of their own.
         self.backbone: Any = backbone
         self._has_blocks = isinstance(backbone, Backbone)
-        self.gate = RecurrentGate(backbone.block_channels[:-1] if isinstance(backbone, Backbone) else ())
+        self.gate: Gate = GATES[gate](backbone.block_channels[:-1] if isinstance(backbone, Backbone) else ())
 
     @property
     def num_blocks(self) -> int:
@@ -83,7 +83,7 @@ class GatedNetwork(nn.Module):
         return RoutingState(self.block(0)(self.backbone.stem(images)), 1)
 
     def observe(self, state: RoutingState) -> Tensor:
-        """What the next gate sees: the features, globally pooled, ``[B, C]``."""
+        """The features, globally pooled, ``[B, C]``."""
         return state.features.mean(dim=(2, 3))
 
     def advance(self, state: RoutingState, decision: Tensor, mode: Mode) -> RoutingState:
@@ -105,12 +105,20 @@ class GatedNetwork(nn.Module):
         assert state.blocks_done == self.num_blocks
         return self.backbone.head(state.features) if self._has_blocks else self.backbone(state.features)
 
-    def forward(self, images: Tensor, decisions: Tensor | None = None, mode: Mode = "masked") -> Routed:
+    def forward(
+        self,
+        images: Tensor,
+        decisions: Tensor | None = None,
+        mode: Mode = "masked",
+        decide: Decide | None = None,
+    ) -> Routed:
         """Route ``[B, 3, H, W]`` images; ``decisions [B, N]`` in {0, 1} overrule the gates.
 
-        In training mode the gates' own decisions are straight-through, in eval mode they carry no gradient.
+        ``decide`` turns a gate's logits into decisions; by default they are straight-through in training mode and
+        carry no gradient in eval mode.
         """
-        decide: Callable[[Tensor], Tensor] = straight_through if self.training else greedy
+        if decide is None:
+            decide = straight_through if self.training else greedy
         if decisions is not None:
             assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
         state = self.start(images)
@@ -118,7 +126,7 @@ class GatedNetwork(nn.Module):
         gate_logits: list[Tensor] = []
         taken: list[Tensor] = []
         for i in range(self.num_gates):
-            logit, hidden = self.gate(i, self.observe(state), hidden)
+            logit, hidden = self.gate(i, state.features, hidden)
             decision = decide(logit) if decisions is None else decisions[:, i]
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)

@@ -13,6 +13,7 @@ from torch import nn
 from hybridprune.config import NetworkOptions
 from hybridprune.errors import UserError
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
+from hybridprune.models.gates import GATES
 from hybridprune.models.preresnet import PreResNet
 from hybridprune.models.pyramidnet import PyramidNet
 from hybridprune.models.resnet import ResNet
@@ -36,13 +37,13 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "resnet": Architecture(lambda s: ResNet(s.depth, s.width, s.classes), ("depth", "width")),
+    "resnet": Architecture(lambda s: ResNet(s.depth, s.width, s.classes), ("depth", "width", "gate")),
     "preresnet": Architecture(
-        lambda s: PreResNet(s.depth, s.width, s.classes, s.bottleneck), ("depth", "width", "bottleneck")
+        lambda s: PreResNet(s.depth, s.width, s.classes, s.bottleneck), ("depth", "width", "bottleneck", "gate")
     ),
     "pyramidnet": Architecture(
         lambda s: PyramidNet(s.depth, s.width, s.classes, s.pyramid_alpha, s.bottleneck, s.shakedrop),
-        ("depth", "width", "pyramid_alpha", "bottleneck", "shakedrop"),
+        ("depth", "width", "pyramid_alpha", "bottleneck", "shakedrop", "gate"),
     ),
     "vgg": Architecture(lambda s: VGG(s.depth, s.width, s.classes), ("depth", "width"), gated=False),
 }
@@ -53,6 +54,7 @@ _IN_LABELS = {
     "pyramid_alpha": "a{}",
     "bottleneck": "bottleneck",
     "shakedrop": "shakedrop{:g}",
+    "gate": "{}",
 }
 
 
@@ -68,6 +70,7 @@ class NetworkSpec:
     bottleneck: bool = False
     pyramid_alpha: int = 48
     shakedrop: float = 0.0
+    gate: str = "rnn"
 
     @staticmethod
     def of(options: NetworkOptions, classes: int) -> NetworkSpec:
@@ -76,7 +79,7 @@ class NetworkSpec:
         Raises UserError if there is no such network, or if it does not read one of the options given.
         """
         reads = _architecture(options.network).reads
-        for name in ("bottleneck", "pyramid_alpha", "shakedrop"):
+        for name in ("bottleneck", "pyramid_alpha", "shakedrop", "gate"):
             if name not in reads and getattr(options, name) != getattr(NetworkOptions, name):
                 readers = " or ".join(network for network, known in ARCHITECTURES.items() if name in known.reads)
                 raise UserError(
@@ -94,6 +97,8 @@ class NetworkSpec:
     def label(self) -> str:
         """A short name for folders and tables, e.g. resnet32-w64 or torchvision_resnet50."""
         arguments = self.arguments
+        if arguments.get("gate") == "rnn":  # the default is not named: labels are older than the choice
+            del arguments["gate"]
         parts = [self.network.replace(":", "_") + str(arguments.pop("depth", ""))]
         return "-".join(parts + [_IN_LABELS[name].format(value) for name, value in arguments.items() if value])
 
@@ -104,7 +109,7 @@ class NetworkSpec:
 
     def build(self) -> GatedNetwork:
         """A freshly initialised network of this architecture; UserError if its arguments make none."""
-        net = GatedNetwork(_architecture(self.network).build(self))
+        net = GatedNetwork(_architecture(self.network).build(self), self.gate)
         apply_edits(net, self.edits)
         return net
 
@@ -135,6 +140,8 @@ class NetworkSpec:
             raise TypeError(f"bottleneck is {values['bottleneck']!r}, not true or false")
         if type(values["shakedrop"]) not in (int, float):
             raise TypeError(f"shakedrop is {values['shakedrop']!r}, not a number")
+        if values["gate"] not in GATES:
+            raise ValueError(f"unknown gate {values['gate']!r}")
         values["edits"] = tuple(edit_from_json(edit) for edit in record["edits"])
         return NetworkSpec(**values)
 

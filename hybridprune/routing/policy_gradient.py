@@ -10,17 +10,14 @@ from torch import Tensor, nn
 
 from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
+from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import NetworkCost
-from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.routing.env import GateRoutingVectorEnv
-from hybridprune.routing.rollout import (
-    Choose,
-    Rollout,
-    choose_by,
-    choose_flipping,
-    choose_greedily,
-    rollout,
-)
+from hybridprune.models.gates import greedy
+from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.routing.loss import backbone_loss, flops_share, gate_bounds, route_metrics
+from hybridprune.routing.price import Price
+from hybridprune.routing.regular import entropy
+from hybridprune.routing.rollout import Choose, Rollout, choose_by, choose_flipping, choose_greedily, rollout
 from hybridprune.store.seeds import generator
 
 MOMENTUM = 0.9
@@ -59,18 +56,21 @@ class PolicyGradient:
         cost: NetworkCost,
         options: RoutingOptions,
         *,
+        price: Price,
         images: int,
         seed: int,
         device: torch.device,
+        distillation: Distillation | None = None,
     ) -> None:
-        """``images`` is the size of the image set that batches index into."""
+        """``price`` is alpha; ``images`` is the size of the image set that batches index into."""
         self._net = net
+        self._cost = cost
+        self._price = price
+        self._distillation = distillation
         self._options = options
         self._images = images
         self._seed = seed
-        shares = torch.tensor(cost.block_shares, device=device)
-        self._training_env = GateRoutingVectorEnv(net, shares, options.reward_scale, mode="masked")
-        self._greedy_env = GateRoutingVectorEnv(net, shares, options.reward_scale)
+        self._shares = torch.tensor(cost.block_shares, device=device)
         self._average = torch.zeros(net.num_gates, device=device)
         self._scale = torch.zeros(net.num_gates, device=device)
         self._uniform = torch.empty(0)
@@ -82,26 +82,32 @@ class PolicyGradient:
         if self._options.baseline == "counterfactual":
             episode, reward, advantage = self._flip(batch, uniform)
         else:
-            episode = self._rollout(self._training_env, batch, choose_by(uniform))
+            episode = self._rollout(batch, choose_by(uniform), "masked")
             reward = self._returns(episode)
             advantage = reward - self._baseline(batch, reward)
-        cross_entropy = episode.cross_entropy.mean()
-        loss = cross_entropy + self._weight(epoch) * policy_loss(episode.log_probs, advantage)
-        metrics = {
-            "cross_entropy": cross_entropy,
-            "accuracy": (episode.logits.argmax(1) == batch.labels).float().mean(),
-            "rate": episode.actions.mean(),
-            "return": reward[:, 0].mean(),
-            "advantage": advantage.abs().mean(),
-        }
+        share = flops_share(greedy(episode.gate_logits.detach()), self._shares, self._cost)
+        if self._weight(epoch) > 0:
+            self._price.spend(float(share))
+        gates = policy_loss(episode.log_probs, advantage)
+        if self._options.entropy_bonus > 0:
+            gates = gates - self._options.entropy_bonus * entropy(episode.execute)
+        loss = (
+            backbone_loss(episode.cross_entropy.mean(), episode.logits, batch, self._distillation)
+            + self._weight(epoch) * gates
+            + gate_bounds(episode.execute, self._options, epoch)
+        )
+        metrics = route_metrics(episode.logits, batch, episode.cross_entropy, episode.actions, share)
+        metrics |= {"return": reward[:, 0].mean(), "advantage": advantage.abs().mean()}
+        metrics["price"] = torch.tensor(self._price.value, device=loss.device)
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average, "scale": self._scale}
+        return {"average": self._average, "scale": self._scale, "price": self._price.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._average = state["average"].to(self._average.device)
         self._scale = state["scale"].to(self._scale.device)
+        self._price.load_state_dict(state["price"])
 
     def _weight(self, epoch: int) -> float:
         """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks."""
@@ -114,24 +120,26 @@ class PolicyGradient:
             self._epoch = epoch
         return self._uniform
 
-    def _rollout(self, env: GateRoutingVectorEnv, batch: Batch, choose: Choose) -> Rollout:
+    def _rollout(self, batch: Batch, choose: Choose, mode: Mode) -> Rollout:
         options = self._options
         return rollout(
-            env,
             self._net,
+            self._cost,
             batch.images,
             batch.labels,
             choose,
+            mode=mode,
             exploration=options.exploration,
             temperature=options.temperature,
         )
 
     def _returns(self, episode: Rollout) -> Tensor:
-        return returns(episode.skip_rewards, episode.cross_entropy.detach(), self._options.gamma)
+        skip_rewards = self._price.value * self._shares * (1 - episode.actions)
+        return returns(skip_rewards, episode.cross_entropy.detach(), self._options.gamma)
 
     def _greedy_returns(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return self._returns(self._rollout(self._greedy_env, batch, choose_greedily))
+            return self._returns(self._rollout(batch, choose_greedily, "executed"))
 
     def _flip(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """In half of the images one random gate decides otherwise; the difference to the greedy return is its credit.
@@ -147,7 +155,7 @@ class PolicyGradient:
         gates = self._net.num_gates
         drawn = (uniform[:, 0] * 2 * gates).long()
         explored = (drawn < gates).nonzero().squeeze(1)
-        episode = self._rollout(self._training_env, batch, choose_flipping(drawn))
+        episode = self._rollout(batch, choose_flipping(drawn), "masked")
         reward = self._returns(episode)
         advantage = torch.zeros_like(reward)
         if len(explored) > 0:

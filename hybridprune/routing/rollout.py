@@ -1,4 +1,4 @@
-"""Rollouts of a network's own gates in the routing environment."""
+"""Rollouts of a network's own gates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hybridprune.models.gates import Hidden, greedy
-from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.routing.env import GateRoutingVectorEnv
+from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.gates import greedy
+from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.routing.episode import Episode
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,18 @@ class Rollout:
 
     actions: Tensor
     """``[B, N]`` in {0, 1}"""
+    gate_logits: Tensor
+    """``[B, N]``, differentiable in the gates"""
+    execute: Tensor
+    """``[B, N]``: the policy's probability of executing, differentiable in the gates"""
     log_probs: Tensor
     """``[B, N]``: ``log pi(a_i)``, differentiable in the gates"""
-    skip_rewards: Tensor
-    """``[B, N]``: ``alpha w_j (1 - a_j)``"""
     cross_entropy: Tensor
     """``[B]``, differentiable in the backbone"""
     logits: Tensor
     """``[B, classes]``"""
+    spent_macs: Tensor
+    """``[B]``"""
 
 
 Choose = Callable[[int, Tensor, Tensor], Tensor]
@@ -49,36 +55,42 @@ def choose_flipping(flipped: Tensor) -> Choose:
 
 
 def rollout(
-    env: GateRoutingVectorEnv,
     net: GatedNetwork,
+    cost: NetworkCost,
     images: Tensor,
     labels: Tensor,
     choose: Choose,
     *,
+    mode: Mode = "executed",
     exploration: float = 0.0,
     temperature: float = 1.0,
 ) -> Rollout:
-    """Route ``[B, 3, H, W]`` images through the environment, the actions being chosen from the gates' logits.
+    """Route ``[B, 3, H, W]`` images through the network, the actions being chosen from the gates' logits.
 
     The policy is ``exploration + (1 - 2 exploration) sigmoid(logit / temperature)``: both keep a saturated gate
     exploring, and unlike clipping they keep its gradient.
     """
-    channels = net.backbone.block_channels
-    observation, _ = env.reset(options={"images": images, "labels": labels})
-    hidden: Hidden | None = None
-    actions, log_probs, rewards, info = [], [], [], {}
-    for i in range(net.num_gates):
-        logit, hidden = net.gate(i, observation[:, : channels[i]], hidden)
+    episode = Episode(net, cost, images, mode=mode)
+    actions, gate_logits, executes, log_probs = [], [], [], []
+    while not episode.done:
+        logit = episode.gate_logit()
         execute = exploration + (1 - 2 * exploration) * (logit / temperature).sigmoid()
         # The complement is computed on its own: 1 - execute would lose it where execute rounds to 1.
         skip = exploration + (1 - 2 * exploration) * (-logit / temperature).sigmoid()
-        action = choose(i, logit.detach(), execute.detach())
-        observation, reward, _, _, info = env.step(action)
+        action = choose(episode.gate, logit.detach(), execute.detach())
+        episode.step(action)
         actions.append(action)
+        gate_logits.append(logit)
+        executes.append(execute)
         log_probs.append(torch.where(action > 0, execute, skip).log())
-        rewards.append(reward)
-    cross_entropy = info["cross_entropy"]
-    rewards[-1] = rewards[-1] + cross_entropy.detach()  # the environment's last reward holds the terminal one as well
+    assert episode.logits is not None
+    cross_entropy = F.cross_entropy(episode.logits.float(), labels, reduction="none")
     return Rollout(
-        torch.stack(actions, 1), torch.stack(log_probs, 1), torch.stack(rewards, 1), cross_entropy, info["logits"]
+        torch.stack(actions, 1),
+        torch.stack(gate_logits, 1),
+        torch.stack(executes, 1),
+        torch.stack(log_probs, 1),
+        cross_entropy,
+        episode.logits,
+        episode.spent_macs,
     )

@@ -1,24 +1,33 @@
-"""Stage 3: fine-tune the gates with REINFORCE, trading FLOPs against accuracy image by image."""
+"""Stage 3: fine-tune the gates, trading FLOPs against accuracy image by image."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from hybridprune.config import Invocation, RlConfig, resolve, to_json
+from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve, to_json
 from hybridprune.data import EvalBatches
+from hybridprune.engine.distill import Distillation
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
+from hybridprune.engine.objective import Objective
+from hybridprune.engine.threshold import threshold_for
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
+from hybridprune.pruning.space import Budget, Cost
+from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.policy_gradient import PolicyGradient
+from hybridprune.routing.price import TOLERANCE, Price, met
 from hybridprune.stages.common import (
     Images,
     Parent,
@@ -28,11 +37,13 @@ from hybridprune.stages.common import (
     load_images,
     open_run,
     saved_progress,
+    say,
     show_plan,
     show_result,
     to_device,
 )
 from hybridprune.store.run_folder import RunFolder, load_weights
+from hybridprune.store.seeds import stream_seed
 
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
 
@@ -63,11 +74,17 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     net = to_device(parent.net, device, config.optim.channels_last)
     cost = count(net, spec.input_size)
     options = config.stage
+    budget = _budget(options, cost, parent)
     if invocation.dry_run:
         steps = len(images.training("rl"))
         show_plan("rl", spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
         return None
 
+    distillation = (
+        Distillation.of(_dense(parent), options.kd_weight, options.kd_temperature) if options.kd_weight else None
+    )
+    if distillation is not None:
+        distillation.teacher.to(device)
     folder, spec, _ = open_run(invocation, spec)
     if folder.finished:
         result = folder.read_json("result.json")
@@ -75,16 +92,41 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         return result
     folder.write_json("split.json", images.split.to_json())
     progress, state = saved_progress(folder)
+    price = Price(options.reward_scale, None if budget is None else budget / cost.backbone_macs, options.price_step)
+    score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
+
+    def validate(candidate: GatedNetwork) -> Validation:
+        found = score(candidate, images.validation())
+        price.validated(found.metrics["flops_share"])
+        return found
+
+    if options.estimator == "gumbel":
+        objective: Objective = GumbelRouting(net, cost, options, price=price, device=device, distillation=distillation)
+    else:
+        objective = PolicyGradient(
+            net,
+            cost,
+            options,
+            price=price,
+            images=len(dataset.train),
+            seed=config.run.seed,
+            device=device,
+            distillation=distillation,
+        )
+    torch.manual_seed(stream_seed(config.run.seed, "routing"))
     fit = Fit(
         run=folder,
         net=net,
-        objective=PolicyGradient(net, cost, options, images=len(dataset.train), seed=config.run.seed, device=device),
+        objective=objective,
         batches=images.training("rl"),
-        validate=lambda candidate: greedy_return(candidate, images.validation(), cost, options.reward_scale),
+        validate=validate,
         optim=config.optim,
         epochs=options.epochs,
         device=device,
         log_interval=config.run.log_interval,
+        frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
+        if options.train == "gates"
+        else (),
         gate_lr_factor=options.gate_lr_factor,
         gate_grad_norm=options.gate_grad_norm,
         # BatchNorm statistics are frozen: sampled routes would corrupt them.
@@ -92,33 +134,88 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     )
     progress = fit(progress, state)
     load_weights(net, folder.model_file)
-    recalibrated = _recalibrate_if_better(folder, net, images, cost, options.reward_scale)
-    extra = {"batchnorm_recalibrated": recalibrated}
+    extra: dict[str, Any] = {"batchnorm_recalibrated": _recalibrate_if_better(folder, net, images, score)}
+    if budget is not None:
+        extra["target"] = _meet(folder, net, images, cost, budget)
     result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
     show_result(folder, result)
     return result
 
 
-def greedy_return(net: GatedNetwork, batches: EvalBatches, cost: NetworkCost, reward_scale: float) -> Validation:
-    """The mean undiscounted return of the greedy policy, which selects in this stage."""
+def routed_score(
+    net: GatedNetwork, batches: EvalBatches, cost: NetworkCost, reward_scale: float, budget: float | None = None
+) -> Validation:
+    """What selects in this stage, of the greedy policy: its mean undiscounted return.
+
+    With a ``budget`` (MACs): minus the cross-entropy, and 10 nats for missing the budget by 100 %, beyond the 2 %
+    that count as met. There, the price of FLOPs changes while training goes on, so returns cannot be compared.
+    """
     routed = evaluate(net, batches, "executed")
     rates = routed.block_rates
-    saved = sum(share * (1 - rate) for share, rate in zip(cost.block_shares, rates, strict=True))
-    score = reward_scale * saved - routed.loss
-    share = cost.expected_macs(rates) / cost.backbone_macs
-    metrics = {"return": score, "accuracy": routed.accuracy, "loss": routed.loss, "flops_share": share}
-    return Validation(score, metrics)
+    expected = cost.expected_macs(rates)
+    if budget is None:
+        saved = sum(share * (1 - rate) for share, rate in zip(cost.block_shares, rates, strict=True))
+        score = reward_scale * saved - routed.loss
+    else:
+        score = -routed.loss - 10 * max(0.0, abs(expected / budget - 1) - TOLERANCE)
+    metrics = {"score": score, "accuracy": routed.accuracy, "loss": routed.loss}
+    return Validation(score, {**metrics, "flops_share": expected / cost.backbone_macs})
+
+
+def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float | None:
+    """The MACs that ``--target_flops`` asks for; UserError for what skipping blocks cannot reach."""
+    if options.target_flops is None:
+        return None
+    dense = Cost(parent.result["dense"]["macs"], parent.result["dense"]["params"])
+    budget = Budget.of(options.target_flops, None, dense)
+    assert budget is not None and budget.macs is not None
+    floor = cost.expected_macs([0.0] * len(cost.block_macs))
+    ceiling = cost.expected_macs([1.0] * len(cost.block_macs))
+    if not floor <= budget.macs <= ceiling:
+        raise UserError(
+            f"--target_flops {options.target_flops}: skipping blocks reaches {floor / dense.macs:.4f} to "
+            f"{ceiling / dense.macs:.4f} of the dense FLOPs ({2 * floor:,.0f} to {2 * ceiling:,.0f}); choose a budget "
+            "in between, or another --checkpoint_file"
+        )
+    if options.reward_scale == 0:
+        raise UserError("--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1")
+    return budget.macs
+
+
+def _dense(parent: Parent) -> GatedNetwork:
+    """The network of stage 1 that the parent descends from; UserError if its run is gone."""
+    run, result = parent.run, parent.result
+    while result["parent"] is not None:
+        run = RunFolder(Path(result["parent"]["path"]))
+        if not run.finished:
+            raise UserError(f"--kd_weight: the dense network's run {run.path} is gone; restore it, or distil nothing")
+        result = run.read_json("result.json")
+    return run.load_network()[0]
 
 
 def _recalibrate_if_better(
-    folder: RunFolder, net: GatedNetwork, images: Images, cost: NetworkCost, reward_scale: float
+    folder: RunFolder, net: GatedNetwork, images: Images, score: Callable[[GatedNetwork, EvalBatches], Validation]
 ) -> bool:
     """Re-estimate the BatchNorm statistics of ``net`` for its new routes; keep them if validation does not object."""
     candidate = copy.deepcopy(net)
     images.recalibrate(candidate)
-    before = greedy_return(net, images.validation(), cost, reward_scale).score
-    if greedy_return(candidate, images.validation(), cost, reward_scale).score < before:
+    if score(candidate, images.validation()).score < score(net, images.validation()).score:
         return False
     net.load_state_dict(candidate.state_dict())
     folder.save_weights("model.safetensors", net)
     return True
+
+
+def _meet(folder: RunFolder, net: GatedNetwork, images: Images, cost: NetworkCost, budget: float) -> dict[str, Any]:
+    """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it."""
+    point = threshold_for(net, images.validation(), cost, budget, tolerance=TOLERANCE / 2)
+    if point.threshold != 0:
+        net.gate.shift(-point.threshold)
+        folder.save_weights("model.safetensors", net)
+    reached = met(point.macs, budget)
+    if not reached:
+        say(
+            f"warning: expected FLOPs are {point.macs / budget:.1%} of --target_flops, since the gates hardly tell "
+            "images apart; train for more epochs, or with a higher --price_step, --exploration or --rate_bound"
+        )
+    return {"macs": budget, "validation_macs": point.macs, "met": reached, "threshold": point.threshold}

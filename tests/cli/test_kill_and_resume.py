@@ -19,12 +19,15 @@ from tests.cli.cases import DIGITS, OWN, SCRIPTS, STAGES, folder_of, stage, weig
 pytestmark = pytest.mark.full
 PATIENCE = 600.0
 LONG = {
-    "sp": ("--epochs", "4", "--bs", "4"),
+    "sp": ("--epochs", "4", "--bs", "4", "--gate_noise", "1"),
     "prune": (
         *("--bs", "4", "--epochs_start", "1", "--epochs_end", "1", "--max_iter", "2", "--refit_images", "64"),
         *("--back_ratio", "0.3", "--pool_momentum", "0.5", "--interpolation", "--kd_weight", "0.3", "--lr", "0.002"),
     ),
-    "rl": ("--epochs", "4", "--bs", "4", "--baseline", "moving_average"),
+    "rl": (
+        *("--epochs", "4", "--bs", "4", "--baseline", "moving_average", "--target_flops", "0.55", "--rl_warmup", "0"),
+        *("--kd_weight", "0.3", "--entropy_bonus", "0.1", "--rate_bound", "0.2"),
+    ),
 }
 """Many short steps, so that a moment chosen at random is rarely between two runs."""
 

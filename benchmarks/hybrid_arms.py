@@ -1,0 +1,352 @@
+"""Which split of a FLOPs budget between static and dynamic pruning is best: CIFAR-100, ResNet-32 of width 16.
+
+    python -m benchmarks.hybrid_arms --data_dir DATA/cifar_100 --work WORK    # run what is missing (resumable)
+    python -m benchmarks.hybrid_arms --table                                  # Markdown and plot of what is there
+
+F1 and F2 < F1 are shares of the dense FLOPs. Every arm starts from the same stage-1 network, is cut by fisher-tucker in
+one shot and trained for the same epochs in two phases (the second from the first's result, same images and schedule):
+
+- static at F1: cut to F1, both phases with every block executed. static at F2: the same, cut to F2.
+- dynamic arms: the first phase of static at F1; in the second one the gates learn as well, and a threshold on
+  validation meets F2, gates counted. Each is also read with all blocks executed, and with each image's decision vector
+  replayed on another image.
+- random gates: in the second phase and in the test, blocks are drawn at the per-block rates of the best dynamic arm.
+- fixed subset: before the second phase, blocks are dropped one by one (least loss on training images per FLOP saved)
+  until F2 is met; no gates are counted.
+
+Hyper-parameters were chosen on validation; the test images are read once per arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.hybrid_tables import draw_images, show
+from benchmarks.lines import Line, append_line, find_line, pack, read_lines
+from benchmarks.static_arms import ARMS as STATIC_ARMS
+from benchmarks.static_arms import Bench as StaticBench
+from hybridprune.config import OptimOptions, RoutingOptions
+from hybridprune.data import Batch, EvalBatches
+from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.engine.evaluate import Evaluation, evaluate
+from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.objective import Objective
+from hybridprune.engine.threshold import threshold_for
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.edits import edits_between
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.routing.gumbel import GumbelRouting
+from hybridprune.routing.policy_gradient import PolicyGradient
+from hybridprune.routing.price import TOLERANCE, Price
+from hybridprune.stages.rl_prune import routed_score
+from hybridprune.store.provenance import hardware, versions
+from hybridprune.store.run_folder import RunFolder, load_weights
+from hybridprune.store.seeds import generator, stream_seed
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "hybrid_arms.jsonl"
+SIZE, DENSE = 32, NetworkSpec("resnet", 32, 16, 100)
+SCHEDULE = {"0": 0.1, "0.1": 1.0, "1": 0.0}
+STATIC = OptimOptions(lr=0.02, scheduler_id="up-down", scheduler_params=SCHEDULE)
+DYNAMIC = OptimOptions(lr=0.003, scheduler_id="up-down", scheduler_params=SCHEDULE)
+
+POLICY = {"reward_scale": 0.3, "rl_weight": 1.0, "rl_warmup": 0.0, "exploration": 0.1, "price_step": 0.05}
+DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
+    "counterfactual": {"baseline": "counterfactual"},
+    "self-critical": {"baseline": "self_critical"},
+    "gumbel": {"estimator": "gumbel"},
+    "counterfactual, rate bounds": {"baseline": "counterfactual", "rate_bound": 0.3},
+    "gumbel, rate bounds": {"estimator": "gumbel", "rate_bound": 0.3},
+    "moving average": {"baseline": "moving_average"},
+    "no baseline": {"baseline": "none"},
+}
+STATIC_NAMES = ("static at F1", "static at F2")
+CONTROLS = ("fixed subset", "random gates")
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Cross-entropy of routes that do not depend on the image; without routes, of the backbone."""
+
+    routes: Callable[[int], Tensor] | None = None
+
+    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.routes is None:
+            assert isinstance(forward, GatedNetwork)
+            logits = forward.backbone(batch.images)
+        else:
+            logits = forward(batch.images, self.routes(len(batch.labels))).logits
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        return loss, {"cross_entropy": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        del state
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The images, the folder of trainings, and what all arms of one line have in common."""
+
+    static: StaticBench
+    work: Path
+    f1: float
+    f2: float
+    epochs: tuple[int, int]
+    dense_macs: int
+
+    @property
+    def seed(self) -> int:
+        return self.static.seed
+
+    def first_phase(self, share: float) -> GatedNetwork:
+        """The network cut to ``share`` and trained for the first phase; kept in the work folder."""
+        run = RunFolder(self.work / f"cut{share:g}-{self.epochs[0]}epochs-seed{self.seed}")
+        spec_file = run.path / "cut.json"
+        if not spec_file.is_file():
+            net, _ = self.static.cut(STATIC_ARMS["fisher-tucker"], share)
+            network = dataclasses.replace(DENSE, edits=edits_between(DENSE.build(), net))
+            self.fit(run, net, Forced(), self.epochs[0], STATIC, self.always_on_score, nn.Module.train)
+            run.write_json("cut.json", network.to_json())
+        net = NetworkSpec.from_json(json.loads(spec_file.read_text())).build()
+        load_weights(net, run.model_file)
+        return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def fit(
+        self,
+        run: RunFolder,
+        net: GatedNetwork,
+        objective: Objective,
+        epochs: int,
+        optim: OptimOptions,
+        score: Callable[[GatedNetwork], Validation],
+        train_mode: Callable[[GatedNetwork], object],
+        gate_lr_factor: float = 1.0,
+    ) -> None:
+        """Train ``net`` in place and leave the weights of its last epoch in it: no arm selects an epoch."""
+        run.path.mkdir(parents=True, exist_ok=True)
+        (run.path / "train_state.pt").unlink(missing_ok=True)
+        Fit(
+            run=run,
+            net=net,
+            objective=objective,
+            batches=self.static.images.training(f"hybrid arms {epochs}"),
+            validate=score,
+            optim=dataclasses.replace(optim, precision=self.static.precision),
+            epochs=epochs,
+            device=self.static.images.device,
+            log_interval=20,
+            gate_lr_factor=gate_lr_factor,
+            gate_grad_norm=1.0,
+            train_mode=train_mode,
+        )(Progress(), None)
+        load_weights(net, run.path / "last.safetensors")
+        run.save_weights("model.safetensors", net)
+
+    def always_on_score(self, net: GatedNetwork) -> Validation:
+        found = evaluate(net, self.static.images.validation(), "always_on")
+        return Validation(found.accuracy, {"accuracy": found.accuracy, "loss": found.loss})
+
+    def line(self, found: Evaluation, cost: NetworkCost, macs: float) -> Line:
+        correct = (found.logits.argmax(1) == found.labels).numpy()
+        return {
+            "share": macs / self.dense_macs,
+            "accuracy": float(correct.mean()),
+            "images": len(correct),
+            "correct": pack(correct),
+            "params": cost.backbone_params,
+            "rates": [round(rate, 4) for rate in found.block_rates],
+        }
+
+    # The arms.
+
+    def run_static(self, share: float) -> Line:
+        net = self.first_phase(share)
+        run = RunFolder(self.work / f"static{share:g}-seed{self.seed}")
+        self.fit(run, net, Forced(), self.epochs[1], STATIC, self.always_on_score, nn.Module.train)
+        cost = count(net, SIZE)
+        validation = self.always_on_score(net).score
+        found = evaluate(net, self.static.images.test(), "always_on")
+        return {**self.line(found, cost, cost.backbone_macs), "validation": validation}
+
+    def run_dynamic(self, name: str) -> Line:
+        net = self.first_phase(self.f1)
+        cost = count(net, SIZE)
+        budget = self.f2 * self.dense_macs
+        options = RoutingOptions(**{**POLICY, "epochs": self.epochs[1], **DYNAMIC_ARMS[name]})
+        price = Price(options.reward_scale, budget / cost.backbone_macs, options.price_step)
+        device, images = self.static.images.device, self.static.images
+        torch.manual_seed(stream_seed(self.seed, "routing"))
+        if options.estimator == "gumbel":
+            objective: Objective = GumbelRouting(net, cost, options, price=price, device=device)
+        else:
+            objective = PolicyGradient(
+                net, cost, options, price=price, images=len(images.dataset.train), seed=self.seed, device=device
+            )
+        score = partial(routed_score, cost=cost, reward_scale=0.0, budget=budget)
+        run = RunFolder(self.work / f"{name.replace(', ', '-').replace(' ', '-')}-seed{self.seed}")
+
+        def validated(candidate: GatedNetwork) -> Validation:
+            found = score(candidate, images.validation())
+            price.validated(found.metrics["flops_share"])
+            return found
+
+        self.fit(run, net, objective, self.epochs[1], DYNAMIC, validated, nn.Module.eval, options.gate_lr_factor)
+        trained = {key: value.clone() for key, value in net.state_dict().items()}
+        before = self.meet(net, cost, budget)
+        recalibrated = NetworkSpec.from_json({**DENSE.to_json(), "edits": self.edits(net)}).build()
+        recalibrated.load_state_dict(trained)
+        recalibrated.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        recalibrate(recalibrated, images.sample(10_000, 128, "recalibration"))
+        after = self.meet(recalibrated, cost, budget)
+        if after > before:
+            net = recalibrated
+        found = evaluate(net, images.test(), "executed")
+        order = torch.randperm(len(found.labels), generator=generator(self.seed, "replay"))
+        replayed = evaluate(net, images.test(), "executed", found.decisions[order])
+        always_on = evaluate(net, images.test(), "always_on")
+        line = self.line(found, cost, cost.expected_macs(found.block_rates))
+        return {
+            **line,
+            "validation": max(before, after),
+            "recalibrated": after > before,
+            "price": price.value,
+            "decisions": pack(found.decisions.flatten().numpy()),
+            "distinct_routes": len(torch.unique(found.decisions, dim=0)),
+            "replayed": replayed.accuracy,
+            "replayed_correct": pack((replayed.logits.argmax(1) == replayed.labels).numpy()),
+            "always_on": always_on.accuracy,
+            "always_on_correct": pack((always_on.logits.argmax(1) == always_on.labels).numpy()),
+        }
+
+    def edits(self, net: GatedNetwork) -> list[dict[str, Any]]:
+        return [edit.to_json() for edit in edits_between(DENSE.build(), net)]
+
+    def meet(self, net: GatedNetwork, cost: NetworkCost, budget: float) -> float:
+        """Shift the gates to the budget; returns the validation accuracy there."""
+        point = threshold_for(net, self.static.images.validation(), cost, budget, TOLERANCE / 2)
+        net.gate.shift(-point.threshold)
+        return point.evaluation.accuracy
+
+    def run_fixed(self) -> Line:
+        net = self.first_phase(self.f1)
+        cost = count(net, SIZE)
+        route = self.best_subset(net, cost)
+        run = RunFolder(self.work / f"fixed-seed{self.seed}")
+        routes: Callable[[int], Tensor] = lambda batch: route.expand(batch, -1)  # noqa: E731
+        return self.run_forced(run, net, cost, routes, gates=False)
+
+    def best_subset(self, net: GatedNetwork, cost: NetworkCost) -> Tensor:
+        """The blocks that are kept ``[N]`` when the cheapest to lose go, one by one, until F2 is met."""
+        batches = self.static.images.sample(2000, 500, "subset")
+        route = torch.ones(net.num_gates)
+
+        def loss(kept: Tensor) -> float:
+            return evaluate(net, batches, "executed", kept.expand(batches.num_images, -1)).loss
+
+        def macs(kept: Tensor) -> float:
+            return cost.fixed_macs + float(kept @ torch.tensor(cost.block_macs, dtype=torch.float32))
+
+        while macs(route) > self.f2 * self.dense_macs:
+            now = loss(route)
+            prices = {}
+            for block in route.nonzero().flatten().tolist():
+                without = route.clone()
+                without[block] = 0
+                prices[block] = (loss(without) - now) / cost.block_macs[block]
+            route[min(prices, key=prices.__getitem__)] = 0
+        return route
+
+    def run_random(self, rates: Tensor) -> Line:
+        net = self.first_phase(self.f1)
+        draw = generator(self.seed, "random gates")
+        routes: Callable[[int], Tensor] = lambda batch: (  # noqa: E731
+            torch.rand(batch, len(rates), generator=draw) < rates
+        ).float()
+        run = RunFolder(self.work / f"random-seed{self.seed}")
+        return self.run_forced(run, net, count(net, SIZE), routes, gates=True)
+
+    def run_forced(
+        self, run: RunFolder, net: GatedNetwork, cost: NetworkCost, routes: Callable[[int], Tensor], gates: bool
+    ) -> Line:
+        def routed(batches: EvalBatches) -> Evaluation:
+            return evaluate(net, batches, "executed", routes(batches.num_images))
+
+        def score(candidate: GatedNetwork) -> Validation:
+            found = routed(self.static.images.validation())
+            return Validation(found.accuracy, {"accuracy": found.accuracy, "loss": found.loss})
+
+        self.fit(run, net, Forced(routes), self.epochs[1], STATIC, score, nn.Module.train)
+        validation = score(net).score
+        found = routed(self.static.images.test())
+        macs = cost.expected_macs(found.block_rates) - (0 if gates else sum(cost.gate_macs))
+        return {**self.line(found, cost, macs), "validation": validation}
+
+
+def run_arm(bench: Bench, name: str, lines: list[Line]) -> Line:
+    """One arm, given the lines of the others at the same key."""
+    if name in STATIC_NAMES:
+        return bench.run_static(bench.f1 if name == "static at F1" else bench.f2)
+    if name in DYNAMIC_ARMS:
+        return bench.run_dynamic(name)
+    if name == "fixed subset":
+        return bench.run_fixed()
+    dynamic = [line for line in lines if line["arm"] in DYNAMIC_ARMS]
+    best = max(dynamic, key=lambda line: line["validation"])
+    return {**bench.run_random(torch.tensor(best["rates"])), "rates_of": best["arm"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
+    parser.add_argument("--work", type=Path, default=Path("hybrid_work"), help="folder of the trainings")
+    parser.add_argument("--f1", type=float, default=0.5, help="static share of the dense FLOPs")
+    parser.add_argument("--f2", type=float, default=0.38, help="expected share of the dense FLOPs after routing")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[1, 1], help="of the two phases")
+    parser.add_argument("--arms", nargs="+", default=None, help="names of arms (default: all)")
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of the trainings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", metavar="ARM", help="draw the test images that skip most and least in this arm")
+    parser.add_argument("--table", action="store_true", help="print the tables and draw the plot, run nothing")
+    arguments = parser.parse_args()
+    if arguments.table:
+        show(RESULTS, HERE.parent / "docs" / "hybrid_arms.png")
+        return
+    dense_macs = count(DENSE.build(), SIZE).backbone_macs
+    static = StaticBench.of(arguments.data_dir, arguments.seed, arguments.precision)
+    work = arguments.work / f"f{arguments.f1:g}-f{arguments.f2:g}"
+    bench = Bench(static, work, arguments.f1, arguments.f2, tuple(arguments.epochs), dense_macs)
+    shared = {"f1": arguments.f1, "f2": arguments.f2, "epochs": arguments.epochs, "seed": arguments.seed}
+    if arguments.images is not None:
+        line = find_line(read_lines(RESULTS), arm=arguments.images, **shared)
+        assert line is not None, f"{arguments.images} was not run with these settings"
+        draw_images(line, static.images.dataset, HERE.parent / "docs" / "routed_images.png")
+        return
+    for name in arguments.arms or itertools.chain(STATIC_NAMES, DYNAMIC_ARMS, CONTROLS):
+        if find_line(read_lines(RESULTS), arm=name, **shared) is not None:
+            continue
+        known = [line for line in read_lines(RESULTS) if all(line[key] == value for key, value in shared.items())]
+        found = run_arm(bench, name, known)
+        line = {"arm": name, **shared, **found, "precision": arguments.precision}
+        append_line(RESULTS, {**line, "versions": versions(), "hardware": hardware(static.images.device)})
+        shown = ("share", "accuracy", "validation", "replayed", "always_on", "distinct_routes", "rates")
+        print(name, {key: found[key] for key in shown if key in found}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""What keeps gates from settling too early: an entropy bonus and bounds on each block's execution rate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def entropy(execute: Tensor) -> Tensor:
+    """Mean over images of the sum over gates of the policy's entropy in nats (0-d), from probabilities ``[B, N]``."""
+    return -(torch.xlogy(execute, execute) + torch.xlogy(1 - execute, 1 - execute)).sum(1).mean()
+
+
+def outside_bounds(execute: Tensor, bound: float) -> Tensor:
+    """Sum over blocks of the squared distance of their mean rate from ``[bound, 1 - bound]`` (0-d).
+
+    A block whose rate is kept from 0 and 1 leaves its gate one thing to choose: which images.
+    """
+    assert 0 <= bound <= 0.5, bound
+    rates = execute.mean(0)
+    return ((bound - rates).clamp(min=0).square() + (rates - (1 - bound)).clamp(min=0).square()).sum()

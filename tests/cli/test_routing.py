@@ -1,0 +1,115 @@
+"""Stage 3's own options: estimators, budgets, what learns, distillation; and the gates of stages 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hybridprune.routing.price import TOLERANCE
+from hybridprune.store.run_folder import read_tensors
+from tests.cli.cases import folder_of, stage
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A result folder with a stage-1 network whose gates have learnt on their noise: they tell images apart."""
+    results = tmp_path_factory.mktemp("parent") / "results"
+    done = stage("sp", "--result_dir", results, "--gate_noise", "1", "--alpha", "0.5", "--epochs", "6")
+    assert done.returncode == 0, done.stderr
+    return results
+
+
+def fine_tune(parent: Path, *args: object, code: int = 0) -> tuple[dict[str, Any], str]:
+    """The result and the messages of a run of stage 3 on the parent, in the working directory."""
+    run = folder_of(parent, "sp")
+    done = stage("rl", "--result_dir", "out", "--checkpoint_file", run, *args)
+    assert done.returncode == code, done.stderr
+    if code:
+        return {}, done.stderr
+    return json.loads((folder_of(Path("out"), "rl") / "result.json").read_text()), done.stderr
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "gumbel"])
+def test_a_budget_is_met_on_validation_or_said_not_to_be(estimator: str, parent: Path) -> None:
+    result, messages = fine_tune(parent, "--target_flops", "0.9", "--estimator", estimator, "--epochs", "6")
+    target = result["target"]
+    assert target["macs"] == pytest.approx(0.9 * result["dense"]["macs"])
+    reached = abs(result["validation"]["routed"]["expected_macs"] / target["macs"] - 1)
+    assert target["met"] == (reached <= TOLERANCE)
+    assert ("warning: expected FLOPs" in messages) == (not target["met"])
+    assert result["validation"]["routed"]["expected_macs"] == pytest.approx(target["validation_macs"])
+    # The stage says what it did to the gates, and did it: without the shift the bias is the last checkpoint's.
+    score = read_tensors(folder_of(Path("out"), "rl") / "model.safetensors")["gate.score.bias"]
+    assert torch.isfinite(score).all()
+
+
+def test_budgets_that_skipping_cannot_reach(parent: Path) -> None:
+    for budget in ("0.05", "2e12"):
+        _, message = fine_tune(parent, "--target_flops", budget, code=2)
+        assert f"--target_flops {float(budget)}" in message and "of the dense FLOPs" in message
+    _, message = fine_tune(parent, "--target_flops", "0.9", "--alpha", "0", code=2)
+    assert "--alpha 0" in message
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "gumbel"])
+def test_gates_alone_leave_the_backbone_as_it_is(estimator: str, parent: Path) -> None:
+    fine_tune(parent, "--train", "gates", "--estimator", estimator, "--lr", "0.1", "--rl_warmup", "0", "--alpha", "1")
+    before = read_tensors(folder_of(parent, "sp") / "model.safetensors")
+    after = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("gate.") for name in changed)
+
+
+def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(parent, tmp_path / "family"))
+    cut = stage("prune", "--result_dir", results)
+    assert cut.returncode == 0, cut.stderr
+    pruned = folder_of(results, "prune")
+    command = ("rl", "--result_dir", results, "--checkpoint_file", pruned, "--kd_weight", "0.5", "--epochs", "1")
+    assert stage(*command).returncode == 0
+    plain = stage(*command[:-4], "--kd_weight", "0", "--epochs", "1", "--exp_name", "plain")
+    assert plain.returncode == 0
+    taught, free = (
+        read_tensors(folder_of(results, "rl", name) / "last.safetensors") for name in ("default", "plain")
+    )
+    assert not torch.equal(taught["backbone.bn.weight"], free["backbone.bn.weight"])
+    shutil.rmtree(folder_of(results, "sp"))
+    gone = stage(*command, "--exp_name", "again")
+    assert gone.returncode == 2 and "--kd_weight" in gone.stderr and "gone" in gone.stderr
+
+
+@pytest.mark.parametrize("flags", [("--entropy_bonus", "5"), ("--rate_bound", "0.4"), ("--exploration", "0.4")])
+def test_what_keeps_gates_open_changes_what_they_learn(flags: tuple[str, ...], parent: Path) -> None:
+    common = ("--lr", "0.05", "--rl_warmup", "0")
+    fine_tune(parent, *common)
+    before = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
+    shutil.rmtree("out")
+    fine_tune(parent, *common, *flags)
+    after = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
+    assert not torch.equal(before["gate.score.weight"], after["gate.score.weight"])
+
+
+@pytest.mark.parametrize("gate", ["ff1", "ff2"])
+def test_feed_forward_gates_go_through_all_stages(gate: str, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for name in ("sp", "prune", "rl"):
+        done = stage(name, "--result_dir", results, "--gate", gate)
+        assert done.returncode == 0, done.stderr
+    (run,) = results.glob(f"default/*-{gate}-rl-seed0")
+    result = json.loads((run / "result.json").read_text())
+    assert result["network"]["label"] == f"resnet8-w4-{gate}"
+    missing = stage("rl", "--result_dir", results, "--exp_name", "other")
+    assert missing.returncode == 2 and f"gate {gate}, not rnn" in missing.stderr
+
+
+def test_soft_gating_differs_from_hard(tmp_path: Path) -> None:
+    for gating in ("hard", "soft"):
+        assert stage("sp", "--result_dir", tmp_path, "--gating", gating, "--exp_name", gating).returncode == 0
+    hard, soft = (read_tensors(folder_of(tmp_path, "sp", name) / "last.safetensors") for name in ("hard", "soft"))
+    assert not torch.equal(hard["gate.score.weight"], soft["gate.score.weight"])
