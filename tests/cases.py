@@ -48,8 +48,8 @@ def randomised(net: GatedNetwork) -> GatedNetwork:
     randomise(net)
     for parameter in net.gate.parameters():
         nn.init.normal_(parameter, 0, 1)
-    if net.num_gates:
-        nn.init.normal_(net.gate.score.weight, 0, 3)
+    for layer in net.gate.scores():
+        nn.init.normal_(layer.weight, 0, 3)
     return net
 
 

@@ -52,10 +52,11 @@ class Supervised:
         cost: NetworkCost,
         rate_penalty: float,
         device: torch.device,
-        gating: GatingOptions,
         distillation: Distillation | None = None,
+        gating: GatingOptions | None = None,
     ) -> Supervised:
         """The objective for a network of this cost."""
+        gating = gating or GatingOptions()
         decide = with_noise({"hard": straight_through, "soft": soft}[gating.gating], gating.gate_noise)
         return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty, distillation, decide)
 

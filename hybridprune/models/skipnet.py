@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.backbone import Backbone, ResidualBlock
-from hybridprune.models.gates import GATES, Decide, Gate, Hidden, greedy, straight_through
+from hybridprune.models.gates import GATES, Decide, Hidden, greedy, straight_through
 
 Mode = Literal["masked", "executed"]
 
@@ -60,7 +60,8 @@ class GatedNetwork(nn.Module):
         # Any: beyond the protocol, backbones have layers of their own.
         self.backbone: Any = backbone
         self._has_blocks = isinstance(backbone, Backbone)
-        self.gate: Gate = GATES[gate](backbone.block_channels[:-1] if isinstance(backbone, Backbone) else ())
+        # Any: kinds of gates have layers of their own.
+        self.gate: Any = GATES[gate](backbone.block_channels[:-1] if isinstance(backbone, Backbone) else ())
 
     @property
     def num_blocks(self) -> int:

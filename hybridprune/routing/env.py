@@ -1,87 +1,166 @@
-"""The routing of a batch of images as a gymnasium environment: one image is one episode, one gate one step.
+"""The routing as a gymnasium environment for any agent: one image is one episode, one gate one step.
 
-The environment works on torch tensors, so that the cross-entropy at the end of an episode can be differentiated
-through the executed blocks. It drives the network's own step machine.
+numpy in, numpy out, without gradients. It drives the same `Episode` as the trainers of this package.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
+from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.episode import Episode
+
+Terminal = Literal["cross_entropy", "accuracy"]
+Array = np.ndarray[Any, Any]
 
 
-class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Tensor, Tensor, Tensor]):
-    """``B`` images on their way through the blocks of a gated network.
+class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
+    """``E`` images at once on their way through a gated network, in episodes of N steps (N gates).
 
-    - Observation: the last block's output, globally pooled and zero-padded to the widest block, ``[B, C_max]``,
-      detached. Never the label.
-    - Action: 1 executes the next block, 0 skips it, ``[B]``.
-    - Reward of gate ``j``: ``alpha w_j (1 - a_j)``; the last step adds minus the image's own cross-entropy ``[B]``.
-    - All episodes end together after N steps; ``info`` then holds ``logits [B, classes]`` and
-      ``cross_entropy [B]``, both differentiable.
-
-    ``reset`` takes ``options={"images": [B, 3, H, W], "labels": [B]}``, which set the number of environments.
+    - Observation ``[E, C_max + 3]``: the last block's output, globally pooled and zero-padded to the widest block; the
+      share of gates passed; the FLOPs spent so far and the budget left, as shares of the backbone's. Never the label.
+    - Action ``[E]``: 1 executes the next block, 0 skips it.
+    - Reward: minus ``alpha`` x the share of the backbone's FLOPs that the step really spent, deciding included; stem
+      and block 0 count in the first step, the head in the last. The last step adds minus the image's own
+      cross-entropy, or 1 if it is classified correctly. Rewards add up to ``- alpha x spent / backbone`` + that.
+    - All episodes end together; the step that ends them already returns the next images' first observations
+      (same-step autoreset), the ended ones' last observations and ``logits``, ``cross_entropy``, ``spent_macs``,
+      ``image`` being in ``info["final_obs"]`` and ``info["final_info"]``.
     """
 
-    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # noqa: RUF012 (gymnasium's own attribute)
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (gymnasium's own attribute)
 
-    def __init__(self, net: GatedNetwork, block_shares: Tensor, alpha: float, mode: Mode = "executed") -> None:
-        """``block_shares [N]`` are each gated block's avoidable share of the network's FLOPs, ``alpha`` their price.
+    def __init__(
+        self,
+        net: GatedNetwork,
+        cost: NetworkCost,
+        images: Tensor,
+        labels: Tensor,
+        num_envs: int = 1,
+        *,
+        alpha: float = 0.1,
+        budget: float = 1.0,
+        terminal: Terminal = "cross_entropy",
+        gate_macs: Sequence[int] | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        """Route ``images [M, 3, H, W]``, normalised, with ``labels [M]``, on the device of ``net`` in eval mode.
 
-        ``mode`` says how blocks are skipped, which changes the speed and nothing else: masked is the faster one where
-        gradients are needed and most blocks run.
+        ``budget`` is only observed. ``gate_macs [N]``: what the agent's own deciding costs at each gate, by default
+        what the network's gates cost. Without ``shuffle`` images come in their order, again and again.
         """
-        assert block_shares.shape == (net.num_gates,), block_shares.shape
-        self._net = net
-        self._mode: Mode = mode
-        self._prices = alpha * block_shares
+        assert net.num_gates > 0 and len(images) == len(labels) > 0 and num_envs > 0
+        self._net, self._cost = net.eval(), cost
+        self._images, self._labels = images, labels
+        self._alpha, self._budget, self._terminal = alpha, budget, terminal
+        self._gate_macs, self._shuffle = gate_macs, shuffle
         self._width = max(net.backbone.block_channels)
-        self.single_observation_space = Box(-np.inf, np.inf, (self._width,), np.float32)
+        self.num_envs = num_envs
+        self.single_observation_space = Box(-np.inf, np.inf, (self._width + 3,), np.float32)
         self.single_action_space = Discrete(2)
-        self._state: RoutingState | None = None
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._episode: Episode | None = None
+        self._order = torch.arange(0)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Start one episode for each image; nothing here is random, ``seed`` is gymnasium's signature."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        assert options is not None, "options must hold images and labels"
-        images, self._labels = options["images"], options["labels"]
-        if len(images) != getattr(self, "num_envs", None):
-            self.num_envs = len(images)
-            self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-            self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._state = self._net.start(images)
-        return self._observation(self._state), {}
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start the first images of a new order, which ``seed`` (an integer, or the first of a list) determines."""
+        super().reset(seed=seed[0] if isinstance(seed, list) else seed)
+        self._order = torch.arange(0)
+        self._begin()
+        return self._observation(), {}
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Execute or skip the next block for each image ``[B]``."""
-        assert self._state is not None, "reset first"
-        gate = self._state.blocks_done - 1
-        assert gate < self._net.num_gates, "the episodes are over: reset first"
-        assert actions.shape == (self.num_envs,), actions.shape
-        self._state = state = self._net.advance(self._state, actions, self._mode)
-        reward = self._prices[gate] * (1 - actions.float())
+    @torch.no_grad()
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Execute or skip the next block for each image."""
+        episode = self._episode
+        assert episode is not None, "reset first"
+        chosen = torch.as_tensor(np.asarray(actions), device=episode.spent_macs.device)
+        assert chosen.shape == (self.num_envs,), chosen.shape
+        before = 0.0 if episode.gate == 0 else episode.spent_macs
+        episode.step(chosen.float())
+        reward = -self._alpha * (episode.spent_macs - before) / self._cost.backbone_macs
         info: dict[str, Any] = {}
-        done = gate == self._net.num_gates - 1
-        if done:
-            logits = self._net.finish(state)
-            cross_entropy = F.cross_entropy(logits.float(), self._labels, reduction="none")
-            assert cross_entropy.shape == reward.shape
-            reward = reward - cross_entropy.detach()
-            info = {"logits": logits, "cross_entropy": cross_entropy}
-        ended = torch.full((self.num_envs,), done, device=actions.device)
-        return self._observation(state), reward, ended, torch.zeros_like(ended), info
+        ended = np.full(self.num_envs, episode.done)
+        if episode.logits is not None:
+            labels = self._labels[self._current].to(episode.logits.device)
+            cross_entropy = F.cross_entropy(episode.logits.float(), labels, reduction="none")
+            correct = (episode.logits.argmax(1) == labels).double()
+            reward = reward + (correct if self._terminal == "accuracy" else -cross_entropy.double())
+            final = {
+                "logits": episode.logits,
+                "cross_entropy": cross_entropy,
+                "spent_macs": episode.spent_macs,
+                "image": self._current,
+            }
+            info = {
+                "final_obs": self._observation(),
+                "_final_obs": ended,
+                "final_info": {name: value.cpu().numpy() for name, value in final.items()},
+                "_final_info": ended,
+            }
+            self._begin()
+        return self._observation(), reward.cpu().numpy(), ended, np.zeros_like(ended), info
 
-    def _observation(self, state: RoutingState) -> Tensor:
-        pooled = self._net.observe(state).detach()
-        return F.pad(pooled, (0, self._width - pooled.shape[1]))
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Send the next images in; a new order begins where the old one ends."""
+        while len(self._order) < self.num_envs:
+            count = len(self._images)
+            more = torch.from_numpy(self.np_random.permutation(count)) if self._shuffle else torch.arange(count)
+            self._order = torch.cat([self._order, more])
+        self._current, self._order = self._order[: self.num_envs], self._order[self.num_envs :]
+        device = next(self._net.parameters()).device
+        images = self._images[self._current].to(device)
+        self._episode = Episode(self._net, self._cost, images, gate_macs=self._gate_macs)
+
+    @torch.no_grad()
+    def _observation(self) -> Array:
+        episode = self._episode
+        assert episode is not None
+        pooled = episode.observe().float()
+        spent = (episode.spent_macs / self._cost.backbone_macs).float()
+        passed = torch.full_like(spent, episode.gate / self._net.num_gates)
+        rest = torch.stack([passed, spent, self._budget - spent], 1)
+        return torch.cat([F.pad(pooled, (0, self._width - pooled.shape[1])), rest], 1).cpu().numpy()
+
+
+class GateRoutingEnv(gymnasium.Env[Array, int]):
+    """One image at a time: `GateRoutingVectorEnv` with one environment, whose arguments it takes."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own attribute)
+
+    def __init__(self, net: GatedNetwork, cost: NetworkCost, images: Tensor, labels: Tensor, **options: Any) -> None:
+        self._env = GateRoutingVectorEnv(net, cost, images, labels, 1, **options)
+        self.observation_space = self._env.single_observation_space
+        self.action_space = self._env.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Start the next image; with a ``seed``, the first of its order."""
+        super().reset(seed=seed)
+        if seed is not None or self._env._episode is None:
+            return self._env.reset(seed=seed)[0][0], {}
+        if self._env._episode.gate > 0:  # given up
+            self._env._begin()
+        return self._env._observation()[0], {}
+
+    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Execute or skip the next block."""
+        observation, reward, ended, _, info = self._env.step(np.array([action]))
+        if not ended[0]:
+            return observation[0], float(reward[0]), False, False, {}
+        final = {name: value[0] for name, value in info["final_info"].items()}
+        return info["final_obs"][0], float(reward[0]), True, False, final

@@ -199,7 +199,7 @@ class _Stage:
         return Fit(
             run=folder,
             net=net,
-            objective=Supervised.of(cost, options.rate_penalty, self.images.device, config.gating, self.distillation),
+            objective=Supervised.of(cost, options.rate_penalty, self.images.device, self.distillation, config.gating),
             batches=self.images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),
             optim=config.optim,

@@ -75,9 +75,7 @@ def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path)
     assert stage(*command).returncode == 0
     plain = stage(*command[:-4], "--kd_weight", "0", "--epochs", "1", "--exp_name", "plain")
     assert plain.returncode == 0
-    taught, free = (
-        read_tensors(folder_of(results, "rl", name) / "last.safetensors") for name in ("default", "plain")
-    )
+    taught, free = (read_tensors(folder_of(results, "rl", name) / "last.safetensors") for name in ("default", "plain"))
     assert not torch.equal(taught["backbone.bn.weight"], free["backbone.bn.weight"])
     shutil.rmtree(folder_of(results, "sp"))
     gone = stage(*command, "--exp_name", "again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,21 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.config import GatingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.gates import Decide, straight_through
 from hybridprune.models.skipnet import GatedNetwork, Routed
 from tests.cases import random_images, random_net
 
-COST = NetworkCost(fixed_macs=50, block_macs=(20, 30), gate_macs=(1, 1), backbone_params=1, gate_params=1)
+COST = NetworkCost(
+    start_macs=30,
+    shortcut_macs=(0, 10),
+    head_macs=10,
+    block_macs=(20, 30),
+    gate_macs=(1, 1),
+    backbone_params=1,
+    gate_params=1,
+)
 BATCH = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.arange(2))
 
 
 class Fixed(nn.Module):
     """Two images: one right with odds 3 : 1, one wrong with odds 1 : 4; three of four decisions execute."""
 
-    def forward(self, images: Tensor) -> Routed:
+    def forward(self, images: Tensor, decide: Decide) -> Routed:
+        assert decide is straight_through
         assert images is BATCH.images
         logits = torch.tensor([[math.log(3), 0.0], [math.log(4), 0.0]], requires_grad=True)
         decisions = torch.tensor([[1.0, 1.0], [0.0, 1.0]], requires_grad=True)
@@ -45,8 +57,8 @@ def test_each_decisions_gradient_is_its_blocks_price() -> None:
     captured: list[Tensor] = []
 
     class Captured(Fixed):
-        def forward(self, images: Tensor) -> Routed:
-            routed = super().forward(images)
+        def forward(self, images: Tensor, decide: Decide) -> Routed:
+            routed = super().forward(images, decide)
             captured.append(routed.decisions)
             return routed
 
@@ -96,3 +108,16 @@ def test_nothing_to_resume() -> None:
     assert objective.state_dict() == {}
     objective.load_state_dict({})
     assert objective.rate_penalty == 0.5
+
+
+@pytest.mark.parametrize("gating", ["hard", "soft"])
+def test_the_gates_decide_as_they_were_told(gating: str) -> None:
+    net = random_net(8).train()
+    batch = Batch(random_images(4), torch.tensor([0, 1, 2, 3]), torch.arange(4))
+    objective = Supervised.of(count(net, 8), 0.0, torch.device("cpu"), gating=GatingOptions(gating=gating))
+    loss, metrics = objective(copy.deepcopy(net), batch, 0)
+    routed = net(batch.images, decide=torch.sigmoid if gating == "soft" else None)
+    assert loss.item() == pytest.approx(F.cross_entropy(routed.logits, batch.labels).item(), rel=1e-6)
+    assert metrics["rate"].item() == pytest.approx(routed.decisions.mean().item(), rel=1e-6)
+    fractions = ((routed.decisions > 0) & (routed.decisions < 1)).any()
+    assert bool(fractions) == (gating == "soft")

@@ -84,9 +84,9 @@ def test_gate_i_sees_block_i_and_decides_block_i_plus_1() -> None:
     with net.gate.register_forward_pre_hook(lambda module, args: seen.append((args[0], args[1]))):
         net(images, decisions)
     x = net.block(0)(net.backbone.stem(images))
-    for i, (index, pooled) in enumerate(seen):
+    for i, (index, features) in enumerate(seen):
         assert index == i
-        torch.testing.assert_close(pooled, x.mean((2, 3)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(features, x, rtol=1e-5, atol=1e-5)
         block = net.block(i + 1)
         chosen = decisions[:, i].view(-1, 1, 1, 1).bool()
         x = torch.where(chosen, block(x), block.skip(x))
@@ -130,7 +130,7 @@ def test_the_step_machine_and_forward_are_one() -> None:
     state, hidden = net.start(images), None
     logits = []
     for i in range(net.num_gates):
-        logit, hidden = net.gate(i, net.observe(state), hidden)
+        logit, hidden = net.gate(i, state.features, hidden)
         logits.append(logit)
         state = net.advance(state, decisions[:, i], "executed")
     routed = net(images, decisions, "executed")

@@ -10,6 +10,7 @@ import torch
 from hybridprune.config import NetworkOptions
 from hybridprune.errors import UserError
 from hybridprune.models.factored import FactoredConv2d, FactorEdit
+from hybridprune.models.gates import FeedForwardGate
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.spec import NetworkSpec, gated_networks, is_network
 from tests.cases import random_images, random_net
@@ -100,10 +101,10 @@ def test_label(label: str, spec: NetworkSpec) -> None:
 
 
 def test_in_words() -> None:
-    assert str(NetworkSpec("resnet", 8, 4, 5)) == "resnet-8, width 4"
+    assert str(NetworkSpec("resnet", 8, 4, 5)) == "resnet-8, width 4, gate rnn"
     assert str(OTHERS["torchvision_squeezenet1_1"]) == "torchvision:squeezenet1_1"
     assert str(OTHERS["pyramidnet14-w4-a7"]) == (
-        "pyramidnet-14, width 4, pyramid_alpha 7, bottleneck False, shakedrop 0.0"
+        "pyramidnet-14, width 4, pyramid_alpha 7, bottleneck False, shakedrop 0.0, gate rnn"
     )
 
 
@@ -150,3 +151,17 @@ def test_what_is_a_network_and_what_has_gates() -> None:
     assert gated_networks() == ["resnet", "preresnet", "pyramidnet"]
     for label, spec in OTHERS.items():
         assert (spec.build().num_gates > 0) == (spec.network in gated_networks()), label
+
+
+@pytest.mark.parametrize("gate", ["ff1", "ff2"])
+def test_the_kind_of_gate_is_part_of_the_network(gate: str) -> None:
+    spec = NetworkSpec("resnet", 8, 4, 5, gate=gate)
+    assert spec.label == f"resnet8-w4-{gate}" and NetworkSpec("resnet", 8, 4, 5).label == "resnet8-w4"
+    assert NetworkSpec.from_json(spec.to_json()) == spec
+    net = spec.build()
+    routed = net(torch.zeros(2, 3, 8, 8))
+    assert isinstance(net.gate, FeedForwardGate) and routed.gate_logits.shape == (2, net.num_gates)
+    with pytest.raises(ValueError, match="gate"):
+        NetworkSpec.from_json({**spec.to_json(), "gate": "ff3"})
+    with pytest.raises(UserError, match="--gate"):
+        NetworkSpec.of(NetworkOptions(network="vgg", depth=11, gate=gate), 5)

@@ -11,8 +11,8 @@ from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.routing.env import GateRoutingVectorEnv
 from hybridprune.routing.policy_gradient import PolicyGradient
+from hybridprune.routing.price import Price
 from tests.cases import random_images, random_net
 
 SIZE, CLASSES = 8, 5
@@ -33,21 +33,20 @@ def labelled(images: int) -> tuple[Tensor, Tensor]:
     return random_images(images, SIZE), torch.arange(images) % CLASSES
 
 
-def environment(net: GatedNetwork, alpha: float = 0.7) -> GateRoutingVectorEnv:
-    """The routing environment, with made-up block shares."""
-    return GateRoutingVectorEnv(net, shares(net), alpha)
-
-
-def shares(net: GatedNetwork) -> Tensor:
-    """A different share for each gated block."""
-    return torch.linspace(0.1, 0.3, net.num_gates)
-
-
 def objective(net: GatedNetwork, images: int, seed: int = 0, **options: Any) -> PolicyGradient:
     """The objective over an image set of this size."""
     cost = count(net, SIZE)
     options = {"rl_warmup": 0.0, **options}
-    return PolicyGradient(net, cost, RoutingOptions(**options), images=images, seed=seed, device=torch.device("cpu"))
+    resolved = RoutingOptions(**options)
+    return PolicyGradient(
+        net,
+        cost,
+        resolved,
+        price=Price(resolved.reward_scale, resolved.target_flops, resolved.price_step),
+        images=images,
+        seed=seed,
+        device=torch.device("cpu"),
+    )
 
 
 def batch_of(ids: Tensor, images: Tensor, labels: Tensor) -> Batch:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,6 @@ from torch import Tensor
 from hybridprune.data import Batch
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.routing.env import GateRoutingVectorEnv
 from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, returns
 from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
 from tests.routing.cases import SIZE, batch_of, labelled, objective, three_gates
@@ -77,13 +79,13 @@ def value_of(net: GatedNetwork, images: Tensor, labels: Tensor, actions: Tensor)
 
 def exact_gradient(net: GatedNetwork, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient in the gates of the mean over images of the expected return, over all routes."""
-    env = GateRoutingVectorEnv(net, torch.tensor(count(net, SIZE).block_shares), ALPHA)
+    cost = count(net, SIZE)
     options = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
     expected = torch.zeros(())
     total = torch.zeros(len(images))
     for number in range(2**net.num_gates):
         route = torch.tensor([number >> i & 1 for i in range(net.num_gates)]).float().expand(len(images), -1)
-        episode = rollout(env, net, images, labels, choose_by(1 - route), **options)
+        episode = rollout(net, cost, images, labels, choose_by(1 - route), **options)
         assert torch.equal(episode.actions, route)
         probability = episode.log_probs.sum(1).exp()
         expected = expected + (probability * value_of(net, images, labels, route)).mean()
@@ -99,12 +101,12 @@ def exact_one_gate_gradient(net: GatedNetwork, images: Tensor, labels: Tensor) -
 
     A gate's gains are measured in their own root mean square.
     """
-    env = GateRoutingVectorEnv(net, torch.tensor(count(net, SIZE).block_shares), ALPHA)
+    cost = count(net, SIZE)
     greedy = value_of(net, images, labels, net(images).decisions)
     expected = torch.zeros(())
     for gate in range(net.num_gates):
         flip = choose_flipping(torch.full((len(images),), gate))
-        episode = rollout(env, net, images, labels, flip, exploration=EXPLORATION, temperature=TEMPERATURE)
+        episode = rollout(net, cost, images, labels, flip, exploration=EXPLORATION, temperature=TEMPERATURE)
         gain = value_of(net, images, labels, episode.actions) - greedy
         expected = expected + (episode.log_probs[:, gate].exp() * gain).mean() / gain.square().mean().sqrt()
     net.zero_grad()
@@ -205,7 +207,7 @@ def test_the_moving_average_is_of_earlier_batches_and_survives_a_resume() -> Non
     whole = losses(objective(net, 8, **options), range(4))
     first, second = objective(net, 8, **options), objective(net, 8, **options)
     assert losses(first, range(2)) == whole[:2]
-    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert losses(second, range(2, 4)) == whole[2:]
     # Nothing is subtracted from the first batch; what is subtracted from the second is the first's doing.
     none = losses(objective(net, 8, baseline="none", rl_weight=10.0), range(2))
@@ -249,3 +251,40 @@ def test_a_route_that_is_the_greedy_one_has_no_self_critical_advantage() -> None
     for baseline, zero in (("self_critical", True), ("none", False)):
         metrics = objective(net, 8, baseline=baseline, exploration=0.0)(net, batch, 0)[1]
         assert (float(metrics["advantage"]) < 1e-5) == zero
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_entropy_and_rate_bounds_are_added_to_the_loss(baseline: str) -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    batch = batch_of(torch.arange(8), images, labels)
+    plain = objective(net, 8, baseline=baseline, rl_weight=0.5)(net, batch, 0)[0]
+    more = objective(net, 8, baseline=baseline, rl_weight=0.5, entropy_bonus=2.0)(net, batch, 0)[0]
+    bounded = objective(net, 8, baseline=baseline, rl_weight=0.5, rate_bound=0.5, epochs=4)
+    # The same draws take the same route, so what is added can be computed from that route's logits.
+    assert 0 < float((plain - more).detach()) <= 0.5 * 2.0 * net.num_gates * math.log(2) + 1e-6
+    assert float((bounded(net, batch, 0)[0] - plain).detach()) > 0
+    if baseline in ("none", "self_critical"):  # the others remember the batches before
+        late, unbounded = (
+            each(net, batch, 2)[0].detach() for each in (bounded, objective(net, 8, baseline=baseline, rl_weight=0.5))
+        )
+        assert float(late) == pytest.approx(float(unbounded))
+
+
+def test_a_budget_moves_the_price_until_it_is_held() -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    batch = batch_of(torch.arange(8), images, labels)
+    cheap = objective(net, 8, target_flops=10.0, price_step=0.1, reward_scale=1.0)
+    dear = objective(net, 8, target_flops=0.1, price_step=0.1, reward_scale=1.0)
+    prices = {
+        name: [float(each(net, batch, epoch)[1]["price"]) for epoch in range(3)]
+        for name, each in (("cheap", cheap), ("dear", dear))
+    }
+    assert prices["cheap"] == sorted(prices["cheap"], reverse=True) and prices["cheap"][0] < 1
+    assert prices["dear"] == sorted(prices["dear"]) and prices["dear"][0] == pytest.approx(math.exp(0.1))
+    resumed = objective(net, 8, target_flops=0.1, price_step=0.1, reward_scale=1.0)
+    resumed.load_state_dict(copy.deepcopy(dear.state_dict()))
+    assert float(resumed(net, batch, 3)[1]["price"]) == pytest.approx(prices["dear"][-1] * math.exp(0.1))
+    fixed = objective(net, 8, reward_scale=1.0)
+    assert float(fixed(net, batch, 0)[1]["price"]) == 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import Mode
 from hybridprune.routing.rollout import choose_by, choose_flipping, choose_greedily, rollout
-from tests.routing.cases import environment, labelled, shares, three_gates
+from tests.routing.cases import SIZE, labelled, three_gates
 
 BATCH = 16
 
@@ -17,7 +18,7 @@ BATCH = 16
 def test_greedy_rollouts_are_what_the_network_does(mode: Mode, exploration: float) -> None:
     net = three_gates()
     images, labels = labelled(BATCH)
-    episode = rollout(environment(net), net, images, labels, choose_greedily, exploration=exploration, temperature=3.0)
+    episode = rollout(net, count(net, SIZE), images, labels, choose_greedily, exploration=exploration, temperature=3.0)
     routed = net(images, mode=mode)
     assert 0 < routed.decisions.mean() < 1 and bool((routed.decisions.std(0) > 0).any())
     assert torch.equal(episode.actions, routed.decisions)
@@ -31,7 +32,7 @@ def test_actions_and_their_probabilities_in_closed_form(exploration: float, temp
     images, labels = labelled(BATCH)
     uniform = torch.rand(BATCH, net.num_gates, generator=torch.Generator().manual_seed(1))
     options = {"exploration": exploration, "temperature": temperature}
-    episode = rollout(environment(net), net, images, labels, choose_by(uniform), **options)
+    episode = rollout(net, count(net, SIZE), images, labels, choose_by(uniform), **options)
     # The gates saw what the network sees on the same route.
     policy = (net(images, episode.actions).gate_logits.double() / temperature).sigmoid()
     executing = exploration + (1 - 2 * exploration) * policy
@@ -40,16 +41,19 @@ def test_actions_and_their_probabilities_in_closed_form(exploration: float, temp
     torch.testing.assert_close(episode.log_probs.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rewards_are_split_into_saving_and_cross_entropy() -> None:
+@pytest.mark.parametrize("mode", ["masked", "executed"])
+def test_what_is_spent_and_lost_on_a_route(mode: Mode) -> None:
     net = three_gates()
     images, labels = labelled(BATCH)
+    cost = count(net, SIZE)
     uniform = torch.rand(BATCH, net.num_gates, generator=torch.Generator().manual_seed(2))
-    episode = rollout(environment(net, 0.7), net, images, labels, choose_by(uniform), exploration=0.1)
-    torch.testing.assert_close(episode.skip_rewards, 0.7 * shares(net) * (1 - episode.actions), rtol=1e-5, atol=1e-5)
-    logits = net(images, episode.actions).logits
-    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    episode = rollout(net, cost, images, labels, choose_by(uniform), mode=mode, exploration=0.1)
+    assert episode.spent_macs.tolist() == [cost.expected_macs(route) for route in episode.actions.tolist()]
+    routed = net(images, episode.actions)
+    losses = torch.nn.functional.cross_entropy(routed.logits, labels, reduction="none")
     torch.testing.assert_close(episode.cross_entropy, losses, rtol=1e-5, atol=1e-5)
-    assert not episode.skip_rewards.requires_grad and episode.cross_entropy.requires_grad
+    torch.testing.assert_close(episode.gate_logits, routed.gate_logits, rtol=1e-4, atol=1e-4)
+    assert episode.cross_entropy.requires_grad and not episode.spent_macs.requires_grad
 
 
 @pytest.mark.parametrize("logit", [-60.0, 60.0])
@@ -60,7 +64,7 @@ def test_saturated_gates_have_finite_gradients(logit: float) -> None:
     images, labels = labelled(2)
     forced = torch.tensor([[0.0] * 3, [1.0] * 3])  # either action, whatever its probability
     for exploration in (0.0, 0.1):
-        episode = rollout(environment(net), net, images, labels, choose_by(forced), exploration=exploration)
+        episode = rollout(net, count(net, SIZE), images, labels, choose_by(forced), exploration=exploration)
         net.zero_grad()
         episode.log_probs.sum().backward()
         gradient = net.gate.score.bias.grad
@@ -72,7 +76,7 @@ def test_the_gates_learn_from_log_probabilities_only_and_the_backbone_not_at_all
     net = three_gates()
     images, labels = labelled(BATCH)
     uniform = torch.rand(BATCH, net.num_gates, generator=torch.Generator().manual_seed(3))
-    episode = rollout(environment(net), net, images, labels, choose_by(uniform), exploration=0.1)
+    episode = rollout(net, count(net, SIZE), images, labels, choose_by(uniform), exploration=0.1)
     episode.log_probs.sum().backward()
     assert all(p.grad is None for p in net.backbone.parameters())
     assert all(p.grad is not None for p in net.gate.parameters())
@@ -84,7 +88,7 @@ def test_flipping_inverts_one_greedy_decision(gate: int) -> None:
     images, labels = labelled(BATCH)
     flipped = torch.full((BATCH,), gate)
     flipped[::2] = net.num_gates  # none
-    episode = rollout(environment(net), net, images, labels, choose_flipping(flipped))
+    episode = rollout(net, count(net, SIZE), images, labels, choose_flipping(flipped))
     wanted = net(images).decisions
     torch.testing.assert_close(episode.actions[::2], wanted[::2])
     torch.testing.assert_close(episode.actions[1::2, :gate], wanted[1::2, :gate])

@@ -1,0 +1,84 @@
+"""Gates that learn through straight-through samples: their loss by hand, and what it does to a small net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hybridprune.config import RoutingOptions
+from hybridprune.measure.cost import count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.gumbel import TARGET_WEIGHT, GumbelRouting
+from hybridprune.routing.price import Price
+from tests.routing.cases import SIZE, batch_of, labelled, three_gates
+
+
+def gumbel(net: GatedNetwork, target: float | None = None, **options: Any) -> GumbelRouting:
+    resolved = RoutingOptions(estimator="gumbel", **options)
+    price = Price(resolved.reward_scale, target, resolved.price_step)
+    return GumbelRouting(net, count(net, SIZE), resolved, price=price, device=torch.device("cpu"))
+
+
+def share_of(net: GatedNetwork, decisions: torch.Tensor) -> float:
+    cost = count(net, SIZE)
+    return cost.expected_macs(decisions.mean(0).tolist()) / cost.backbone_macs
+
+
+@pytest.mark.parametrize("target", [None, 0.7])
+def test_the_loss_by_hand_where_noise_changes_nothing(target: float | None) -> None:
+    net = three_gates()
+    with torch.no_grad():
+        for parameter in net.gate.parameters():
+            parameter.zero_()
+        net.gate.shift(40.0)  # no noise reaches this far
+    images, labels = labelled(8)
+    loss, metrics = gumbel(net, target, reward_scale=0.5)(net, batch_of(torch.arange(8), images, labels), 0)
+    cross_entropy = float(F.cross_entropy(net(images).logits, labels).detach())
+    share = share_of(net, torch.ones(8, 3))
+    extra = 0.5 * share if target is None else TARGET_WEIGHT * (share - target) ** 2
+    assert float(loss.detach()) == pytest.approx(cross_entropy + extra, rel=1e-5)
+    assert float(metrics["flops_share"]) == pytest.approx(share, rel=1e-6) and float(metrics["rate"]) == 1
+
+
+def trained(target: float | None, reward_scale: float) -> float:
+    """The share of the FLOPs that sampled routes take after some steps on the gates alone."""
+    torch.manual_seed(0)
+    net = three_gates()
+    images, labels = labelled(40)
+    batch = batch_of(torch.arange(40), images, labels)
+    objective = gumbel(net, target, reward_scale=reward_scale)
+    optimizer = torch.optim.SGD(net.gate.parameters(), lr=0.05, momentum=0.9)
+    shares = []
+    for _ in range(150):
+        loss, metrics = objective(net, batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shares.append(float(metrics["flops_share"]))
+    return sum(shares[-20:]) / 20
+
+
+def test_a_target_is_reached_and_a_price_is_felt() -> None:
+    assert trained(0.75, 0.1) == pytest.approx(0.75, abs=0.04)
+    assert trained(0.9, 0.1) == pytest.approx(0.9, abs=0.04)
+    floor = share_of(three_gates(), torch.zeros(1, 3))
+    assert trained(None, 20.0) == pytest.approx(floor, abs=0.03)
+
+
+def test_the_backbone_learns_from_the_routes_and_the_state_survives() -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    objective = gumbel(net)
+    torch.manual_seed(1)
+    loss, _ = objective(net, batch_of(torch.arange(8), images, labels), 0)
+    loss.backward()
+    for part in (net.backbone.classifier, net.gate):
+        assert any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
+    other = gumbel(net, reward_scale=3.0)
+    other.load_state_dict(objective.state_dict())
+    torch.manual_seed(1)
+    again, _ = other(net, batch_of(torch.arange(8), images, labels), 0)
+    assert float(again.detach()) == float(loss.detach())
