@@ -3,57 +3,62 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from hybridprune.config import DataOptions
-from hybridprune.data import Dataset, EvalBatches
+from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import Evaluation, Routing, evaluate
+from hybridprune.engine.threshold import threshold_for
 from hybridprune.errors import UserError, run_command
-from hybridprune.inference import Model, load
-from hybridprune.measure.cost import count
-from hybridprune.stages.common import device_of, load_images, read_split
-from hybridprune.store.run_folder import RunFolder
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.price import TOLERANCE
+from hybridprune.stages.finished import FinishedRun, Parser, check_reached
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     arguments = _parser().parse_args(argv)
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch_size {arguments.batch_size}: must be at least 1")
-    run = RunFolder.named(arguments.run)
-    device = device_of(arguments.device)
-    model = load(run.path, device)
-    batches = _batches(arguments, run, model, device)
-    cost = count(model.network, model.spec.input_size)
+    if arguments.mode == "always_on" and arguments.target_flops is not None:
+        raise UserError("--target_flops: mode always_on executes every block; use --mode executed or masked")
+    run = FinishedRun.load(arguments)
+    threshold = 0.0 if arguments.target_flops is None else _threshold(run, arguments.target_flops)
+    batches, cost = run.batches[arguments.split], run.cost
 
     started = time.perf_counter()
-    result = evaluate(model.network, batches, arguments.mode)
+    result = evaluate(run.net, batches, arguments.mode, threshold=threshold)
     seconds = time.perf_counter() - started
-    share = cost.expected_macs(result.block_rates)
-    print(f"{run.path}: {len(result.labels)} {arguments.split} images, {arguments.mode}, batch {arguments.batch_size}")
+    macs = cost.expected_macs(result.block_rates)
+    print(
+        f"{run.run.path}: {len(result.labels)} {arguments.split} images, {arguments.mode}, batch {arguments.batch_size}"
+    )
+    if arguments.target_flops is not None:
+        print(f"  blocks run where a gate's logit is above {threshold:.4f}, chosen on the validation images")
     print(f"  accuracy {result.accuracy:.4f}, cross-entropy {result.loss:.4f}")
     if arguments.mode == "always_on":
         print(f"  {2 * cost.backbone_macs / 1e9:.4f} GFLOPs (2 x MACs), without the gates")
     else:
-        print(f"  expected {2 * share / 1e9:.4f} GFLOPs (2 x MACs), gates counted")
+        print(f"  expected {2 * macs / 1e9:.4f} GFLOPs (2 x MACs), gates counted")
         if result.block_rates:
             print(f"  execution rates {' '.join(f'{rate:.3f}' for rate in result.block_rates)}")
-    print(f"  {len(result.labels) / seconds:.0f} images/s on {device}")
+    print(f"  {len(result.labels) / seconds:.0f} images/s on {run.device}")
     if arguments.mode == "executed" and arguments.compare:
-        _compare(model, batches, result)
+        _compare(run.net, batches, result, threshold)
 
 
-def _compare(model: Model, batches: EvalBatches, executed: Evaluation) -> None:
+def _threshold(run: FinishedRun, target_flops: float) -> float:
+    """The threshold that meets the budget on the validation images; UserError if none does."""
+    run.need_gates()
+    budget = run.budget_macs(target_flops)
+    point = threshold_for(run.net, run.batches["validation"], run.cost, budget, TOLERANCE / 2)
+    check_reached(run, target_flops, point.macs)
+    return point.threshold
+
+
+def _compare(net: GatedNetwork, batches: EvalBatches, executed: Evaluation, threshold: float) -> None:
     """Executed against masked: logits for the same decisions, and decisions that flip when left free."""
-    forced = evaluate(model.network, batches, "masked", executed.decisions)
-    free = evaluate(model.network, batches, "masked")
+    forced = evaluate(net, batches, "masked", executed.decisions)
+    free = evaluate(net, batches, "masked", threshold=threshold)
     scale = forced.logits.abs().amax(1)
     difference = ((executed.logits - forced.logits).abs().amax(1) / scale).max()
     flips = int((executed.decisions != free.decisions).sum())
@@ -61,50 +66,17 @@ def _compare(model: Model, batches: EvalBatches, executed: Evaluation) -> None:
     print(f"  threshold flips when masked decides for itself: {flips} of {free.decisions.numel()} decisions")
 
 
-def _batches(arguments: argparse.Namespace, run: RunFolder, model: Model, device: torch.device) -> EvalBatches:
-    dataset = load_images(_data_options(arguments, run, model))
-    if dataset.digest != model.spec.dataset_digest:
-        raise UserError(f"--data_dir: holds other images than {run.path} was trained on; name that run's data")
-    images, ids = _split(dataset, arguments.split, run)
-    return EvalBatches(
-        images,
-        ids,
-        batch_size=arguments.batch_size,
-        mean=model.spec.mean,
-        std=model.spec.std,
-        device=device,
-        channels_last=True,
-    )
-
-
-def _split(dataset: Dataset, split: str, run: RunFolder) -> tuple[Any, torch.Tensor | None]:
-    if split == "test":
-        return dataset.test, None
-    return dataset.train, read_split(run).validation
-
-
-def _data_options(arguments: argparse.Namespace, run: RunFolder, model: Model) -> DataOptions:
-    """The run's own data options; ``--data_dir`` says where the images lie now."""
-    stored = run.read_json("config.json")
-    known = {f.name for f in dataclasses.fields(DataOptions)}
-    options = DataOptions(**{key: value for key, value in stored.items() if key in known})
-    return dataclasses.replace(options, data_dir=arguments.data_dir or options.data_dir, resize=model.spec.input_size)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hybridprune.evaluate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run of any stage")
+    parser = Parser("python -m hybridprune.evaluate", __doc__)
     modes: tuple[Routing, ...] = ("executed", "masked", "always_on")
     parser.add_argument("--mode", choices=modes, default="executed", help="default: %(default)s")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="default: %(default)s")
-    parser.add_argument("--data_dir", help="where the images lie now (default: where they lay in training)")
-    parser.add_argument("--batch_size", "--bs", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--target_flops",
+        type=float,
+        help="budget: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs); picks the threshold of the gates on "
+        "the validation images (default: the policy as it was trained)",
+    )
     parser.add_argument(
         "--compare",
         action=argparse.BooleanOptionalAction,

@@ -28,6 +28,8 @@ class Evaluation:
     """``[M, N]`` in {0, 1}"""
     labels: Tensor
     """``[M]``"""
+    gate_logits: Tensor
+    """``[M, N]``"""
 
     @property
     def accuracy(self) -> float:
@@ -70,7 +72,7 @@ def evaluate(
     """
     was_training = net.training
     net.eval()
-    logits, taken, labels, done = [], [], [], 0
+    logits, taken, labels, gate_logits, done = [], [], [], [], 0
     for batch in batches:
         size = len(batch.labels)
         if routing == "always_on":
@@ -82,9 +84,10 @@ def evaluate(
         logits.append(routed.logits.cpu())
         taken.append(routed.decisions.cpu())
         labels.append(batch.labels.cpu())
+        gate_logits.append(routed.gate_logits.cpu())
         done += size
     net.train(was_training)
-    return Evaluation(torch.cat(logits), torch.cat(taken), torch.cat(labels))
+    return Evaluation(torch.cat(logits), torch.cat(taken), torch.cat(labels), torch.cat(gate_logits))
 
 
 def summary(net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost) -> dict[str, Any]:

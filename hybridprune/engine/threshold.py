@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hybridprune.data import Batch
@@ -52,10 +52,3 @@ def threshold_for(
         threshold = (low + high) / 2
         points.append(operating_point(net, batches, cost, threshold))
     return min(points, key=lambda point: abs(point.macs - target_macs))
-
-
-def curve(
-    net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost, thresholds: Sequence[float]
-) -> list[OperatingPoint]:
-    """The operating points of these thresholds, in their order."""
-    return [operating_point(net, batches, cost, threshold) for threshold in thresholds]

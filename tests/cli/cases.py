@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridprune import evaluate
+from hybridprune import evaluate, sweep
 from hybridprune.errors import run_command
 from hybridprune.report import __main__ as report
 from hybridprune.stages import prune, rl_prune, sp
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "main_rl_prune.py": rl_prune.main,
     "hybridprune.evaluate": evaluate.main,
     "hybridprune.report": report.main,
+    "hybridprune.sweep": sweep.main,
 }
 NETWORK = ("--network", "resnet", "--depth", "8", "--width", "4")
 TINY = (*NETWORK, "--bs", "20", "--num_workers", "0", "--device", "cpu")

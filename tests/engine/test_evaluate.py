@@ -23,7 +23,8 @@ def batches(size: int = 4) -> list[Batch]:
 def test_accuracy_and_loss_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]])
     labels = torch.tensor([0, 1, 1, 1])
-    found = Evaluation(logits, torch.tensor([[1.0, 0], [1, 0], [0, 0], [1, 0]]), labels)
+    decisions = torch.tensor([[1.0, 0], [1, 0], [0, 0], [1, 0]])
+    found = Evaluation(logits, decisions, labels, decisions)
     assert found.accuracy == 0.75
     expected = -logits.double().softmax(1)[torch.arange(4), labels].log().mean()
     assert found.loss == pytest.approx(expected.item())

@@ -96,10 +96,11 @@ def test_feed_forward_gates_are_convolutions_and_a_linear_layer(kind: str, size:
     norms = [layer for layer in layers.modules() if isinstance(layer, nn.BatchNorm2d)]
     for convolution, norm, stride in zip(convolutions, norms, strides, strict=True):
         assert convolution.weight.shape[0] == 10
-        nn.init.normal_(norm.running_mean)
+        mean = torch.randn(10)
+        norm.load_state_dict({**norm.state_dict(), "running_mean": mean})
         x = F.conv2d(x, convolution.weight, stride=stride, padding=1)
-        x = F.relu((x - norm.running_mean.view(1, -1, 1, 1)) / (1 + norm.eps) ** 0.5)
-    linear = gate.linears[1]
+        x = F.relu((x - mean.view(1, -1, 1, 1)) / (1 + norm.eps) ** 0.5)
+    linear = gate.scores()[1]
     logit, hidden = gate(1, features, None)
     torch.testing.assert_close(logit, x.mean((2, 3)) @ linear.weight[0] + linear.bias)
     assert hidden is None and logit.shape == (2,)

@@ -35,6 +35,7 @@ def play(env: GateRoutingVectorEnv, actions: np.ndarray) -> tuple[list[np.ndarra
     return observations, np.stack(rewards, 1), info
 
 
+@pytest.mark.filterwarnings("ignore:.*Box observation space")  # features have no bounds
 def test_the_single_environment_passes_gymnasiums_checker() -> None:
     net = three_gates()
     env = gymnasium.make(
@@ -104,7 +105,7 @@ def test_gymnasiums_statistics_are_the_returns() -> None:
 def test_the_step_that_ends_episodes_starts_the_next_images() -> None:
     env = vector(shuffle=False)
     env.reset(seed=0)
-    seen, observation = [], np.zeros(0)
+    seen, observation, info = [], np.zeros(0), {}
     for _ in range(5):
         for _ in range(3):
             observation, _, _, _, info = env.step(np.ones(ENVS, dtype=int))

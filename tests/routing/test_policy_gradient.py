@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def value_of(net: GatedNetwork, images: Tensor, labels: Tensor, actions: Tensor)
 def exact_gradient(net: GatedNetwork, images: Tensor, labels: Tensor) -> Tensor:
     """Gradient in the gates of the mean over images of the expected return, over all routes."""
     cost = count(net, SIZE)
-    options = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
+    options: Any = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
     expected = torch.zeros(())
     total = torch.zeros(len(images))
     for number in range(2**net.num_gates):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_actions_and_their_probabilities_in_closed_form(exploration: float, temp
     net = three_gates()
     images, labels = labelled(BATCH)
     uniform = torch.rand(BATCH, net.num_gates, generator=torch.Generator().manual_seed(1))
-    options = {"exploration": exploration, "temperature": temperature}
+    options: Any = {"exploration": exploration, "temperature": temperature}
     episode = rollout(net, count(net, SIZE), images, labels, choose_by(uniform), **options)
     # The gates saw what the network sees on the same route.
     policy = (net(images, episode.actions).gate_logits.double() / temperature).sigmoid()

@@ -1,0 +1,113 @@
+"""What skipping blocks saves by the clock: dense, masked and executed forward passes, interleaved in one run.
+
+    python -m benchmarks.routing [--widths 16 64] [--batches 1 32 128] [--threads N]
+
+ResNet-32 before and after static pruning (random rotations at half the ranks), random decisions that execute a given
+share of the gated blocks of every image. *dense* is the backbone alone. The predicted speed-up of executed over dense is
+what the decisions can change: dense time over dense time less the skipped share of the avoidable FLOPs. It knows nothing
+of gates, gathering and scattering; *realised* is measured speed-up / predicted. *masked* is executed time / masked time:
+below 1, executing is the faster form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.measure.cost import count
+from hybridprune.models.edits import apply_edits
+from hybridprune.models.factored import FactorEdit
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+
+SIZE = 32
+
+
+def network(width: int, pruned: bool) -> GatedNetwork:
+    """An untrained ResNet-32; ``pruned``: its 3x3 convolutions but the stem are factored at half the ranks."""
+    net = NetworkSpec("resnet", 32, width, 100).build()
+    if pruned:
+        convolutions = {
+            name: module
+            for name, module in net.named_modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name != "backbone.conv"
+        }
+        edits = [FactorEdit(name, m.in_channels // 2, m.out_channels // 2) for name, m in convolutions.items()]
+        apply_edits(net, edits)
+    return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def decisions(batch: int, gates: int, active: float, seed: int) -> Tensor:
+    """``[batch, gates]``: in each image, ``active`` of the blocks at random places."""
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.rand(batch, gates, generator=draw).argsort(1)
+    return (order < round(active * gates)).float()
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, all of them taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 2):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if repeat >= 2:  # the first two warm up
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@torch.inference_mode()
+def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple[float, float, float]:
+    """Realised speed-up over predicted, executed time over masked time, and the predicted speed-up."""
+    images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
+    routes = [decisions(batch, net.num_gates, active, seed) for seed in range(repeats + 2)]
+    turns = {mode: iter(routes) for mode in ("masked", "executed")}
+    found = interleaved(
+        {
+            "dense": lambda: net.backbone(images),
+            "masked": lambda: net(images, next(turns["masked"]), "masked"),
+            "executed": lambda: net(images, next(turns["executed"]), "executed"),
+        },
+        repeats,
+    )
+    cost = count(net, SIZE)
+    rate = round(active * net.num_gates) / net.num_gates
+    predicted = cost.backbone_macs / (cost.fixed_macs + rate * sum(cost.block_macs))
+    return found["dense"] / found["executed"] / predicted, found["executed"] / found["masked"], predicted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 128])
+    parser.add_argument("--active", type=float, nargs="+", default=[0.5, 1.0])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print("| Width | Static pruning | Batch | Active | Predicted speed-up | Realised / predicted | Executed / masked |")
+    print("| --: | :-- | --: | --: | --: | --: | --: |")
+    for width in arguments.widths:
+        for pruned in (False, True):
+            net = network(width, pruned)
+            for batch in arguments.batches:
+                repeats = (
+                    max(arguments.repeats, 200 // batch) if width * batch < 4096 else max(5, arguments.repeats // 3)
+                )
+                for active in arguments.active:
+                    realised, masked, predicted = measure(net, batch, active, repeats)
+                    print(
+                        f"| {width} | {'half the ranks' if pruned else 'none'} | {batch} | {active:.0%} | "
+                        f"{predicted:.2f} | {realised:.2f} | {masked:.2f} |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()

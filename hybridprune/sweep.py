@@ -1,0 +1,139 @@
+"""``python -m hybridprune.sweep RUN``: the operating points of one trained policy, without retraining.
+
+Thresholds on the gates' probabilities are swept on the validation images; each gives an expected cost and an accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from hybridprune.engine.evaluate import evaluate
+from hybridprune.engine.threshold import WIDEST, OperatingPoint, operating_point
+from hybridprune.errors import UserError, run_command
+from hybridprune.report.plot import encode
+from hybridprune.stages.finished import FinishedRun, Parser
+from hybridprune.store.files import write_atomic
+
+Point = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = Parser("python -m hybridprune.sweep", __doc__)
+    parser.add_argument("--points", type=int, default=9, help="thresholds between the extremes (default: %(default)s)")
+    parser.add_argument(
+        "--test", action="store_true", help="also show test accuracy at each threshold (choose by validation!)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="folder of sweep.md, sweep.json, sweep.png (default: RUN)"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.points < 1:
+        raise UserError(f"--points {arguments.points}: must be at least 1")
+    run = FinishedRun.load(arguments)
+    run.need_gates()
+    points = sweep(run, arguments.points, arguments.test)
+    text = table(points)
+    _write(arguments.output or run.run.path, points, text)
+    print(text, end="")
+
+
+def thresholds(logits: torch.Tensor, points: int) -> list[float]:
+    """Quantiles of the gates' logits ``[M, N]``, the policy's own threshold 0 and the extremes, each once, rising."""
+    shares = (torch.arange(points) + 0.5) / points
+    quantiles = torch.quantile(logits.flatten().double()[: 2**24], shares.double()).tolist()
+    return sorted({-WIDEST, 0.0, WIDEST, *(min(max(value, -WIDEST), WIDEST) for value in quantiles)})
+
+
+def sweep(run: FinishedRun, points: int, test: bool) -> list[Point]:
+    """Measure every threshold on validation and, if wanted, on the test images."""
+    logits = evaluate(run.net, run.batches["validation"], "always_on").gate_logits
+    dense = run.dense.macs
+    found = []
+    for threshold in thresholds(logits, points):
+        validation = operating_point(run.net, run.batches["validation"], run.cost, threshold)
+        point = {"threshold": threshold, "probability": 1 / (1 + math.exp(-threshold)), **_figures(validation, dense)}
+        if test:
+            measured = operating_point(run.net, run.batches["test"], run.cost, threshold)
+            point |= {f"test_{name}": value for name, value in _figures(measured, dense).items()}
+        found.append(point)
+    return found
+
+
+def _figures(point: OperatingPoint, dense_macs: float) -> Point:
+    rates = point.evaluation.block_rates
+    return {
+        "flops": 2 * point.macs,
+        "dense_share": point.macs / dense_macs,
+        "accuracy": point.evaluation.accuracy,
+        "loss": point.evaluation.loss,
+        "mean_rate": sum(rates) / len(rates),
+    }
+
+
+def table(points: Sequence[Point]) -> str:
+    """Markdown, one row per threshold."""
+    tested = "test_accuracy" in points[0]
+    head = ["Probability above", "GFLOPs", "Dense FLOPs %", "Execution rate", "Validation accuracy %"]
+    head += ["Test GFLOPs", "Test accuracy %"] if tested else []
+    lines = ["| " + " | ".join(head) + " |", "|" + " --: |" * len(head)]
+    for point in points:
+        cells = [
+            f"{point['probability']:.4g}",
+            f"{point['flops'] / 1e9:.4g}",
+            f"{100 * point['dense_share']:.2f}",
+            f"{point['mean_rate']:.3f}",
+            f"{100 * point['accuracy']:.2f}",
+        ]
+        cells += [f"{point['test_flops'] / 1e9:.4g}", f"{100 * point['test_accuracy']:.2f}"] if tested else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "Expected FLOPs = 2 x MACs, gates counted. 0.5 is the policy as it was trained.", ""])
+
+
+def best(points: Sequence[Point]) -> list[Point]:
+    """The points that no cheaper or equally cheap one is as accurate as, by cost."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p["flops"], -p["accuracy"])):
+        if not kept or point["accuracy"] > kept[-1]["accuracy"]:
+            kept.append(point)
+    return kept
+
+
+def draw(points: Sequence[Point]) -> Figure:
+    """Validation accuracy over GFLOPs; the line joins the points worth choosing."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="expected GFLOPs, gates counted", ylabel="validation accuracy (%)")
+    for chosen, style in ((points, "o"), (best(points), "-")):
+        axes.plot([p["flops"] * 1e-9 for p in chosen], [100 * p["accuracy"] for p in chosen], style, color="C0")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _write(folder: Path, points: Sequence[Point], text: str) -> None:
+    files = {
+        "sweep.md": text.encode(),
+        "sweep.json": (json.dumps(points, indent=2) + "\n").encode(),
+        "sweep.png": encode(draw(points), "png"),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomic(folder / name, lambda path, content=content: _fill(path, content))
+    except OSError as error:
+        raise UserError(f"--output {folder}: can't be written ({error.strerror}); choose another folder") from error
+
+
+def _fill(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

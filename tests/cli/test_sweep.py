@@ -1,0 +1,72 @@
+"""Operating points of a finished run: the sweep command, and evaluate with a budget."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cli.cases import folder_of, run_here, stage
+
+
+def test_a_sweep_leaves_table_plot_and_numbers(results: Path) -> None:
+    run = folder_of(results, "rl")
+    done = run_here("hybridprune.sweep", run, "--points", "3", "--test")
+    assert done.returncode == 0, done.stderr
+    points = json.loads((run / "sweep.json").read_text())
+    assert done.stdout == (run / "sweep.md").read_text() and (run / "sweep.png").read_bytes()[1:4] == b"PNG"
+    assert done.stdout.count("\n| ") == 1 + len(points) and len(points) >= 3
+    result = json.loads((run / "result.json").read_text())
+    (own,) = (point for point in points if point["threshold"] == 0)
+    for prefix, split in (("", "validation"), ("test_", "test")):
+        routed = result[split]["routed"]
+        assert own[f"{prefix}accuracy"] == pytest.approx(routed["accuracy"])
+        assert own[f"{prefix}flops"] == pytest.approx(2 * routed["expected_macs"])
+        assert points[0][f"{prefix}accuracy"] == pytest.approx(result[split]["always_on"]["accuracy"])
+    assert points[0]["mean_rate"] == 1 and points[-1]["mean_rate"] == 0
+    assert [point["flops"] for point in points] == sorted((point["flops"] for point in points), reverse=True)
+
+
+def test_evaluate_picks_the_threshold_of_a_budget(results: Path, tmp_path: Path) -> None:
+    learnt = stage("sp", "--result_dir", tmp_path, "--gate_noise", "1", "--alpha", "0.5", "--epochs", "6")
+    assert learnt.returncode == 0, learnt.stderr
+    run = folder_of(tmp_path, "sp")
+    swept = run_here("hybridprune.sweep", run, "--points", "9", "--output", tmp_path / "swept")
+    assert swept.returncode == 0, swept.stderr
+    points = json.loads((tmp_path / "swept" / "sweep.json").read_text())
+    middle = min(points, key=lambda point: abs(point["mean_rate"] - 0.5))
+    for budget in (middle["dense_share"], middle["flops"]):
+        done = run_here("hybridprune.evaluate", run, "--target_flops", budget, "--split", "validation")
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"expected ([\d.]+) GFLOPs", done.stdout)
+        assert found is not None and float(found[1]) == pytest.approx(middle["flops"] / 1e9, rel=0.02, abs=6e-5)
+        assert "chosen on the validation images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        ("evaluate", ("--target_flops", "0.01"), ("--target_flops 0.01", "nearest operating point")),
+        ("evaluate", ("--target_flops", "-1"), ("--target_flops -1", "above 0")),
+        ("evaluate", ("--target_flops", "0.5", "--mode", "always_on"), ("--target_flops", "always_on")),
+        ("sweep", ("--points", "0"), ("--points 0",)),
+        ("sweep", ("--batch_size", "0"), ("--batch_size 0",)),
+        ("sweep", ("--output", "/dev/null/x"), ("--output /dev/null/x",)),
+        ("sweep", ("--what",), ("--what", "--help")),
+    ],
+)
+def test_mistakes(command: str, flags: tuple[str, ...], words: tuple[str, ...], finished: Path) -> None:
+    done = run_here(f"hybridprune.{command}", folder_of(finished, "rl"), *flags)
+    assert done.returncode == 2 and all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_network_without_gates_has_no_curve(tmp_path: Path) -> None:
+    built = stage("sp", "--result_dir", tmp_path, "--network", "vgg", "--depth", "11", "--resize", "32")
+    assert built.returncode == 0, built.stderr
+    (run,) = tmp_path.glob("default/*-sp-seed0")
+    for command in (("hybridprune.sweep", run), ("hybridprune.evaluate", run, "--target_flops", "0.5")):
+        done = run_here(str(command[0]), *command[1:])
+        assert done.returncode == 2 and "no gates" in done.stderr
