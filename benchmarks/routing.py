@@ -3,10 +3,10 @@
     python -m benchmarks.routing [--widths 16 64] [--batches 1 32 128] [--threads N]
 
 ResNet-32 before and after static pruning (random rotations at half the ranks), random decisions that execute a given
-share of the gated blocks of every image. *dense* is the backbone alone. The predicted speed-up of executed over dense is
-what the decisions can change: dense time over dense time less the skipped share of the avoidable FLOPs. It knows nothing
-of gates, gathering and scattering; *realised* is measured speed-up / predicted. *masked* is executed time / masked time:
-below 1, executing is the faster form.
+share of the gated blocks of every image. *dense* is the backbone alone. The predicted speed-up of executed over dense
+is what decisions can change: all FLOPs of the backbone over those left when the avoidable ones are skipped. It knows
+nothing of gates, gathering and scattering; *realised* is the measured speed-up over it. *masked* is executed time over
+masked time: below 1, executing is the faster form.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def check_reached(run: FinishedRun, target_flops: float, reached_macs: float) ->
     if abs(reached_macs / run.budget_macs(target_flops) - 1) > TOLERANCE:
         raise UserError(
             f"--target_flops {target_flops}: the nearest operating point takes {reached_macs / run.dense.macs:.4f} of "
-            f"the dense FLOPs ({2 * reached_macs:,.0f}); see python -m hybridprune.sweep {run.run.path} for what there is"
+            f"the dense FLOPs ({2 * reached_macs:,.0f}); python -m hybridprune.sweep {run.run.path} shows what there is"
         )
 
 
