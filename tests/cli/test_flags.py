@@ -25,11 +25,15 @@ PUBLISHED = {
         "--result_dir results --data_dir data/cifar_100 --alpha 0.1 --gamma 1.0 --rl_weight 0.1"
     ),
 }
+READING = {"--data_dir", "--batch_size", "--bs", "--device"}
+"""What every command that reads a run takes."""
 
 
 def flags_of(script: str) -> set[str]:
     if script == "hybridprune.evaluate":
-        return {"--mode", "--split", "--data_dir", "--batch_size", "--bs", "--device", "--compare", "--no-compare"}
+        return READING | {"--mode", "--split", "--target_flops", "--compare", "--no-compare"}
+    if script == "hybridprune.sweep":
+        return READING | {"--points", "--test", "--output"}
     if script == "hybridprune.report":
         return {"--format", "--output", "--plot"}
     flags = {"--config_path", "--resume", "--dry-run", "--print-config"}
@@ -84,7 +88,7 @@ def test_dry_run_writes_nothing(name: str, finished: Path, tmp_path: Path) -> No
     before = contents(finished)
     shown = stage(name, "--result_dir", finished, "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert f"stage {name}: resnet-8, width 4, 10 classes" in shown.stdout
+    assert f"stage {name}: resnet-8, width 4, gate rnn, 10 classes" in shown.stdout
     assert "200 training" in shown.stdout
     assert contents(finished) == before
     assert list(tmp_path.rglob("*")) == []
