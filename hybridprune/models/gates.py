@@ -29,6 +29,8 @@ class Gate(nn.Module):
         ``hidden`` is what the gate before gave, None for the first. Computed in fp32 whatever the autocast.
         """
         device = "cpu" if features.is_meta else features.device.type  # there is no autocast on meta
+        if not torch.is_autocast_enabled(device):  # entering the context costs more than the gate of one image
+            return self.decide(index, features, hidden)
         with torch.autocast(device, enabled=False):
             return self.decide(index, features, hidden)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from hybridprune.measure.cost import count
@@ -18,6 +20,7 @@ from tests.cases import random_decisions
 from tests.routing.cases import CLASSES, SIZE, labelled, three_gates
 
 IMAGES, ENVS, ALPHA = 10, 4, 0.7
+NAME = "hybridprune/GateRouting-v0"
 
 
 def vector(num_envs: int = ENVS, **options: Any) -> GateRoutingVectorEnv:
@@ -30,18 +33,25 @@ def play(env: GateRoutingVectorEnv, actions: np.ndarray) -> tuple[list[np.ndarra
     observations, rewards, info = [env.reset(seed=0)[0]], [], {}
     for action in actions.T:
         observation, reward, _, _, info = env.step(action)
-        observations.append(info["final_obs"] if info else observation)
+        observations.append(np.stack(info["final_obs"]) if info else observation)
         rewards.append(reward)
     return observations, np.stack(rewards, 1), info
 
 
-@pytest.mark.filterwarnings("ignore:.*Box observation space")  # features have no bounds
-def test_the_single_environment_passes_gymnasiums_checker() -> None:
+def arguments(images: int = IMAGES) -> dict[str, Any]:
+    """What an environment made by its name needs."""
     net = three_gates()
-    env = gymnasium.make(
-        "hybridprune/GateRouting-v0", net=net, cost=count(net, SIZE), images=labelled(6)[0], labels=labelled(6)[1]
-    )
+    pixels, labels = labelled(images)
+    return {"net": net, "cost": count(net, SIZE), "images": pixels, "labels": labels, "alpha": ALPHA}
+
+
+def test_the_single_environment_passes_gymnasiums_checker() -> None:
+    env = gymnasium.make(NAME, **arguments(6))
+    assert isinstance(env.unwrapped, GateRoutingEnv)
     check_env(env.unwrapped, skip_render_check=True)
+    # Its own, passive checker goes along with every step.
+    env.reset(seed=0)
+    assert [env.step(1)[2] for _ in range(3)] == [False, False, True]
 
 
 def test_shapes_and_spaces() -> None:
@@ -55,8 +65,9 @@ def test_shapes_and_spaces() -> None:
         assert reward.shape == ended.shape == truncated.shape == (ENVS,)
         assert ended.dtype == bool and ended.all() == (step == 2) and not truncated.any()
         assert bool(info) == (step == 2)
-    with pytest.raises(AssertionError):
-        env.step(np.ones((ENVS, 1)))
+    for wrong in (np.ones((ENVS, 1)), np.full(ENVS, 2), np.full(ENVS, 0.5)):
+        with pytest.raises(AssertionError):
+            env.step(wrong)
     with pytest.raises(AssertionError, match="reset"):
         vector().step(np.ones(ENVS))
 
@@ -90,16 +101,81 @@ def test_rewards_add_up_to_the_accounting(terminal: Any, gate_macs: tuple[int, .
     np.testing.assert_allclose(observations[-1][:, -1], 1 - observations[-1][:, -2], rtol=1e-4, atol=1e-6)
 
 
-def test_gymnasiums_statistics_are_the_returns() -> None:
-    actions = random_decisions(ENVS, 3, seed=2).numpy().astype(int)
-    rewards = play(vector(), actions)[1]
-    env = RecordEpisodeStatistics(vector())
+def test_what_is_observed() -> None:
+    net = three_gates()
+    cost, actions = count(net, SIZE), random_decisions(ENVS, 3, seed=4)
+    env = vector(shuffle=False, budget=0.6)
+    observations, rewards, _ = play(env, actions.numpy().astype(int))
+    state = net.start(labelled(IMAGES)[0][:ENVS])
+    width = max(net.backbone.block_channels)
+    assert len({*net.backbone.block_channels}) > 1
+    for gate, seen in enumerate(observations):
+        pooled = net.observe(state).detach().numpy()
+        np.testing.assert_allclose(seen[:, : pooled.shape[1]], pooled, rtol=1e-5, atol=1e-6)
+        assert not seen[:, pooled.shape[1] : width].any()
+        # The budget counts what is spent, of which the reward of step 0 is the first to tell.
+        spent = np.full(ENVS, cost.start_macs / cost.backbone_macs)
+        if gate:
+            spent = -rewards[:, :gate].sum(1) / ALPHA if gate < 3 else seen[:, -2]
+        np.testing.assert_allclose(seen[:, -2], spent, rtol=1e-5)
+        np.testing.assert_allclose(seen[:, -1], 0.6 - seen[:, -2], rtol=1e-4, atol=1e-6)
+        if gate < 3:
+            state = net.advance(state, actions[:, gate], "masked")
+
+
+def test_gymnasiums_statistics_are_the_accounting() -> None:
+    net = three_gates()
+    cost, (images, labels) = count(net, SIZE), labelled(IMAGES)
+    env = RecordEpisodeStatistics(vector(shuffle=False))
     env.reset(seed=0)
-    info: dict[str, Any] = {}
-    for action in actions.T:
-        _, _, _, _, info = env.step(action)
-    np.testing.assert_allclose(info["episode"]["r"], rewards.sum(1), rtol=1e-6)
-    assert info["episode"]["l"].tolist() == [3] * ENVS
+    for turn in range(2):
+        actions = random_decisions(ENVS, 3, seed=turn)
+        info: dict[str, Any] = {}
+        for action in actions.numpy().astype(int).T:
+            info = env.step(action)[4]
+        ids = slice(turn * ENVS, (turn + 1) * ENVS)
+        losses = F.cross_entropy(net(images[ids], actions).logits.detach(), labels[ids], reduction="none").double()
+        spent = torch.tensor([cost.expected_macs(row) for row in actions.tolist()], dtype=torch.float64)
+        np.testing.assert_allclose(info["episode"]["r"], (-ALPHA * spent / cost.backbone_macs - losses), rtol=1e-5)
+        assert info["episode"]["l"].tolist() == [3] * ENVS
+
+
+def same(one: Any, other: Any) -> None:
+    """Equal values of equal kinds, masks and arrays of arrays included."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            same(one[key], other[key])
+        return
+    assert one.dtype == other.dtype and one.shape == other.shape, (one.dtype, other.dtype, one.shape, other.shape)
+    if one.dtype == object:
+        for a, b in zip(one, other, strict=True):
+            same(a, b)
+    else:
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_gymnasiums_own_vector_of_single_environments() -> None:
+    net = three_gates()
+    cost, (images, labels) = count(net, SIZE), labelled(2 * ENVS)
+
+    def single(first: int) -> Callable[[], GateRoutingEnv]:
+        # The images that this place of the batch gets, in their order.
+        mine = slice(first, None, ENVS)
+        return lambda: GateRoutingEnv(net, cost, images[mine], labels[mine], alpha=ALPHA, shuffle=False)
+
+    ours = GateRoutingVectorEnv(net, cost, images, labels, ENVS, alpha=ALPHA, shuffle=False)
+    theirs = SyncVectorEnv([single(first) for first in range(ENVS)], autoreset_mode=AutoresetMode.SAME_STEP)
+    assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
+    assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
+    same(ours.reset(seed=0)[0], theirs.reset(seed=0)[0])
+    for action in random_decisions(ENVS, 3 * 4, seed=3).numpy().astype(int).T:
+        mine, other = ours.step(action), theirs.step(action)
+        assert bool(mine[4]) == bool(mine[2].all())
+        for a, b in zip(mine, other, strict=True):
+            if isinstance(a, dict) and a:  # each of theirs has but its own images
+                a["final_info"]["image"] //= ENVS
+            same(a, b)
 
 
 def test_the_step_that_ends_episodes_starts_the_next_images() -> None:
@@ -110,7 +186,7 @@ def test_the_step_that_ends_episodes_starts_the_next_images() -> None:
         for _ in range(3):
             observation, _, _, _, info = env.step(np.ones(ENVS, dtype=int))
         seen += info["final_info"]["image"].tolist()
-        assert (observation[:, -3] == 0).all() and (info["final_obs"][:, -3] == 1).all()
+        assert (observation[:, -3] == 0).all() and all(last[-3] == 1 for last in info["final_obs"])
     assert seen == [*range(IMAGES), *range(IMAGES)]
     # After two rounds the first images are next: their first observations, once more.
     np.testing.assert_array_equal(observation, vector(shuffle=False).reset(seed=0)[0])
@@ -129,12 +205,18 @@ def test_seeds_choose_the_order_and_every_image_has_its_turn() -> None:
     assert sorted(order(0)) == list(range(IMAGES))
 
 
+def test_more_environments_than_images() -> None:
+    env = vector(num_envs=2 * IMAGES + 1, shuffle=False)
+    actions = np.ones((2 * IMAGES + 1, 3), dtype=int)
+    assert play(env, actions)[2]["final_info"]["image"].tolist() == [*range(IMAGES), *range(IMAGES), 0]
+
+
 def test_the_label_is_not_observed() -> None:
     net = three_gates()
     images, labels = labelled(IMAGES)
     actions = random_decisions(ENVS, 3).numpy().astype(int)
     one, other = (
-        play(GateRoutingVectorEnv(net, count(net, SIZE), images, given, ENVS), actions)
+        play(GateRoutingVectorEnv(net, count(net, SIZE), images, given, ENVS, alpha=ALPHA), actions)
         for given in (labels, (labels + 1) % CLASSES)
     )
     assert all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
@@ -163,10 +245,19 @@ def test_one_image_at_a_time_is_the_vector_environment() -> None:
 
 
 def test_vector_environments_by_their_name() -> None:
-    net = three_gates()
-    images, labels = labelled(IMAGES)
-    options = {"net": net, "cost": count(net, SIZE), "images": images, "labels": labels}
-    env = gymnasium.make_vec(
-        "hybridprune/GateRouting-v0", num_envs=3, vectorization_mode="vector_entry_point", **options
-    )
-    assert env.reset(seed=0)[0].shape[0] == 3
+    own = gymnasium.make_vec(NAME, num_envs=3, **arguments())
+    assert isinstance(own, GateRoutingVectorEnv) and own.reset(seed=0)[0].shape[0] == 3
+    theirs = gymnasium.make_vec(NAME, num_envs=2, vectorization_mode="sync", **arguments())
+    assert isinstance(theirs, SyncVectorEnv) and theirs.reset(seed=0)[0].shape[0] == 2
+
+
+def test_nothing_is_learnt_on_the_way() -> None:
+    env = vector()
+    net = env._net.train()
+    env = GateRoutingVectorEnv(net, count(net, SIZE), *labelled(IMAGES), ENVS, alpha=ALPHA)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    play(env, np.ones((ENVS, 3), dtype=int))
+    assert not net.training and before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+    episode = env._episode
+    assert episode is not None and not episode.state.features.requires_grad
