@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridprune.models.factored import FactorEdit
-from hybridprune.models.skipnet import GatedNetwork, Mode
-from tests.cases import random_decisions, random_images, random_net
+from hybridprune.models.gates import GATES
+from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
+from hybridprune.models.spec import NetworkSpec
+from tests.cases import random_decisions, random_images, random_net, randomised
 
 MODES: list[Mode] = ["masked", "executed"]
 EDITS = (
@@ -160,3 +165,59 @@ def test_decisions_of_the_wrong_shape_are_refused() -> None:
         net.advance(net.start(random_images(4)), torch.ones(4, 1), "masked")
     with pytest.raises(AssertionError):
         net.finish(net.start(random_images(4)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", GATES)
+@torch.no_grad()
+def test_every_kind_of_gate_routes_like_plain_control_flow(kind: str, mode: Mode) -> None:
+    torch.manual_seed(0)
+    net = randomised(NetworkSpec("resnet", 14, 4, 5, gate=kind).build())
+    images = random_images(20)
+    own = net(images, None, mode)
+    assert torch.equal(own.decisions, (own.gate_logits > 0).float()) and 0 < own.decisions.mean() < 1
+    for routed in (own, net(images, random_decisions(20, 5), mode)):
+        expected = image_by_image(net, images, routed.decisions)
+        torch.testing.assert_close(routed.logits, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_executing_some_keeps_the_memory_format_and_the_state_before(
+    memory_format: torch.memory_format, grad: bool
+) -> None:
+    net = NETS["dense"]
+    images = random_images(20).contiguous(memory_format=memory_format)
+    with torch.set_grad_enabled(grad):
+        state = net.start(images)
+        state = RoutingState(state.features.contiguous(memory_format=memory_format), 1)
+        for index, decision in enumerate(random_decisions(20, 5).T, start=1):
+            before = state.features.clone()
+            after = net.advance(state, decision, "executed")
+            assert torch.equal(state.features, before), index
+            assert after.features.is_contiguous(memory_format=memory_format), index
+            state = after
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@torch.no_grad()
+def test_nothing_is_copied_where_all_or_none_are_executed(batch: int) -> None:
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    copies = {"index", "index_select", "index_copy", "index_copy_", "clone", "copy_", "lerp"}
+    seen: list[str] = []
+    net, images = NETS["dense"], random_images(batch)
+    state = net.start(images)
+    for decision in (0.0, 1.0):
+        with Names():
+            net(images, torch.full((batch, 5), decision), "executed")
+        assert seen and not copies & set(seen)
+        seen.clear()
+    assert net.advance(state, torch.zeros(batch), "executed").features is state.features
+    if batch > 1:  # and otherwise it is
+        with Names():
+            net(images, random_decisions(batch, 5), "executed")
+        assert {"index_select", "index_copy_"} <= set(seen)
