@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import hybridprune
 from hybridprune.data import normalise
@@ -39,43 +40,48 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
     agent = example("third_party_agent")
     results = tmp_path / "results"
     assert stage("sp", "--result_dir", results, "--epochs", "8").returncode == 0
-    parent, out, again = folder_of(results, "sp"), results / "agent", tmp_path / "again"
-    # FLOPs just dear enough for the agent to skip some blocks and run others.
-    command = [str(parent), "--timesteps", "2000", "--alpha", "1.2", "--device", "cpu"]
-    agent.main([*command, "--out", str(out)])
-    assert f"finished: {out}" in capsys.readouterr().out
-
-    result = json.loads((out / "result.json").read_text())
-    routes, model = load_file(out / "routes.safetensors"), hybridprune.load(parent)
-    net, decisions = model.network, routes["decisions"]
-    assert 0 < float(decisions.mean()) < 1
-    # What it wrote is what the network does on its routes, on all test images in their order.
-    options = agent.DataOptions(dataset="digits", resize=8)
-    test = load_images(options).test
-    pixels = normalise(test.images, model.spec.mean, model.spec.std, torch.contiguous_format)
-    routed = net(pixels, decisions, mode="executed")
-    assert torch.equal(routes["labels"], test.labels)
-    torch.testing.assert_close(routes["logits"], routed.logits.detach(), rtol=1e-4, atol=1e-4)
-    found = result["test"]["routed"]
-    assert found["accuracy"] == pytest.approx(float((routed.logits.argmax(1) == test.labels).double().mean()))
+    parent, model = folder_of(results, "sp"), hybridprune.load(folder_of(results, "sp"))
+    net, cost = model.network, hybridprune.count(model.network, 8)
     # Two hidden layers of 64 see the pooled features and three numbers; they decide at each gate.
-    cost, seen = hybridprune.count(net, 8), max(net.backbone.block_channels) + 3
-    decide = net.num_gates * (seen * 64 + 64 * 64 + 64 * 2)
-    spent = cost.expected_macs(decisions.double().mean(0).tolist()) - sum(cost.gate_macs) + decide
-    assert found["expected_macs"] == pytest.approx(spent) and result["macs"]["gates"] == decide
-    assert result["params"]["gates"] == decide // net.num_gates + 64 + 64 + 2
+    decide = net.num_gates * ((max(net.backbone.block_channels) + 3) * 64 + 64 * 64 + 64 * 2)
+    test = load_images(agent.DataOptions(dataset="digits", resize=8)).test
+    pixels = normalise(test.images, model.spec.mean, model.spec.std, torch.contiguous_format)
+
+    def run(alpha: float, out: Path) -> dict[str, Tensor]:
+        agent.main([str(parent), "--timesteps", "2000", "--alpha", str(alpha), "--device", "cpu", "--out", str(out)])
+        assert f"finished: {out}" in capsys.readouterr().out
+        return load_file(out / "routes.safetensors")
+
+    rates, spent = [], []
+    for alpha in (0.0, 1.4, 5.0):
+        out = results / f"agent-{alpha}"
+        routes = run(alpha, out)
+        result = json.loads((out / "result.json").read_text())
+        # What it wrote is what the network does on its routes, on all test images in their order.
+        decisions = routes["decisions"]
+        routed = net(pixels, decisions, mode="executed")
+        assert torch.equal(routes["labels"], test.labels)
+        torch.testing.assert_close(routes["logits"], routed.logits.detach(), rtol=1e-4, atol=1e-4)
+        found = result["test"]["routed"]
+        assert found["accuracy"] == pytest.approx(float((routed.logits.argmax(1) == test.labels).double().mean()))
+        rates.append(float(decisions.mean()))
+        spent.append(cost.expected_macs(decisions.double().mean(0).tolist()) - sum(cost.gate_macs) + decide)
+        assert found["expected_macs"] == pytest.approx(spent[-1]) and result["macs"]["gates"] == decide
+        assert result["params"]["gates"] == decide // net.num_gates + 64 + 64 + 2
+    assert rates[0] > rates[2]  # dear FLOPs teach it to skip
 
     rows = build_rows(read_runs(results))
-    assert [row.name for row in rows] == ["without pruning", "dynamic only"]
-    assert rows[1].lineage[0] == rows[0].lineage[0] and rows[1].stats["macs"].mean == pytest.approx(spent)
+    assert [row.name.split(" (")[0] for row in rows] == ["without pruning", *["dynamic only"] * 3]
+    assert [row.stats["macs"].mean for row in rows[1:]] == pytest.approx(sorted(spent, reverse=True))
+    assert all(row.lineage[0] == rows[0].lineage[0] for row in rows)
     # The command shows it too, and a later stage still finds its parent beside it.
     table = run_here("hybridprune.report", results)
     assert table.returncode == 0 and "dynamic only" in table.stdout
     assert stage("prune", "--result_dir", results, "--dry-run").returncode == 0
 
-    agent.main([*command, "--out", str(again)])
-    assert all(torch.equal(value, routes[name]) for name, value in load_file(again / "routes.safetensors").items())
+    first, again = (run(1.4, tmp_path / name) for name in ("first", "again"))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
     with pytest.raises(UserError, match=r"--out .*exists already"):
-        agent.main([*command, "--out", str(out)])
+        run(0.0, tmp_path / "again")
     with pytest.raises(UserError, match="--timesteps 0"):
-        agent.main([*command, "--timesteps", "0", "--out", str(tmp_path / "none")])
+        agent.main([str(parent), "--timesteps", "0", "--out", str(tmp_path / "none")])
