@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.threshold import WIDEST, OperatingPoint, operating_point
 from hybridprune.errors import UserError, run_command
-from hybridprune.report.plot import encode
 from hybridprune.stages.finished import FinishedRun, Parser
 from hybridprune.store.files import write_atomic
 
@@ -107,21 +104,26 @@ def best(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def draw(points: Sequence[Point]) -> Figure:
-    """Validation accuracy over GFLOPs; the line joins the points worth choosing."""
+def plot(points: Sequence[Point]) -> bytes:
+    """Validation accuracy over GFLOPs as PNG; the line joins the points worth choosing."""
+    # Here and not above: matplotlib is slow to import and writes a font cache into the user's home.
+    from matplotlib.figure import Figure
+
+    from hybridprune.report.plot import encode
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="expected GFLOPs, gates counted", ylabel="validation accuracy (%)")
     for chosen, style in ((points, "o"), (best(points), "-")):
         axes.plot([p["flops"] * 1e-9 for p in chosen], [100 * p["accuracy"] for p in chosen], style, color="C0")
     axes.grid(alpha=0.3)
-    return figure
+    return encode(figure, "png")
 
 
 def _write(folder: Path, points: Sequence[Point], text: str) -> None:
     files = {
         "sweep.md": text.encode(),
         "sweep.json": (json.dumps(points, indent=2) + "\n").encode(),
-        "sweep.png": encode(draw(points), "png"),
+        "sweep.png": plot(points),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
