@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.threshold import WIDEST, OperatingPoint, operating_point
 from hybridprune.errors import UserError, run_command
