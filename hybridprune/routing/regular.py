@@ -8,7 +8,9 @@ from torch import Tensor
 
 def entropy(execute: Tensor) -> Tensor:
     """Mean over images of the sum over gates of the policy's entropy in nats (0-d), from probabilities ``[B, N]``."""
-    return -(torch.xlogy(execute, execute) + torch.xlogy(1 - execute, 1 - execute)).sum(1).mean()
+    # Away from 0, where the gradient of p log p is infinite: a saturated gate would make NaN of it.
+    both = torch.stack([execute, 1 - execute]).clamp(min=torch.finfo(execute.dtype).tiny)
+    return -(both * both.log()).sum(0).sum(1).mean()
 
 
 def outside_bounds(execute: Tensor, bound: float) -> Tensor:

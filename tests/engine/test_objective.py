@@ -110,6 +110,25 @@ def test_nothing_to_resume() -> None:
     assert objective.rate_penalty == 0.5
 
 
+def test_noise_on_the_gates_makes_samples_of_their_decisions() -> None:
+    net = random_net(8).train()
+    with torch.no_grad():
+        for parameter in net.gate.parameters():
+            parameter.zero_()
+        net.gate.shift(1.0)
+    batch = Batch(random_images(500), torch.arange(500) % 5, torch.arange(500))
+    cost = count(net, 8)
+    rates = {}
+    for noise in (0.0, 1.0):
+        torch.manual_seed(0)
+        objective = Supervised.of(cost, 0.0, torch.device("cpu"), gating=GatingOptions(gate_noise=noise))
+        rates[noise] = objective(copy.deepcopy(net), batch, 0)[1]["rate"].item()
+    probability = torch.tensor(1.0).sigmoid().item()
+    draws = 500 * net.num_gates
+    assert rates[0.0] == 1
+    assert rates[1.0] == pytest.approx(probability, abs=4 * (probability * (1 - probability) / draws) ** 0.5)
+
+
 @pytest.mark.parametrize("gating", ["hard", "soft"])
 def test_the_gates_decide_as_they_were_told(gating: str) -> None:
     net = random_net(8).train()

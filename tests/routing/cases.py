@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
+from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.policy_gradient import PolicyGradient
@@ -33,7 +34,9 @@ def labelled(images: int) -> tuple[Tensor, Tensor]:
     return random_images(images, SIZE), torch.arange(images) % CLASSES
 
 
-def objective(net: GatedNetwork, images: int, seed: int = 0, **options: Any) -> PolicyGradient:
+def objective(
+    net: GatedNetwork, images: int, seed: int = 0, distillation: Distillation | None = None, **options: Any
+) -> PolicyGradient:
     """The objective over an image set of this size."""
     cost = count(net, SIZE)
     options = {"rl_warmup": 0.0, **options}
@@ -46,6 +49,7 @@ def objective(net: GatedNetwork, images: int, seed: int = 0, **options: Any) -> 
         images=images,
         seed=seed,
         device=torch.device("cpu"),
+        distillation=distillation,
     )
 
 

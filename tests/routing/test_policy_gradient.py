@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -13,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
+from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing import policy_gradient
 from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, returns
+from hybridprune.routing.price import Price
 from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
 from tests.routing.cases import SIZE, batch_of, labelled, objective, three_gates
 
@@ -69,6 +74,7 @@ def gate_gradient(net: GatedNetwork) -> Tensor:
 
 
 ALPHA, EXPLORATION, TEMPERATURE = 5.0, 0.1, 2.0
+ROUTES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
 
 
 def value_of(net: GatedNetwork, images: Tensor, labels: Tensor, actions: Tensor) -> Tensor:
@@ -147,6 +153,85 @@ def test_the_mean_of_sampled_gradients_is_the_exact_gradient(baseline: str) -> N
     error = along.std(0) / samples**0.5
     assert bool(((along.mean(0) - directions @ exact).abs() < 4 * error).all())
     assert float(exact.norm()) > 15 * float(error[0])  # otherwise anything would pass
+
+
+def exact_discounted_gradient(net: GatedNetwork, images: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Mean over images of ``sum over routes of pi(route) sum_i grad log pi(a_i) R_i``, the returns by hand."""
+    cost = count(net, SIZE)
+    surrogate = torch.zeros(())
+    for route in ROUTES:
+        actions = route.expand(len(images), -1)
+        options: Any = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
+        episode = rollout(net, cost, images, labels, choose_by(1 - actions), **options)
+        weight = episode.log_probs.sum(1).exp().detach()
+        losses = F.cross_entropy(net(images, actions).logits, labels, reduction="none").detach()
+        for i in range(3):
+            skipped = sum(gamma ** (j - i) * ALPHA * cost.block_shares[j] * (1 - float(route[j])) for j in range(i, 3))
+            following = skipped - gamma ** (3 - i) * losses
+            surrogate = surrogate + (weight * episode.log_probs[:, i] * following).mean()
+    net.zero_grad()
+    surrogate.backward()
+    return gate_gradient(net)
+
+
+def forced(monkeypatch: pytest.MonkeyPatch, route: Tensor) -> None:
+    """Whatever an objective draws, it takes this route."""
+    monkeypatch.setattr(policy_gradient, "choose_by", lambda uniform: choose_by(1 - route.expand(len(uniform), -1)))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["backbone learns", "backbone frozen"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("baseline", UNBIASED)
+def test_the_objective_weighted_over_all_routes_is_the_exact_gradient(
+    baseline: str, gamma: float, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = three_gates()
+    images, labels = labelled(2)
+    exact = exact_discounted_gradient(net, images, labels, gamma)
+    if gamma == 1:  # rewards of the gates before do not depend on a gate's action
+        torch.testing.assert_close(exact, exact_gradient(net, images, labels), rtol=1e-3, atol=1e-5)
+    net.backbone.requires_grad_(not frozen)
+    cost = count(net, SIZE)
+    options: Any = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
+    found = torch.zeros_like(exact)
+    for route in ROUTES:
+        forced(monkeypatch, route)
+        probabilities = rollout(net, cost, images, labels, choose_by(1 - route.expand(2, -1)), **options).log_probs
+        for image in range(2):
+            sampled = objective(net, 2, baseline=baseline, gamma=gamma, reward_scale=ALPHA, rl_weight=0.5, **options)
+            sampled.load_state_dict({**sampled.state_dict(), "average": torch.tensor([0.3, -0.7, 1.1])})
+            net.zero_grad()
+            sampled(net, batch_of(torch.tensor([image]), images, labels), 0)[0].backward()
+            found -= probabilities[image].detach().double().sum().exp() * gate_gradient(net) / 0.5 / 2
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+    assert float(exact.norm()) > 1e-2
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_gates_learn_the_same_from_a_frozen_backbone(baseline: str) -> None:
+    net = three_gates()
+    batch = batch_of(torch.arange(8), *labelled(8))
+    gradients = []
+    for frozen in (False, True):
+        net.backbone.requires_grad_(not frozen)
+        net.zero_grad()
+        objective(net, 8, baseline=baseline)(net, batch, 0)[0].backward()
+        gradients.append(gate_gradient(net))
+    assert torch.equal(*gradients) and bool(gradients[0].any())
+    assert all(p.grad is None for p in net.backbone.parameters())
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_same_seed_gives_the_same_loss(baseline: str) -> None:
+    net = three_gates()
+    batch = batch_of(torch.arange(8), *labelled(8))
+
+    def losses(seed: int) -> list[float]:
+        torch.manual_seed(torch.seed())  # the global stream has no say
+        sampled = objective(net, 8, seed=seed, baseline=baseline, entropy_bonus=0.1, rate_bound=0.2)
+        return [float(sampled(net, batch, epoch)[0].detach()) for epoch in range(3)]
+
+    assert losses(1) == losses(1) != losses(2)
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -270,6 +355,70 @@ def test_entropy_and_rate_bounds_are_added_to_the_loss(baseline: str) -> None:
             each(net, batch, 2)[0].detach() for each in (bounded, objective(net, 8, baseline=baseline, rl_weight=0.5))
         )
         assert float(late) == pytest.approx(float(unbounded))
+
+
+@pytest.mark.parametrize("route", [0, 5, 7])
+def test_entropy_and_rate_bounds_in_closed_form(route: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    batch = batch_of(torch.arange(8), images, labels)
+    forced(monkeypatch, ROUTES[route])
+    options: Any = {"baseline": "none", "rl_weight": 0.5, "exploration": EXPLORATION, "temperature": TEMPERATURE}
+
+    def loss_and_gradient(epoch: int, **more: Any) -> tuple[float, Tensor]:
+        net.zero_grad()
+        loss, _ = objective(net, 8, epochs=4, **options, **more)(net, batch, epoch)
+        loss.backward()
+        return float(loss.detach()), gate_gradient(net)
+
+    def expected(epoch: int) -> dict[str, Tensor]:
+        logits = net(images, ROUTES[route].expand(8, -1)).gate_logits
+        p = EXPLORATION + (1 - 2 * EXPLORATION) * torch.sigmoid(logits / TEMPERATURE)
+        rates, bound = p.mean(0), 0.5 * (1 - 2 * epoch / 4)
+        missed = torch.where(rates < bound, bound - rates, (rates - (1 - bound)).clamp(min=0))
+        bernoulli = torch.distributions.Bernoulli(p).entropy()
+        return {"entropy_bonus": -0.5 * 3.0 * bernoulli.sum(1).mean(), "rate_bound": 7.0 * missed.square().sum()}
+
+    for epoch in (0, 1, 2):
+        plain, plain_gradient = loss_and_gradient(epoch)
+        for name, value in (("entropy_bonus", 3.0), ("rate_bound", 0.5)):
+            loss, gradient = loss_and_gradient(epoch, rate_bound_weight=7.0, **{name: value})
+            net.zero_grad()
+            term = expected(epoch)[name]
+            term.backward()
+            assert loss - plain == pytest.approx(float(term.detach()), abs=1e-5)
+            torch.testing.assert_close(gradient - plain_gradient, gate_gradient(net), rtol=1e-3, atol=1e-5)
+            assert epoch > 0 or (abs(loss - plain) > 1e-3 and bool(gate_gradient(net).any()))
+
+
+@pytest.mark.parametrize("baseline", ["none", "counterfactual"])
+def test_distillation_takes_its_share_of_the_cross_entropy(baseline: str) -> None:
+    net, teacher = three_gates(), three_gates(seed=3)
+    batch = batch_of(torch.arange(8), *labelled(8))
+
+    def loss_of(weight: float) -> float:
+        distillation = Distillation.of(teacher, weight, 4.0)
+        sampled = objective(net, 8, distillation=distillation, baseline=baseline, rl_weight=0.0)
+        return float(sampled(net, batch, 0)[0].detach())
+
+    plain, taught = loss_of(0.0), loss_of(1.0)
+    assert loss_of(0.25) == pytest.approx(0.75 * plain + 0.25 * taught, rel=1e-5)
+    assert abs(taught - plain) > 1e-2 and taught > 0
+
+
+def test_the_price_waits_for_the_warm_up_and_while_the_budget_is_held() -> None:
+    net = three_gates()
+    batch = batch_of(torch.arange(8), *labelled(8))
+    price = Price(0.5, 0.1, 0.1)
+    options = RoutingOptions(epochs=10, rl_warmup=0.2, target_flops=0.1)
+    cpu = torch.device("cpu")
+    sampled = PolicyGradient(net, count(net, SIZE), options, price=price, images=8, seed=0, device=cpu)
+    prices = [float(sampled(net, batch, epoch)[1]["price"]) for epoch in range(4)]
+    assert prices[:2] == [0.5, 0.5] and 0.5 < prices[2] < prices[3]
+    price.validated(0.1)
+    assert float(sampled(net, batch, 4)[1]["price"]) == prices[3]
+    price.validated(0.2)
+    assert float(sampled(net, batch, 5)[1]["price"]) > prices[3]
 
 
 def test_a_budget_moves_the_price_until_it_is_held() -> None:
