@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.clock import median_seconds
 from hybridprune.config import CurvatureOptions
 from hybridprune.curvature import LayerFactors, collect_factors, collect_second_moments, eigenbasis
 from hybridprune.models.spec import NetworkSpec
@@ -73,17 +72,6 @@ def arms_of(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def seconds(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median time of every arm; the arms take turns, and the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds + 1):
-        for name, run in arms.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each[1:]) for name, each in times.items()}
-
-
 def peak_bytes(width: int, batch_size: int, threads: int, arm: str) -> int:
     """Return by how much one pass raises this process's resident size at its peak; call it in a fresh process."""
     torch.set_num_threads(threads)
@@ -104,7 +92,7 @@ def _peak_resident_bytes() -> int:
 
 def measure(width: int, batch_size: int, rounds: int, threads: int) -> list[dict[str, Any]]:
     """Return a record per arm: milliseconds an image, and memory of the passes that need no other before them."""
-    times = seconds(arms_of(width, batch_size), rounds)
+    times = median_seconds(arms_of(width, batch_size), rounds)
     memory = {}
     for arm in times:
         if not arm.startswith(MOMENTS):

@@ -20,6 +20,7 @@ Hyper-parameters were chosen on validation; the test images are read once per ar
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import json
@@ -49,6 +50,7 @@ from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.routing.gumbel import GumbelRouting
+from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price
 from hybridprune.stages.rl_prune import routed_score
@@ -192,12 +194,12 @@ class Bench:
         price = Price(options.reward_scale, budget / cost.backbone_macs, options.price_step)
         device, images = self.static.images.device, self.static.images
         torch.manual_seed(stream_seed(self.seed, "routing"))
-        if options.estimator == "gumbel":
-            objective: Objective = GumbelRouting(net, cost, options, price=price, device=device)
-        else:
-            objective = PolicyGradient(
-                net, cost, options, price=price, images=len(images.dataset.train), seed=self.seed, device=device
-            )
+        terms = RoutingTerms.of(cost, options, price, device)
+        objective = (
+            GumbelRouting(terms)
+            if options.estimator == "gumbel"
+            else PolicyGradient(net, terms, images=len(images.dataset.train), seed=self.seed)
+        )
         score = partial(routed_score, cost=cost, reward_scale=0.0, budget=budget)
         run = RunFolder(self.work / f"{name.replace(', ', '-').replace(' ', '-')}-seed{self.seed}")
 
@@ -207,11 +209,8 @@ class Bench:
             return found
 
         self.fit(run, net, objective, self.epochs[1], DYNAMIC, validated, nn.Module.eval, options.gate_lr_factor)
-        trained = {key: value.clone() for key, value in net.state_dict().items()}
+        recalibrated = copy.deepcopy(net)
         before = self.meet(net, cost, budget)
-        recalibrated = NetworkSpec.from_json({**DENSE.to_json(), "edits": self.edits(net)}).build()
-        recalibrated.load_state_dict(trained)
-        recalibrated.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         recalibrate(recalibrated, images.sample(10_000, 128, "recalibration"))
         after = self.meet(recalibrated, cost, budget)
         if after > before:
@@ -233,9 +232,6 @@ class Bench:
             "always_on": always_on.accuracy,
             "always_on_correct": pack((always_on.logits.argmax(1) == always_on.labels).numpy()),
         }
-
-    def edits(self, net: GatedNetwork) -> list[dict[str, Any]]:
-        return [edit.to_json() for edit in edits_between(DENSE.build(), net)]
 
     def meet(self, net: GatedNetwork, cost: NetworkCost, budget: float) -> float:
         """Shift the gates to the budget; returns the validation accuracy there."""

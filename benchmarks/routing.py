@@ -12,13 +12,11 @@ masked time: below 1, executing is the faster form.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.clock import median_seconds
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import apply_edits
 from hybridprune.models.factored import FactorEdit
@@ -26,6 +24,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 
 SIZE = 32
+WARM_UP = 2
 
 
 def network(width: int, pruned: bool) -> GatedNetwork:
@@ -49,31 +48,20 @@ def decisions(batch: int, gates: int, active: float, seed: int) -> Tensor:
     return (order < round(active * gates)).float()
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, all of them taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 2):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if repeat >= 2:  # the first two warm up
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 @torch.inference_mode()
 def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple[float, float, float]:
     """Realised speed-up over predicted, executed time over masked time, and the predicted speed-up."""
     images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
-    routes = [decisions(batch, net.num_gates, active, seed) for seed in range(repeats + 2)]
+    routes = [decisions(batch, net.num_gates, active, seed) for seed in range(WARM_UP + repeats)]
     turns = {mode: iter(routes) for mode in ("masked", "executed")}
-    found = interleaved(
+    found = median_seconds(
         {
             "dense": lambda: net.backbone(images),
             "masked": lambda: net(images, next(turns["masked"]), "masked"),
             "executed": lambda: net(images, next(turns["executed"]), "executed"),
         },
         repeats,
+        WARM_UP,
     )
     cost = count(net, SIZE)
     rate = round(active * net.num_gates) / net.num_gates

@@ -27,13 +27,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hybridprune
-from hybridprune.config import DataOptions
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import Evaluation
 from hybridprune.errors import UserError, run_command
 from hybridprune.measure.cost import NetworkCost, count, count_module
 from hybridprune.routing.env import GateRoutingVectorEnv
-from hybridprune.stages.common import device_of, load_images, read_split
+from hybridprune.stages.common import device_of, read_split
+from hybridprune.stages.finished import Parser, load_dataset_of
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import FORMAT, RunFolder
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
     if net.num_gates == 0:
         raise UserError(f"{run.path}: {spec.network.network} has no blocks to skip; name a run of a residual network")
     cost = count(net, spec.input_size)
-    train_set, test_set = _images(run, arguments.data_dir, device)
+    train_set, test_set = _images(run, arguments.data_dir)
 
     def environment(num_envs: int, **options: Any) -> GateRoutingVectorEnv:
         return GateRoutingVectorEnv(net, cost, *train_set, num_envs, alpha=arguments.alpha, **options)
@@ -184,15 +184,10 @@ def main(argv: Sequence[str]) -> None:
 Labelled = tuple[Tensor, Tensor]
 
 
-def _images(run: RunFolder, data_dir: str | None, device: torch.device) -> tuple[Labelled, Labelled]:
+def _images(run: RunFolder, data_dir: str | None) -> tuple[Labelled, Labelled]:
     """The images the run was trained on and its test images, normalised ``[M, 3, H, W]``, with labels, on the CPU."""
-    spec, stored = run.read_spec(), run.read_json("config.json")
-    known = {field.name for field in dataclasses.fields(DataOptions)}
-    options = DataOptions(**{key: value for key, value in stored.items() if key in known})
-    options = dataclasses.replace(options, data_dir=data_dir or options.data_dir, resize=spec.input_size)
-    dataset = load_images(options)
-    if dataset.digest != spec.dataset_digest:
-        raise UserError(f"--data_dir: holds other images than {run.path} was trained on; name that run's data")
+    spec = run.read_spec()
+    dataset = load_dataset_of(run, spec, data_dir)
 
     def all_of(data: Any, ids: Tensor | None) -> Labelled:
         batches = EvalBatches(
@@ -254,19 +249,11 @@ def _finish(
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run of any stage")
-    parser.add_argument("--data_dir", help="where the images lie now (default: where they lay in training)")
+    parser = Parser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=200_000, help="decisions to learn from, default: %(default)s")
     parser.add_argument("--alpha", type=float, default=0.5, help="nats for all FLOPs, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", default="auto", help="of the backbone, default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder to write (default: beside RUN)")
     return parser
 

@@ -12,8 +12,9 @@ from hybridprune.engine.evaluate import Evaluation, Routing, evaluate
 from hybridprune.engine.threshold import threshold_for
 from hybridprune.errors import UserError, run_command
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.routing.price import TOLERANCE
-from hybridprune.stages.finished import FinishedRun, Parser, check_reached
+from hybridprune.pruning.space import target_macs
+from hybridprune.routing.price import TOLERANCE, met
+from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--target_flops: mode always_on executes every block; use --mode executed or masked")
     run = FinishedRun.load(arguments)
     threshold = 0.0 if arguments.target_flops is None else _threshold(run, arguments.target_flops)
-    batches, cost = run.batches[arguments.split], run.cost
+    batches, cost = run.batches(arguments.split), run.cost
 
     started = time.perf_counter()
     result = evaluate(run.net, batches, arguments.mode, threshold=threshold)
@@ -49,9 +50,15 @@ def main(argv: Sequence[str]) -> None:
 def _threshold(run: FinishedRun, target_flops: float) -> float:
     """The threshold that meets the budget on the validation images; UserError if none does."""
     run.need_gates()
-    budget = run.budget_macs(target_flops)
-    point = threshold_for(run.net, run.batches["validation"], run.cost, budget, TOLERANCE / 2)
-    check_reached(run, target_flops, point.macs)
+    if target_flops <= 0:
+        raise UserError(f"--target_flops {target_flops}: must be above 0")
+    budget = target_macs(target_flops, run.dense_macs)
+    point = threshold_for(run.net, run.batches("validation"), run.cost, budget, TOLERANCE / 2)
+    if not met(point.macs, budget):
+        raise UserError(
+            f"--target_flops {target_flops}: the nearest operating point takes {point.macs / run.dense_macs:.4f} of "
+            f"the dense FLOPs ({2 * point.macs:,.0f}); python -m hybridprune.sweep {run.run.path} shows what there is"
+        )
     return point.threshold
 
 
@@ -67,7 +74,8 @@ def _compare(net: GatedNetwork, batches: EvalBatches, executed: Evaluation, thre
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m hybridprune.evaluate", __doc__)
+    parser = Parser(__doc__, "python -m hybridprune.evaluate")
+    add_batch_size(parser)
     modes: tuple[Routing, ...] = ("executed", "masked", "always_on")
     parser.add_argument("--mode", choices=modes, default="executed", help="default: %(default)s")
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="default: %(default)s")

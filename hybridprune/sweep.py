@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.threshold import WIDEST, OperatingPoint, operating_point
 from hybridprune.errors import UserError, run_command
-from hybridprune.stages.finished import FinishedRun, Parser
-from hybridprune.store.files import write_atomic
+from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
+from hybridprune.store.files import write_bytes
 
 Point = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = Parser("python -m hybridprune.sweep", __doc__)
+    parser = Parser(__doc__, "python -m hybridprune.sweep")
+    add_batch_size(parser)
     parser.add_argument("--points", type=int, default=9, help="thresholds between the extremes (default: %(default)s)")
     parser.add_argument(
         "--test", action="store_true", help="also show test accuracy at each threshold (choose by validation!)"
@@ -45,25 +45,28 @@ def main(argv: Sequence[str]) -> None:
 
 
 def thresholds(logits: torch.Tensor, points: int) -> list[float]:
-    """Quantiles of the gates' logits ``[M, N]``, the policy's own threshold 0 and the extremes, each once, rising."""
+    """Those above -WIDEST, rising: quantiles of the logits ``[M, N]``, the policy's own 0, and WIDEST, each once."""
     shares = (torch.arange(points) + 0.5) / points
     quantiles = torch.quantile(logits.flatten().double()[: 2**24], shares.double()).tolist()
-    return sorted({-WIDEST, 0.0, WIDEST, *(min(max(value, -WIDEST), WIDEST) for value in quantiles)})
+    return sorted({0.0, WIDEST, *(min(max(value, -WIDEST), WIDEST) for value in quantiles)} - {-WIDEST})
 
 
 def sweep(run: FinishedRun, points: int, test: bool) -> list[Point]:
     """Measure every threshold on validation and, if wanted, on the test images."""
-    logits = evaluate(run.net, run.batches["validation"], "always_on").gate_logits
-    dense = run.dense.macs
-    found = []
-    for threshold in thresholds(logits, points):
-        validation = operating_point(run.net, run.batches["validation"], run.cost, threshold)
-        point = {"threshold": threshold, "probability": 1 / (1 + math.exp(-threshold)), **_figures(validation, dense)}
-        if test:
-            measured = operating_point(run.net, run.batches["test"], run.cost, threshold)
-            point |= {f"test_{name}": value for name, value in _figures(measured, dense).items()}
-        found.append(point)
-    return found
+    validation = run.batches("validation")
+    always_on = operating_point(run.net, validation, run.cost, -WIDEST)
+    others = thresholds(always_on.evaluation.gate_logits, points)
+    found = [always_on, *(operating_point(run.net, validation, run.cost, threshold) for threshold in others)]
+    return [_point(run, point, test) for point in found]
+
+
+def _point(run: FinishedRun, point: OperatingPoint, test: bool) -> Point:
+    probability = 1 / (1 + math.exp(-point.threshold))
+    figures = {"threshold": point.threshold, "probability": probability, **_figures(point, run.dense_macs)}
+    if test:
+        measured = operating_point(run.net, run.batches("test"), run.cost, point.threshold)
+        figures |= {f"test_{name}": value for name, value in _figures(measured, run.dense_macs).items()}
+    return figures
 
 
 def _figures(point: OperatingPoint, dense_macs: float) -> Point:
@@ -129,13 +132,9 @@ def _write(folder: Path, points: Sequence[Point], text: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            write_atomic(folder / name, lambda path, content=content: _fill(path, content))
+            write_bytes(folder / name, content)
     except OSError as error:
         raise UserError(f"--output {folder}: can't be written ({error.strerror}); choose another folder") from error
-
-
-def _fill(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 if __name__ == "__main__":

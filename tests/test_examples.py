@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import hybridprune
+from hybridprune.config import DataOptions
 from hybridprune.data import normalise
 from hybridprune.errors import UserError
 from hybridprune.report.records import read_runs
@@ -44,7 +45,7 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
     net, cost = model.network, hybridprune.count(model.network, 8)
     # Two hidden layers of 64 see the pooled features and three numbers; they decide at each gate.
     decide = net.num_gates * ((max(net.backbone.block_channels) + 3) * 64 + 64 * 64 + 64 * 2)
-    test = load_images(agent.DataOptions(dataset="digits", resize=8)).test
+    test = load_images(DataOptions(dataset="digits", resize=8)).test
     pixels = normalise(test.images, model.spec.mean, model.spec.std, torch.contiguous_format)
 
     def run(alpha: float, out: Path) -> dict[str, Tensor]:

@@ -61,7 +61,8 @@ class Budget:
         if target_flops is None and target_params is None:
             return None
         return Budget(
-            _absolute(target_flops, dense.macs, per_unit=2), _absolute(target_params, dense.params, per_unit=1)
+            None if target_flops is None else target_macs(target_flops, dense.macs),
+            None if target_params is None else _absolute(target_params, dense.params, per_unit=1),
         )
 
     def allows(self, cost: Cost) -> bool:
@@ -69,9 +70,12 @@ class Budget:
         return (self.macs is None or cost.macs <= self.macs) and (self.params is None or cost.params <= self.params)
 
 
-def _absolute(target: float | None, dense: int, per_unit: int) -> float | None:
-    if target is None:
-        return None
+def target_macs(target_flops: float, dense_macs: int) -> float:
+    """MACs of a FLOPs budget: up to 1 a share of the dense network's, else FLOPs (2 x MACs)."""
+    return _absolute(target_flops, dense_macs, per_unit=2)
+
+
+def _absolute(target: float, dense: int, per_unit: int) -> float:
     return target * dense if target <= 1 else target / per_unit
 
 

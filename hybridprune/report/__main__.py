@@ -11,7 +11,7 @@ from hybridprune.errors import UserError, run_command
 from hybridprune.report.formats import FORMATS, render
 from hybridprune.report.records import read_runs, unfinished_runs
 from hybridprune.report.rows import build_rows
-from hybridprune.store.files import write_atomic
+from hybridprune.store.files import write_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,11 +48,8 @@ def _report(results: Path, format: str, output: Path | None, plot: Path | None) 
 
 
 def _write(flag: str, path: Path, content: bytes) -> None:
-    def fill(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
     try:
-        write_atomic(path, fill)
+        write_bytes(path, content)
     except OSError as error:
         raise UserError(f"{flag} {path}: can't be written ({error.strerror}); choose another file") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,19 +11,43 @@ from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import NetworkCost
+from hybridprune.routing.price import Price
 from hybridprune.routing.regular import outside_bounds
 
 
-def backbone_loss(cross_entropy: Tensor, logits: Tensor, batch: Batch, distillation: Distillation | None) -> Tensor:
-    """The mean cross-entropy, part of which gives way to the teacher (0-d)."""
-    return cross_entropy if distillation is None else distillation(batch.images, logits, cross_entropy)[0]
+@dataclass(frozen=True)
+class RoutingTerms:
+    """What both estimators know of the network, the options and the teacher."""
 
+    cost: NetworkCost
+    options: RoutingOptions
+    price: Price
+    block_shares: Tensor
+    """``w [N]``"""
+    distillation: Distillation | None = None
 
-def flops_share(decisions: Tensor, block_shares: Tensor, cost: NetworkCost) -> Tensor:
-    """Mean FLOPs of decisions ``[B, N]`` as a share of the backbone's, gates counted (0-d)."""
-    assert decisions.shape[1:] == block_shares.shape, (decisions.shape, block_shares.shape)
-    fixed = (cost.fixed_macs + sum(cost.gate_macs)) / cost.backbone_macs
-    return fixed + (decisions.float() @ block_shares).mean()
+    @staticmethod
+    def of(
+        cost: NetworkCost,
+        options: RoutingOptions,
+        price: Price,
+        device: torch.device,
+        distillation: Distillation | None = None,
+    ) -> RoutingTerms:
+        """The terms for a network of this cost."""
+        return RoutingTerms(cost, options, price, torch.tensor(cost.block_shares, device=device), distillation)
+
+    def backbone_loss(self, cross_entropy: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """The mean cross-entropy, part of which gives way to the teacher (0-d)."""
+        if self.distillation is None:
+            return cross_entropy
+        return self.distillation(batch.images, logits, cross_entropy)[0]
+
+    def flops_share(self, decisions: Tensor) -> Tensor:
+        """Mean FLOPs of decisions ``[B, N]`` as a share of the backbone's, gates counted (0-d)."""
+        assert decisions.shape[1:] == self.block_shares.shape, (decisions.shape, self.block_shares.shape)
+        fixed = (self.cost.fixed_macs + sum(self.cost.gate_macs)) / self.cost.backbone_macs
+        return fixed + (decisions.float() @ self.block_shares).mean()
 
 
 def gate_bounds(execute: Tensor, options: RoutingOptions, epoch: int) -> Tensor:

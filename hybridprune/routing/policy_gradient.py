@@ -8,14 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
-from hybridprune.engine.distill import Distillation
-from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import greedy
 from hybridprune.models.skipnet import GatedNetwork, Mode
-from hybridprune.routing.loss import backbone_loss, flops_share, gate_bounds, route_metrics
-from hybridprune.routing.price import Price
+from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 from hybridprune.routing.regular import entropy
 from hybridprune.routing.rollout import Choose, Rollout, choose_by, choose_flipping, choose_greedily, rollout
 from hybridprune.store.seeds import generator
@@ -50,34 +46,20 @@ class PolicyGradient:
     The actions of an image in an epoch depend on (seed, epoch, image) only.
     """
 
-    def __init__(
-        self,
-        net: GatedNetwork,
-        cost: NetworkCost,
-        options: RoutingOptions,
-        *,
-        price: Price,
-        images: int,
-        seed: int,
-        device: torch.device,
-        distillation: Distillation | None = None,
-    ) -> None:
-        """``price`` is alpha; ``images`` is the size of the image set that batches index into."""
+    def __init__(self, net: GatedNetwork, terms: RoutingTerms, *, images: int, seed: int) -> None:
+        """``images`` is the size of the image set that batches index into."""
         self._net = net
-        self._cost = cost
-        self._price = price
-        self._distillation = distillation
-        self._options = options
+        self._terms = terms
+        self._options, self._price = terms.options, terms.price
         self._images = images
         self._seed = seed
-        self._shares = torch.tensor(cost.block_shares, device=device)
-        self._average = torch.zeros(net.num_gates, device=device)
-        self._scale = torch.zeros(net.num_gates, device=device)
+        self._average = torch.zeros_like(terms.block_shares)
+        self._scale = torch.zeros_like(terms.block_shares)
         self._uniform = torch.empty(0)
         self._epoch = -1
 
     def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        del forward  # the environment drives the network step by step
+        del forward  # rollouts drive the network step by step
         uniform = self._draws(epoch)[batch.index.cpu()].to(batch.labels.device)
         if self._options.baseline == "counterfactual":
             episode, reward, advantage = self._flip(batch, uniform)
@@ -85,14 +67,15 @@ class PolicyGradient:
             episode = self._rollout(batch, choose_by(uniform), "masked")
             reward = self._returns(episode)
             advantage = reward - self._baseline(batch, reward)
-        share = flops_share(greedy(episode.gate_logits.detach()), self._shares, self._cost)
-        if self._weight(epoch) > 0:
+        share = self._terms.flops_share(greedy(episode.gate_logits.detach()))
+        # Only where it moves: reading the share makes the host wait for the device.
+        if self._weight(epoch) > 0 and not self._price.held:
             self._price.spend(float(share))
         gates = policy_loss(episode.log_probs, advantage)
         if self._options.entropy_bonus > 0:
             gates = gates - self._options.entropy_bonus * entropy(episode.execute)
         loss = (
-            backbone_loss(episode.cross_entropy.mean(), episode.logits, batch, self._distillation)
+            self._terms.backbone_loss(episode.cross_entropy.mean(), episode.logits, batch)
             + self._weight(epoch) * gates
             + gate_bounds(episode.execute, self._options, epoch)
         )
@@ -124,7 +107,7 @@ class PolicyGradient:
         options = self._options
         return rollout(
             self._net,
-            self._cost,
+            self._terms.cost,
             batch.images,
             batch.labels,
             choose,
@@ -134,7 +117,7 @@ class PolicyGradient:
         )
 
     def _returns(self, episode: Rollout) -> Tensor:
-        skip_rewards = self._price.value * self._shares * (1 - episode.actions)
+        skip_rewards = self._price.value * self._terms.block_shares * (1 - episode.actions)
         return returns(skip_rewards, episode.cross_entropy.detach(), self._options.gamma)
 
     def _greedy_returns(self, batch: Batch) -> Tensor:

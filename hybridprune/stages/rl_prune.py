@@ -18,14 +18,14 @@ from hybridprune.data import EvalBatches
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
-from hybridprune.engine.objective import Objective
 from hybridprune.engine.threshold import threshold_for
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
-from hybridprune.pruning.space import Budget, Cost
+from hybridprune.pruning.space import target_macs
 from hybridprune.routing.gumbel import GumbelRouting
+from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price, met
 from hybridprune.stages.common import (
@@ -80,11 +80,10 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         show_plan("rl", spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
         return None
 
-    distillation = (
-        Distillation.of(_dense(parent), options.kd_weight, options.kd_temperature) if options.kd_weight else None
-    )
-    if distillation is not None:
-        distillation.teacher.to(device)
+    distillation = None
+    if options.kd_weight > 0:
+        teacher = to_device(_dense(parent), device, config.optim.channels_last)
+        distillation = Distillation.of(teacher, options.kd_weight, options.kd_temperature)
     folder, spec, _ = open_run(invocation, spec)
     if folder.finished:
         result = folder.read_json("result.json")
@@ -100,19 +99,12 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         price.validated(found.metrics["flops_share"])
         return found
 
-    if options.estimator == "gumbel":
-        objective: Objective = GumbelRouting(net, cost, options, price=price, device=device, distillation=distillation)
-    else:
-        objective = PolicyGradient(
-            net,
-            cost,
-            options,
-            price=price,
-            images=len(dataset.train),
-            seed=config.run.seed,
-            device=device,
-            distillation=distillation,
-        )
+    terms = RoutingTerms.of(cost, options, price, device, distillation)
+    objective = (
+        GumbelRouting(terms)
+        if options.estimator == "gumbel"
+        else PolicyGradient(net, terms, images=len(dataset.train), seed=config.run.seed)
+    )
     torch.manual_seed(stream_seed(config.run.seed, "routing"))
     fit = Fit(
         run=folder,
@@ -166,20 +158,19 @@ def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float
     """The MACs that ``--target_flops`` asks for; UserError for what skipping blocks cannot reach."""
     if options.target_flops is None:
         return None
-    dense = Cost(parent.result["dense"]["macs"], parent.result["dense"]["params"])
-    budget = Budget.of(options.target_flops, None, dense)
-    assert budget is not None and budget.macs is not None
+    dense = parent.result["dense"]["macs"]
+    budget = target_macs(options.target_flops, dense)
     floor = cost.expected_macs([0.0] * len(cost.block_macs))
     ceiling = cost.expected_macs([1.0] * len(cost.block_macs))
-    if not floor <= budget.macs <= ceiling:
+    if not floor <= budget <= ceiling:
         raise UserError(
-            f"--target_flops {options.target_flops}: skipping blocks reaches {floor / dense.macs:.4f} to "
-            f"{ceiling / dense.macs:.4f} of the dense FLOPs ({2 * floor:,.0f} to {2 * ceiling:,.0f}); choose a budget "
+            f"--target_flops {options.target_flops}: skipping blocks reaches {floor / dense:.4f} to "
+            f"{ceiling / dense:.4f} of the dense FLOPs ({2 * floor:,.0f} to {2 * ceiling:,.0f}); choose a budget "
             "in between, or another --checkpoint_file"
         )
     if options.reward_scale == 0:
         raise UserError("--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1")
-    return budget.macs
+    return budget
 
 
 def _dense(parent: Parent) -> GatedNetwork:

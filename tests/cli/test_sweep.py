@@ -63,6 +63,14 @@ def test_mistakes(command: str, flags: tuple[str, ...], words: tuple[str, ...], 
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_test_images_are_evaluated_without_the_validation_split(results: Path) -> None:
+    run = folder_of(results, "rl")
+    (run / "split.json").unlink()
+    assert run_here("hybridprune.evaluate", run).returncode == 0
+    done = run_here("hybridprune.evaluate", run, "--split", "validation")
+    assert done.returncode == 2 and "split.json" in done.stderr
+
+
 def test_a_network_without_gates_has_no_curve(tmp_path: Path) -> None:
     built = stage("sp", "--result_dir", tmp_path, "--network", "vgg", "--depth", "11", "--resize", "32")
     assert built.returncode == 0, built.stderr

@@ -12,6 +12,7 @@ from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
 from tests.cases import random_images, random_net
@@ -41,16 +42,9 @@ def objective(
     cost = count(net, SIZE)
     options = {"rl_warmup": 0.0, **options}
     resolved = RoutingOptions(**options)
-    return PolicyGradient(
-        net,
-        cost,
-        resolved,
-        price=Price(resolved.reward_scale, resolved.target_flops, resolved.price_step),
-        images=images,
-        seed=seed,
-        device=torch.device("cpu"),
-        distillation=distillation,
-    )
+    price = Price(resolved.reward_scale, resolved.target_flops, resolved.price_step)
+    terms = RoutingTerms.of(cost, resolved, price, torch.device("cpu"), distillation)
+    return PolicyGradient(net, terms, images=images, seed=seed)
 
 
 def batch_of(ids: Tensor, images: Tensor, labels: Tensor) -> Batch:

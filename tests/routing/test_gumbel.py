@@ -13,6 +13,7 @@ from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.gumbel import TARGET_WEIGHT, GumbelRouting
+from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.price import Price
 from tests.routing.cases import SIZE, batch_of, labelled, three_gates
 
@@ -22,9 +23,7 @@ def gumbel(
 ) -> GumbelRouting:
     resolved = RoutingOptions(estimator="gumbel", **options)
     price = Price(resolved.reward_scale, target, resolved.price_step)
-    return GumbelRouting(
-        net, count(net, SIZE), resolved, price=price, device=torch.device("cpu"), distillation=distillation
-    )
+    return GumbelRouting(RoutingTerms.of(count(net, SIZE), resolved, price, torch.device("cpu"), distillation))
 
 
 def share_of(net: GatedNetwork, decisions: torch.Tensor) -> float:

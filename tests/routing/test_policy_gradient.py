@@ -20,6 +20,7 @@ from hybridprune.engine.distill import Distillation
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing import policy_gradient
+from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, returns
 from hybridprune.routing.price import Price
 from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
@@ -412,7 +413,7 @@ def test_the_price_waits_for_the_warm_up_and_while_the_budget_is_held() -> None:
     price = Price(0.5, 0.1, 0.1)
     options = RoutingOptions(epochs=10, rl_warmup=0.2, target_flops=0.1)
     cpu = torch.device("cpu")
-    sampled = PolicyGradient(net, count(net, SIZE), options, price=price, images=8, seed=0, device=cpu)
+    sampled = PolicyGradient(net, RoutingTerms.of(count(net, SIZE), options, price, cpu), images=8, seed=0)
     prices = [float(sampled(net, batch, epoch)[1]["price"]) for epoch in range(4)]
     assert prices[:2] == [0.5, 0.5] and 0.5 < prices[2] < prices[3]
     price.validated(0.1)
