@@ -146,7 +146,7 @@ class Fit:
             for batch in bar:
                 self._set_lr((progress.epoch * steps + progress.step) / (self.epochs * steps))
                 with autocast:
-                    loss, metrics = self.objective(forward, batch, progress.epoch)
+                    loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
                 self._step(loss)
                 self._add({"loss": loss.detach(), **metrics})
                 progress.step += 1

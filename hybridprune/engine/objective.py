@@ -19,8 +19,11 @@ from hybridprune.models.gates import Decide, soft, straight_through, with_noise
 class Objective(Protocol):
     """A differentiable loss, and what is worth logging beside it."""
 
-    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (0-d) of the gated network ``forward`` (perhaps compiled) and detached 0-d means to log."""
+    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (0-d) of the gated network ``forward`` (perhaps compiled) and detached 0-d means to log.
+
+        ``passes``: how many passes over the training images lie behind, the part of the present one included.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +63,7 @@ class Supervised:
         decide = with_noise({"hard": straight_through, "soft": soft}[gating.gating], gating.gate_noise)
         return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty, distillation, decide)
 
-    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         routed = forward(batch.images, decide=self.decide)
         cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels)
         rate = (routed.decisions.float() @ self.block_shares).mean()

@@ -25,7 +25,7 @@ class GumbelRouting:
         self._terms = terms
         self._decide = with_noise(lambda logit: straight_through(logit / terms.options.temperature), 1.0)
 
-    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         routed = forward(batch.images, decide=self._decide)
         cross_entropy = nn.functional.cross_entropy(routed.logits.float(), batch.labels, reduction="none")
         price, share = self._terms.price, self._terms.flops_share(routed.decisions)
@@ -34,7 +34,7 @@ class GumbelRouting:
             loss = loss + price.value * share
         else:
             loss = loss + TARGET_WEIGHT * (share - price.target).square()
-        loss = loss + gate_bounds(routed.gate_logits.sigmoid(), self._terms.options, epoch)
+        loss = loss + gate_bounds(routed.gate_logits.sigmoid(), self._terms.options, passes)
         metrics = route_metrics(routed.logits, batch, cross_entropy, routed.decisions, share)
         return loss, metrics
 

@@ -50,9 +50,9 @@ class RoutingTerms:
         return fixed + (decisions.float() @ self.block_shares).mean()
 
 
-def gate_bounds(execute: Tensor, options: RoutingOptions, epoch: int) -> Tensor:
-    """The penalty for mean execution rates outside of the bounds that hold in this epoch (0-d)."""
-    bound = options.rate_bound * max(0.0, 1 - 2 * epoch / options.epochs)
+def gate_bounds(execute: Tensor, options: RoutingOptions, passes: float) -> Tensor:
+    """The penalty for mean execution rates outside of the bounds that hold after so many passes (0-d)."""
+    bound = options.rate_bound * max(0.0, 1 - 2 * passes / options.epochs)
     return options.rate_bound_weight * outside_bounds(execute, bound) if bound > 0 else execute.new_zeros(())
 
 

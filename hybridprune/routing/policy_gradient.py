@@ -58,9 +58,9 @@ class PolicyGradient:
         self._uniform = torch.empty(0)
         self._epoch = -1
 
-    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         del forward  # rollouts drive the network step by step
-        uniform = self._draws(epoch)[batch.index.cpu()].to(batch.labels.device)
+        uniform = self._draws(int(passes))[batch.index.cpu()].to(batch.labels.device)
         if self._options.baseline == "counterfactual":
             episode, reward, advantage = self._flip(batch, uniform)
         else:
@@ -69,15 +69,15 @@ class PolicyGradient:
             advantage = reward - self._baseline(batch, reward)
         share = self._terms.flops_share(greedy(episode.gate_logits.detach()))
         # Only where it moves: reading the share makes the host wait for the device.
-        if self._weight(epoch) > 0 and not self._price.held:
+        if self._weight(passes) > 0 and not self._price.held:
             self._price.spend(float(share))
         gates = policy_loss(episode.log_probs, advantage)
         if self._options.entropy_bonus > 0:
             gates = gates - self._options.entropy_bonus * entropy(episode.execute)
         loss = (
             self._terms.backbone_loss(episode.cross_entropy.mean(), episode.logits, batch)
-            + self._weight(epoch) * gates
-            + gate_bounds(episode.execute, self._options, epoch)
+            + self._weight(passes) * gates
+            + gate_bounds(episode.execute, self._options, passes)
         )
         metrics = route_metrics(episode.logits, batch, episode.cross_entropy, episode.actions, share)
         metrics |= {"return": reward[:, 0].mean(), "advantage": advantage.abs().mean()}
@@ -92,9 +92,9 @@ class PolicyGradient:
         self._scale = state["scale"].to(self._scale.device)
         self._price.load_state_dict(state["price"])
 
-    def _weight(self, epoch: int) -> float:
+    def _weight(self, passes: float) -> float:
         """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks."""
-        return self._options.rl_weight if epoch >= self._options.rl_warmup * self._options.epochs else 0.0
+        return self._options.rl_weight if passes >= self._options.rl_warmup * self._options.epochs else 0.0
 
     def _draws(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -7,6 +7,10 @@ from typing import Any
 
 TOLERANCE = 0.02
 """Largest relative distance of the expected FLOPs from a budget that counts as met."""
+DAMPING = 2.0
+"""Logarithm of the factor by which an excess of 100 % raises the price at once, for as long as it lasts."""
+MOMENTUM = 0.9
+"""Of the running mean of the excess, which keeps a batch's noise out of the price."""
 
 
 class Price:
@@ -14,29 +18,39 @@ class Price:
 
     With a ``target`` (share of the backbone's FLOPs, gates counted) it is a Lagrange multiplier, raised while routes
     cost more and lowered while they cost less: dual ascent, in the logarithm, so that it stays positive and one step
-    size serves every scale. It is held while validation is within 2 % of the target.
+    size serves every scale. Gates answer a price with a delay, so dual ascent alone overshoots and swings; a term
+    proportional to the excess damps it (PID Lagrangian, Stooke et al. 2020, section 4; here P and I). It is held while
+    validation is within 2 % of the target.
     """
 
     def __init__(self, value: float, target: float | None, step: float) -> None:
         assert target is None or (value > 0 and target > 0)
-        self.value = value
         self.target = target
-        self._step = step
         self.held = target is None
+        self._step = step
+        self._base = value
+        self._excess = 0.0
+
+    @property
+    def value(self) -> float:
+        """The price now."""
+        return self._base * math.exp(DAMPING * self._excess)
 
     def spend(self, share: float) -> None:
         """A batch's routes cost this share of the network's FLOPs."""
         if not self.held and self.target is not None:
             excess = max(-1.0, min(1.0, share / self.target - 1))
-            self.value *= math.exp(self._step * excess)
+            # From 0, not from the first excess: the price starts where it was set.
+            self._excess = MOMENTUM * self._excess + (1 - MOMENTUM) * excess
+            self._base *= math.exp(self._step * excess)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
-        return {"value": self.value, "held": self.held}
+        return {"base": self._base, "excess": self._excess, "held": self.held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
-        self.value, self.held = state["value"], state["held"]
+        self._base, self._excess, self.held = state["base"], state["excess"], state["held"]
 
     def validated(self, share: float) -> None:
         """Routes cost this share on the validation split."""

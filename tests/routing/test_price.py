@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hybridprune.routing.price import Price, met
+from hybridprune.routing.price import DAMPING, MOMENTUM, Price, met
 
 
 @pytest.mark.parametrize("target", [0.3, 0.6, 0.9])
@@ -23,12 +23,33 @@ def test_it_finds_the_price_at_which_the_budget_is_met(start: float, target: flo
     assert met(1 / (1 + price.value), target)
 
 
-def test_a_step_is_the_excess_in_the_logarithm() -> None:
+def lowest_share(target: float, monkeypatch: pytest.MonkeyPatch, damping: float) -> float:
+    """The least FLOPs on the way, of gates that move with the price of the moment: they answer with a delay."""
+    monkeypatch.setattr("hybridprune.routing.price.DAMPING", damping)
+    price, logit, shares = Price(0.3, target, step=0.02), 2.0, []
+    for _ in range(1500):
+        logit += 0.05 * (1 - price.value)  # at a price of 1 there is nothing to gain either way
+        shares.append(1 / (1 + math.exp(-logit)))
+        price.spend(shares[-1])
+    assert met(shares[-1], target) or damping == 0
+    return min(shares)
+
+
+def test_damping_keeps_gates_that_answer_late_from_falling_far_below_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert lowest_share(0.6, monkeypatch, 0.0) < 0.35
+    assert lowest_share(0.6, monkeypatch, DAMPING) > 0.5
+
+
+def test_a_step_is_the_excess_in_the_logarithm_and_what_lasts_of_it() -> None:
     price = Price(2.0, 0.5, step=0.1)
     price.spend(0.6)
-    assert price.value == pytest.approx(2 * math.exp(0.1 * 0.2))
-    price.spend(50.0)  # nothing moves it by more than the step
-    assert price.value == pytest.approx(2 * math.exp(0.1 * 0.2 + 0.1))
+    lasting = (1 - MOMENTUM) * 0.2
+    assert price.value == pytest.approx(2 * math.exp(0.1 * 0.2 + DAMPING * lasting))
+    price.spend(50.0)  # nothing counts as more than the double
+    lasting = MOMENTUM * lasting + (1 - MOMENTUM)
+    assert price.value == pytest.approx(2 * math.exp(0.1 * 0.2 + 0.1 + DAMPING * lasting))
 
 
 def test_it_is_held_while_validation_is_within_two_percent() -> None:
@@ -42,6 +63,8 @@ def test_it_is_held_while_validation_is_within_two_percent() -> None:
     other = Price(1.0, 0.5, step=0.1)
     other.load_state_dict(price.state_dict())
     assert (other.value, other.held) == (price.value, price.held)
+    other.spend(0.9), price.spend(0.9)
+    assert other.value == price.value
 
 
 def test_without_a_target_it_stays() -> None:
