@@ -1,6 +1,8 @@
 """``python -m hybridprune.sweep RUN``: the operating points of one trained policy, without retraining.
 
-Thresholds on the gates' probabilities are swept on the validation images; each gives an expected cost and an accuracy.
+Thresholds on the gates' logits are swept on the validation images, from executing every block to executing none; each
+gives an expected cost and an accuracy. In sweep.json, ``threshold`` is null at these two extremes, since JSON knows no
+infinity; ``probability``, the threshold's sigmoid, is 0 and 1 there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 
-from hybridprune.engine.threshold import WIDEST, OperatingPoint, operating_point
+from hybridprune.engine.threshold import OperatingPoint, operating_point
 from hybridprune.errors import UserError, run_command
 from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
 from hybridprune.store.files import write_bytes
@@ -28,7 +30,11 @@ def main(argv: Sequence[str]) -> None:
     add_batch_size(parser)
     parser.add_argument("--points", type=int, default=9, help="thresholds between the extremes (default: %(default)s)")
     parser.add_argument(
-        "--test", action="store_true", help="also show test accuracy at each threshold (choose by validation!)"
+        "--split",
+        choices=("test", "validation"),
+        default="validation",
+        help="test: measure every threshold on the test images too, beside the validation images, by which to choose "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="folder of sweep.md, sweep.json, sweep.png (default: RUN)"
@@ -38,31 +44,34 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--points {arguments.points}: must be at least 1")
     run = FinishedRun.load(arguments)
     run.need_gates()
-    points = sweep(run, arguments.points, arguments.test)
+    points = sweep(run, arguments.points, arguments.split == "test")
     text = table(points)
     _write(arguments.output or run.run.path, points, text)
     print(text, end="")
 
 
 def thresholds(logits: torch.Tensor, points: int) -> list[float]:
-    """Those above -WIDEST, rising: quantiles of the logits ``[M, N]``, the policy's own 0, and WIDEST, each once."""
+    """Quantiles of the logits ``[M, N]``, the policy's own 0, and inf, which executes no block; rising, each once."""
     shares = (torch.arange(points) + 0.5) / points
     quantiles = torch.quantile(logits.flatten().double()[: 2**24], shares.double()).tolist()
-    return sorted({0.0, WIDEST, *(min(max(value, -WIDEST), WIDEST) for value in quantiles)} - {-WIDEST})
+    return sorted({0.0, math.inf, *quantiles})
 
 
 def sweep(run: FinishedRun, points: int, test: bool) -> list[Point]:
     """Measure every threshold on validation and, if wanted, on the test images."""
     validation = run.batches("validation")
-    always_on = operating_point(run.net, validation, run.cost, -WIDEST)
+    always_on = operating_point(run.net, validation, run.cost, -math.inf)
     others = thresholds(always_on.evaluation.gate_logits, points)
     found = [always_on, *(operating_point(run.net, validation, run.cost, threshold) for threshold in others)]
     return [_point(run, point, test) for point in found]
 
 
 def _point(run: FinishedRun, point: OperatingPoint, test: bool) -> Point:
-    probability = 1 / (1 + math.exp(-point.threshold))
-    figures = {"threshold": point.threshold, "probability": probability, **_figures(point, run.dense_macs)}
+    figures: Point = {
+        "threshold": point.threshold if math.isfinite(point.threshold) else None,
+        "probability": float(torch.tensor(point.threshold, dtype=torch.float64).sigmoid()),
+        **_figures(point, run.dense_macs),
+    }
     if test:
         measured = operating_point(run.net, run.batches("test"), run.cost, point.threshold)
         figures |= {f"test_{name}": value for name, value in _figures(measured, run.dense_macs).items()}
@@ -83,11 +92,12 @@ def _figures(point: OperatingPoint, dense_macs: float) -> Point:
 def table(points: Sequence[Point]) -> str:
     """Markdown, one row per threshold."""
     tested = "test_accuracy" in points[0]
-    head = ["Probability above", "GFLOPs", "Dense FLOPs %", "Execution rate", "Validation accuracy %"]
+    head = ["Logit above", "Probability above", "GFLOPs", "Dense FLOPs %", "Execution rate", "Validation accuracy %"]
     head += ["Test GFLOPs", "Test accuracy %"] if tested else []
     lines = ["| " + " | ".join(head) + " |", "|" + " --: |" * len(head)]
     for point in points:
         cells = [
+            _limit(point),
             f"{point['probability']:.4g}",
             f"{point['flops'] / 1e9:.4g}",
             f"{100 * point['dense_share']:.2f}",
@@ -96,7 +106,13 @@ def table(points: Sequence[Point]) -> str:
         ]
         cells += [f"{point['test_flops'] / 1e9:.4g}", f"{100 * point['test_accuracy']:.2f}"] if tested else []
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Expected FLOPs = 2 x MACs, gates counted. 0.5 is the policy as it was trained.", ""])
+    return "\n".join([*lines, "", "Expected FLOPs = 2 x MACs, gates counted. Logit 0 is the policy as trained.", ""])
+
+
+def _limit(point: Point) -> str:
+    if point["threshold"] is None:
+        return "all run" if point["probability"] == 0 else "none runs"
+    return f"{point['threshold']:.6g}"
 
 
 def best(points: Sequence[Point]) -> list[Point]:
@@ -126,7 +142,7 @@ def plot(points: Sequence[Point]) -> bytes:
 def _write(folder: Path, points: Sequence[Point], text: str) -> None:
     files = {
         "sweep.md": text.encode(),
-        "sweep.json": (json.dumps(points, indent=2) + "\n").encode(),
+        "sweep.json": (json.dumps(points, indent=2, allow_nan=False) + "\n").encode(),
         "sweep.png": plot(points),
     }
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve, to_json
-from hybridprune.data import EvalBatches
+from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.distill import Distillation
-from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
-from hybridprune.engine.threshold import threshold_for
+from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
@@ -135,23 +134,26 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 
 
 def routed_score(
-    net: GatedNetwork, batches: EvalBatches, cost: NetworkCost, reward_scale: float, budget: float | None = None
+    net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost, reward_scale: float, budget: float | None = None
 ) -> Validation:
     """What selects in this stage, of the greedy policy: its mean undiscounted return.
 
-    With a ``budget`` (MACs): minus the cross-entropy, and 10 nats for missing the budget by 100 %, beyond the 2 %
-    that count as met. There, the price of FLOPs changes while training goes on, so returns cannot be compared.
+    With a ``budget`` (MACs), the network that would be shipped is scored: minus the cross-entropy at the threshold that
+    meets the budget (``budget_...`` in the metrics), and minus 10 nats per 100 % that even the nearest threshold misses
+    beyond the 2 % that count as met. The price of FLOPs changes while training goes on, so returns cannot be compared.
     """
-    routed = evaluate(net, batches, "executed")
-    rates = routed.block_rates
-    expected = cost.expected_macs(rates)
+    own = operating_point(net, batches, cost, 0.0)
+    routed = own.evaluation
+    metrics = {"accuracy": routed.accuracy, "loss": routed.loss, "flops_share": own.macs / cost.backbone_macs}
     if budget is None:
-        saved = sum(share * (1 - rate) for share, rate in zip(cost.block_shares, rates, strict=True))
+        saved = sum(share * (1 - rate) for share, rate in zip(cost.block_shares, routed.block_rates, strict=True))
         score = reward_scale * saved - routed.loss
     else:
-        score = -routed.loss - 10 * max(0.0, abs(expected / budget - 1) - TOLERANCE)
-    metrics = {"score": score, "accuracy": routed.accuracy, "loss": routed.loss}
-    return Validation(score, {**metrics, "flops_share": expected / cost.backbone_macs})
+        point = threshold_for(net, batches, cost, budget, TOLERANCE / 2, own)
+        score = -point.evaluation.loss - 10 * max(0.0, abs(point.macs / budget - 1) - TOLERANCE)
+        metrics["budget_accuracy"] = point.evaluation.accuracy
+        metrics["budget_flops_share"] = point.macs / cost.backbone_macs
+    return Validation(score, {"score": score, **metrics})
 
 
 def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float | None:
@@ -199,7 +201,7 @@ def _recalibrate_if_better(
 
 def _meet(folder: RunFolder, net: GatedNetwork, images: Images, cost: NetworkCost, budget: float) -> dict[str, Any]:
     """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it."""
-    point = threshold_for(net, images.validation(), cost, budget, tolerance=TOLERANCE / 2)
+    point = threshold_for(net, images.validation(), cost, budget, TOLERANCE / 2)
     if point.threshold != 0:
         net.gate.shift(-point.threshold)
         folder.save_weights("model.safetensors", net)

@@ -33,7 +33,7 @@ def flags_of(script: str) -> set[str]:
     if script == "hybridprune.evaluate":
         return READING | {"--mode", "--split", "--target_flops", "--compare", "--no-compare"}
     if script == "hybridprune.sweep":
-        return READING | {"--points", "--test", "--output"}
+        return READING | {"--points", "--split", "--output"}
     if script == "hybridprune.report":
         return {"--format", "--output", "--plot"}
     flags = {"--config_path", "--resume", "--dry-run", "--print-config"}

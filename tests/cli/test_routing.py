@@ -43,8 +43,17 @@ def test_a_budget_is_met_on_validation_or_said_not_to_be(estimator: str, parent:
     assert target["met"] == (reached <= TOLERANCE)
     assert ("warning: expected FLOPs" in messages) == (not target["met"])
     assert result["validation"]["routed"]["expected_macs"] == pytest.approx(target["validation_macs"])
+    # An epoch's score is that of the network that would be shipped, at the budget, and the best one is shipped.
+    run = folder_of(Path("out"), "rl")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: line["validation_score"])
+    assert best["epoch"] == result["selected_epoch"]
+    if not result["batchnorm_recalibrated"]:
+        assert best["validation_budget_accuracy"] == pytest.approx(result["validation"]["routed"]["accuracy"])
+        shipped = best["validation_budget_flops_share"] * result["macs"]["backbone"]
+        assert shipped == pytest.approx(target["validation_macs"])
     # The stage says what it did to the gates, and did it: without the shift the bias is the last checkpoint's.
-    score = read_tensors(folder_of(Path("out"), "rl") / "model.safetensors")["gate.score.bias"]
+    score = read_tensors(run / "model.safetensors")["gate.score.bias"]
     assert torch.isfinite(score).all()
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from hybridprune.sweep import thresholds
 from tests.cli.cases import folder_of, run_here, stage
 
 
 def test_a_sweep_leaves_table_plot_and_numbers(results: Path) -> None:
     run = folder_of(results, "rl")
-    done = run_here("hybridprune.sweep", run, "--points", "3", "--test")
+    done = run_here("hybridprune.sweep", run, "--points", "3", "--split", "test")
     assert done.returncode == 0, done.stderr
     points = json.loads((run / "sweep.json").read_text())
     assert done.stdout == (run / "sweep.md").read_text() and (run / "sweep.png").read_bytes()[1:4] == b"PNG"
@@ -27,6 +30,31 @@ def test_a_sweep_leaves_table_plot_and_numbers(results: Path) -> None:
         assert points[0][f"{prefix}accuracy"] == pytest.approx(result[split]["always_on"]["accuracy"])
     assert points[0]["mean_rate"] == 1 and points[-1]["mean_rate"] == 0
     assert [point["flops"] for point in points] == sorted((point["flops"] for point in points), reverse=True)
+    # JSON has no infinity: the extremes have no threshold, but probabilities.
+    extremes = [(point["threshold"], point["probability"]) for point in (points[0], points[-1])]
+    assert extremes == [(None, 0), (None, 1)]
+    between = [point["threshold"] for point in points[1:-1]]
+    assert between == sorted(between) and own["probability"] == 0.5
+    assert done.stdout.count("| all run | 0 |") == done.stdout.count("| none runs | 1 |") == 1
+
+
+def test_a_sweep_looks_at_validation_images_unless_told_otherwise(results: Path) -> None:
+    run = folder_of(results, "rl")
+    assert run_here("hybridprune.sweep", run, "--points", "1").returncode == 0
+    plain = json.loads((run / "sweep.json").read_text())
+    assert run_here("hybridprune.sweep", run, "--points", "1", "--split", "test").returncode == 0
+    tested = json.loads((run / "sweep.json").read_text())
+    for before, after in zip(plain, tested, strict=True):
+        added = {key for key in after if key.startswith("test_")}
+        assert "test_accuracy" in added and {key: after[key] for key in after if key not in added} == before
+
+
+@pytest.mark.parametrize("place", [-1000.0, -60.0, 60.0, 1000.0])
+def test_logits_far_from_0_have_a_curve_too(place: float) -> None:
+    logits = place + torch.linspace(-1, 1, 30).view(6, 5)
+    found = thresholds(logits, 3)
+    assert found == sorted(found) and found[-1] == math.inf and 0 in found
+    assert sum(0 < float((logits > threshold).double().mean()) < 1 for threshold in found) == 3
 
 
 def test_evaluate_picks_the_threshold_of_a_budget(results: Path, tmp_path: Path) -> None:
@@ -52,6 +80,7 @@ def test_evaluate_picks_the_threshold_of_a_budget(results: Path, tmp_path: Path)
         ("evaluate", ("--target_flops", "-1"), ("--target_flops -1", "above 0")),
         ("evaluate", ("--target_flops", "0.5", "--mode", "always_on"), ("--target_flops", "always_on")),
         ("sweep", ("--points", "0"), ("--points 0",)),
+        ("sweep", ("--split", "train"), ("--split", "train", "--help")),
         ("sweep", ("--batch_size", "0"), ("--batch_size 0",)),
         ("sweep", ("--output", "/dev/null/x"), ("--output /dev/null/x",)),
         ("sweep", ("--what",), ("--what", "--help")),

@@ -55,6 +55,31 @@ def test_dense_network_in_closed_form(depth: int, width: int, size: int) -> None
     assert cost.block_shares == pytest.approx([macs / cost.backbone_macs for macs in avoidable])
 
 
+def feed_forward_gate_macs(gate: str, channels: list[int], sizes: list[int]) -> list[int]:
+    """ff2: ten 3x3 filters of stride 2; ff1: ten on pooled features, then ten of stride 2. Both: a score of ten inputs."""
+
+    def macs(c: int, size: int) -> int:
+        if gate == "ff2":
+            return 9 * c * 10 * math.ceil(size / 2) ** 2 + 10
+        pooled = size // 2
+        return 9 * c * 10 * pooled**2 + 9 * 10 * 10 * math.ceil(pooled / 2) ** 2 + 10
+
+    return list(map(macs, channels, sizes))
+
+
+@pytest.mark.parametrize(("depth", "width", "size"), [(14, 4, 16), (20, 3, 30), (14, 16, 32), (8, 5, 9)])
+@pytest.mark.parametrize("gate", ["ff1", "ff2"])
+def test_feed_forward_gates_in_closed_form(gate: str, depth: int, width: int, size: int) -> None:
+    cost = count(NetworkSpec("resnet", depth, width, 7, gate=gate).build(), size)
+    stages = [(width * 2**stage, math.ceil(size / 2**stage)) for stage in range(3)]
+    # A gate sees the output of the block before it; after the last block there is none.
+    channels, sizes = (list(of) for of in zip(*sorted(stages * ((depth - 2) // 6))[:-1], strict=True))
+    assert list(cost.gate_macs) == feed_forward_gate_macs(gate, channels, sizes)
+    assert (cost.fixed_macs, list(cost.block_macs)) == resnet_macs(depth, width, 7, size)
+    convolutions = sum(9 * c * 10 + 20 + (9 * 10 * 10 + 20 if gate == "ff1" else 0) for c in channels)
+    assert cost.gate_params == convolutions + 11 * len(channels)
+
+
 def test_gate_parameters_in_closed_form() -> None:
     net = NetworkSpec("resnet", 14, 4, 7).build()
     cost = count(net, 8)
