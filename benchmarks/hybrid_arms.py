@@ -85,7 +85,7 @@ class Forced:
 
     routes: Callable[[int], Tensor] | None = None
 
-    def __call__(self, forward: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.routes is None:
             assert isinstance(forward, GatedNetwork)
             logits = forward.backbone(batch.images)
@@ -115,6 +115,11 @@ class Bench:
     @property
     def seed(self) -> int:
         return self.static.seed
+
+    def run_of(self, arm: str) -> RunFolder:
+        """Where the second phase of an arm of this pair of budgets is kept."""
+        epochs = f"{self.epochs[0]}+{self.epochs[1]}epochs"
+        return RunFolder(self.work / f"{self.f1:g}-{self.f2:g}-{arm.replace(',', '').replace(' ', '-')}-{epochs}-seed{self.seed}")
 
     def first_phase(self, share: float) -> GatedNetwork:
         """The network cut to ``share`` and trained for the first phase; kept in the work folder."""
@@ -179,7 +184,7 @@ class Bench:
 
     def run_static(self, share: float) -> Line:
         net = self.first_phase(share)
-        run = RunFolder(self.work / f"static{share:g}-seed{self.seed}")
+        run = RunFolder(self.work / f"static{share:g}-{self.epochs[0]}+{self.epochs[1]}epochs-seed{self.seed}")
         self.fit(run, net, Forced(), self.epochs[1], STATIC, self.always_on_score, nn.Module.train)
         cost = count(net, SIZE)
         validation = self.always_on_score(net).score
@@ -201,7 +206,7 @@ class Bench:
             else PolicyGradient(net, terms, images=len(images.dataset.train), seed=self.seed)
         )
         score = partial(routed_score, cost=cost, reward_scale=0.0, budget=budget)
-        run = RunFolder(self.work / f"{name.replace(', ', '-').replace(' ', '-')}-seed{self.seed}")
+        run = self.run_of(name)
 
         def validated(candidate: GatedNetwork) -> Validation:
             found = score(candidate, images.validation())
@@ -243,7 +248,7 @@ class Bench:
         net = self.first_phase(self.f1)
         cost = count(net, SIZE)
         route = self.best_subset(net, cost)
-        run = RunFolder(self.work / f"fixed-seed{self.seed}")
+        run = self.run_of("fixed subset")
         routes: Callable[[int], Tensor] = lambda batch: route.expand(batch, -1)  # noqa: E731
         return self.run_forced(run, net, cost, routes, gates=False)
 
@@ -274,7 +279,7 @@ class Bench:
         routes: Callable[[int], Tensor] = lambda batch: (  # noqa: E731
             torch.rand(batch, len(rates), generator=draw) < rates
         ).float()
-        run = RunFolder(self.work / f"random-seed{self.seed}")
+        run = self.run_of("random gates")
         return self.run_forced(run, net, count(net, SIZE), routes, gates=True)
 
     def run_forced(
@@ -325,8 +330,7 @@ def main() -> None:
         return
     dense_macs = count(DENSE.build(), SIZE).backbone_macs
     static = StaticBench.of(arguments.data_dir, arguments.seed, arguments.precision)
-    work = arguments.work / f"f{arguments.f1:g}-f{arguments.f2:g}"
-    bench = Bench(static, work, arguments.f1, arguments.f2, tuple(arguments.epochs), dense_macs)
+    bench = Bench(static, arguments.work, arguments.f1, arguments.f2, tuple(arguments.epochs), dense_macs)
     shared = {"f1": arguments.f1, "f2": arguments.f2, "epochs": arguments.epochs, "seed": arguments.seed}
     if arguments.images is not None:
         line = find_line(read_lines(RESULTS), arm=arguments.images, **shared)

@@ -423,6 +423,24 @@ def test_phases_shuffle_anew(tmp_path: Path) -> None:
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(24))
 
 
+def test_the_objective_is_told_the_passes_done_also_after_a_resume(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    class Listening(Supervised):
+        def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+            told.append(passes)
+            return super().__call__(forward, batch, passes)
+
+    plain = Supervised.of(count(small_net(), 8), 0.1, CPU)
+    listening = Listening(plain.block_shares, plain.rate_penalty)
+    with pytest.raises(Killed):
+        resume(tmp_path, on_step((1, 2), kill), objective=listening, epochs=2)
+    resume(tmp_path, objective=listening, epochs=2)
+    steps = [k / STEPS for k in range(2 * STEPS)]
+    # Killed in the second epoch: it starts again at its beginning.
+    assert told == pytest.approx(steps[: STEPS + 2] + steps[STEPS:])
+
+
 def test_a_finished_training_is_not_repeated(whole: Path, tmp_path: Path) -> None:
     resume(tmp_path)
     resume(tmp_path, lambda epoch, step, batch: kill(batch))
