@@ -1,7 +1,7 @@
 """Route images with somebody else's agent: PPO of stable-baselines3 decides instead of a run's own gates.
 
     pip install -e ".[agents]"
-    python examples/third_party_agent.py RUN --alpha 0.5 --timesteps 200000
+    python examples/third_party_agent.py RUN --alpha 2 --timesteps 50000
     python -m hybridprune.report RESULTS
 
 RUN is a finished run of any stage. The backbone stays as it is; the agent learns on the training images and is measured
@@ -93,8 +93,11 @@ def actor(agent: PPO) -> nn.Module:
     return nn.Sequential(agent.policy.mlp_extractor.policy_net, agent.policy.action_net).to("cpu")
 
 
-def train(environment: Environment, gates: int, timesteps: int, seed: int) -> tuple[PPO, int, int]:
-    """An agent that has learnt for ``timesteps`` decisions; the MACs of one, and the parameters that decide."""
+def train(environment: Environment, gates: int, hidden: int, timesteps: int, seed: int) -> tuple[PPO, int, int]:
+    """An agent that has learnt for ``timesteps`` decisions; the MACs of one, and the parameters that decide.
+
+    One ``hidden`` layer decides. What judges in training only may be larger: it costs nothing later.
+    """
     env = environment(ENVS)
     steps = 4 * gates  # whole episodes
     agent = PPO(
@@ -102,6 +105,7 @@ def train(environment: Environment, gates: int, timesteps: int, seed: int) -> tu
         ImageVecEnv(env),
         n_steps=steps,
         batch_size=steps * ENVS // 4,
+        policy_kwargs={"net_arch": {"pi": [hidden], "vf": [64, 64]}},
         gamma=1.0,  # rewards add up to what counts
         ent_coef=0.01,
         seed=seed,
@@ -144,8 +148,9 @@ def main(argv: Sequence[str]) -> None:
     out = RunFolder(arguments.out or run.path.with_name(f"{run.path.name}-ppo-seed{arguments.seed}"))
     if out.path.exists():
         raise UserError(f"--out {out.path}: exists already; name a new folder")
-    if arguments.timesteps < 1:
-        raise UserError(f"--timesteps {arguments.timesteps}: must be at least 1")
+    for name in ("timesteps", "hidden"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
     device = device_of(arguments.device)
     model = hybridprune.load(run.path, device)
     net, spec = model.network, model.spec
@@ -158,7 +163,9 @@ def main(argv: Sequence[str]) -> None:
         return GateRoutingVectorEnv(net, cost, *train_set, num_envs, alpha=arguments.alpha, **options)
 
     started = time.perf_counter()
-    agent, decision_macs, params = train(environment, net.num_gates, arguments.timesteps, arguments.seed)
+    agent, decision_macs, params = train(
+        environment, net.num_gates, arguments.hidden, arguments.timesteps, arguments.seed
+    )
     seconds = time.perf_counter() - started
     own = dataclasses.replace(cost, gate_macs=(decision_macs,) * net.num_gates, gate_params=params)
     images, labels = test_set
@@ -211,7 +218,7 @@ def _finish(
 ) -> None:
     """Write what ``python -m hybridprune.report`` reads: the parent's record, but for who decides."""
     before = parent.read_json("result.json")
-    config = {"agent": "ppo", "alpha": arguments.alpha, "timesteps": arguments.timesteps}
+    config = {"agent": "ppo", "alpha": arguments.alpha, "hidden": arguments.hidden, "timesteps": arguments.timesteps}
     spec = dataclasses.replace(parent.read_spec(), stage="rl", run_id=uuid.uuid4().hex)
     out.write_json("spec.json", spec.to_json())
     keep = ("dataset", "network", "dense")
@@ -251,8 +258,9 @@ def _finish(
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=200_000, help="decisions to learn from, default: %(default)s")
-    parser.add_argument("--alpha", type=float, default=0.5, help="nats for all FLOPs, default: %(default)s")
+    parser.add_argument("--timesteps", type=int, default=50_000, help="decisions to learn from, default: %(default)s")
+    parser.add_argument("--alpha", type=float, default=2.0, help="nats for all FLOPs, default: %(default)s")
+    parser.add_argument("--hidden", type=int, default=16, help="units of the net that decides, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder to write (default: beside RUN)")
     return parser

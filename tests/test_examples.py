@@ -43,8 +43,8 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
     assert stage("sp", "--result_dir", results, "--epochs", "8").returncode == 0
     parent, model = folder_of(results, "sp"), hybridprune.load(folder_of(results, "sp"))
     net, cost = model.network, hybridprune.count(model.network, 8)
-    # Two hidden layers of 64 see the pooled features and three numbers; they decide at each gate.
-    decide = net.num_gates * ((max(net.backbone.block_channels) + 3) * 64 + 64 * 64 + 64 * 2)
+    # One hidden layer of 16 sees the pooled features and three numbers; it decides at each gate.
+    decide = net.num_gates * ((max(net.backbone.block_channels) + 3) * 16 + 16 * 2)
     test = load_images(DataOptions(dataset="digits", resize=8)).test
     pixels = normalise(test.images, model.spec.mean, model.spec.std, torch.contiguous_format)
 
@@ -68,7 +68,7 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
         rates.append(float(decisions.mean()))
         spent.append(cost.expected_macs(decisions.double().mean(0).tolist()) - sum(cost.gate_macs) + decide)
         assert found["expected_macs"] == pytest.approx(spent[-1]) and result["macs"]["gates"] == decide
-        assert result["params"]["gates"] == decide // net.num_gates + 64 + 64 + 2
+        assert result["params"]["gates"] == decide // net.num_gates + 16 + 2
     assert rates[0] > rates[2]  # dear FLOPs teach it to skip
 
     rows = build_rows(read_runs(results))
@@ -84,5 +84,6 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     with pytest.raises(UserError, match=r"--out .*exists already"):
         run(0.0, tmp_path / "again")
-    with pytest.raises(UserError, match="--timesteps 0"):
-        agent.main([str(parent), "--timesteps", "0", "--out", str(tmp_path / "none")])
+    for flag in ("--timesteps", "--hidden"):
+        with pytest.raises(UserError, match=f"{flag} 0"):
+            agent.main([str(parent), flag, "0", "--out", str(tmp_path / "none")])

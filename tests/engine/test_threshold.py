@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -106,8 +107,9 @@ def test_the_search_ends_when_no_threshold_is_left_to_try(seed: int, share: floa
     assert 0 < abs(point.macs / target - 1) < 0.002 and batches.done < STEPS
 
 
-def test_thresholds_lie_midway_between_two_logits() -> None:
-    point = threshold_for(NET, BATCHES, COST, between(COST, 0.5), 0.01)
+@pytest.mark.parametrize("share", [0.15, 0.35, 0.55, 0.75, 0.95])
+def test_thresholds_lie_midway_between_two_logits(share: float) -> None:
+    point = threshold_for(NET, BATCHES, COST, between(COST, share), 0.1)  # features are still changing
     low, high = point.neighbours
     logits = point.evaluation.gate_logits
     assert low == logits[logits <= point.threshold].max() and high == logits[logits > point.threshold].min()
@@ -151,7 +153,12 @@ def test_what_the_policy_gives_as_it_is_need_not_be_measured_again() -> None:
     assert threshold_for(NET, [], COST, own.macs, 0.01, own) is own
 
 
-@pytest.mark.parametrize("logits", [(1.5,) * 5, (0.5, -0.25, 3.0, -7.0, 1.0)])
+NEXT = float(np.nextafter(np.float32(1), np.float32(2)))
+"""The fp32 number after 1; in fp32, the middle between it and the one after it is that one."""
+AFTER = float(np.nextafter(np.float32(NEXT), np.float32(2)))
+
+
+@pytest.mark.parametrize("logits", [(1.5,) * 5, (0.5, -0.25, 3.0, -7.0, 1.0), (NEXT, AFTER, NEXT, AFTER, NEXT)])
 def test_a_policy_that_treats_all_images_alike_has_few_points_and_the_search_ends(logits: tuple[float, ...]) -> None:
     torch.manual_seed(0)
     net = randomised(NetworkSpec("resnet", 14, 4, 5, gate="ff2").build())

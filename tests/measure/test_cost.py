@@ -56,7 +56,7 @@ def test_dense_network_in_closed_form(depth: int, width: int, size: int) -> None
 
 
 def feed_forward_gate_macs(gate: str, channels: list[int], sizes: list[int]) -> list[int]:
-    """ff2: ten 3x3 filters of stride 2; ff1: ten on pooled features, then ten of stride 2. Both: a score of ten inputs."""
+    """Of ten 3x3 filters of stride 2 (ff2), or of ten on pooled features and ten of stride 2 (ff1); of the score."""
 
     def macs(c: int, size: int) -> int:
         if gate == "ff2":
