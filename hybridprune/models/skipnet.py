@@ -6,7 +6,6 @@ rollouts and the environment drive the same steps, so there is one implementatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -34,8 +33,7 @@ class Routed(NamedTuple):
         return self.decisions.float().mean() if self.decisions.numel() else self.logits.new_ones(())
 
 
-@dataclass(frozen=True)
-class RoutingState:
+class RoutingState(NamedTuple):
     """Between two blocks: the features ``[B, C, H, W]`` and how many blocks are behind us.
 
     Without blocks, the images themselves.
@@ -125,10 +123,11 @@ class GatedNetwork(nn.Module):
         state = self.start(images)
         hidden: Hidden | None = None
         gate_logits: list[Tensor] = []
+        given = None if decisions is None else decisions.unbind(1)
         taken: list[Tensor] = []
         for i in range(self.num_gates):
             logit, hidden = self.gate(i, state.features, hidden)
-            decision = decide(logit) if decisions is None else decisions[:, i]
+            decision = decide(logit) if given is None else given[i]
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)
             taken.append(decision)
