@@ -74,7 +74,11 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "gumbel, rate bounds": {"estimator": "gumbel", "rate_bound": 0.3},
     "moving average": {"baseline": "moving_average"},
     "no baseline": {"baseline": "none"},
+    # The gates learn as fast as in the other arms.
+    "gumbel, BatchNorm trained": {"estimator": "gumbel", "gate_lr_factor": 10 * DYNAMIC.lr / STATIC.lr},
 }
+TRAINED_NORMS = ("gumbel, BatchNorm trained",)
+"""Dynamic arms that train like the static ones: BatchNorm in training mode, their learning rate."""
 STATIC_NAMES = ("static at F1", "static at F2")
 CONTROLS = ("fixed subset", "random gates")
 
@@ -119,7 +123,8 @@ class Bench:
     def run_of(self, arm: str) -> RunFolder:
         """Where the second phase of an arm of this pair of budgets is kept."""
         epochs = f"{self.epochs[0]}+{self.epochs[1]}epochs"
-        return RunFolder(self.work / f"{self.f1:g}-{self.f2:g}-{arm.replace(',', '').replace(' ', '-')}-{epochs}-seed{self.seed}")
+        name = arm.replace(",", "").replace(" ", "-")
+        return RunFolder(self.work / f"{self.f1:g}-{self.f2:g}-{name}-{epochs}-seed{self.seed}")
 
     def first_phase(self, share: float) -> GatedNetwork:
         """The network cut to ``share`` and trained for the first phase; kept in the work folder."""
@@ -213,7 +218,8 @@ class Bench:
             price.validated(found.metrics["flops_share"])
             return found
 
-        self.fit(run, net, objective, self.epochs[1], DYNAMIC, validated, nn.Module.eval, options.gate_lr_factor)
+        optim, mode = (STATIC, nn.Module.train) if name in TRAINED_NORMS else (DYNAMIC, nn.Module.eval)
+        self.fit(run, net, objective, self.epochs[1], optim, validated, mode, options.gate_lr_factor)
         recalibrated = copy.deepcopy(net)
         before = self.meet(net, cost, budget)
         recalibrate(recalibrated, images.sample(10_000, 128, "recalibration"))
@@ -253,7 +259,10 @@ class Bench:
         return self.run_forced(run, net, cost, routes, gates=False)
 
     def best_subset(self, net: GatedNetwork, cost: NetworkCost) -> Tensor:
-        """The blocks that are kept ``[N]`` when the cheapest to lose go, one by one, until F2 is met."""
+        """The blocks that are kept ``[N]``: the cheapest to lose go, one by one, until F2 is met.
+
+        Then those that still fit into F2 come back, the most useful per FLOP first.
+        """
         batches = self.static.images.sample(2000, 500, "subset")
         route = torch.ones(net.num_gates)
 
@@ -263,14 +272,21 @@ class Bench:
         def macs(kept: Tensor) -> float:
             return cost.fixed_macs + float(kept @ torch.tensor(cost.block_macs, dtype=torch.float32))
 
-        while macs(route) > self.f2 * self.dense_macs:
-            now = loss(route)
-            prices = {}
-            for block in route.nonzero().flatten().tolist():
-                without = route.clone()
-                without[block] = 0
-                prices[block] = (loss(without) - now) / cost.block_macs[block]
-            route[min(prices, key=prices.__getitem__)] = 0
+        def price(block: int) -> float:
+            """Loss per MAC of having the block."""
+            other = route.clone()
+            other[block] = 1 - route[block]
+            return (loss(other) - loss(route)) / cost.block_macs[block]
+
+        budget = self.f2 * self.dense_macs
+        while macs(route) > budget:
+            route[min(route.nonzero().flatten().tolist(), key=price)] = 0
+        while fitting := [
+            block
+            for block, kept in enumerate(route.tolist())
+            if not kept and cost.block_macs[block] <= budget - macs(route)
+        ]:
+            route[min(fitting, key=price)] = 1
         return route
 
     def run_random(self, rates: Tensor) -> Line:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions
+from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions, subsample
 
 EXPANSION = 4
 """Output channels of a bottleneck over those inside it."""
@@ -35,12 +35,13 @@ class PreActivationBlock(nn.Module):
         for i, conv in enumerate(convolutions, start=1):
             layers |= {f"bn{i}": nn.BatchNorm2d(conv.in_channels), f"relu{i}": nn.ReLU(), f"conv{i}": conv}
         self.residual = nn.Sequential(layers)
+        self.stride = stride
         projects = stride != 1 or in_channels != out_channels
-        self.projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if projects else None
+        self.projection = nn.Conv2d(in_channels, out_channels, 1, bias=False) if projects else None
 
     def skip(self, x: Tensor) -> Tensor:
         """What is left of the block when it is skipped: the identity or a linear projection."""
-        return x if self.projection is None else self.projection(x)
+        return x if self.projection is None else self.projection(subsample(x, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""

@@ -17,16 +17,17 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride = stride
         projects = stride != 1 or in_channels != out_channels
         self.projection = (
-            nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
             if projects
             else None
         )
 
     def skip(self, x: Tensor) -> Tensor:
         """What is left of the block when it is skipped: the identity, or projection and BN without ReLU."""
-        return x if self.projection is None else self.projection(x)
+        return x if self.projection is None else self.projection(subsample(x, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""
@@ -76,6 +77,15 @@ class ResNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
+
+
+def subsample(x: Tensor, stride: int) -> Tensor:
+    """Every ``stride``-th pixel of ``[B, C, H, W]``: before a 1x1 convolution, the same as a stride in it.
+
+    And safe: oneDNN's weight gradient of a strided 1x1 convolution with fewer channels than an AVX2 register holds
+    writes out of bounds (uxlfoundation/oneDNN#6035), which ends in wrong gradients, a hang or a crash.
+    """
+    return x[:, :, ::stride, ::stride] if stride > 1 else x
 
 
 def blocks_per_stage(depth: int, network: str, bottleneck: bool = False) -> int:
