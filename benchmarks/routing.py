@@ -1,6 +1,7 @@
 """What skipping blocks saves by the clock: dense, masked and executed forward passes, interleaved in one run.
 
     python -m benchmarks.routing [--widths 16 64] [--batches 1 32 128] [--threads N]
+    python -m benchmarks.routing --memory    # peak memory of the forms instead
 
 ResNet-32 before and after static pruning (random rotations at half the ranks), random decisions that execute a given
 share of the gated blocks of every image. *dense* is the backbone alone. The predicted speed-up of executed over dense
@@ -12,6 +13,9 @@ masked time: below 1, executing is the faster form.
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
+import resource
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +29,8 @@ from hybridprune.models.spec import NetworkSpec
 
 SIZE = 32
 WARM_UP = 2
+FORMS = ("dense", "masked", "executed")
+PRUNED = {False: "none", True: "half the ranks"}
 
 
 def network(width: int, pruned: bool) -> GatedNetwork:
@@ -69,6 +75,29 @@ def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple
     return found["dense"] / found["executed"] / predicted, found["executed"] / found["masked"], predicted
 
 
+def peak_mebibytes(form: str, width: int, pruned: bool, batch: int, active: float) -> float:
+    """By how much the process grows in one forward pass; meant for a process that has done nothing else."""
+    torch.set_num_threads(1)
+    net = network(width, pruned)
+    images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
+    routes = decisions(batch, net.num_gates, active, 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.inference_mode():
+        net.backbone(images) if form == "dense" else net(images, routes, form)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def show_memory(widths: list[int], batches: list[int], active: list[float]) -> None:
+    """A table of peak memory, each figure from a fresh process."""
+    print("| Width | Static pruning | Batch | Active | Dense MiB | Masked MiB | Executed MiB |")
+    print("| --: | :-- | --: | --: | --: | --: | --: |")
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+        for width, pruned, batch, share in itertools.product(widths, (False, True), batches, active):
+            peaks = [fresh.apply(peak_mebibytes, (form, width, pruned, batch, share)) for form in FORMS]
+            shown = " | ".join(f"{peak:.0f}" for peak in peaks)
+            print(f"| {width} | {PRUNED[pruned]} | {batch} | {share:.0%} | {shown} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
@@ -76,7 +105,11 @@ def main() -> None:
     parser.add_argument("--active", type=float, nargs="+", default=[0.5, 1.0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory", action="store_true", help="measure peak memory, not time")
     arguments = parser.parse_args()
+    if arguments.memory:
+        show_memory(arguments.widths, arguments.batches, arguments.active)
+        return
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print("| Width | Static pruning | Batch | Active | Predicted speed-up | Realised / predicted | Executed / masked |")
@@ -91,7 +124,7 @@ def main() -> None:
                 for active in arguments.active:
                     realised, masked, predicted = measure(net, batch, active, repeats)
                     print(
-                        f"| {width} | {'half the ranks' if pruned else 'none'} | {batch} | {active:.0%} | "
+                        f"| {width} | {PRUNED[pruned]} | {batch} | {active:.0%} | "
                         f"{predicted:.2f} | {realised:.2f} | {masked:.2f} |",
                         flush=True,
                     )
