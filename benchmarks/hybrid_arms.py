@@ -272,21 +272,22 @@ class Bench:
         def macs(kept: Tensor) -> float:
             return cost.fixed_macs + float(kept @ torch.tensor(cost.block_macs, dtype=torch.float32))
 
-        def price(block: int) -> float:
-            """Loss per MAC of having the block."""
-            other = route.clone()
-            other[block] = 1 - route[block]
-            return (loss(other) - loss(route)) / cost.block_macs[block]
+        def cheapest(blocks: list[int]) -> int:
+            """The block whose change of state adds the least loss per MAC that it has."""
+            now, prices = loss(route), {}
+            for block in blocks:
+                other = route.clone()
+                other[block] = 1 - route[block]
+                prices[block] = (loss(other) - now) / cost.block_macs[block]
+            return min(blocks, key=prices.__getitem__)
 
         budget = self.f2 * self.dense_macs
         while macs(route) > budget:
-            route[min(route.nonzero().flatten().tolist(), key=price)] = 0
+            route[cheapest(route.nonzero().flatten().tolist())] = 0
         while fitting := [
-            block
-            for block, kept in enumerate(route.tolist())
-            if not kept and cost.block_macs[block] <= budget - macs(route)
+            block for block in range(len(route)) if not route[block] and cost.block_macs[block] <= budget - macs(route)
         ]:
-            route[min(fitting, key=price)] = 1
+            route[cheapest(fitting)] = 1
         return route
 
     def run_random(self, rates: Tensor) -> Line:

@@ -144,3 +144,26 @@ def test_a_single_block_has_no_gate() -> None:
     single.backbone.classifier = nn.Linear(2, 3)
     assert (single.num_blocks, single.num_gates, list(single.gate.parameters())) == (1, 0, [])
     assert torch.equal(single(random_images(2)).logits, single.backbone(random_images(2)))
+
+
+@pytest.mark.parametrize("spec", GATED.values(), ids=GATED.keys())
+def test_no_strided_pointwise_convolution_runs(spec: NetworkSpec) -> None:
+    """Their weight gradients are wrong in oneDNN on AVX2 where they are narrow: pixels are picked before."""
+    for name, module in net_of(spec).named_modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            assert module.stride == (1, 1), name
+
+
+@pytest.mark.parametrize("spec", GATED.values(), ids=GATED.keys())
+def test_gradients_of_narrow_networks_are_those_of_double_precision(spec: NetworkSpec) -> None:
+    images, labels = random_images(32, 16), torch.arange(32) % 5
+    gradients = []
+    for dtype in (torch.float64, torch.float32):
+        torch.manual_seed(0)
+        backbone = randomised(spec.build()).backbone.to(dtype, memory_format=torch.channels_last).eval()
+        batch = images.to(dtype, memory_format=torch.channels_last)
+        torch.nn.functional.cross_entropy(backbone(batch), labels).backward()
+        gradients.append([p.grad.double() for p in backbone.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for exact, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()) + 1e-9)
