@@ -72,6 +72,7 @@ def main() -> None:
     first_gate = blocks - blocks // 3  # the gate behind the first block of the last of three stages
     net = train(bench, first_gate)
     cost = count(net, SIZE)
+    print("Avoidable share of the cut network, %:", " ".join(f"{100 * share:.1f}" for share in cost.block_shares), "\n")
     exits = range(first_gate, net.num_gates + 1)
     found = [
         evaluate(net, routed := static.images.validation(), "executed",

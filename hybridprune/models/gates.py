@@ -7,10 +7,8 @@ can be shifted: a threshold other than 0.5 on the probability is a shift of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Hidden = tuple[Tensor, Tensor]
@@ -54,8 +52,7 @@ class Gate(nn.Module):
 class RecurrentGate(Gate):
     """SkipNet's recurrent gate (Wang et al. 2018, section 3.1): one LSTM cell shared by all gates.
 
-    Gate ``i`` sees the globally pooled output of block ``i`` through its own linear embedding. The layers hold the
-    parameters and are not called as modules, so hooks on them do not run.
+    Gate ``i`` sees the globally pooled output of block ``i`` through its own linear embedding.
     """
 
     def __init__(self, channels: Sequence[int], size: int = 10) -> None:
@@ -68,26 +65,12 @@ class RecurrentGate(Gate):
         nn.init.constant_(self.score.bias, OPEN)
 
     def decide(self, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
-        # For one image, calling modules and looking up their attributes takes longer than the arithmetic.
-        embedding, cell, score = map(_parameters, (self.embeddings[index], self.cell, self.score))
-        total = features.sum(dim=(2, 3), dtype=torch.float32)
-        pixels = features.shape[2] * features.shape[3]
-        embedded = torch.addmm(embedding["bias"], total, embedding["weight"].t(), alpha=1 / pixels)
-        if hidden is None:
-            zeros = torch.zeros_like(embedded)
-            hidden = zeros, zeros
-        state: Hidden = torch.lstm_cell(
-            embedded, hidden, cell["weight_ih"], cell["weight_hh"], cell["bias_ih"], cell["bias_hh"]
-        )
-        return F.linear(state[0], score["weight"], score["bias"]).squeeze(1), state
+        pooled = features.mean(dim=(2, 3)).float()
+        state: Hidden = self.cell(self.embeddings[index](pooled), hidden)
+        return self.score(state[0]).squeeze(1), state
 
     def scores(self) -> Sequence[nn.Linear]:
         return [self.score] if len(self.embeddings) else []
-
-
-def _parameters(layer: nn.Module) -> Mapping[str, Tensor]:
-    """The layer's own parameters by name."""
-    return cast(Mapping[str, Tensor], layer._parameters)
 
 
 class FeedForwardGate(Gate):

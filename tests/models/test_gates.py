@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from hybridprune.models.gates import (
     GATES,
     FeedForwardGate,
-    Hidden,
     RecurrentGate,
     above,
     greedy,
@@ -68,55 +65,6 @@ def test_gate_is_an_lstm_step_on_its_own_embedding() -> None:
         expected = hidden @ gate.score.weight[0] + gate.score.bias
         assert logit.shape == (2,)
         torch.testing.assert_close(logit, expected)
-
-
-def by_modules(gate: RecurrentGate, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """The recurrent gate as its modules compute it."""
-    state: Hidden = gate.cell(gate.embeddings[index](features.float().mean((2, 3))), hidden)
-    return gate.score(state[0]).squeeze(1), state
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("batch", [1, 5])
-def test_recurrent_gate_is_its_modules_whatever_becomes_of_their_parameters(
-    batch: int, memory_format: torch.memory_format
-) -> None:
-    torch.manual_seed(0)
-    gate, other = RecurrentGate([3, 6]).eval(), RecurrentGate([3, 6])
-    features = [torch.randn(batch, c, 5, 7).to(memory_format=memory_format) for c in (3, 6)]
-
-    def agree(gate: RecurrentGate) -> None:
-        first, state = gate(0, features[0], None)
-        expected_first, expected_state = by_modules(gate, 0, features[0], None)
-        logit, state = gate(1, features[1], state)
-        expected, expected_state = by_modules(gate, 1, features[1], expected_state)
-        torch.testing.assert_close(
-            (first, logit, *state), (expected_first, expected, *expected_state), rtol=1e-6, atol=1e-6
-        )
-        gradients, expected_gradients = (
-            torch.autograd.grad(value.square().sum(), list(gate.parameters())) for value in (logit, expected)
-        )
-        torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-6)
-
-    agree(gate)
-    gate.load_state_dict(other.state_dict())
-    agree(gate)
-    gate.load_state_dict(RecurrentGate([3, 6]).state_dict(), assign=True)
-    agree(gate)
-    gate.shift(1.0)
-    agree(gate)
-    copied = copy.deepcopy(gate)
-    for parameter in copied.parameters():
-        parameter.data.add_(0.5)
-    agree(copied)
-    agree(gate)
-
-
-def test_half_precision_features_do_not_overflow_in_the_pool() -> None:
-    torch.manual_seed(0)
-    gate = RecurrentGate([2])
-    features = torch.full((1, 2, 32, 32), 100.0)
-    torch.testing.assert_close(gate(0, features.half(), None)[0], gate(0, features, None)[0])
 
 
 def test_gates_are_open_at_first() -> None:
