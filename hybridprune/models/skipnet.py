@@ -15,6 +15,8 @@ from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.gates import GATES, Decide, Hidden, greedy, straight_through
 
 Mode = Literal["masked", "executed"]
+PIECE = 32
+"""Least images of a batch that are executed together."""
 
 
 class Routed(NamedTuple):
@@ -164,11 +166,12 @@ def _execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor
 def _images_at_once(block: ResidualBlock, batch: int) -> int:
     """How many of ``batch`` images to execute together: in quarters the peak of memory is below the dense block's.
 
-    All, where it matters which are together: for gradients' graphs, and for layers in training mode.
+    Never fewer than `PIECE`: a few images do not fill the processor, and take little memory anyway. All, where it
+    matters which are together: for gradients' graphs, and for layers in training mode.
     """
     if torch.is_grad_enabled() or any(module.training for module in cast(nn.Module, block).modules()):
         return batch
-    return max(batch // 4, 4)
+    return max(batch // 4, PIECE)
 
 
 def _images(x: Tensor, ids: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.gates import GATES
-from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
+from hybridprune.models.skipnet import PIECE, GatedNetwork, Mode, RoutingState
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import random_decisions, random_images, random_net, randomised
 
@@ -223,3 +223,12 @@ def test_nothing_is_copied_where_all_or_none_are_executed(batch: int) -> None:
         with Names():
             net(images, random_decisions(batch, 5), "executed")
         assert {"index_select", "index_copy_"} <= set(seen)
+
+
+@torch.no_grad()
+def test_images_that_are_executed_in_pieces_are_all_executed() -> None:
+    net, images = NETS["dense"], random_images(3 * PIECE)
+    decisions = torch.ones(len(images), net.num_gates)
+    decisions[::5] = 0  # 76 of 96 images are chosen: two full pieces and a rest
+    masked, executed = (net(images, decisions, mode).logits for mode in MODES)
+    torch.testing.assert_close(executed, masked, rtol=1e-4, atol=1e-5)
