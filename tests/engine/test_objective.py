@@ -43,7 +43,7 @@ class Fixed(nn.Module):
 
 
 def test_by_hand() -> None:
-    loss, metrics = Supervised.of(COST, 0.5, torch.device("cpu"))(Fixed(), BATCH, epoch=0)
+    loss, metrics = Supervised.of(COST, 0.5, torch.device("cpu"))(Fixed(), BATCH, passes=0)
     cross_entropy = (math.log(4 / 3) + math.log(5)) / 2
     rate = ((0.2 + 0.3) + 0.3) / 2
     assert loss.item() == pytest.approx(cross_entropy + 0.5 * rate, rel=1e-6)
@@ -62,7 +62,7 @@ def test_each_decisions_gradient_is_its_blocks_price() -> None:
             captured.append(routed.decisions)
             return routed
 
-    loss, _ = Supervised.of(COST, 0.5, torch.device("cpu"))(Captured(), BATCH, epoch=0)
+    loss, _ = Supervised.of(COST, 0.5, torch.device("cpu"))(Captured(), BATCH, passes=0)
     (gradient,) = torch.autograd.grad(loss, captured)
     torch.testing.assert_close(gradient, torch.tensor([[0.2, 0.3], [0.2, 0.3]]) * 0.5 / 2)
 
@@ -84,7 +84,7 @@ def test_distillation_takes_its_share_from_the_cross_entropy_but_not_from_the_pe
             return torch.zeros(2, 2)
 
     distillation = Distillation.of(Even(), 0.25, 1.0)
-    loss, metrics = Supervised.of(COST, 0.5, torch.device("cpu"), distillation)(Fixed(), BATCH, epoch=0)
+    loss, metrics = Supervised.of(COST, 0.5, torch.device("cpu"), distillation)(Fixed(), BATCH, passes=0)
     cross_entropy = (math.log(4 / 3) + math.log(5)) / 2
     # KL of fair odds from odds 3 : 1 and from odds 4 : 1
     divergence = (0.5 * math.log(0.5 / 0.75 * 0.5 / 0.25) + 0.5 * math.log(0.5 / 0.8 * 0.5 / 0.2)) / 2

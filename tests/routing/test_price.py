@@ -63,7 +63,8 @@ def test_it_is_held_while_validation_is_within_two_percent() -> None:
     other = Price(1.0, 0.5, step=0.1)
     other.load_state_dict(price.state_dict())
     assert (other.value, other.held) == (price.value, price.held)
-    other.spend(0.9), price.spend(0.9)
+    for one in (price, other):
+        one.spend(0.9)
     assert other.value == price.value
 
 
