@@ -22,7 +22,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing import policy_gradient
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, returns
-from hybridprune.routing.price import Price
+from hybridprune.routing.price import DAMPING, MOMENTUM, Price
 from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
 from tests.routing.cases import SIZE, batch_of, labelled, objective, three_gates
 
@@ -433,9 +433,11 @@ def test_a_budget_moves_the_price_until_it_is_held() -> None:
         for name, each in (("cheap", cheap), ("dear", dear))
     }
     assert prices["cheap"] == sorted(prices["cheap"], reverse=True) and prices["cheap"][0] < 1
-    assert prices["dear"] == sorted(prices["dear"]) and prices["dear"][0] == pytest.approx(math.exp(0.1))
+    # Twice too dear and more counts as 100 % of excess: a step of 0.1 each, and what lasts of it.
+    expected = [math.exp(0.1 * k + DAMPING * (1 - MOMENTUM**k)) for k in (1, 2, 3, 4)]
+    assert prices["dear"] == pytest.approx(expected[:3])
     resumed = objective(net, 8, target_flops=0.1, price_step=0.1, reward_scale=1.0)
     resumed.load_state_dict(copy.deepcopy(dear.state_dict()))
-    assert float(resumed(net, batch, 3)[1]["price"]) == pytest.approx(prices["dear"][-1] * math.exp(0.1))
+    assert float(resumed(net, batch, 3)[1]["price"]) == pytest.approx(expected[3])
     fixed = objective(net, 8, reward_scale=1.0)
     assert float(fixed(net, batch, 0)[1]["price"]) == 1
