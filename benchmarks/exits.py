@@ -65,20 +65,18 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the trainings")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    dense = count(DENSE.build(), SIZE).backbone_macs
+    uncut = DENSE.build()
+    dense = count(uncut, SIZE).backbone_macs
     static = StaticBench.of(arguments.data_dir, arguments.seed, arguments.precision)
     bench = Bench(static, arguments.work, arguments.f1, arguments.f1, (1, 1), dense)
-    blocks = DENSE.build().num_gates + 1
-    first_gate = blocks - blocks // 3  # the gate behind the first block of the last of three stages
+    first_gate = uncut.num_blocks - uncut.num_blocks // 3  # the gate behind the first block of the last of three stages
     net = train(bench, first_gate)
     cost = count(net, SIZE)
     print("Avoidable share of the cut network, %:", " ".join(f"{100 * share:.1f}" for share in cost.block_shares), "\n")
     exits = range(first_gate, net.num_gates + 1)
-    found = [
-        evaluate(net, routed := static.images.validation(), "executed",
-                 routes_leaving_at(torch.full((routed.num_images,), leave), net.num_gates))
-        for leave in exits
-    ]  # fmt: skip
+    images = static.images.validation()
+    routes = [routes_leaving_at(torch.full((images.num_images,), leave), net.num_gates) for leave in exits]
+    found = [evaluate(net, images, "executed", each) for each in routes]
     logits, labels = torch.stack([each.logits for each in found]), found[0].labels
     spent = torch.tensor([float(cost.fixed_macs + sum(cost.block_macs[:leave])) for leave in exits])
 

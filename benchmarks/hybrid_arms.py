@@ -120,11 +120,13 @@ class Bench:
     def seed(self) -> int:
         return self.static.seed
 
+    def second_phase(self, name: str) -> RunFolder:
+        """Where a second phase is kept."""
+        return RunFolder(self.work / f"{name}-{self.epochs[0]}+{self.epochs[1]}epochs-seed{self.seed}")
+
     def run_of(self, arm: str) -> RunFolder:
         """Where the second phase of an arm of this pair of budgets is kept."""
-        epochs = f"{self.epochs[0]}+{self.epochs[1]}epochs"
-        name = arm.replace(",", "").replace(" ", "-")
-        return RunFolder(self.work / f"{self.f1:g}-{self.f2:g}-{name}-{epochs}-seed{self.seed}")
+        return self.second_phase(f"{self.f1:g}-{self.f2:g}-{arm.replace(',', '').replace(' ', '-')}")
 
     def first_phase(self, share: float) -> GatedNetwork:
         """The network cut to ``share`` and trained for the first phase; kept in the work folder."""
@@ -189,7 +191,7 @@ class Bench:
 
     def run_static(self, share: float) -> Line:
         net = self.first_phase(share)
-        run = RunFolder(self.work / f"static{share:g}-{self.epochs[0]}+{self.epochs[1]}epochs-seed{self.seed}")
+        run = self.second_phase(f"static{share:g}")
         self.fit(run, net, Forced(), self.epochs[1], STATIC, self.always_on_score, nn.Module.train)
         cost = count(net, SIZE)
         validation = self.always_on_score(net).score

@@ -45,9 +45,16 @@ class FactoredConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.subsample != (1, 1):
-            x = x[:, :, :: self.subsample[0], :: self.subsample[1]]
-        return self.rotate_out(self.core(self.rotate_in(x)))
+        return self.rotate_out(self.core(self.rotate_in(subsample(x, *self.subsample))))
+
+
+def subsample(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Every so many rows and columns of ``[B, C, H, W]``: before a 1x1 convolution, the same as a stride in it.
+
+    And safe: oneDNN's weight gradient of a strided 1x1 convolution with fewer channels than an AVX2 register holds
+    writes out of bounds (uxlfoundation/oneDNN#6035), which ends in wrong gradients, a hang or a crash.
+    """
+    return x if rows == columns == 1 else x[:, :, ::rows, ::columns]
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:

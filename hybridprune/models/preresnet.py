@@ -7,7 +7,8 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions, subsample
+from hybridprune.models.factored import subsample
+from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions
 
 EXPANSION = 4
 """Output channels of a bottleneck over those inside it."""
@@ -41,7 +42,7 @@ class PreActivationBlock(nn.Module):
 
     def skip(self, x: Tensor) -> Tensor:
         """What is left of the block when it is skipped: the identity or a linear projection."""
-        return x if self.projection is None else self.projection(subsample(x, self.stride))
+        return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""

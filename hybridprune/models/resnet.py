@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.errors import UserError
+from hybridprune.models.factored import subsample
 
 
 class BasicBlock(nn.Module):
@@ -27,7 +28,7 @@ class BasicBlock(nn.Module):
 
     def skip(self, x: Tensor) -> Tensor:
         """What is left of the block when it is skipped: the identity, or projection and BN without ReLU."""
-        return x if self.projection is None else self.projection(subsample(x, self.stride))
+        return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""
@@ -77,15 +78,6 @@ class ResNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
-
-
-def subsample(x: Tensor, stride: int) -> Tensor:
-    """Every ``stride``-th pixel of ``[B, C, H, W]``: before a 1x1 convolution, the same as a stride in it.
-
-    And safe: oneDNN's weight gradient of a strided 1x1 convolution with fewer channels than an AVX2 register holds
-    writes out of bounds (uxlfoundation/oneDNN#6035), which ends in wrong gradients, a hang or a crash.
-    """
-    return x[:, :, ::stride, ::stride] if stride > 1 else x
 
 
 def blocks_per_stage(depth: int, network: str, bottleneck: bool = False) -> int:
