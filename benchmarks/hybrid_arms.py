@@ -66,6 +66,8 @@ STATIC = OptimOptions(lr=0.02, scheduler_id="up-down", scheduler_params=SCHEDULE
 DYNAMIC = OptimOptions(lr=0.003, scheduler_id="up-down", scheduler_params=SCHEDULE)
 
 POLICY = {"reward_scale": 0.3, "rl_weight": 1.0, "rl_warmup": 0.0, "exploration": 0.1, "price_step": 0.05}
+# Like the static arms: BatchNorm in training mode, their learning rate. The gates learn as fast as in the other arms.
+TRAINED = {"batchnorm": "trained", "gate_lr_factor": 10 * DYNAMIC.lr / STATIC.lr}
 DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "counterfactual": {"baseline": "counterfactual"},
     "self-critical": {"baseline": "self_critical"},
@@ -74,11 +76,10 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "gumbel, rate bounds": {"estimator": "gumbel", "rate_bound": 0.3},
     "moving average": {"baseline": "moving_average"},
     "no baseline": {"baseline": "none"},
-    # The gates learn as fast as in the other arms.
-    "gumbel, BatchNorm trained": {"estimator": "gumbel", "gate_lr_factor": 10 * DYNAMIC.lr / STATIC.lr},
+    "gumbel, BatchNorm trained": {"estimator": "gumbel", **TRAINED},
+    "counterfactual, BatchNorm trained": {"baseline": "counterfactual", **TRAINED},
+    "self-critical, BatchNorm trained": {"baseline": "self_critical", **TRAINED},
 }
-TRAINED_NORMS = ("gumbel, BatchNorm trained",)
-"""Dynamic arms that train like the static ones: BatchNorm in training mode, their learning rate."""
 STATIC_NAMES = ("static at F1", "static at F2")
 CONTROLS = ("fixed subset", "random gates")
 
@@ -220,7 +221,7 @@ class Bench:
             price.validated(found.metrics["flops_share"])
             return found
 
-        optim, mode = (STATIC, nn.Module.train) if name in TRAINED_NORMS else (DYNAMIC, nn.Module.eval)
+        optim, mode = (STATIC, nn.Module.train) if options.batchnorm == "trained" else (DYNAMIC, nn.Module.eval)
         self.fit(run, net, objective, self.epochs[1], optim, validated, mode, options.gate_lr_factor)
         recalibrated = copy.deepcopy(net)
         before = self.meet(net, cost, budget)

@@ -291,6 +291,12 @@ class RoutingOptions:
         choices=("reinforce", "gumbel"),
     )
     train: str = option("backbone,gates", "what learns", choices=("backbone,gates", "gates"))
+    batchnorm: str = option(
+        "frozen",
+        "frozen (training uses and keeps the parent's statistics), or trained (of the batch, as in stages 1 and 2; "
+        "allows their learning rates; reinforce then explores in extra passes)",
+        choices=("frozen", "trained"),
+    )
     kd_weight: float = option(0.0, "share of the loss that is distillation from the dense network", low=0, high=1)
     kd_temperature: float = option(4.0, "temperature of the distillation", above=0)
     gamma: float = option(1.0, "discount of later gates' rewards", low=0, high=1)

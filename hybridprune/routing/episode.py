@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ class Episode:
     """B images on their way through the blocks, and the MACs that each has really spent.
 
     It drives the network's own step machine; ``mode`` says how blocks are skipped, which changes the speed and
-    nothing else: masked is the faster one where gradients are needed and most blocks run.
+    nothing else: masked is the faster one where gradients are needed and most blocks run. Without ``backbone_grad``
+    only the gates are differentiable.
     """
 
     def __init__(
@@ -26,16 +28,19 @@ class Episode:
         images: Tensor,
         *,
         mode: Mode = "executed",
+        backbone_grad: bool = True,
         gate_macs: Sequence[int] | None = None,
     ) -> None:
         """Start ``[B, 3, H, W]`` images. ``gate_macs [N]`` is what deciding costs, by default with the own gates."""
         self.net = net
         self._mode: Mode = mode
+        self._backbone_grad = backbone_grad
         decide = cost.gate_macs if gate_macs is None else gate_macs
         assert len(decide) == net.num_gates
         self._always = [gate + shortcut for gate, shortcut in zip(decide, cost.shortcut_macs, strict=True)]
         self._blocks, self._head = cost.block_macs, cost.head_macs
-        self.state = net.start(images)
+        with self._backbone():
+            self.state = net.start(images)
         # Doubles: MACs of large networks have more digits than fp32.
         self.spent_macs = torch.full((len(images),), float(cost.start_macs), dtype=torch.float64, device=images.device)
         self._hidden: Hidden | None = None
@@ -67,8 +72,14 @@ class Episode:
         """Execute (1) or skip (0) the next block for each image ``[B]``; after the last one comes the head."""
         assert not self.done, "the episode is over"
         gate = self.gate
-        self.state = self.net.advance(self.state, actions, self._mode)
+        with self._backbone():
+            self.state = self.net.advance(self.state, actions, self._mode)
         self.spent_macs = self.spent_macs + self._always[gate] + self._blocks[gate] * actions.detach().double()
         if self.done:
-            self.logits = self.net.finish(self.state)
+            with self._backbone():
+                self.logits = self.net.finish(self.state)
             self.spent_macs = self.spent_macs + self._head
+
+    def _backbone(self) -> AbstractContextManager[object]:
+        """What the backbone's own layers run in."""
+        return nullcontext() if self._backbone_grad else torch.no_grad()

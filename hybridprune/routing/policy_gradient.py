@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
+from hybridprune.engine.modes import kept_modes
 from hybridprune.models.gates import greedy
-from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 from hybridprune.routing.regular import entropy
 from hybridprune.routing.rollout import Choose, Rollout, choose_by, choose_flipping, choose_greedily, rollout
@@ -43,7 +44,8 @@ def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
 class PolicyGradient:
     """The objective of stage 3: mean cross-entropy of sampled routes + ``rl_weight`` x policy loss.
 
-    The actions of an image in an epoch depend on (seed, epoch, image) only.
+    The actions of an image in an epoch depend on (seed, epoch, image) only. With ``batchnorm`` trained, rollouts are
+    made in eval mode for the gates alone, and the backbone learns in a pass of its own through the routes they took.
     """
 
     def __init__(self, net: GatedNetwork, terms: RoutingTerms, *, images: int, seed: int) -> None:
@@ -51,6 +53,7 @@ class PolicyGradient:
         self._net = net
         self._terms = terms
         self._options, self._price = terms.options, terms.price
+        self._separate = terms.options.batchnorm == "trained"
         self._images = images
         self._seed = seed
         self._average = torch.zeros_like(terms.block_shares)
@@ -59,14 +62,16 @@ class PolicyGradient:
         self._epoch = -1
 
     def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        del forward  # rollouts drive the network step by step
         uniform = self._draws(int(passes))[batch.index.cpu()].to(batch.labels.device)
-        if self._options.baseline == "counterfactual":
-            episode, reward, advantage = self._flip(batch, uniform)
+        if self._separate:
+            with kept_modes(self._net):
+                self._net.eval()
+                episode, reward, advantage = self._explore(batch, uniform)
+            logits = forward(batch.images, episode.actions).logits
+            cross_entropy = F.cross_entropy(logits.float(), batch.labels)
         else:
-            episode = self._rollout(batch, choose_by(uniform), "masked")
-            reward = self._returns(episode)
-            advantage = reward - self._baseline(batch, reward)
+            episode, reward, advantage = self._explore(batch, uniform)
+            logits, cross_entropy = episode.logits, episode.cross_entropy.mean()
         share = self._terms.flops_share(greedy(episode.gate_logits.detach()))
         # Only where it moves: reading the share makes the host wait for the device.
         if self._weight(passes) > 0 and not self._price.held:
@@ -75,11 +80,11 @@ class PolicyGradient:
         if self._options.entropy_bonus > 0:
             gates = gates - self._options.entropy_bonus * entropy(episode.execute)
         loss = (
-            self._terms.backbone_loss(episode.cross_entropy.mean(), episode.logits, batch)
+            self._terms.backbone_loss(cross_entropy, logits, batch)
             + self._weight(passes) * gates
             + gate_bounds(episode.execute, self._options, passes)
         )
-        metrics = route_metrics(episode.logits, batch, episode.cross_entropy, episode.actions, share)
+        metrics = route_metrics(logits, batch, cross_entropy, episode.actions, share)
         metrics |= {"return": reward[:, 0].mean(), "advantage": advantage.abs().mean()}
         metrics["price"] = torch.tensor(self._price.value, device=loss.device)
         return loss, {name: value.detach() for name, value in metrics.items()}
@@ -103,15 +108,25 @@ class PolicyGradient:
             self._epoch = epoch
         return self._uniform
 
-    def _rollout(self, batch: Batch, choose: Choose, mode: Mode) -> Rollout:
+    def _explore(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
+        """Routes that differ from the greedy ones, their returns ``[B, N]`` and the advantages ``[B, N]``."""
+        if self._options.baseline == "counterfactual":
+            return self._flip(batch, uniform)
+        episode = self._rollout(batch, choose_by(uniform))
+        reward = self._returns(episode)
+        return episode, reward, reward - self._baseline(batch, reward)
+
+    def _rollout(self, batch: Batch, choose: Choose, backbone_grad: bool = True) -> Rollout:
         options = self._options
+        backbone_grad = backbone_grad and not self._separate
         return rollout(
             self._net,
             self._terms.cost,
             batch.images,
             batch.labels,
             choose,
-            mode=mode,
+            mode="masked" if backbone_grad else "executed",
+            backbone_grad=backbone_grad,
             exploration=options.exploration,
             temperature=options.temperature,
         )
@@ -122,7 +137,7 @@ class PolicyGradient:
 
     def _greedy_returns(self, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return self._returns(self._rollout(batch, choose_greedily, "executed"))
+            return self._returns(self._rollout(batch, choose_greedily, backbone_grad=False))
 
     def _flip(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """In half of the images one random gate decides otherwise; the difference to the greedy return is its credit.
@@ -138,7 +153,7 @@ class PolicyGradient:
         gates = self._net.num_gates
         drawn = (uniform[:, 0] * 2 * gates).long()
         explored = (drawn < gates).nonzero().squeeze(1)
-        episode = self._rollout(batch, choose_flipping(drawn), "masked")
+        episode = self._rollout(batch, choose_flipping(drawn))
         reward = self._returns(episode)
         advantage = torch.zeros_like(reward)
         if len(explored) > 0:

@@ -28,7 +28,7 @@ class Rollout:
     log_probs: Tensor
     """``[B, N]``: ``log pi(a_i)``, differentiable in the gates"""
     cross_entropy: Tensor
-    """``[B]``, differentiable in the backbone"""
+    """``[B]``, differentiable in the backbone if that was asked for"""
     logits: Tensor
     """``[B, classes]``"""
     spent_macs: Tensor
@@ -62,6 +62,7 @@ def rollout(
     choose: Choose,
     *,
     mode: Mode = "executed",
+    backbone_grad: bool = True,
     exploration: float = 0.0,
     temperature: float = 1.0,
 ) -> Rollout:
@@ -70,7 +71,7 @@ def rollout(
     The policy is ``exploration + (1 - 2 exploration) sigmoid(logit / temperature)``: both keep a saturated gate
     exploring, and unlike clipping they keep its gradient.
     """
-    episode = Episode(net, cost, images, mode=mode)
+    episode = Episode(net, cost, images, mode=mode, backbone_grad=backbone_grad)
     actions, gate_logits, executes, log_probs = [], [], [], []
     while not episode.done:
         logit = episode.gate_logit()

@@ -73,6 +73,11 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     net = to_device(parent.net, device, config.optim.channels_last)
     cost = count(net, spec.input_size)
     options = config.stage
+    if options.train == "gates" and options.batchnorm == "trained":
+        raise UserError(
+            "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
+            "use --batchnorm frozen"
+        )
     budget = _budget(options, cost, parent)
     if invocation.dry_run:
         steps = len(images.training("rl"))
@@ -120,8 +125,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         else (),
         gate_lr_factor=options.gate_lr_factor,
         gate_grad_norm=options.gate_grad_norm,
-        # BatchNorm statistics are frozen: sampled routes would corrupt them.
-        train_mode=nn.Module.eval,
+        train_mode=nn.Module.eval if options.batchnorm == "frozen" else nn.Module.train,
     )
     progress = fit(progress, state)
     load_weights(net, folder.model_file)

@@ -75,6 +75,22 @@ def test_gates_alone_leave_the_backbone_as_it_is(estimator: str, parent: Path) -
     assert changed and all(name.startswith("gate.") for name in changed)
 
 
+@pytest.mark.parametrize("estimator", ["reinforce", "gumbel"])
+@pytest.mark.parametrize("batchnorm", ["frozen", "trained"])
+def test_statistics_move_where_they_are_trained(estimator: str, batchnorm: str, parent: Path) -> None:
+    fine_tune(parent, "--batchnorm", batchnorm, "--estimator", estimator, "--epochs", "1", "--lr", "0.01")
+    name = "backbone.bn.running_mean"
+    before = read_tensors(folder_of(parent, "sp") / "model.safetensors")[name]
+    after = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")[name]
+    assert torch.equal(before, after) == (batchnorm == "frozen")
+
+
+def test_gates_alone_refuse_to_train_the_backbones_statistics(parent: Path) -> None:
+    _, message = fine_tune(parent, "--train", "gates", "--batchnorm", "trained", code=2)
+    assert "--batchnorm trained" in message and "--batchnorm frozen" in message
+    assert not Path("out").exists()
+
+
 def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(parent, tmp_path / "family"))
     cut = stage("prune", "--result_dir", results)

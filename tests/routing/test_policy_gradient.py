@@ -24,6 +24,7 @@ from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, returns
 from hybridprune.routing.price import DAMPING, MOMENTUM, Price
 from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
+from hybridprune.store.seeds import generator
 from tests.routing.cases import SIZE, batch_of, labelled, objective, three_gates
 
 UNBIASED = ("none", "moving_average", "self_critical")
@@ -220,6 +221,38 @@ def test_the_gates_learn_the_same_from_a_frozen_backbone(baseline: str) -> None:
         gradients.append(gate_gradient(net))
     assert torch.equal(*gradients) and bool(gradients[0].any())
     assert all(p.grad is None for p in net.backbone.parameters())
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_with_trained_batchnorm_gates_learn_in_eval_mode_and_the_backbone_in_training_mode(baseline: str) -> None:
+    net = three_gates()
+    images, labels = labelled(8)
+    batch = batch_of(torch.arange(8), images, labels)
+    objective(net, 8, baseline=baseline)(net, batch, 0)[0].backward()
+    gates = gate_gradient(net)
+
+    other = three_gates().train()
+    objective(other, 8, baseline=baseline, batchnorm="trained")(other, batch, 0)[0].backward()
+    torch.testing.assert_close(gate_gradient(other), gates, rtol=1e-4, atol=1e-6)
+    assert all(module.training for module in other.modules())
+
+    drawn = rollout_of(three_gates(), baseline, batch)
+    oracle = three_gates().train()
+    F.cross_entropy(oracle(images, drawn).logits, labels).backward()
+    for (name, one), two in zip(oracle.backbone.named_parameters(), other.backbone.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, msg=lambda text, name=name: f"{name}: {text}")
+    # Statistics have moved by this one pass, and by nothing that explored.
+    for (name, one), two in zip(oracle.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(two, one, msg=lambda text, name=name: f"{name}: {text}")
+    assert not torch.equal(oracle.backbone.bn.running_mean, net.backbone.bn.running_mean)
+
+
+def rollout_of(net: GatedNetwork, baseline: str, batch: Batch) -> Tensor:
+    """The actions ``[B, N]`` that the objective of seed 0 explores in epoch 0."""
+    uniform = torch.rand(8, net.num_gates, generator=generator(0, "actions", 0))
+    flips = (uniform[:, 0] * 2 * net.num_gates).long()
+    choose = choose_flipping(flips) if baseline == "counterfactual" else choose_by(uniform)
+    return rollout(net, count(net, SIZE), batch.images, batch.labels, choose, exploration=0.1).actions
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -97,3 +97,20 @@ def test_flipping_inverts_one_greedy_decision(gate: int) -> None:
     logits = net(images, episode.actions).gate_logits
     changed = (episode.actions != (logits > 0)).nonzero().tolist()
     assert changed == ([] if gate == net.num_gates else [[image, gate] for image in range(1, BATCH, 2)])
+
+
+@pytest.mark.parametrize("mode", ["masked", "executed"])
+def test_without_backbone_gradients_the_gates_learn_the_same(mode: Mode) -> None:
+    net = three_gates()
+    images, labels = labelled(BATCH)
+    uniform = torch.rand(BATCH, net.num_gates, generator=torch.Generator().manual_seed(4))
+    found = []
+    for backbone_grad in (True, False):
+        choose = choose_by(uniform)
+        episode = rollout(net, count(net, SIZE), images, labels, choose, mode=mode, backbone_grad=backbone_grad)
+        assert episode.cross_entropy.requires_grad == backbone_grad
+        net.zero_grad()
+        episode.log_probs.sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in net.gate.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*found)
+    assert bool(found[0].any())
