@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.hybrid_arms import DENSE, SIZE, STATIC, Bench, Forced
+from benchmarks.hybrid_arms import SIZE, STATIC, Bench, Forced
+from benchmarks.static_arms import DENSE
 from benchmarks.static_arms import Bench as StaticBench
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.measure.cost import count
@@ -68,7 +69,7 @@ def main() -> None:
     uncut = DENSE.build()
     dense = count(uncut, SIZE).backbone_macs
     static = StaticBench.of(arguments.data_dir, arguments.seed, arguments.precision)
-    bench = Bench(static, arguments.work, arguments.f1, arguments.f1, (1, 1), dense)
+    bench = Bench(static, arguments.work / "resnet32", arguments.f1, arguments.f1, (1, 1), dense)
     first_gate = uncut.num_blocks - uncut.num_blocks // 3  # the gate behind the first block of the last of three stages
     net = train(bench, first_gate)
     cost = count(net, SIZE)

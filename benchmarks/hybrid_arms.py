@@ -1,4 +1,4 @@
-"""Which split of a FLOPs budget between static and dynamic pruning is best: CIFAR-100, ResNet-32 of width 16.
+"""Which split of a FLOPs budget between static and dynamic pruning is best: CIFAR-100, ResNet-32 of width 16 or others.
 
     python -m benchmarks.hybrid_arms --data_dir DATA/cifar_100 --work WORK    # run what is missing (resumable)
     python -m benchmarks.hybrid_arms --table                                  # Markdown and plot of what is there
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from benchmarks.hybrid_tables import draw_images, show
 from benchmarks.lines import Line, append_line, find_line, pack, read_lines
 from benchmarks.static_arms import ARMS as STATIC_ARMS
+from benchmarks.static_arms import CHECKPOINT
 from benchmarks.static_arms import Bench as StaticBench
 from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, EvalBatches
@@ -60,7 +61,7 @@ from hybridprune.store.seeds import generator, stream_seed
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "hybrid_arms.jsonl"
-SIZE, DENSE = 32, NetworkSpec("resnet", 32, 16, 100)
+SIZE = 32
 SCHEDULE = {"0": 0.1, "0.1": 1.0, "1": 0.0}
 STATIC = OptimOptions(lr=0.02, scheduler_id="up-down", scheduler_params=SCHEDULE)
 DYNAMIC = OptimOptions(lr=0.003, scheduler_id="up-down", scheduler_params=SCHEDULE)
@@ -135,7 +136,8 @@ class Bench:
         spec_file = run.path / "cut.json"
         if not spec_file.is_file():
             net, _ = self.static.cut(STATIC_ARMS["fisher-tucker"], share)
-            network = dataclasses.replace(DENSE, edits=edits_between(DENSE.build(), net))
+            dense = self.static.network
+            network = dataclasses.replace(dense, edits=edits_between(dense.build(), net))
             self.fit(run, net, Forced(), self.epochs[0], STATIC, self.always_on_score, nn.Module.train)
             run.write_json("cut.json", network.to_json())
         net = NetworkSpec.from_json(json.loads(spec_file.read_text())).build()
@@ -338,6 +340,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("hybrid_work"), help="folder of the trainings")
     parser.add_argument("--f1", type=float, default=0.5, help="static share of the dense FLOPs")
     parser.add_argument("--f2", type=float, default=0.38, help="expected share of the dense FLOPs after routing")
+    parser.add_argument("--depth", type=int, default=32, help="of the ResNet")
+    parser.add_argument("--weights", type=Path, default=CHECKPOINT, help="stage 1's weights for this depth")
     parser.add_argument("--epochs", type=int, nargs=2, default=[1, 1], help="of the two phases")
     parser.add_argument("--arms", nargs="+", default=None, help="names of arms (default: all)")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"), help="of the trainings")
@@ -348,10 +352,18 @@ def main() -> None:
     if arguments.table:
         show(RESULTS, HERE.parent / "docs" / "hybrid_arms.png")
         return
-    dense_macs = count(DENSE.build(), SIZE).backbone_macs
-    static = StaticBench.of(arguments.data_dir, arguments.seed, arguments.precision)
-    bench = Bench(static, arguments.work, arguments.f1, arguments.f2, tuple(arguments.epochs), dense_macs)
-    shared = {"f1": arguments.f1, "f2": arguments.f2, "epochs": arguments.epochs, "seed": arguments.seed}
+    dense = NetworkSpec("resnet", arguments.depth, 16, 100)
+    dense_macs = count(dense.build(), SIZE).backbone_macs
+    static = StaticBench.of(arguments.data_dir, arguments.seed, arguments.precision, dense, arguments.weights)
+    work = arguments.work / f"resnet{arguments.depth}"
+    bench = Bench(static, work, arguments.f1, arguments.f2, tuple(arguments.epochs), dense_macs)
+    shared = {
+        "depth": arguments.depth,
+        "f1": arguments.f1,
+        "f2": arguments.f2,
+        "epochs": arguments.epochs,
+        "seed": arguments.seed,
+    }
     if arguments.images is not None:
         line = find_line(read_lines(RESULTS), arm=arguments.images, **shared)
         assert line is not None, f"{arguments.images} was not run with these settings"

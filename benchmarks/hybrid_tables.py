@@ -18,17 +18,17 @@ STATIC = "static at F2"
 
 
 def show(results: Path, picture: Path) -> None:
-    """Print a table for each pair of budgets, epochs and seed, and draw all of them."""
+    """Print a table for each depth, pair of budgets, epochs and seed, and draw all of them."""
     lines = read_lines(results)
     for key, group in groupby(sorted(lines, key=_key), _key):
-        f1, f2, epochs, seed = key
-        print(f"F1 = {f1:.0%}, F2 = {f2:.0%}, {epochs} epochs, seed {seed}\n")
+        depth, f1, f2, epochs, seed = key
+        print(f"ResNet-{depth}, F1 = {f1:.0%}, F2 = {f2:.0%}, {epochs} epochs, seed {seed}\n")
         print(table(list(group)))
     draw(lines, picture)
 
 
 def _key(line: Line) -> tuple[Any, ...]:
-    return line["f1"], line["f2"], " + ".join(map(str, line["epochs"])), line["seed"]
+    return line["depth"], line["f1"], line["f2"], " + ".join(map(str, line["epochs"])), line["seed"]
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -42,6 +42,7 @@ from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import load_weights
 
 HERE = Path(__file__).parent
+DENSE = NetworkSpec("resnet", 32, 16, 100)
 CHECKPOINT = HERE / "checkpoints" / "cifar100_resnet32_w16_sp.safetensors"
 RESULTS, STUDY = HERE / "results" / "static_arms.jsonl", HERE / "results" / "static_study.jsonl"
 LR, BATCH = 0.02, 128
@@ -118,18 +119,20 @@ class Bench:
     images: Images
     seed: int
     precision: str
+    network: NetworkSpec = DENSE
+    weights: Path = CHECKPOINT
 
     @staticmethod
-    def of(data_dir: str, seed: int, precision: str) -> Bench:
+    def of(data_dir: str, seed: int, precision: str, network: NetworkSpec = DENSE, weights: Path = CHECKPOINT) -> Bench:
         """The full CIFAR-100 tree under ``data_dir``."""
         config = _config(Arm({}), 1.0, data_dir, seed)
         dataset = load_images(config.data)
-        return Bench(Images.of(dataset, None, config, torch.device("cpu")), seed, precision)
+        return Bench(Images.of(dataset, None, config, torch.device("cpu")), seed, precision, network, weights)
 
     def dense(self) -> GatedNetwork:
-        """The checkpoint."""
-        net = NetworkSpec("resnet", 32, 16, 100).build()
-        load_weights(net, CHECKPOINT)
+        """The network that is cut."""
+        net = self.network.build()
+        load_weights(net, self.weights)
         return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def cut(self, arm: Arm, budget: float) -> tuple[GatedNetwork, dict[str, Any]]:
