@@ -78,6 +78,7 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "moving average": {"baseline": "moving_average"},
     "no baseline": {"baseline": "none"},
     "gumbel, BatchNorm trained": {"estimator": "gumbel", **TRAINED},
+    "gumbel, rate bounds, BatchNorm trained": {"estimator": "gumbel", "rate_bound": 0.3, **TRAINED},
     "counterfactual, BatchNorm trained": {"baseline": "counterfactual", **TRAINED},
     "self-critical, BatchNorm trained": {"baseline": "self_critical", **TRAINED},
 }
