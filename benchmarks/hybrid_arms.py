@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from benchmarks.hybrid_tables import draw_images, show
 from benchmarks.lines import Line, append_line, find_line, pack, read_lines
 from benchmarks.static_arms import ARMS as STATIC_ARMS
-from benchmarks.static_arms import CHECKPOINT
+from benchmarks.static_arms import BATCH, CHECKPOINT
 from benchmarks.static_arms import Bench as StaticBench
 from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, EvalBatches
@@ -54,6 +54,7 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price
+from hybridprune.routing.subset import best_subset, start_from_subset
 from hybridprune.stages.rl_prune import routed_score
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import RunFolder, load_weights
@@ -78,6 +79,8 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "moving average": {"baseline": "moving_average"},
     "no baseline": {"baseline": "none"},
     "gumbel, BatchNorm trained": {"estimator": "gumbel", **TRAINED},
+    "gumbel from the subset": {"estimator": "gumbel", "start": "subset", **TRAINED},
+    "counterfactual from the subset": {"baseline": "counterfactual", "start": "subset", **TRAINED},
     "gumbel, rate bounds, BatchNorm trained": {"estimator": "gumbel", "rate_bound": 0.3, **TRAINED},
     "counterfactual, BatchNorm trained": {"baseline": "counterfactual", **TRAINED},
     "self-critical, BatchNorm trained": {"baseline": "self_critical", **TRAINED},
@@ -207,6 +210,10 @@ class Bench:
         cost = count(net, SIZE)
         budget = self.f2 * self.dense_macs
         options = RoutingOptions(**{**POLICY, "epochs": self.epochs[1], **DYNAMIC_ARMS[name]})
+        if options.start == "subset":
+            search, lessons = (self.static.images.sample(*size, "subset") for size in ((2000, 500), (12_800, BATCH)))
+            subset = start_from_subset(net, cost, budget, search, lessons)
+            print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
         price = Price(options.reward_scale, budget / cost.backbone_macs, options.price_step)
         device, images = self.static.images.device, self.static.images
         torch.manual_seed(stream_seed(self.seed, "routing"))
@@ -259,42 +266,10 @@ class Bench:
     def run_fixed(self) -> Line:
         net = self.first_phase(self.f1)
         cost = count(net, SIZE)
-        route = self.best_subset(net, cost)
+        route = best_subset(net, cost, self.static.images.sample(2000, 500, "subset"), self.f2 * self.dense_macs).route
         run = self.run_of("fixed subset")
         routes: Callable[[int], Tensor] = lambda batch: route.expand(batch, -1)  # noqa: E731
         return self.run_forced(run, net, cost, routes, gates=False)
-
-    def best_subset(self, net: GatedNetwork, cost: NetworkCost) -> Tensor:
-        """The blocks that are kept ``[N]``: the cheapest to lose go, one by one, until F2 is met.
-
-        Then those that still fit into F2 come back, the most useful per FLOP first.
-        """
-        batches = self.static.images.sample(2000, 500, "subset")
-        route = torch.ones(net.num_gates)
-
-        def loss(kept: Tensor) -> float:
-            return evaluate(net, batches, "executed", kept.expand(batches.num_images, -1)).loss
-
-        def macs(kept: Tensor) -> float:
-            return cost.fixed_macs + float(kept @ torch.tensor(cost.block_macs, dtype=torch.float32))
-
-        def cheapest(blocks: list[int]) -> int:
-            """The block whose change of state adds the least loss per MAC that it has."""
-            now, prices = loss(route), {}
-            for block in blocks:
-                other = route.clone()
-                other[block] = 1 - route[block]
-                prices[block] = (loss(other) - now) / cost.block_macs[block]
-            return min(blocks, key=prices.__getitem__)
-
-        budget = self.f2 * self.dense_macs
-        while macs(route) > budget:
-            route[cheapest(route.nonzero().flatten().tolist())] = 0
-        while fitting := [
-            block for block in range(len(route)) if not route[block] and cost.block_macs[block] <= budget - macs(route)
-        ]:
-            route[cheapest(fitting)] = 1
-        return route
 
     def run_random(self, rates: Tensor) -> Line:
         net = self.first_phase(self.f1)

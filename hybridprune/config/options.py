@@ -284,6 +284,12 @@ class RoutingOptions:
         "reward_scale is then adapted until it is met on validation",
         above=0,
     )
+    start: str = option(
+        "parent",
+        "what the gates start from: parent (as they are), or subset (they are first taught the best fixed subset of "
+        "blocks for target_flops, and are undecided about those at its edge)",
+        choices=("parent", "subset"),
+    )
     price_step: float = option(0.02, "step of that adaptation: change of log(reward_scale) at 100 % excess", above=0)
     estimator: str = option(
         "reinforce",

@@ -27,7 +27,9 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price, met
+from hybridprune.routing.subset import start_from_subset
 from hybridprune.stages.common import (
+    EVAL_BATCH,
     Images,
     Parent,
     describe,
@@ -44,6 +46,7 @@ from hybridprune.stages.common import (
 from hybridprune.store.run_folder import RunFolder, load_weights
 from hybridprune.store.seeds import stream_seed
 
+SEARCH_IMAGES, LESSON_IMAGES = 2000, 12_800
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
 
 
@@ -79,6 +82,8 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "use --batchnorm frozen"
         )
     budget = _budget(options, cost, parent)
+    if options.start == "subset" and budget is None:
+        raise UserError("--start subset: needs the budget that the subset has to meet; give --target_flops as well")
     if invocation.dry_run:
         steps = len(images.training("rl"))
         show_plan("rl", spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
@@ -103,6 +108,11 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         price.validated(found.metrics["flops_share"])
         return found
 
+    if options.start == "subset" and state is None:
+        assert budget is not None
+        lessons = images.sample(LESSON_IMAGES, config.data.batch_size, "lessons")
+        subset = start_from_subset(net, cost, budget, images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset"), lessons)
+        say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks")
     terms = RoutingTerms.of(cost, options, price, device, distillation)
     objective = (
         GumbelRouting(terms)
