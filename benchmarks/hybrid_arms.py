@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from benchmarks.hybrid_tables import draw_images, show
 from benchmarks.lines import Line, append_line, find_line, pack, read_lines
 from benchmarks.static_arms import ARMS as STATIC_ARMS
-from benchmarks.static_arms import BATCH, CHECKPOINT
+from benchmarks.static_arms import CHECKPOINT
 from benchmarks.static_arms import Bench as StaticBench
 from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, EvalBatches
@@ -210,12 +210,12 @@ class Bench:
         cost = count(net, SIZE)
         budget = self.f2 * self.dense_macs
         options = RoutingOptions(**{**POLICY, "epochs": self.epochs[1], **DYNAMIC_ARMS[name]})
+        device, images = self.static.images.device, self.static.images
         if options.start == "subset":
-            search, lessons = (self.static.images.sample(*size, "subset") for size in ((2000, 500), (12_800, BATCH)))
-            subset = start_from_subset(net, cost, budget, search, lessons)
+            search = images.sample(2000, 500, "subset")
+            subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
             print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
         price = Price(options.reward_scale, budget / cost.backbone_macs, options.price_step)
-        device, images = self.static.images.device, self.static.images
         torch.manual_seed(stream_seed(self.seed, "routing"))
         terms = RoutingTerms.of(cost, options, price, device)
         objective = (

@@ -6,14 +6,15 @@ which matter to this one. The first question needs no gradient: it is a greedy s
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hybridprune.data import Batch, EvalBatches
+from hybridprune.data import Batch, EvalBatches, TrainBatches
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.modes import kept_modes
 from hybridprune.measure.cost import NetworkCost
@@ -22,7 +23,7 @@ from hybridprune.routing.rollout import rollout
 
 SURE = 3.0
 """Largest logit (either sign) of a gate that starts from a subset: a probability of 0.95."""
-LEARNING_RATE = 0.01
+LESSONS, LEARNING_RATE = 100, 0.01
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ def best_subset(net: GatedNetwork, cost: NetworkCost, batches: EvalBatches, budg
     return Subset(route, worth)
 
 
+def lessons(batches: TrainBatches) -> Iterator[Batch]:
+    """As many training batches as gates need to learn a subset."""
+    epochs = (batches.epoch(epoch) for epoch in itertools.count())
+    return itertools.islice(itertools.chain.from_iterable(epochs), LESSONS)
+
+
 def teach(net: GatedNetwork, cost: NetworkCost, logits: Tensor, batches: Iterable[Batch]) -> float:
     """Train the gates alone to give these logits ``[N]`` for any image; returns the last batch's mean squared error."""
     route = (logits > 0).float()
@@ -110,9 +117,9 @@ def teach(net: GatedNetwork, cost: NetworkCost, logits: Tensor, batches: Iterabl
 
 
 def start_from_subset(
-    net: GatedNetwork, cost: NetworkCost, budget: float, search: EvalBatches, lessons: Iterable[Batch]
+    net: GatedNetwork, cost: NetworkCost, budget: float, search: EvalBatches, training: TrainBatches
 ) -> Subset:
     """Let the gates of ``net`` start from the best subset for ``budget`` MACs, gates counted."""
     subset = best_subset(net, cost, search, budget - sum(cost.gate_macs))
-    teach(net, cost, subset.logits(), lessons)
+    teach(net, cost, subset.logits(), lessons(training))
     return subset

@@ -46,7 +46,7 @@ from hybridprune.stages.common import (
 from hybridprune.store.run_folder import RunFolder, load_weights
 from hybridprune.store.seeds import stream_seed
 
-SEARCH_IMAGES, LESSON_IMAGES = 2000, 12_800
+SEARCH_IMAGES = 2000
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
 
 
@@ -110,8 +110,8 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 
     if options.start == "subset" and state is None:
         assert budget is not None
-        lessons = images.sample(LESSON_IMAGES, config.data.batch_size, "lessons")
-        subset = start_from_subset(net, cost, budget, images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset"), lessons)
+        search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset")
+        subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
         say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks")
     terms = RoutingTerms.of(cost, options, price, device, distillation)
     objective = (

@@ -91,6 +91,21 @@ def test_gates_alone_refuse_to_train_the_backbones_statistics(parent: Path) -> N
     assert not Path("out").exists()
 
 
+def test_gates_start_from_a_subset_that_meets_the_budget(parent: Path) -> None:
+    flags = ("--target_flops", "0.8", "--epochs", "1", "--lr", "1e-6")
+    started, messages = fine_tune(parent, "--start", "subset", *flags)
+    assert "gates start from" in messages
+    first = json.loads((folder_of(Path("out"), "rl") / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0.4 < first["validation_flops_share"] < 0.9
+    assert started["target"]["macs"] == pytest.approx(0.8 * started["dense"]["macs"])
+
+
+def test_a_subset_needs_a_budget(parent: Path) -> None:
+    _, message = fine_tune(parent, "--start", "subset", code=2)
+    assert "--start subset" in message and "--target_flops" in message
+    assert not Path("out").exists()
+
+
 def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(parent, tmp_path / "family"))
     cut = stage("prune", "--result_dir", results)
