@@ -85,7 +85,7 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "counterfactual, BatchNorm trained": {"baseline": "counterfactual", **TRAINED},
     "self-critical, BatchNorm trained": {"baseline": "self_critical", **TRAINED},
 }
-STATIC_NAMES = ("static at F1", "static at F2")
+STATIC_NAMES = ("static at F1", "static at F2", "static in two cuts")
 CONTROLS = ("fixed subset", "random gates")
 
 
@@ -196,9 +196,12 @@ class Bench:
 
     # The arms.
 
-    def run_static(self, share: float) -> Line:
-        net = self.first_phase(share)
-        run = self.second_phase(f"static{share:g}")
+    def run_static(self, name: str) -> Line:
+        share = self.f2 if name == "static at F2" else self.f1
+        net, run = self.first_phase(share), self.second_phase(f"static{share:g}")
+        if name == "static in two cuts":
+            net, _ = self.static.cut(STATIC_ARMS["fisher-tucker"], self.f2, net)
+            run = self.run_of(name)
         self.fit(run, net, Forced(), self.epochs[1], STATIC, self.always_on_score, nn.Module.train)
         cost = count(net, SIZE)
         validation = self.always_on_score(net).score
@@ -300,7 +303,7 @@ class Bench:
 def run_arm(bench: Bench, name: str, lines: list[Line]) -> Line:
     """One arm, given the lines of the others at the same key."""
     if name in STATIC_NAMES:
-        return bench.run_static(bench.f1 if name == "static at F1" else bench.f2)
+        return bench.run_static(name)
     if name in DYNAMIC_ARMS:
         return bench.run_dynamic(name)
     if name == "fixed subset":

@@ -135,12 +135,13 @@ class Bench:
         load_weights(net, self.weights)
         return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
-    def cut(self, arm: Arm, budget: float) -> tuple[GatedNetwork, dict[str, Any]]:
-        """The network right after the cut, and what it cost to make."""
-        net = self.dense()
+    def cut(self, arm: Arm, budget: float, net: GatedNetwork | None = None) -> tuple[GatedNetwork, dict[str, Any]]:
+        """The dense network, or ``net``, right after the cut (in place), and what it cost to make."""
+        uncut = count(self.network.build(), 32)
+        net = net or self.dense()
         before = count(net, 32)
         config = _config(arm, budget, None, self.seed)
-        dense = {"macs": before.backbone_macs, "params": before.backbone_params}
+        dense = {"macs": uncut.backbone_macs, "params": uncut.backbone_params}
         cutting = Cutting(config, self.images, dense, Cost(before.backbone_macs, before.backbone_params), {})
         times = [time.perf_counter()]
         proposal = cutting.propose(net, 0)
@@ -153,7 +154,7 @@ class Bench:
         after = count(net, 32)
         parts = zip(("score", "allocate", "apply"), pairwise(times), strict=True)
         seconds = {name: round(end - start, 2) for name, (start, end) in parts}
-        share = after.backbone_macs / before.backbone_macs
+        share = after.backbone_macs / uncut.backbone_macs
         params = after.backbone_params
         return net, {"share": share, "macs": after.backbone_macs, "params": params, "seconds": seconds}
 
