@@ -214,11 +214,13 @@ class Bench:
         budget = self.f2 * self.dense_macs
         options = RoutingOptions(**{**POLICY, "epochs": self.epochs[1], **DYNAMIC_ARMS[name]})
         device, images = self.static.images.device, self.static.images
+        first_price = options.reward_scale
         if options.start == "subset":
             search = images.sample(2000, 500, "subset")
             subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
+            first_price = subset.price * cost.backbone_macs or first_price
             print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
-        price = Price(options.reward_scale, budget / cost.backbone_macs, options.price_step)
+        price = Price(first_price, budget / cost.backbone_macs, options.price_step)
         torch.manual_seed(stream_seed(self.seed, "routing"))
         terms = RoutingTerms.of(cost, options, price, device)
         objective = (

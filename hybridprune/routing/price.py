@@ -30,6 +30,7 @@ class Price:
         self._step = step
         self._base = value
         self._excess = 0.0
+        self._tried = False
 
     @property
     def value(self) -> float:
@@ -41,20 +42,22 @@ class Price:
         if not self.held and self.target is not None:
             excess = max(-1.0, min(1.0, share / self.target - 1))
             # From 0, not from the first excess: the price starts where it was set.
+            self._tried = True
             self._excess = MOMENTUM * self._excess + (1 - MOMENTUM) * excess
             self._base *= math.exp(self._step * excess)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
-        return {"base": self._base, "excess": self._excess, "held": self.held}
+        return {"base": self._base, "excess": self._excess, "held": self.held, "tried": self._tried}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         self._base, self._excess, self.held = state["base"], state["excess"], state["held"]
+        self._tried = state["tried"]
 
     def validated(self, share: float) -> None:
-        """Routes cost this share on the validation split."""
-        if self.target is not None:
+        """Routes cost this share on the validation split. Before any training that says nothing of the price."""
+        if self.target is not None and self._tried:
             self.held = met(share, self.target)
 
 

@@ -37,15 +37,15 @@ class Subset:
 
     @property
     def price(self) -> float:
-        """The worth between the least of what is kept and the most of what is dropped; 0 if either is empty."""
+        """The worth between the least of what is kept and the most of what is dropped; 0 if that is no price."""
         kept, dropped = self.worth[self.route > 0], self.worth[self.route == 0]
-        return float(kept.min() + dropped.max()) / 2 if len(kept) and len(dropped) else 0.0
+        return max(0.0, float(kept.min() + dropped.max()) / 2) if len(kept) and len(dropped) else 0.0
 
     def logits(self) -> Tensor:
         """``[N]``: of the subset's sign, and smaller the nearer a block's worth is to the price."""
         side = 2 * self.route - 1
         price = self.price
-        if price <= 0:  # blocks that are worth less than nothing tell no scale
+        if price == 0:  # blocks that are worth less than nothing tell no scale
             return SURE * side
         sure = (SURE * (self.worth / price - 1).abs()).clamp(max=SURE).to(side.dtype)
         return side * sure

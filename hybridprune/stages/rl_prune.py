@@ -100,7 +100,14 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         return result
     folder.write_json("split.json", images.split.to_json())
     progress, state = saved_progress(folder)
-    price = Price(options.reward_scale, None if budget is None else budget / cost.backbone_macs, options.price_step)
+    first_price = options.reward_scale
+    if options.start == "subset" and state is None:
+        assert budget is not None
+        search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset")
+        subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
+        first_price = subset.price * cost.backbone_macs or first_price
+        say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks, alpha from {first_price:.3f}")
+    price = Price(first_price, None if budget is None else budget / cost.backbone_macs, options.price_step)
     score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
 
     def validate(candidate: GatedNetwork) -> Validation:
@@ -108,11 +115,6 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         price.validated(found.metrics["flops_share"])
         return found
 
-    if options.start == "subset" and state is None:
-        assert budget is not None
-        search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset")
-        subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
-        say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks")
     terms = RoutingTerms.of(cost, options, price, device, distillation)
     objective = (
         GumbelRouting(terms)

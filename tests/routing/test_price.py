@@ -54,15 +54,22 @@ def test_a_step_is_the_excess_in_the_logarithm_and_what_lasts_of_it() -> None:
 
 def test_it_is_held_while_validation_is_within_two_percent() -> None:
     price = Price(1.0, 0.5, step=0.1)
+    price.validated(0.5)  # nothing was trained at this price yet
+    price.spend(0.9)
+    assert not price.held and (before := price.value) > 1
     price.validated(0.509)
     price.spend(0.9)
-    assert price.held and price.value == 1
+    assert price.held and price.value == before
     price.validated(0.511)
     price.spend(0.9)
-    assert not price.held and price.value > 1
+    assert not price.held and price.value > before
     other = Price(1.0, 0.5, step=0.1)
     other.load_state_dict(price.state_dict())
     assert (other.value, other.held) == (price.value, price.held)
+    untried, fresh = Price(1.0, 0.5, step=0.1), Price(1.0, 0.5, step=0.1)
+    fresh.load_state_dict(untried.state_dict())
+    fresh.validated(0.5)
+    assert not fresh.held
     for one in (price, other):
         one.spend(0.9)
     assert other.value == price.value
