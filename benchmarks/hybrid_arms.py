@@ -10,7 +10,8 @@ one shot and trained for the same epochs in two phases (the second from the firs
 - dynamic arms: the first phase of static at F1; in the second one the gates learn as well, and a threshold on
   validation meets F2, gates counted. Each is also read with all blocks executed, and with each image's decision vector
   replayed on another image.
-- random gates: in the second phase and in the test, blocks are drawn at the per-block rates of the best dynamic arm.
+- random gates: in the second phase and in the test, blocks are drawn at the per-block rates of the best dynamic arm
+  (on validation), or of the one named as in "random gates as gumbel".
 - fixed subset: before the second phase, blocks are dropped one by one (least loss on training images per FLOP saved)
   until F2 is met; no gates are counted.
 
@@ -87,6 +88,8 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 STATIC_NAMES = ("static at F1", "static at F2", "static in two cuts")
 CONTROLS = ("fixed subset", "random gates")
+RANDOM_LIKE = "random gates as "
+"""Before a dynamic arm's name: random gates at the rates of this one."""
 
 
 @dataclass(frozen=True)
@@ -276,13 +279,13 @@ class Bench:
         routes: Callable[[int], Tensor] = lambda batch: route.expand(batch, -1)  # noqa: E731
         return self.run_forced(run, net, cost, routes, gates=False)
 
-    def run_random(self, rates: Tensor) -> Line:
+    def run_random(self, name: str, rates: Tensor) -> Line:
         net = self.first_phase(self.f1)
         draw = generator(self.seed, "random gates")
         routes: Callable[[int], Tensor] = lambda batch: (  # noqa: E731
             torch.rand(batch, len(rates), generator=draw) < rates
         ).float()
-        run = self.run_of("random gates")
+        run = self.run_of(name)
         return self.run_forced(run, net, count(net, SIZE), routes, gates=True)
 
     def run_forced(
@@ -311,8 +314,10 @@ def run_arm(bench: Bench, name: str, lines: list[Line]) -> Line:
     if name == "fixed subset":
         return bench.run_fixed()
     dynamic = [line for line in lines if line["arm"] in DYNAMIC_ARMS]
+    if name.startswith(RANDOM_LIKE):
+        dynamic = [line for line in dynamic if line["arm"] == name.removeprefix(RANDOM_LIKE)]
     best = max(dynamic, key=lambda line: line["validation"])
-    return {**bench.run_random(torch.tensor(best["rates"])), "rates_of": best["arm"]}
+    return {**bench.run_random(name, torch.tensor(best["rates"])), "rates_of": best["arm"]}
 
 
 def main() -> None:
