@@ -46,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(args: argparse.Namespace) -> None:
-    results, plot = args.results, args.plot
+    results: Path = args.results
+    plot: Path | None = args.plot
+    page: Path | None = args.html
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {plot}: unknown kind of file; end its name in .png or .svg")
-    options = None if args.html is None else _page_options(args)
+    options = None if page is None else _page_options(args)
     if unfinished := unfinished_runs(results):
         print(f"not finished: {', '.join(map(str, unfinished))}", file=sys.stderr)
     records = read_runs(results)
@@ -61,12 +63,13 @@ def _report(args: argparse.Namespace) -> None:
         from hybridprune.report.plot import draw, encode
 
         _write("--plot", plot, encode(draw(rows), plot.suffix[1:]))
-    if options is not None:
-        _write("--html", args.html, render_page(results, rows, options).encode())
+    if page is not None and options is not None:
+        # A path's bytes need not be text.
+        _write("--html", page, render_page(results, rows, options).encode(errors="replace"))
     table = render(rows, args.format)
     if args.output is not None:
         _write("--output", args.output, table.encode())
-    elif args.html is None:
+    elif page is None:
         sys.stdout.write(table)
 
 

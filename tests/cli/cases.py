@@ -54,13 +54,18 @@ class Result:
 def run_here(script: str, *args: object) -> Result:
     """What the script does, without the seconds that a new process takes to import everything."""
 
+    returned: object = None
+
     def command() -> None:
-        COMMANDS[script](list(map(str, args)))
+        nonlocal returned
+        returned = COMMANDS[script](list(map(str, args)))
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = run_command(command)
+            if isinstance(returned, int):  # a main that has caught its errors itself
+                code = returned
         except SystemExit as exit:  # --help
             code = int(exit.code or 0)
     return Result(code, out.getvalue(), err.getvalue())

@@ -75,9 +75,9 @@ def axes(x: Scale, y: Scale, x_label: str, y_label: str, x_format: Format | None
     for value in y.ticks():
         parts.append(tag("line", x1=x.start, x2=x.end, y1=y(value), y2=y(value), class_="grid"))
         parts.append(text(x.start - 8, y(value) + 4, y_format(value), "end", "tick"))
-    for value in x.ticks() if x_format else ():
+    for value, shown in [(value, x_format(value)) for value in x.ticks()] if x_format else []:
         parts.append(tag("line", x1=x(value), x2=x(value), y1=y.start, y2=y.start + 5, class_="axis"))
-        parts.append(text(x(value), y.start + 19, x_format(value), "middle", "tick"))
+        parts.append(text(x(value), y.start + 19, shown, "middle", "tick"))
     parts.append(tag("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
     parts.append(text((x.start + x.end) / 2, y.start + 38, x_label, "middle", "label"))
     parts.append(text(x.start, y.end - 10, y_label, "start", "label"))
