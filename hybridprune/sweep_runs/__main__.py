@@ -46,17 +46,19 @@ def main(argv: Sequence[str]) -> None:
         for run in todo:
             print(_shown(command(run, processes=arguments.nproc_per_run)))
         return
-    jobs = len(devices) if devices else arguments.jobs
-    threads = max(1, (os.cpu_count() or 1) // (jobs * arguments.nproc_per_run))
-    worker = Worker(arguments.nproc_per_run, threads if jobs * arguments.nproc_per_run > 1 else None)
+    jobs = len(devices) or arguments.jobs
+    processes = arguments.nproc_per_run
+    # Processes with as many threads as there are cores would fight for them.
+    threads = max(1, (os.cpu_count() or 1) // (jobs * processes)) if jobs * processes > 1 else None
     progress = _Progress(len(runs), len(runs) - len(todo))
     if arguments.engine == "ray":
         need_ray()
-        run_ray(todo, worker, progress.tell, jobs=jobs, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
+        cpus, gpus = arguments.cpus_per_run, arguments.gpus_per_run
+        run_ray(todo, progress.tell, jobs=jobs, cpus=cpus, gpus=gpus, processes=processes, threads=threads)
     else:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            run_processes(todo, worker, progress.tell, jobs=jobs, devices=devices)
+            run_processes(todo, Worker(processes, threads), progress.tell, jobs=jobs, devices=devices)
         except KeyboardInterrupt as error:
             raise Interrupted("the runs' states are saved; give the same command to go on") from error
     progress.conclude(todo)
@@ -90,8 +92,8 @@ class _Progress:
 
     def conclude(self, todo: Sequence[Run]) -> None:
         """RunFailed if any of ``todo`` is not finished."""
-        failed = [outcome.run.name for outcome in self._outcomes if outcome.error]
-        if failed:
+        broken = {outcome.run.name for outcome in self._outcomes if outcome.error}
+        if failed := [run.name for run in todo if run.name in broken]:
             without = len(todo) - len(self._outcomes)
             not_started = f"; {without} that start from them were not started" if without else ""
             raise RunFailed(

@@ -13,9 +13,9 @@ A grid is a JSON object. All keys but one stage are optional::
     }
 
 Flags are written without dashes. A list is swept: every element of it with every other choice, and each stage is run
-once for every run of the stage before it. true and false stand for ``--flag`` and ``--no-flag``, null for ``none``; a
-list that is itself a value (``exclude``) is written as text, ``"a,b"``. Stage 3 starts from stage 2 or, without one,
-from stage 1; the first stage that the grid has finds its parent, if it needs one, as it does by itself.
+once for every run of the stage before it. true and false stand for ``--flag`` and ``--no-flag``, null leaves the flag
+out; a list that is itself a value (``exclude``) is written as text, ``"a,b"``. Stage 3 starts from stage 2 or, without
+one, from stage 1; the first stage that the grid has finds its parent, if it needs one, as it does by itself.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _text(value: Any) -> str:
 def _words(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}" if value else f"--no-{key}"]
-    return [f"--{key}", "none" if value is None else _text(value)]
+    return [] if value is None else [f"--{key}", _text(value)]
 
 
 def _experiment(base: str, swept: tuple[str, ...]) -> str:

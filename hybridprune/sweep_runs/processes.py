@@ -13,9 +13,9 @@ from hybridprune.sweep_runs.work import Outcome, Tell, Worker
 def run_processes(todo: Sequence[Run], worker: Worker, tell: Tell, *, jobs: int, devices: Sequence[str] = ()) -> None:
     """Run all of ``todo``; one that fails takes only those along that start from it.
 
-    Each run under way has one of the ``devices`` for itself, if any are given: then there are at most as many at a
-    time. A run whose parent is not in ``todo`` can start at once. KeyboardInterrupt reaches the runs, which save their
-    state, and is raised when all have ended.
+    There are at most ``jobs`` at a time or, if ``devices`` are given, one on each of them. A run whose parent is not in
+    ``todo`` can start at once. KeyboardInterrupt reaches the runs, which save their state, and is raised when all have
+    ended.
     """
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for device in devices or [None] * jobs:
@@ -28,7 +28,7 @@ def run_processes(todo: Sequence[Run], worker: Worker, tell: Tell, *, jobs: int,
         finally:
             free.put(device)
 
-    with ThreadPoolExecutor(min(jobs, len(devices) or jobs)) as pool:
+    with ThreadPoolExecutor(len(devices) or jobs) as pool:
         waiting = list(todo)
         under_way: dict[Future[Outcome], Run] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +21,18 @@ def need_ray() -> None:
         ) from error
 
 
-def run_ray(todo: Sequence[Run], worker: Worker, tell: Tell, *, jobs: int, cpus: float, gpus: float) -> None:
+def run_ray(
+    todo: Sequence[Run], tell: Tell, *, jobs: int, cpus: float, gpus: float, processes: int, threads: int | None
+) -> None:
     """Run all of ``todo``; one that fails takes only those along that start from it.
 
-    Each run is a trial that holds ``cpus`` and ``gpus``. On several nodes, all of them see ``result_dir`` and the
-    images under the same names. Ray's own files are temporary: what resumes are the run folders.
+    A run is a trial that holds ``cpus`` and ``gpus``; ``processes`` and ``threads`` are those of its `Worker`. On
+    several nodes, all of them see this folder, ``result_dir`` and the images under the same names. Ray's own files lie
+    where Ray puts them (by default in ~/ray_results) and can be deleted: what resumes are the run folders.
     """
     from ray import tune
 
+    home = os.getcwd()
     finished = {run.name for run in _parents(todo) if run not in todo}
     for stage in STAGES:
         wave = [r for r in todo if r.stage == stage and (r.parent is None or r.parent.name in finished)]
@@ -35,7 +40,8 @@ def run_ray(todo: Sequence[Run], worker: Worker, tell: Tell, *, jobs: int, cpus:
             continue
 
         def trial(config: dict[str, Any], wave: list[Run] = wave) -> dict[str, Any]:
-            outcome = Worker(worker.processes, worker.threads)(wave[config["run"]])
+            os.chdir(home)  # Ray's workers live elsewhere, and the grid's paths are relative to here
+            outcome = Worker(processes, threads)(wave[config["run"]])
             return {"run": config["run"], "error": outcome.error, "run_seconds": outcome.seconds}
 
         tuner = tune.Tuner(
