@@ -56,11 +56,13 @@ def main(argv: Sequence[str]) -> None:
         cpus, gpus = arguments.cpus_per_run, arguments.gpus_per_run
         run_ray(todo, progress.tell, jobs=jobs, cpus=cpus, gpus=gpus, processes=processes, threads=threads)
     else:
-        signal.signal(signal.SIGTERM, _interrupt)
+        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             run_processes(todo, Worker(processes, threads), progress.tell, jobs=jobs, devices=devices)
         except KeyboardInterrupt as error:
             raise Interrupted("the runs' states are saved; give the same command to go on") from error
+        finally:
+            signal.signal(signal.SIGTERM, before)
     progress.conclude(todo)
 
 

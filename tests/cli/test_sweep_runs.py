@@ -58,6 +58,12 @@ def test_a_dry_run_prints_what_the_shell_could_run_and_makes_nothing(tmp_path: P
     assert shown[shown.index("--exclude") + 1] == "gate.*"
 
 
+def test_the_example_is_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = sweep(ROOT / "examples" / "grid.json", "--dry-run")
+    assert done.returncode == 0 and done.stderr.startswith("21 runs: ")  # 3 seeds x (1 + 2 + 2 x 2)
+
+
 def test_torchrun_starts_runs_of_several_processes(tmp_path: Path) -> None:
     done = sweep(grid(tmp_path, sp={"epochs": 1}), "--dry-run", "--nproc_per_run", "4")
     assert "-m torch.distributed.run --standalone --nproc-per-node=4 " in done.stdout

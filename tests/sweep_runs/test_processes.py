@@ -22,6 +22,7 @@ class FakeWorker(Worker):
         self.failing, self.events, self.under_way = failing, [], 0
         self.most = 0
         self.devices: list[str | None] = []
+        self.used: set[str | None] = set()
         self._guard = threading.Lock()
 
     def __call__(self, run: Run, device: str | None = None) -> Outcome:
@@ -31,6 +32,7 @@ class FakeWorker(Worker):
             self.most = max(self.most, self.under_way)
             assert device is None or device not in self.devices, "two runs on one device"
             self.devices.append(device)
+            self.used.add(device)
         time.sleep(0.002)
         with self._guard:
             self.under_way -= 1
@@ -51,6 +53,7 @@ def test_children_start_after_their_parents_and_never_too_many_at_once(jobs: int
         if run.parent is not None:
             assert worker.events.index(("end", run.parent.name)) < worker.events.index(("start", run.name))
     assert worker.most == (len(devices) or jobs)
+    assert worker.used == set(devices or (None,))
 
 
 def test_a_failure_takes_only_its_descendants_along() -> None:
