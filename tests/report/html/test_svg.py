@@ -28,7 +28,7 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, width: float, coun
     if len(ticks) > 1:
         steps = np.diff(ticks)
         assert steps == pytest.approx(steps[0], rel=1e-6)
-        assert float(f"{steps[0]:.0e}") == pytest.approx(steps[0], rel=1e-6)
+        assert float(f"{steps[0]:.1e}") == pytest.approx(steps[0], rel=1e-6)
     slack = 1e-6 * width
     assert all(low - slack <= tick <= low + width + slack for tick in ticks)
 
