@@ -23,7 +23,9 @@ demo: venv
 		--curvature_images 1024 --scheduler_params '{"0": 0.2, "0.2": 1, "1": 0}'
 	$(RUN) main_rl_prune.py $(DEMO) --epochs 12 --lr 0.005 --alpha 1 --rl_weight 1 --rl_warmup 0.33 \
 		--gate_lr_factor 20 --temperature 3 --scheduler_params '{"0": 0.1, "0.3": 1, "1": 0.02}'
+	@$(RUN) -m hybridprune.report demo_results --html demo_results/report.html
 	@$(RUN) -m hybridprune.report demo_results
+	@echo "the page: demo_results/report.html"
 
 test: venv
 	$(RUN) -m pytest -q -n 2 $(if $(CI),-m "")

@@ -53,22 +53,27 @@ def _text(stat: Stat, factor: float, decimals: int | None) -> str:
     return f"{mean:z,.{decimals}f}{deviation}"
 
 
-def _cells(row: Row) -> list[str]:
-    name = row.name if row.experiment == "default" else f"{row.name} ({row.experiment})"
+def title(row: Row) -> str:
+    """A row's name, with its experiment if that has a name of its own."""
+    return row.name if row.experiment == "default" else f"{row.name} ({row.experiment})"
+
+
+def row_cells(row: Row) -> list[str]:
+    """The texts of a row, under `HEAD`."""
     numbers = [_text(row.stats[figure], factor, decimals) for _, figure, factor, decimals in COLUMNS]
     seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
-    return [name, row.network, row.dataset, *numbers, seeds]
+    return [title(row), row.network, row.dataset, *numbers, seeds]
 
 
 def _markdown(rows: Sequence[Row]) -> str:
     rule = [{"l": ":--", "r": "--:"}[side] for side in ALIGN]
-    body = [[cell.replace("|", r"\|") for cell in _cells(row)] for row in rows]
+    body = [[cell.replace("|", r"\|") for cell in row_cells(row)] for row in rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in (HEAD, rule, *body)]
     return "\n".join([*lines, "", CONVENTION, ""])
 
 
 def _latex(rows: Sequence[Row]) -> str:
-    table = [[cell.translate(LATEX_ESCAPES) for cell in cells] for cells in (HEAD, *map(_cells, rows))]
+    table = [[cell.translate(LATEX_ESCAPES) for cell in cells] for cells in (HEAD, *map(row_cells, rows))]
     head, *body = (" & ".join(cells) + r" \\" for cells in table)
     caption = rf"\caption{{{CONVENTION.translate(LATEX_ESCAPES)}}}"
     start = ["% needs booktabs", r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{ALIGN}}}"]

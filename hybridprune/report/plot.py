@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
+from hybridprune.report.marks import MARKERS
 from hybridprune.report.rows import Row
-
-MARKERS = {"without pruning": "o", "static only": "s", "dynamic only": "^", "static + dynamic": "D"}
 
 
 def draw(rows: Sequence[Row]) -> Figure:

@@ -33,8 +33,13 @@ class Row:
     experiment: str
     lineage: tuple[Key, ...]
     family: tuple[int, str, str, str]
-    seeds: tuple[int, ...]
+    runs: tuple[RunRecord, ...]
     stats: Mapping[str, Stat]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of its runs, rising."""
+        return tuple(run.seed for run in self.runs)
 
 
 def figures(run: RunRecord) -> dict[str, float]:
@@ -100,7 +105,7 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
         experiment=", ".join(sorted({run.experiment for run in runs})),
         lineage=tuple(run.key for run in reversed(longest)),
         family=(run.dense_macs, run.network, run.dataset, run.dataset_digest),
-        seeds=tuple(run.seed for run in runs),
+        runs=tuple(runs),
         stats={name: _stat(column) for name, column in zip(figures(run), columns, strict=True)},
     )
 

@@ -26,6 +26,7 @@ from hybridprune.config import (
 )
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, load_dataset, make_split
 from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.engine.device import device_of as device_of
 from hybridprune.engine.evaluate import summary
 from hybridprune.engine.fit import Progress
 from hybridprune.errors import UserError
@@ -45,21 +46,6 @@ EVAL_BATCH = 500
 def say(message: str) -> None:
     """Tell the user something that is not the command's output."""
     print(message, file=sys.stderr, flush=True)
-
-
-def device_of(name: str) -> torch.device:
-    """The device that ``--device`` names; UserError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--device {name}: not available ({reason}); use cpu, or cuda:N on a machine with GPUs"
-        ) from error
-    return device
 
 
 def load_images(options: DataOptions) -> Dataset:

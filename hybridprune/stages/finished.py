@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
 
-from hybridprune.config import DataOptions
 from hybridprune.data import Dataset, EvalBatches
+from hybridprune.engine.device import device_of
+from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.stages.common import device_of, load_images, read_split
+from hybridprune.stages.common import read_split
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 SplitName = Literal["test", "validation"]
@@ -84,15 +84,3 @@ class FinishedRun:
         """UserError if the network has none."""
         if self.net.num_gates == 0:
             raise UserError(f"{self.run.path}: {self.spec.network.network} has no gates, hence one operating point")
-
-
-def load_dataset_of(run: RunFolder, spec: RunSpec, data_dir: str | None) -> Dataset:
-    """The images a run was trained on, at ``data_dir`` if they were moved; UserError if they are others."""
-    stored = run.read_json("config.json")
-    known = {f.name for f in dataclasses.fields(DataOptions)}
-    options = DataOptions(**{key: value for key, value in stored.items() if key in known})
-    options = dataclasses.replace(options, data_dir=data_dir or options.data_dir, resize=spec.input_size)
-    dataset = load_images(options)
-    if dataset.digest != spec.dataset_digest:
-        raise UserError(f"--data_dir: holds other images than {run.path} was trained on; name that run's data")
-    return dataset

@@ -13,6 +13,7 @@ from hybridprune import evaluate, sweep
 from hybridprune.errors import run_command
 from hybridprune.report import __main__ as report
 from hybridprune.stages import prune, rl_prune, sp
+from hybridprune.sweep_runs import __main__ as sweep_runs
 from tests.cases import ROOT
 
 STAGES = ("sp", "prune", "rl")
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "hybridprune.evaluate": evaluate.main,
     "hybridprune.report": report.main,
     "hybridprune.sweep": sweep.main,
+    "hybridprune.sweep_runs": sweep_runs.main,
 }
 NETWORK = ("--network", "resnet", "--depth", "8", "--width", "4")
 TINY = (*NETWORK, "--bs", "20", "--num_workers", "0", "--device", "cpu")
@@ -54,13 +56,18 @@ class Result:
 def run_here(script: str, *args: object) -> Result:
     """What the script does, without the seconds that a new process takes to import everything."""
 
+    returned: object = None
+
     def command() -> None:
-        COMMANDS[script](list(map(str, args)))
+        nonlocal returned
+        returned = COMMANDS[script](list(map(str, args)))
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = run_command(command)
+            if isinstance(returned, int):  # a main that has caught its errors itself
+                code = returned
         except SystemExit as exit:  # --help
             code = int(exit.code or 0)
     return Result(code, out.getvalue(), err.getvalue())

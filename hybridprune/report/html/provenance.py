@@ -1,0 +1,76 @@
+"""Where a run's figures come from: versions, hardware, hashes, and the command that repeats it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hybridprune.report.records import RunRecord
+
+SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """One run's origin; a field is empty where result.json does not say."""
+
+    folder: str
+    seed: int
+    finished: str
+    """When, in UTC."""
+    epochs: str
+    seconds: str
+    weights: str
+    """sha256 of the selected weights."""
+    parent: str
+    parent_weights: str
+    images: str
+    """Digest of the data set."""
+    command: str
+    config: tuple[tuple[str, str], ...]
+    versions: str
+    hardware: str
+
+
+def provenance(run: RunRecord, result: Mapping[str, Any]) -> Provenance:
+    """What ``result.json`` of ``run`` says of its origin."""
+    parent = result.get("parent")
+    parent = parent if isinstance(parent, dict) else {}
+    config = result.get("config")
+    epochs, selected = result.get("epochs"), result.get("selected_epoch")
+    seconds = result.get("seconds")
+    return Provenance(
+        folder=str(run.path.parent),
+        seed=run.seed,
+        finished=datetime.fromtimestamp(run.modified_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        epochs="" if epochs is None else f"{epochs}" + ("" if selected is None else f", epoch {selected} selected"),
+        seconds=f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
+        weights=str(result.get("model_sha256", "")),
+        parent=str(parent.get("path", "")),
+        parent_weights=str(parent.get("model_sha256", "")),
+        images=run.dataset_digest,
+        command=_command(run, config, parent),
+        config=tuple((key, json.dumps(value)) for key, value in config.items()) if isinstance(config, dict) else (),
+        versions=_listed(result.get("versions")),
+        hardware=_listed(result.get("hardware")),
+    )
+
+
+def _command(run: RunRecord, config: Any, parent: Mapping[str, Any]) -> str:
+    """The stage started from the stored configuration; nothing for runs that no stage made."""
+    stored = run.path.parent / "config.json"
+    if not isinstance(config, dict) or not stored.is_file():
+        return ""
+    words = ["python", SCRIPTS[run.stage], "--config_path", str(stored)]
+    if parent and config.get("checkpoint_file") is None:
+        words += ["--checkpoint_file", str(Path(str(parent.get("path", ""))))]
+    return shlex.join(words)
+
+
+def _listed(record: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in record.items()) if isinstance(record, dict) else ""

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from hybridprune.report.html.provenance import provenance
+from hybridprune.report.records import read_run
+from tests.report.cases import result, write
+
+
+def test_origin_is_what_the_result_says(tmp_path: Path) -> None:
+    data = result("prune", "p", "s", seed=3, config={"lr": 0.1, "checkpoint_file": None}, model_sha256="abc")
+    data["parent"]["path"] = "results/my sp"
+    path = write(tmp_path / "a run", data)
+    (path.parent / "config.json").write_text("{}")
+    origin = provenance(read_run(path), data)
+    assert (origin.seed, origin.weights, origin.parent) == (3, "abc", "results/my sp")
+    assert origin.finished == "2023-11-14 22:13 UTC" and origin.epochs == "12, epoch 11 selected"
+    assert origin.config == (("lr", "0.1"), ("checkpoint_file", "null"))
+    assert origin.versions == "hybridprune 0.1.0, torch 2, python 3"
+    assert shlex.split(origin.command) == [
+        "python", "main_prune.py", "--config_path", str(path.parent / "config.json"),
+        "--checkpoint_file", "results/my sp",
+    ]  # fmt: skip
+
+
+def test_little_is_enough(tmp_path: Path) -> None:
+    data = result("rl", "r")
+    path = write(tmp_path / "run", data)
+    for key in ("epochs", "selected_epoch", "seconds", "versions", "hardware", "config", "parent"):
+        del data[key]
+    origin = provenance(read_run(path), json.loads(json.dumps(data)))
+    assert origin.command == origin.versions == origin.epochs == origin.seconds == "" and origin.config == ()
