@@ -121,14 +121,14 @@ def bytes_from_first(produce: Callable[[], bytes]) -> bytes:
     """What ``produce`` gives in the first process, which alone calls it."""
     if count() == 1:
         return produce()
-    content = torch.frombuffer(bytearray(produce()), dtype=torch.uint8) if is_first() else torch.empty(0, dtype=torch.uint8)
-    length = torch.tensor([content.numel()])
+    content = produce() if is_first() else b""
+    length = torch.tensor([len(content)])
     dist.broadcast(length, 0)
-    if not is_first():
-        content = torch.empty(int(length), dtype=torch.uint8)
-    if content.numel():
-        dist.broadcast(content, 0)
-    return content.numpy().tobytes()
+    if not int(length):
+        return b""
+    message = torch.frombuffer(bytearray(content if is_first() else int(length)), dtype=torch.uint8)
+    dist.broadcast(message, 0)
+    return message.numpy().tobytes()
 
 
 def json_from_first(produce: Callable[[], Any]) -> Any:

@@ -82,7 +82,7 @@ class TrainBatches:
         self._batch_size = batch_size
         self._padding = padding
         self._flip = flip
-        self._seed = seed
+        self.seed = seed
         self._rank, self._processes = rank, processes
         self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
 
@@ -93,7 +93,7 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (numbered from 0) from batch ``start`` on."""
-        generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
         count = len(self._data)
         offsets = torch.randint(2 * self._padding + 1, (count, 2), generator=generator)
         flips = (torch.rand(count, generator=generator) < 0.5) & self._flip
@@ -104,9 +104,7 @@ class TrainBatches:
             images = self._output.send(self._data.images.index_select(0, index))
             draws = self._output.send(offsets[index]), self._output.send(flips[index])
             cropped = crop_flip(images, *draws, self._padding)
-            yield self._output.batch(
-                cropped, self._data.labels[index], index, None if self._processes == 1 else share
-            )
+            yield self._output.batch(cropped, self._data.labels[index], index, None if self._processes == 1 else share)
 
 
 class EvalBatches:

@@ -106,7 +106,6 @@ class Fit:
         )
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
         self._sums: dict[str, Tensor] = {}
-        self._stream = torch.initial_seed()
 
     def _trained(self, part: str) -> list[nn.Parameter]:
         named = self.net.get_submodule(part).named_parameters(prefix=part)
@@ -195,7 +194,7 @@ class Fit:
             if isinstance(module, ShakeDrop):
                 module.within = batch.share.start, batch.share.whole
         # Dropout: each process has masks of its own, and the same ones after a resume.
-        place = (self._stream, progress.phase, progress.epoch, progress.step, rank())
+        place = (self.batches.seed, progress.phase, progress.epoch, progress.step, rank())
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def _step(self, loss: Tensor, weight: float) -> None:
@@ -217,7 +216,7 @@ class Fit:
     def _add(self, metrics: dict[str, Tensor], weight: float) -> None:
         # Sums stay on the device: reading one here would make the host wait for every step.
         for name, value in {**metrics, "steps": torch.ones_like(metrics["loss"])}.items():
-            value = value.double() * weight
+            value = value.double() if weight == 1 else value.double() * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _join(self) -> None:

@@ -132,10 +132,8 @@ class GatedNetwork(nn.Module):
         taken: list[Tensor] = []
         for i in range(self.num_gates):
             logit, hidden = self.gate(i, state.features, hidden)
-            if given is None:
-                decision = decide(logit if noise is None else logit + noise[:, i])
-            else:
-                decision = given[i]
+            disturbed = logit if noise is None else logit + noise[:, i]
+            decision = decide(disturbed) if given is None else given[i]
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)
             taken.append(decision)

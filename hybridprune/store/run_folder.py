@@ -151,21 +151,20 @@ class RunFolder:
         """Save what resuming needs, atomically."""
         if not self.writes:
             return
-        write_atomic(self.path / "train_state.pt", lambda temporary: torch.save(dict(state), temporary))
+        write_atomic(self.state_file, lambda temporary: torch.save(dict(state), temporary))
 
-    def read_state(self) -> bytes:
-        """The file that ``save_state`` has written, empty if there is none."""
-        path = self.path / "train_state.pt"
-        return path.read_bytes() if path.is_file() else b""
+    @property
+    def state_file(self) -> Path:
+        """What ``save_state`` writes."""
+        return self.path / "train_state.pt"
 
     def load_state(self, content: bytes | None = None) -> dict[str, Any] | None:
-        """What ``save_state`` saved (``content`` is its file), or None; loaded without executing code."""
-        path = self.path / "train_state.pt"
-        content = self.read_state() if content is None else content
-        if not content:
+        """What ``save_state`` saved, or None; loaded without executing code. ``content`` is that file, read before."""
+        path = self.state_file
+        if content is None and not path.is_file():
             return None
         try:
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return torch.load(path if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types on a broken archive
             raise UserError(f"{path}: cannot be read; delete it and {self.path} and start the stage anew") from error
 
