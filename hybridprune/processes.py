@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from hybridprune.errors import UserError, ending, run_command
 
@@ -49,22 +51,22 @@ def run_together(command: Callable[[], None]) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return run_command(command)
-    store, own, world = next(dist.rendezvous("env://"))
+    store, own, world = next(rendezvous("env://"))
     store.set_timeout(PATIENCE)
     # Tensors on GPUs travel by nccl, those on CPUs by gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=own, world_size=world, timeout=PATIENCE)
+    dist.init_process_group(backend, store=PrefixStore("run", store), rank=own, world_size=world, timeout=PATIENCE)
     try:
         command()
         any_process(False)  # nobody leaves before all have done their work
         dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
         code, message = ending(error) or (1, "".join(traceback.format_exception(error)).rstrip())
-        return _end(store, world, code, message)
+        return _end(store, own, world, code, message)
     return 0
 
 
-def _end(store: dist.Store, world: int, code: int, message: str) -> int:
+def _end(store: Store, own: int, world: int, code: int, message: str) -> int:
     """Tell the user what went wrong unless another process has; the exit code of the one that has."""
     speaks = store.add("failed", 1) == 1
     if speaks:
@@ -74,13 +76,21 @@ def _end(store: dist.Store, world: int, code: int, message: str) -> int:
         dist.destroy_process_group()  # ends the others' waiting for this one
     if not speaks:
         code = int(store.get("code"))
-    # Torchrun ends all as soon as one is gone, and the store may go with the first: all leave together.
+    # Torchrun ends all as soon as one is gone: all leave together, the first one last, for the store may be its own.
     deadline = time.monotonic() + LAST_WORDS
-    ended = store.add("ended", 1)
-    while ended < world and time.monotonic() < deadline:
-        time.sleep(0.02)
-        ended = store.add("ended", 0)
+    store.add("ended", 1)
+    _wait(store, "ended", world, deadline)
+    if own > 0:
+        store.add("left", 1)
+    else:
+        _wait(store, "left", world - 1, deadline)
     return code
+
+
+def _wait(store: Store, name: str, value: int, deadline: float) -> None:
+    """Until a counter has reached the value."""
+    while store.add(name, 0) < value and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 @contextmanager
