@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
+from hybridprune.data import Share
+from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.processes import run_together
+
+FORWARD = GatedNetwork.forward
 
 
 def together(folder: Path, command: Callable[[], object], processes: int = 2) -> list[tuple[int, Any, str, str]]:
@@ -39,3 +44,35 @@ def _run(rank: int, folder: Path, command: Callable[[], object], processes: int,
         code = run_together(lambda: found.append(command()))
     result = code, found[0] if found else None, out.getvalue(), err.getvalue()
     (folder / f"process{rank}.pickle").write_bytes(pickle.dumps(result))
+
+
+def on_shards(net: GatedNetwork) -> Callable[..., Routed]:
+    """The oracle: one process runs the shares of two one after the other, each with BatchNorm statistics of its own.
+
+    Running statistics are the mean of what the two make of them.
+    """
+
+    def forward(images: Tensor, *positional: Any, **options: Any) -> Routed:
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        before = [(norm.running_mean, norm.running_var) for norm in norms]
+        routed, after = [], []
+        for own in range(2):
+            share = Share.of(len(images), own, 2)
+            part = slice(share.start, share.stop)
+
+            def cut(value: Any, part: slice = part) -> Any:
+                return value[part] if isinstance(value, Tensor) else value
+
+            for norm, (mean, variance) in zip(norms, before, strict=True):
+                assert mean is not None and variance is not None
+                norm.running_mean, norm.running_var = mean.clone(), variance.clone()
+            cut_options = {name: cut(value) for name, value in options.items()}
+            routed.append(FORWARD(net, images[part], *map(cut, positional), **cut_options))
+            after.append([(norm.running_mean, norm.running_var) for norm in norms])
+        for norm, (mean, variance), (other_mean, other_variance) in zip(norms, *after, strict=True):
+            norm.running_mean, norm.running_var = (mean + other_mean) / 2, (variance + other_variance) / 2
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked -= 1
+        return Routed(*map(torch.cat, zip(*routed, strict=True)))
+
+    return forward
