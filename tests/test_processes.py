@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_alone_nobody_is_asked() -> None:
 def test_the_first_ones_words_and_anybodys_wish_reach_all(tmp_path: Path) -> None:
     def talk() -> object:
         own = rank()
-        told = [bytes_from_first(lambda: text if own == 0 else b"never") for text in (b"", LONG)]
+        told = [bytes_from_first(partial([b"never", text][own == 0].__add__, b"")) for text in (b"", LONG)]
         record = json_from_first(lambda: {"rank": own, "pair": (1, None)})
         wishes = [any_process(own == chosen) for chosen in range(4)]
         with first_on_this_machine():
