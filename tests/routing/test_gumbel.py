@@ -20,16 +20,12 @@ from tests.routing.cases import SIZE, batch_of, labelled, three_gates
 
 
 def gumbel(
-    net: GatedNetwork,
-    target: float | None = None,
-    distillation: Distillation | None = None,
-    seed: int = 0,
-    **options: Any,
+    net: GatedNetwork, target: float | None = None, distillation: Distillation | None = None, **options: Any
 ) -> GumbelRouting:
     resolved = RoutingOptions(estimator="gumbel", **options)
     price = Price(resolved.reward_scale, target, resolved.price_step)
     terms = RoutingTerms.of(count(net, SIZE), resolved, price, torch.device("cpu"), distillation)
-    return GumbelRouting(terms, images=500, seed=seed)
+    return GumbelRouting(terms, images=500, seed=0)
 
 
 def share_of(net: GatedNetwork, decisions: torch.Tensor) -> float:

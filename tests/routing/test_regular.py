@@ -52,8 +52,7 @@ def test_the_bounds_fall_to_nothing_over_the_first_half_of_the_training() -> Non
     bounds = [0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0]
     assert found == pytest.approx([3 * 2 * max(0.0, bound - 0.05) ** 2 for bound in bounds], abs=1e-6)
     assert found[3] > 0 and found[4:] == [0] * 4
-    within = float(
-        gate_bounds(execute, batch, options, 0.5)
-    )  # they fall within an epoch, too: a training may have just one
+    # They fall within an epoch, too: a training may have just one.
+    within = float(gate_bounds(execute, batch, options, 0.5))
     assert found[1] < within < found[0]
     assert float(gate_bounds(execute, batch, RoutingOptions(epochs=8), 0)) == 0
