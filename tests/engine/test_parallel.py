@@ -59,6 +59,7 @@ def test_averages_sums_and_what_each_has(tmp_path: Path) -> None:
         sums = torch.tensor([own, 10])
         total([sums])
         rows = gather(torch.full((own + 1, 2), own - 0.5), own, 3)
+        assert gather(torch.empty(own + 1, 0), own, 3).shape == (3, 0)
         net = random_net(8, seed=own)
         share_weights(net)
         net.gate.requires_grad_(own >= 0)
@@ -229,9 +230,9 @@ def test_shakedrop_and_dropout_in_shares(tmp_path: Path) -> None:
             self.shake, self.dropout, self.scale = ShakeDrop(0.5), nn.Dropout(0.5), nn.Parameter(torch.ones(1))
 
         def forward(self, images: Tensor) -> Tensor:
-            shaken = self.shake(self.scale * torch.ones_like(images))[:, 0, 0, :3]
-            seen.append((shaken.detach(), self.dropout(torch.ones(4))))
-            return shaken
+            shaken = self.shake(torch.ones_like(images))[:, 0, 0, :3]
+            seen.append((shaken, self.dropout(torch.ones(4))))
+            return shaken * self.scale
 
     seen: list[tuple[Tensor, Tensor]] = []
 
