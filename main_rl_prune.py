@@ -2,8 +2,8 @@
 
 import sys
 
-from hybridprune.errors import run_command
+from hybridprune.processes import run_together
 from hybridprune.stages import rl_prune
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: rl_prune.main(sys.argv[1:])))
+    sys.exit(run_together(lambda: rl_prune.main(sys.argv[1:])))

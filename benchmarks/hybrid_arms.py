@@ -227,7 +227,7 @@ class Bench:
         torch.manual_seed(stream_seed(self.seed, "routing"))
         terms = RoutingTerms.of(cost, options, price, device)
         objective = (
-            GumbelRouting(terms)
+            GumbelRouting(terms, images=len(images.dataset.train), seed=self.seed)
             if options.estimator == "gumbel"
             else PolicyGradient(net, terms, images=len(images.dataset.train), seed=self.seed)
         )

@@ -150,7 +150,9 @@ def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int,
     if options is None:
         return Supervised.of(cost, 0.02, device)
     terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step), device)
-    return GumbelRouting(terms) if options.estimator == "gumbel" else PolicyGradient(net, terms, images=images, seed=0)
+    if options.estimator == "gumbel":
+        return GumbelRouting(terms, images=images, seed=0)
+    return PolicyGradient(net, terms, images=images, seed=0)
 
 
 def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> str:

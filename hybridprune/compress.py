@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.curvature import Shard
 from hybridprune.data import Batch
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.finetune import finetune
@@ -115,6 +116,7 @@ def prune(
         counts=lambda name: True,
         channels={},
         seed=seed,
+        shard=Shard.current(),
     )
     proposal = propose(subject, cut, curvature or CurvatureOptions())
     try:

@@ -19,22 +19,28 @@ class Interrupted(Exception):
     """The user pressed Ctrl-C; the state was saved and the message says how to go on (exit code 130)."""
 
 
+def ending(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message of an error that a command may end with; None for one that is a mistake of ours."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, RunFailed | OSError):  # for example a full disk; what was saved before is whole
+        return 1, f"failed: {error}"
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        return 130, f"\ninterrupted: {str(error) or 'give the same command with --resume to go on'}"
+    return None
+
+
 def run_command(command: Callable[[], None]) -> int:
     """Run ``command`` and return the process exit code: 0, 1 (failed), 2 (user's mistake) or 130 (interrupted)."""
     try:
         command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output has gone, for example `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # for example a full disk; what was saved before is whole
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except (Interrupted, KeyboardInterrupt) as error:
-        print(f"\ninterrupted: {str(error) or 'give the same command with --resume to go on'}", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        known = ending(error)
+        if known is None:
+            raise
+        code, message = known
+        print(message, file=sys.stderr)
+        return code
     return 0

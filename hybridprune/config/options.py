@@ -96,7 +96,7 @@ class DataOptions:
     download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
     num_workers: int = option(4, "workers that decode the image tree on its first read", low=0, identity=False)
-    batch_size: int = option(128, "images per step", flags=("bs", "batch_size"), low=2)
+    batch_size: int = option(128, "images per step, of all processes together", flags=("bs", "batch_size"), low=2)
     augment: bool = option(True, "random crop and, where classes allow it, horizontal flip")
     max_train_samples: int | None = option(None, "train on this many images only, spread over the classes", low=2)
 
@@ -140,6 +140,11 @@ class OptimOptions:
     )
     precision: str = option("fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = option(True, "memory format of images and convolutions")
+    sync_batchnorm: bool = option(
+        False,
+        "several processes on GPUs: BatchNorm takes its statistics from the whole batch, not from each process's share",
+        identity=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,11 @@ class CutOptions:
 class PruneOptions:
     """Stage 2: iterations, bring-back and fine-tuning."""
 
-    pruner_id: int = option(0, "0 one process; 1 many, started by torchrun, which share the curvature", choices=(0, 1))
+    pruner_id: int = option(
+        0,
+        "several processes: 0 each measures the curvature by itself, exactly as one would; 1 they share the images",
+        choices=(0, 1),
+    )
     max_iter: int = option(1, "iterations of cutting and fine-tuning", low=1)
     back_ratio: float = option(0.0, "share of the removed units brought back, trained and cut again", low=0, high=1)
     pool_momentum: float = option(

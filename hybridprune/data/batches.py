@@ -20,6 +20,33 @@ class Batch:
     images: Tensor
     labels: Tensor
     index: Tensor
+    share: Share | None = None
+    """Where these images are in the batch of all processes; None if they are all of it."""
+
+    @property
+    def weight(self) -> float:
+        """What a mean over these images counts in the mean of all processes' means: 1 for equal shares."""
+        return 1.0 if self.share is None else self.share.weight
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of what several work on together: a range, as equal in length as can be."""
+
+    start: int
+    stop: int
+    whole: int
+    processes: int
+
+    @staticmethod
+    def of(whole: int, rank: int, processes: int) -> Share:
+        """The part of the process ``rank``."""
+        return Share(whole * rank // processes, whole * (rank + 1) // processes, whole, processes)
+
+    @property
+    def weight(self) -> float:
+        """Its length over the mean length of a part."""
+        return (self.stop - self.start) * self.processes / self.whole
 
 
 class TrainBatches:
@@ -28,6 +55,8 @@ class TrainBatches:
     An epoch is a pure function of (seed, epoch). Its crops and flips belong to the image and not to the place
     in the order: an image gets the same ones whatever ``ids`` and ``batch_size`` are. A partial last batch is
     dropped if at least two full ones come before it.
+
+    ``batch_size`` is that of all ``processes`` together; each gets its ``rank``'s share of every batch.
     """
 
     def __init__(
@@ -43,37 +72,46 @@ class TrainBatches:
         seed: int,
         device: torch.device | str,
         channels_last: bool,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         assert ids.dtype == torch.int64 and ids.ndim == 1 and len(ids) > 0 and batch_size > 0
+        assert processes == 1 or min(batch_size, len(ids)) >= 2 * processes, "no image for some process"
         self._data = data
         self._ids = ids
         self._batch_size = batch_size
         self._padding = padding
         self._flip = flip
-        self._seed = seed
+        self.seed = seed
+        self._rank, self._processes = rank, processes
         self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._ids), self._batch_size)
-        # A rest of one image is never a batch: BatchNorm cannot take statistics of a single pixel.
-        return full if full > 1 else max(1, full + (rest > 1))
+        # One image is never a process's batch: BatchNorm cannot take statistics of a single pixel.
+        return full if full > 1 else max(1, full + (rest >= 2 * self._processes))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (numbered from 0) from batch ``start`` on."""
-        generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
         count = len(self._data)
         offsets = torch.randint(2 * self._padding + 1, (count, 2), generator=generator)
         flips = (torch.rand(count, generator=generator) < 0.5) & self._flip
         order = self._ids[torch.randperm(len(self._ids), generator=generator)]
-        for index in order.split(self._batch_size)[start : len(self)]:
+        for whole in order.split(self._batch_size)[start : len(self)]:
+            share = Share.of(len(whole), self._rank, self._processes)
+            index = whole[share.start : share.stop]
             images = self._output.send(self._data.images.index_select(0, index))
             draws = self._output.send(offsets[index]), self._output.send(flips[index])
             cropped = crop_flip(images, *draws, self._padding)
-            yield self._output.batch(cropped, self._data.labels[index], index)
+            yield self._output.batch(cropped, self._data.labels[index], index, None if self._processes == 1 else share)
 
 
 class EvalBatches:
-    """All of ``data[ids]`` (ids None: of ``data``) in order, not augmented; the last batch may be smaller."""
+    """All of ``data[ids]`` (ids None: of ``data``) in order, not augmented; the last batch may be smaller.
+
+    Each of several ``processes`` gets the batches of its share of the images.
+    """
 
     def __init__(
         self,
@@ -85,9 +123,14 @@ class EvalBatches:
         std: Sequence[float],
         device: torch.device | str,
         channels_last: bool,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self._data = data
-        self._batches = (torch.arange(len(data)) if ids is None else ids).split(batch_size)
+        ids = torch.arange(len(data)) if ids is None else ids
+        self.share = Share.of(len(ids), rank, processes)
+        """Which of the images are this process's."""
+        self._batches = ids[self.share.start : self.share.stop].split(batch_size)
         self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
 
     def __len__(self) -> int:
@@ -95,8 +138,8 @@ class EvalBatches:
 
     @property
     def num_images(self) -> int:
-        """Images in all batches together."""
-        return sum(map(len, self._batches))
+        """Images of all processes together."""
+        return self.share.whole
 
     def __iter__(self) -> Iterator[Batch]:
         for index in self._batches:
@@ -118,9 +161,9 @@ class _Output:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def batch(self, images: Tensor, labels: Tensor, index: Tensor) -> Batch:
+    def batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Share | None = None) -> Batch:
         floats = normalise(images, self.mean, self.std, self.memory_format)
-        return Batch(floats, self.send(labels), self.send(index))
+        return Batch(floats, self.send(labels), self.send(index), share)
 
 
 def _memory_format(channels_last: bool) -> torch.memory_format:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hybridprune.data import Batch
 from hybridprune.engine.modes import always_on as without_gates
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.parallel import average
 
 
 @torch.no_grad()
@@ -34,3 +36,35 @@ def recalibrate(net: nn.Module, batches: Iterable[Batch], always_on: bool = Fals
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+
+
+def average_statistics(net: nn.Module) -> None:
+    """Replace the running statistics of the norms in training mode by their means over the processes.
+
+    Each process normalises by its own share of a batch; running averages are linear in what they average, so it does
+    not matter when they are joined.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.training]
+    average([stat for norm in norms for stat in (norm.running_mean, norm.running_var) if stat is not None])
+
+
+@contextmanager
+def synchronised(net: nn.Module) -> Iterator[None]:
+    """Inside, the norms of ``net`` take their statistics from the whole batch of all processes, on GPUs only.
+
+    Parameters and statistics stay the same tensors.
+    """
+    before = [
+        (module, name, child)
+        for module in net.modules()
+        for name, child in module.named_children()
+        if isinstance(child, _BatchNorm)
+    ]
+    try:
+        for module, name, child in before:
+            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        yield
+    finally:
+        for module, name, child in before:
+            child.training = getattr(module, name).training
+            setattr(module, name, child)

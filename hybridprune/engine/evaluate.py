@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybridprune.data import Batch
+from hybridprune.data import Batch, EvalBatches
+from hybridprune.engine.parallel import gather
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
 from hybridprune.models.skipnet import GatedNetwork
@@ -68,11 +69,15 @@ def evaluate(
 ) -> Evaluation:
     """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
 
+    Where several processes share `EvalBatches`, all of them get what all have found.
+
     ``always_on`` executes every block; otherwise gates execute where their logit is above ``threshold``.
     """
     was_training = net.training
     net.eval()
-    logits, taken, labels, gate_logits, done = [], [], [], [], 0
+    share = batches.share if isinstance(batches, EvalBatches) else None
+    logits, taken, labels, gate_logits = [], [], [], []
+    done = 0 if share is None else share.start
     for batch in batches:
         size = len(batch.labels)
         if routing == "always_on":
@@ -87,7 +92,10 @@ def evaluate(
         gate_logits.append(routed.gate_logits.cpu())
         done += size
     net.train(was_training)
-    return Evaluation(torch.cat(logits), torch.cat(taken), torch.cat(labels), torch.cat(gate_logits))
+    found = [torch.cat(each) for each in (logits, taken, labels, gate_logits)]
+    if share is not None and share.processes > 1:
+        found = [gather(each, share.start, share.whole) for each in found]
+    return Evaluation(*found)
 
 
 def summary(net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost) -> dict[str, Any]:

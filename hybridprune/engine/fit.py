@@ -7,9 +7,11 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
@@ -17,12 +19,16 @@ from tqdm import tqdm
 
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
+from hybridprune.engine.batchnorm import average_statistics, synchronised
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.objective import Objective
+from hybridprune.engine.parallel import average, average_gradients, share_weights
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed
+from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.processes import any_process, count, is_first, rank
 from hybridprune.store.run_folder import RunFolder
 
 GO_ON = "the state is saved; give the same command with --resume to go on"
@@ -55,7 +61,11 @@ class Validation:
 
 @dataclass
 class Fit:
-    """One training of ``net``: what is fixed while it runs."""
+    """One training of ``net``: what is fixed while it runs.
+
+    Several processes do the same steps, each on its share of every batch. What they save is the state of all: it can
+    be resumed by any number of them.
+    """
 
     run: RunFolder
     net: GatedNetwork
@@ -79,6 +89,8 @@ class Fit:
     """Kept in the saved state for the stage: what rebuilds the network, for example its edits."""
     train_mode: Callable[[GatedNetwork], object] = nn.Module.train
     """Puts the network into the mode of a training step."""
+    sync_batchnorm: bool = False
+    """Whether BatchNorm sees the whole batch of all processes."""
 
     def __post_init__(self) -> None:
         # A group may be empty: not every network has gates.
@@ -107,13 +119,19 @@ class Fit:
         """
         if state is not None:
             self._load(state)
+        share_weights(self.net)
         self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
-        forward = torch.compile(self.net) if self.compile else self.net
         with (
             frozen_parameters(self.net, self.frozen),
-            deferred_interrupt() as interrupted,
-            SummaryWriter(str(self.run.path / "tb")) as writer,
+            deferred_interrupt() as wished,
+            SummaryWriter(str(self.run.path / "tb")) if is_first() else nullcontext() as writer,
+            synchronised(self.net) if self.sync_batchnorm else nullcontext(),
         ):
+            forward = torch.compile(self.net) if self.compile else self.net
+
+            def interrupted() -> bool:
+                return any_process(wished())
+
             if progress.epoch == 0 and progress.step == 0:
                 self._finish_epoch(progress, writer, {})
             while progress.epoch < self.epochs and not interrupted():
@@ -139,34 +157,50 @@ class Fit:
             unit="step",
             leave=False,
             desc=f"epoch {progress.epoch + 1}/{self.epochs}",
-            disable=None,
+            disable=None if is_first() else True,
             file=sys.stderr,
             miniters=self.log_interval,
         ) as bar:
             for batch in bar:
+                self._place(progress, batch)
                 self._set_lr((progress.epoch * steps + progress.step) / (self.epochs * steps))
                 with autocast:
                     loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
-                self._step(loss)
-                self._add({"loss": loss.detach(), **metrics})
+                self._step(loss, batch.weight)
+                self._add({"loss": loss.detach(), **metrics}, batch.weight)
                 progress.step += 1
                 if progress.step % self.log_interval == 0:
+                    self._join()
                     self._check_finite(progress)
                     bar.set_postfix({name: f"{value:.4f}" for name, value in self._means().items()})
                 if interrupted():
+                    self._join()
                     self._check_finite(progress)
                     progress.seconds += time.monotonic() - started
                     self.save(progress)
                     raise Interrupted(GO_ON)
+        self._join()
         self._check_finite(progress)
         progress.seconds += time.monotonic() - started
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
         return self.batches.epoch(progress.phase * 100_000 + progress.epoch, progress.step)
 
-    def _step(self, loss: Tensor) -> None:
+    def _place(self, progress: Progress, batch: Batch) -> None:
+        """Let what is random in the network know which process it is in."""
+        if batch.share is None:
+            return
+        for module in self.net.modules():
+            if isinstance(module, ShakeDrop):
+                module.within = batch.share.start, batch.share.whole
+        # Dropout: each process has masks of its own, and the same ones after a resume.
+        place = (self.batches.seed, progress.phase, progress.epoch, progress.step, rank())
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def _step(self, loss: Tensor, weight: float) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(loss if weight == 1 else loss * weight).backward()
+        average_gradients(self.net.parameters())
         if self.gate_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(list(self.net.gate.parameters()), self.gate_grad_norm)
@@ -179,10 +213,17 @@ class Fit:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def _add(self, metrics: dict[str, Tensor]) -> None:
+    def _add(self, metrics: dict[str, Tensor], weight: float) -> None:
         # Sums stay on the device: reading one here would make the host wait for every step.
         for name, value in {**metrics, "steps": torch.ones_like(metrics["loss"])}.items():
-            self._sums[name] = self._sums[name] + value.double() if name in self._sums else value.double()
+            value = value.double() if weight == 1 else value.double() * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _join(self) -> None:
+        """Make the sums and the running statistics those of all processes; again and again does no harm."""
+        if count() > 1:
+            average(list(self._sums.values()))
+            average_statistics(self.net)
 
     def _means(self) -> dict[str, float]:
         steps = float(self._sums["steps"])
@@ -195,7 +236,7 @@ class Fit:
                 f"--lr (now {self.optim.lr}) and another --exp_name"
             )
 
-    def _finish_epoch(self, progress: Progress, writer: SummaryWriter, train: dict[str, float]) -> None:
+    def _finish_epoch(self, progress: Progress, writer: SummaryWriter | None, train: dict[str, float]) -> None:
         validation = self.validate(self.net)
         if validation.score > progress.best_score:
             progress.best_score, progress.best_epoch = validation.score, progress.epoch
@@ -212,6 +253,8 @@ class Fit:
         # The line first: a kill in between repeats the epoch, and rewinding drops the line.
         self.run.append_metrics(record)
         self.save(progress)
+        if writer is None:
+            return
         for name, value in record.items():
             if name not in ("phase", "epoch"):
                 writer.add_scalar(f"phase{progress.phase}/{name}", value, progress.epoch)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from hybridprune.config import GatingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
+from hybridprune.engine.draws import Draws
 from hybridprune.measure.cost import NetworkCost
-from hybridprune.models.gates import Decide, soft, straight_through, with_noise
+from hybridprune.models.gates import Decide, logistic, soft, straight_through
 
 
 class Objective(Protocol):
@@ -49,6 +50,13 @@ class Supervised:
     distillation: Distillation | None = None
     decide: Decide = straight_through
     """Gives the decisions from the gates' logits."""
+    gate_noise: float = 0.0
+    """Scale of logistic noise on these logits: the network must not rely on saturated gates."""
+    draws: Draws | None = None
+    """What the noise is made of, ``N`` numbers an image."""
+
+    def __post_init__(self) -> None:
+        assert self.gate_noise == 0 or self.draws is not None
 
     @staticmethod
     def of(
@@ -57,14 +65,20 @@ class Supervised:
         device: torch.device,
         distillation: Distillation | None = None,
         gating: GatingOptions | None = None,
+        draws: Draws | None = None,
     ) -> Supervised:
         """The objective for a network of this cost."""
         gating = gating or GatingOptions()
-        decide = with_noise({"hard": straight_through, "soft": soft}[gating.gating], gating.gate_noise)
-        return Supervised(torch.tensor(cost.block_shares, device=device), rate_penalty, distillation, decide)
+        shares = torch.tensor(cost.block_shares, device=device)
+        decide = {"hard": straight_through, "soft": soft}[gating.gating]
+        return Supervised(shares, rate_penalty, distillation, decide, gating.gate_noise, draws)
 
     def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        routed = forward(batch.images, decide=self.decide)
+        if self.gate_noise > 0 and self.draws is not None:
+            noise = self.gate_noise * logistic(self.draws(int(passes), batch.index))
+            routed = forward(batch.images, decide=self.decide, noise=noise)
+        else:
+            routed = forward(batch.images, decide=self.decide)
         cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels)
         rate = (routed.decisions.float() @ self.block_shares).mean()
         accuracy = (routed.logits.argmax(1) == batch.labels).float().mean()

@@ -155,12 +155,10 @@ def above(threshold: float) -> Decide:
     return lambda logit: (logit > threshold).to(logit.dtype)
 
 
-def logistic_noise(like: Tensor) -> Tensor:
-    """Noise that makes ``1[logit + noise > 0]`` a sample of the gate (the Gumbel-max trick for two outcomes)."""
-    uniform = torch.rand_like(like).clamp(1e-6, 1 - 1e-6)
+def logistic(uniform: Tensor) -> Tensor:
+    """Noise, from numbers in [0, 1), that makes ``1[logit + noise > 0]`` a sample of the gate.
+
+    It is the Gumbel-max trick for two outcomes.
+    """
+    uniform = uniform.clamp(1e-6, 1 - 1e-6)
     return uniform.log() - (-uniform).log1p()
-
-
-def with_noise(decide: Decide, scale: float) -> Decide:
-    """``decide`` on logits disturbed by logistic noise of this scale; the network must not rely on saturated gates."""
-    return decide if scale == 0 else lambda logit: decide(logit + scale * logistic_noise(logit))

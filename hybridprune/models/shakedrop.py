@@ -13,7 +13,8 @@ class ShakeDrop(nn.Module):
 
     In training b ~ Bernoulli(1 - drop), alpha ~ U[-1, 1] and beta ~ U[0, 1] are drawn for each image; in eval mode
     the scale is its expectation, ``1 - drop`` (equation 6). The draws come from the module's own stream, whose place
-    is kept in the state dict: a resumed training goes on with the same numbers.
+    is kept in the state dict: a resumed training goes on with the same numbers. ``within`` says where the images are
+    in the batch of several processes, which then draw what one process would.
     """
 
     def __init__(self, drop: float) -> None:
@@ -21,6 +22,8 @@ class ShakeDrop(nn.Module):
         self.drop = drop
         self._seed = int(torch.randint(2**31, (), device="cpu"))
         self._calls = 0
+        self.within: tuple[int, int] | None = None
+        """The first image and the number of images of the whole batch; None: the batch is all there is."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -33,7 +36,8 @@ class ShakeDrop(nn.Module):
         """The scales ``[2, B]`` of the next forward and of its backward pass."""
         generator = torch.Generator().manual_seed(self._seed + self._calls)
         self._calls += 1
-        keep, alpha, beta = torch.rand(3, images, generator=generator)
+        start, whole = self.within or (0, images)
+        keep, alpha, beta = torch.rand(3, whole, generator=generator)[:, start : start + images]
         # b + alpha - b alpha is 1 where b is 1, and alpha where it is 0.
         return torch.where(keep >= self.drop, 1, torch.stack([2 * alpha - 1, beta]))
 

@@ -112,16 +112,19 @@ class GatedNetwork(nn.Module):
         decisions: Tensor | None = None,
         mode: Mode = "masked",
         decide: Decide | None = None,
+        noise: Tensor | None = None,
     ) -> Routed:
         """Route ``[B, 3, H, W]`` images; ``decisions [B, N]`` in {0, 1} overrule the gates.
 
-        ``decide`` turns a gate's logits into decisions; by default they are straight-through in training mode and
-        carry no gradient in eval mode.
+        ``decide`` turns a gate's logits, ``noise [B, N]`` added, into decisions; by default they are straight-through
+        in training mode and carry no gradient in eval mode.
         """
         if decide is None:
             decide = straight_through if self.training else greedy
         if decisions is not None:
             assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
+        if noise is not None:
+            assert noise.shape == (images.shape[0], self.num_gates), noise.shape
         state = self.start(images)
         hidden: Hidden | None = None
         gate_logits: list[Tensor] = []
@@ -129,7 +132,8 @@ class GatedNetwork(nn.Module):
         taken: list[Tensor] = []
         for i in range(self.num_gates):
             logit, hidden = self.gate(i, state.features, hidden)
-            decision = decide(logit) if given is None else given[i]
+            disturbed = logit if noise is None else logit + noise[:, i]
+            decision = decide(disturbed) if given is None else given[i]
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)
             taken.append(decision)

@@ -11,7 +11,6 @@ from hybridprune.config import CurvatureOptions
 from hybridprune.curvature import (
     LayerFactors,
     SecondMoments,
-    Shard,
     collect_factors,
     collect_second_moments,
     eigenbasis,
@@ -25,7 +24,7 @@ def measure_factors(
 ) -> dict[str, LayerFactors]:
     """The layers' curvature; the network is in eval mode and routes the images as it does in inference.
 
-    So a block that few images use collects little. With several processes each takes its share of the batches.
+    So a block that few images use collects little. With several processes each takes the batches of its shard.
     """
     with kept_modes(subject.model):
         subject.model.eval()
@@ -38,7 +37,7 @@ def measure_factors(
             seed=subject.seed,
             sua=options.sua,
             use_full_cov_a=options.use_full_cov_a,
-            shard=Shard.current(),
+            shard=subject.shard,
         )
 
 
@@ -72,5 +71,5 @@ def measure_moments(
             fisher_type=options.fisher_type,
             seed=subject.seed + 1,
             means=means,
-            shard=Shard.current(),
+            shard=subject.shard,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.pruning.space import Cost
 
 Run = Callable[[nn.Module, Tensor], object]
@@ -37,3 +38,5 @@ class Subject:
     channels: Mapping[str, int]
     """Outputs that each layer had before anything was cut, by name; a layer that is not in it has all of them."""
     seed: int
+    shard: Shard = ALONE
+    """Which of the batches this process measures, where several measure together."""

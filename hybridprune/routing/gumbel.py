@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
-from hybridprune.models.gates import straight_through, with_noise
+from hybridprune.engine.draws import Draws
+from hybridprune.engine.parallel import batch_mean
+from hybridprune.models.gates import logistic, straight_through
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 
 TARGET_WEIGHT = 20.0
@@ -18,23 +20,28 @@ class GumbelRouting:
     """Cross-entropy of sampled routes + FLOPs, both differentiated straight through the samples (Jang et al. 2017).
 
     The FLOPs term is ``alpha`` x the share of the network's FLOPs or, with a target, the squared distance from it
-    (AIG, Veit & Belongie 2018). Noise comes from torch's global stream, which a resume restores.
+    (AIG, Veit & Belongie 2018). The noise of an image in an epoch depends on (seed, epoch, image) only.
     """
 
-    def __init__(self, terms: RoutingTerms) -> None:
+    def __init__(self, terms: RoutingTerms, *, images: int, seed: int) -> None:
+        """``images`` is the size of the image set that batches index into."""
         self._terms = terms
-        self._decide = with_noise(lambda logit: straight_through(logit / terms.options.temperature), 1.0)
+        self._draws = Draws(images, len(terms.block_shares), seed, "gumbel")
+
+    def _decide(self, logit: Tensor) -> Tensor:
+        return straight_through(logit / self._terms.options.temperature)
 
     def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        routed = forward(batch.images, decide=self._decide)
+        noise = logistic(self._draws(int(passes), batch.index))
+        routed = forward(batch.images, decide=self._decide, noise=noise)
         cross_entropy = nn.functional.cross_entropy(routed.logits.float(), batch.labels, reduction="none")
-        price, share = self._terms.price, self._terms.flops_share(routed.decisions)
+        price, share = self._terms.price, batch_mean(self._terms.flops_share(routed.decisions), batch.weight)
         loss = self._terms.backbone_loss(cross_entropy.mean(), routed.logits, batch)
         if price.target is None:
             loss = loss + price.value * share
         else:
             loss = loss + TARGET_WEIGHT * (share - price.target).square()
-        loss = loss + gate_bounds(routed.gate_logits.sigmoid(), self._terms.options, passes)
+        loss = loss + gate_bounds(routed.gate_logits.sigmoid(), batch, self._terms.options, passes)
         metrics = route_metrics(routed.logits, batch, cross_entropy, routed.decisions, share)
         return loss, metrics
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
+from hybridprune.engine.parallel import batch_mean
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.routing.price import Price
 from hybridprune.routing.regular import outside_bounds
@@ -50,10 +51,12 @@ class RoutingTerms:
         return fixed + (decisions.float() @ self.block_shares).mean()
 
 
-def gate_bounds(execute: Tensor, options: RoutingOptions, passes: float) -> Tensor:
+def gate_bounds(execute: Tensor, batch: Batch, options: RoutingOptions, passes: float) -> Tensor:
     """The penalty for mean execution rates outside of the bounds that hold after so many passes (0-d)."""
     bound = options.rate_bound * max(0.0, 1 - 2 * passes / options.epochs)
-    return options.rate_bound_weight * outside_bounds(execute, bound) if bound > 0 else execute.new_zeros(())
+    if bound == 0:
+        return execute.new_zeros(())
+    return options.rate_bound_weight * outside_bounds(batch_mean(execute.mean(0), batch.weight), bound)
 
 
 def route_metrics(

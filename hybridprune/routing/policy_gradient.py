@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
+from hybridprune.engine.draws import Draws
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.parallel import batch_mean, total
 from hybridprune.models.gates import greedy
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 from hybridprune.routing.regular import entropy
 from hybridprune.routing.rollout import Choose, Rollout, choose_by, choose_flipping, choose_greedily, rollout
-from hybridprune.store.seeds import generator
 
 MOMENTUM = 0.9
 
@@ -54,15 +55,12 @@ class PolicyGradient:
         self._terms = terms
         self._options, self._price = terms.options, terms.price
         self._separate = terms.options.batchnorm == "trained"
-        self._images = images
-        self._seed = seed
+        self._draws = Draws(images, net.num_gates, seed, "actions")
         self._average = torch.zeros_like(terms.block_shares)
         self._scale = torch.zeros_like(terms.block_shares)
-        self._uniform = torch.empty(0)
-        self._epoch = -1
 
     def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        uniform = self._draws(int(passes))[batch.index.cpu()].to(batch.labels.device)
+        uniform = self._draws(int(passes), batch.index)
         if self._separate:
             with kept_modes(self._net):
                 self._net.eval()
@@ -75,14 +73,14 @@ class PolicyGradient:
         share = self._terms.flops_share(greedy(episode.gate_logits.detach()))
         # Only where it moves: reading the share makes the host wait for the device.
         if self._weight(passes) > 0 and not self._price.held:
-            self._price.spend(float(share))
+            self._price.spend(float(batch_mean(share, batch.weight)))
         gates = policy_loss(episode.log_probs, advantage)
         if self._options.entropy_bonus > 0:
             gates = gates - self._options.entropy_bonus * entropy(episode.execute)
         loss = (
             self._terms.backbone_loss(cross_entropy, logits, batch)
             + self._weight(passes) * gates
-            + gate_bounds(episode.execute, self._options, passes)
+            + gate_bounds(episode.execute, batch, self._options, passes)
         )
         metrics = route_metrics(logits, batch, cross_entropy, episode.actions, share)
         metrics |= {"return": reward[:, 0].mean(), "advantage": advantage.abs().mean()}
@@ -100,13 +98,6 @@ class PolicyGradient:
     def _weight(self, passes: float) -> float:
         """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks."""
         return self._options.rl_weight if passes >= self._options.rl_warmup * self._options.epochs else 0.0
-
-    def _draws(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            draw = generator(self._seed, "actions", epoch)
-            self._uniform = torch.rand(self._images, self._net.num_gates, generator=draw)
-            self._epoch = epoch
-        return self._uniform
 
     def _explore(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """Routes that differ from the greedy ones, their returns ``[B, N]`` and the advantages ``[B, N]``."""
@@ -156,17 +147,20 @@ class PolicyGradient:
         episode = self._rollout(batch, choose_flipping(drawn))
         reward = self._returns(episode)
         advantage = torch.zeros_like(reward)
+        gain, chosen = reward[explored], F.one_hot(drawn[explored], gates).to(reward.dtype)
         if len(explored) > 0:
             others = Batch(batch.images[explored], batch.labels[explored], batch.index[explored])
-            gain = reward[explored] - self._greedy_returns(others)
-            chosen = F.one_hot(drawn[explored], gates).to(gain.dtype)
-            self._update_scale((chosen * gain.square()).sum(0), chosen.sum(0))
+            gain = gain - self._greedy_returns(others)
+        # Also where nothing was explored: other processes may have.
+        self._update_scale((chosen * gain.square()).sum(0), chosen.sum(0))
+        if len(explored) > 0:
             weight = 2 * gates * chosen * episode.log_probs.detach().exp()[explored]
             advantage[explored] = weight * gain / self._scale.sqrt().clamp(min=1e-8)
         return episode, reward, advantage
 
     def _update_scale(self, squares: Tensor, counts: Tensor) -> None:
         """Running mean square of the gains per gate ``[N]``, from this batch's sums; starts at the first ones seen."""
+        total([squares, counts])
         mean = squares / counts.clamp(min=1)
         moved = torch.where(self._scale > 0, MOMENTUM * self._scale + (1 - MOMENTUM) * mean, mean)
         self._scale = torch.where(counts > 0, moved, self._scale)
@@ -178,5 +172,5 @@ class PolicyGradient:
         if self._options.baseline == "self_critical":
             return self._greedy_returns(batch)
         before = self._average
-        self._average = MOMENTUM * before + (1 - MOMENTUM) * reward.mean(0)
+        self._average = MOMENTUM * before + (1 - MOMENTUM) * batch_mean(reward.mean(0), batch.weight)
         return before.expand_as(reward)

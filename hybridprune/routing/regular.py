@@ -13,11 +13,11 @@ def entropy(execute: Tensor) -> Tensor:
     return -(both * both.log()).sum(0).sum(1).mean()
 
 
-def outside_bounds(execute: Tensor, bound: float) -> Tensor:
-    """Sum over blocks of the squared distance of their mean rate from ``[bound, 1 - bound]`` (0-d).
+def outside_bounds(rates: Tensor, bound: float) -> Tensor:
+    """Sum over blocks of the squared distance of their mean rates ``[N]`` from ``[bound, 1 - bound]`` (0-d).
 
     A block whose rate is kept from 0 and 1 leaves its gate one thing to choose: which images.
     """
     assert 0 <= bound <= 0.5, bound
-    rates = execute.mean(0)
+    assert rates.ndim == 1, rates.shape
     return ((bound - rates).clamp(min=0).square() + (rates - (1 - bound)).clamp(min=0).square()).sum()

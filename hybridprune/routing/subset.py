@@ -17,6 +17,7 @@ from torch import Tensor
 from hybridprune.data import Batch, EvalBatches, TrainBatches
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.parallel import average_gradients, batch_mean
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.rollout import rollout
@@ -109,11 +110,13 @@ def teach(net: GatedNetwork, cost: NetworkCost, logits: Tensor, batches: Iterabl
                 lambda gate, logit, _: route[gate].to(logit).expand_as(logit),
                 backbone_grad=False,
             )
-            error = (episode.gate_logits - target).square().mean()
+            own = (episode.gate_logits - target).square().mean()
             optimizer.zero_grad(set_to_none=True)
-            error.backward()
+            (own * batch.weight).backward()
+            average_gradients(net.gate.parameters())
             optimizer.step()
-    return float(error.detach())
+            error = batch_mean(own.detach(), batch.weight)
+    return float(error)
 
 
 def start_from_subset(

@@ -29,14 +29,17 @@ from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of as device_of
 from hybridprune.engine.evaluate import summary
 from hybridprune.engine.fit import Progress
+from hybridprune.engine.parallel import share_weights
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.processes import bytes_from_first, first_on_this_machine, is_first, json_from_first, local_device, rank
+from hybridprune.processes import count as processes
 from hybridprune.store.files import sha256
 from hybridprune.store.find import claim, find_parent, named_parent
 from hybridprune.store.provenance import hardware, versions
-from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
+from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec, load_weights
 from hybridprune.store.seeds import generator, stream_seed
 
 VALIDATION_SHARE = 0.1
@@ -44,21 +47,31 @@ EVAL_BATCH = 500
 
 
 def say(message: str) -> None:
-    """Tell the user something that is not the command's output."""
-    print(message, file=sys.stderr, flush=True)
+    """Tell the user something that is not the command's output; of several processes, the first one does."""
+    if is_first():
+        print(message, file=sys.stderr, flush=True)
+
+
+def device_for(config: SpConfig | PruneConfig | RlConfig) -> torch.device:
+    """The device of this process of a stage; UserError if it is not there, or cannot do what is asked of it."""
+    device = local_device(device_of(config.run.device))
+    if config.optim.sync_batchnorm and device.type != "cuda":
+        raise UserError(f"--sync_batchnorm: works on GPUs only, this run is on {device.type}; leave it out")
+    return device
 
 
 def load_images(options: DataOptions) -> Dataset:
-    """The data set that the options name."""
-    return load_dataset(
-        dataset=options.dataset,
-        data_dir=options.data_dir,
-        img_type=options.img_type,
-        resize=options.resize,
-        num_workers=options.num_workers,
-        download=options.download,
-        cache_dir=options.cache_dir,
-    )
+    """The data set that the options name. One process of each machine decodes or downloads it for all."""
+    with first_on_this_machine():
+        return load_dataset(
+            dataset=options.dataset,
+            data_dir=options.data_dir,
+            img_type=options.img_type,
+            resize=options.resize,
+            num_workers=options.num_workers,
+            download=options.download,
+            cache_dir=options.cache_dir,
+        )
 
 
 def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -> RunSpec:
@@ -139,10 +152,16 @@ class Images:
                 f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data"
             )
         limited = split.limit_train(config.data.max_train_samples, labels, seed=0)
+        size, least = min(config.data.batch_size, len(limited.train)), 2 * processes()
+        if size < least and processes() > 1:
+            raise UserError(
+                f"--bs {config.data.batch_size}: a batch of {size} images is too small for {processes()} processes; "
+                f"give at least {least} images, or torchrun a smaller --nproc-per-node"
+            )
         return Images(dataset, limited, config.data, config.run.seed, device, config.optim.channels_last)
 
     def training(self, purpose: str) -> TrainBatches:
-        """Shuffled, augmented training batches; ``purpose`` names the stream of randomness."""
+        """Shuffled, augmented training batches, this process's share of them; ``purpose`` names their randomness."""
         augment = self.options.augment
         return TrainBatches(
             self.dataset.train,
@@ -155,22 +174,24 @@ class Images:
             seed=stream_seed(self.seed, purpose),
             device=self.device,
             channels_last=self.channels_last,
+            rank=rank(),
+            processes=processes(),
         )
 
-    def sample(self, images: int, batch_size: int, purpose: str) -> EvalBatches:
-        """About ``images`` random training images without augmentation."""
+    def sample(self, images: int, batch_size: int, purpose: str, shared: bool = False) -> EvalBatches:
+        """About ``images`` random training images without augmentation, ``shared`` by the processes or all for each."""
         order = torch.randperm(len(self.split.train), generator=generator(self.seed, purpose))
-        return self._plain(self.split.train[order[:images]], batch_size)
+        return self._plain(self.split.train[order[:images]], batch_size, shared)
 
     def validation(self) -> EvalBatches:
-        """The validation split."""
-        return self._plain(self.split.validation, EVAL_BATCH)
+        """The validation split, shared by the processes."""
+        return self._plain(self.split.validation, EVAL_BATCH, True)
 
     def test(self) -> EvalBatches:
-        """The test images."""
-        return self._plain(None, EVAL_BATCH)
+        """The test images, shared by the processes."""
+        return self._plain(None, EVAL_BATCH, True)
 
-    def _plain(self, ids: torch.Tensor | None, batch_size: int) -> EvalBatches:
+    def _plain(self, ids: torch.Tensor | None, batch_size: int, shared: bool) -> EvalBatches:
         return EvalBatches(
             self.dataset.test if ids is None else self.dataset.train,
             ids,
@@ -179,6 +200,8 @@ class Images:
             std=self.dataset.std,
             device=self.device,
             channels_last=self.channels_last,
+            rank=rank() if shared else 0,
+            processes=processes() if shared else 1,
         )
 
     def recalibrate(self, net: GatedNetwork) -> None:
@@ -197,6 +220,12 @@ def open_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[RunFolder, Run
 
     A resumed run keeps its specification, whose edits may have grown.
     """
+    path, record, resumed = json_from_first(lambda: _claim_run(invocation, spec))
+    say(f"run folder: {path}{' (resumed)' if resumed else ''}")
+    return RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
+
+
+def _claim_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[str, Any], bool]:
     config = invocation.config
     name = f"{spec.dataset}-{spec.network.label}-{spec.stage}-seed{config.run.seed}"
     experiment = Path(config.run.result_dir) / config.run.exp_name
@@ -205,14 +234,23 @@ def open_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[RunFolder, Run
         spec = run.read_spec()
     else:
         run.write_json("spec.json", spec.to_json())
-    say(f"run folder: {run.path}{' (resumed)' if resumed else ''}")
-    return run, spec, resumed
+    return str(run.path), spec.to_json(), resumed
 
 
 def saved_progress(run: RunFolder) -> tuple[Progress, dict[str, Any] | None]:
-    """Where an earlier start of this run came to, or the beginning."""
-    state = run.load_state()
-    return (Progress(), None) if state is None else (Progress(**state["progress"]), state)
+    """Where an earlier start of this run came to, with however many processes, or the beginning."""
+    if not json_from_first(run.state_file.is_file):
+        return Progress(), None
+    state = run.load_state(bytes_from_first(run.state_file.read_bytes))
+    assert state is not None
+    return Progress(**state["progress"]), state
+
+
+def load_selected(net: GatedNetwork, run: RunFolder) -> None:
+    """Give ``net`` the run's selected weights, in all processes."""
+    if is_first():
+        load_weights(net, run.model_file)
+    share_weights(net)
 
 
 def with_edits(spec: RunSpec, network: NetworkSpec) -> RunSpec:
@@ -248,8 +286,9 @@ def finish(
         "dense": dict(parent.result["dense"])
         if parent
         else {"params": cost.backbone_params, "macs": cost.backbone_macs},
-        "stored_bytes": run.model_file.stat().st_size,
-        "model_sha256": sha256(run.model_file),
+        **json_from_first(
+            lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
+        ),
         "test": test,
         "validation": validation,
         "epochs": epochs,
@@ -257,6 +296,7 @@ def finish(
         "seconds": round(progress.seconds, 1),
         "versions": versions(),
         "hardware": hardware(images.device),
+        "processes": processes(),
         "config": to_json(config),
         "parent": {
             "path": str(parent.run.path),
@@ -278,8 +318,16 @@ def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> 
     return hashlib.sha256((json.dumps(shared, sort_keys=True) + lineage).encode()).hexdigest()[:16]
 
 
+def show_config(invocation: Invocation[Any]) -> None:
+    """What ``--print-config`` prints; of several processes, the first one does."""
+    if is_first():
+        print(json.dumps(to_json(invocation.config), indent=2))
+
+
 def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
-    """Print a finished run's figures."""
+    """Print a finished run's figures; of several processes, the first one does."""
+    if not is_first():
+        return
     test, dense = result["test"], result["dense"]
     routed = test["routed"]
     print(f"finished: {run.path}")
@@ -297,7 +345,9 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
 
 
 def show_plan(stage: str, spec: RunSpec, images: Images, cost: NetworkCost, lines: list[str]) -> None:
-    """What ``--dry-run`` prints."""
+    """What ``--dry-run`` prints; of several processes, the first one does."""
+    if not is_first():
+        return
     print(f"stage {stage}: {spec.network}, {spec.network.classes} classes")
     print(
         f"  {len(images.split.train)} training, {len(images.split.validation)} validation, "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.config import PruneConfig
+from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
@@ -133,6 +134,7 @@ class Cutting:
             counts=lambda name: name.startswith("backbone."),
             channels=self.channels,
             seed=stream_seed(config.run.seed, f"labels/{phase}"),
+            shard=Shard.current() if config.stage.pruner_id == 1 else ALONE,
         )
 
 

@@ -11,43 +11,40 @@ from typing import Any
 
 import torch
 
-from hybridprune.config import Invocation, PruneConfig, resolve, to_json
+from hybridprune.config import Invocation, PruneConfig, resolve
 from hybridprune.engine.distill import Distillation
+from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit, Progress
 from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Supervised
-from hybridprune.engine.processes import (
-    local_device,
-    process_group,
-    receive_text,
-    send_text,
-    share_weights,
-    world_size,
-)
+from hybridprune.engine.parallel import share_weights
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.processes import is_first, json_from_first
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.space import Cost
 from hybridprune.stages.common import (
     Images,
     Parent,
     describe,
-    device_of,
+    device_for,
     finish,
     load_images,
+    load_selected,
     open_run,
     saved_progress,
     say,
+    show_config,
     show_plan,
     show_result,
     to_device,
 )
 from hybridprune.stages.cutting import CutState, Cutting, layer_channels, plan_lines
 from hybridprune.stages.sp import routed_accuracy
-from hybridprune.store.run_folder import RunFolder, RunSpec, load_weights
+from hybridprune.store.run_folder import RunFolder, RunSpec
 
 DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tuning."
 
@@ -56,20 +53,15 @@ def main(argv: Sequence[str]) -> None:
     """The command ``main_prune.py``; it reads ``config.json`` when no other file is named."""
     invocation = resolve(PruneConfig(), argv, prog="main_prune.py", description=DESCRIPTION, config_path="config.json")
     if invocation.print_config:
-        print(json.dumps(to_json(invocation.config), indent=2))
+        show_config(invocation)
         return
     run(invocation)
 
 
 def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
-    """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run).
-
-    Of several processes (``pruner_id`` 1) the first does so, the others help to measure and return None.
-    """
+    """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    if world_size() > 1 and config.stage.pruner_id == 0:
-        raise UserError(f"--pruner_id 0: is one process, torchrun has started {world_size()}; use --pruner_id 1")
-    device = local_device(device_of(config.run.device))
+    device = device_for(config)
     dataset = load_images(config.data)
     wanted = describe("prune", dataset, config.data.resize, config.network)
     parent = Parent.load(config, wanted, "sp", also=("prune",))
@@ -85,19 +77,12 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         layer_channels(unpruned(spec.network)),
     )
     stage = _Stage(config, images, cutting, Distillation.of(net, config.stage.kd_weight, config.stage.kd_temperature))
-    with process_group(device) as rank:
-        if rank > 0:
-            stage.help()
-            return None
-        if invocation.dry_run:
-            proposal = stage.propose(net, spec.network, 0)
-            kept, _ = cutting.decide(proposal, 0, CutState())
-            show_plan("prune", spec, images, before, plan_lines(proposal, kept))
-            result = None
-        else:
-            result = _prune(invocation, stage, spec, net, parent)
-        send_text("", device)
-        return result
+    if invocation.dry_run:
+        proposal = cutting.propose(net, 0)
+        kept, _ = cutting.decide(proposal, 0, CutState())
+        show_plan("prune", spec, images, before, plan_lines(proposal, kept))
+        return None
+    return _prune(invocation, stage, spec, net, parent)
 
 
 def unpruned(network: NetworkSpec) -> GatedNetwork:
@@ -121,7 +106,7 @@ def _prune(
         try:
             spec, fit = stage.begin(folder, spec, net, progress, CutState())
         except UserError:
-            if not resumed:
+            if not resumed and is_first():
                 # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
                 shutil.rmtree(folder.path)
             raise
@@ -134,7 +119,7 @@ def _prune(
     while True:
         progress = fit(progress, saved)
         saved, state = None, CutState(**fit.extra_state["cut"])
-        load_weights(fit.net, folder.model_file)
+        load_selected(fit.net, folder)
         if progress.phase + 1 >= stage.cutting.phases:
             break
         progress = progress.next_phase()
@@ -156,28 +141,17 @@ class _Stage:
         """The network on this process's device."""
         return to_device(net, self.images.device, self.config.optim.channels_last)
 
-    def propose(self, net: GatedNetwork, network: NetworkSpec, phase: int) -> Proposal:
-        """Measure ``net`` together with the other processes, if there are any."""
-        send_text(json.dumps({"network": network.to_json(), "phase": phase}), self.images.device)
-        share_weights(net)
-        return self.cutting.propose(net, phase)
-
-    def help(self) -> None:
-        """What every process but the first does: its share of each measurement, until there are no more."""
-        while text := receive_text(self.images.device):
-            task = json.loads(text)
-            net = self.place(NetworkSpec.from_json(task["network"]).build())
-            share_weights(net)
-            self.cutting.propose(net, task["phase"])
-
     def begin(
         self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, progress: Progress, state: CutState
     ) -> tuple[RunSpec, Fit]:
         """Cut ``net`` in place for this phase and save that as the start of its fine-tuning."""
-        proposal = self.propose(net, spec.network, progress.phase)
-        kept, state = self.cutting.decide(proposal, progress.phase, state)
+        proposal = self.cutting.propose(net, progress.phase)
+        # The first process's plan and weights, should others have rounded differently.
+        kept, record = json_from_first(lambda: self._decide(proposal, progress.phase, state))
+        state = CutState(**record)
         proposal.apply(kept)
         self.images.recalibrate(net)
+        share_weights(net)
         network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
         spec = dataclasses.replace(spec, network=network)
         fit = self.fit(folder, spec, net, progress.phase, state)
@@ -190,16 +164,23 @@ class _Stage:
         )
         return spec, fit
 
+    def _decide(self, proposal: Proposal, phase: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
+        kept, after = self.cutting.decide(proposal, phase, state)
+        return kept, after.to_json()
+
     def fit(self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, phase: int, state: CutState) -> Fit:
         """The fine-tuning of a cut network."""
         config, options = self.config, self.config.stage
         cost = count(net, spec.input_size)
+        noise = Draws(len(self.images.dataset.train), net.num_gates, config.run.seed, "gate noise", phase)
         compression = 1 - cost.backbone_params / self.cutting.dense["params"]
         epochs = options.epochs_start + (options.epochs_end - options.epochs_start) * compression
         return Fit(
             run=folder,
             net=net,
-            objective=Supervised.of(cost, options.rate_penalty, self.images.device, self.distillation, config.gating),
+            objective=Supervised.of(
+                cost, options.rate_penalty, self.images.device, self.distillation, config.gating, noise
+            ),
             batches=self.images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),
             optim=config.optim,
@@ -207,6 +188,7 @@ class _Stage:
             device=self.images.device,
             log_interval=config.run.log_interval,
             compile=config.compiler.compile,
+            sync_batchnorm=config.optim.sync_batchnorm,
             lr_factor=self.cutting.lr_factor(phase, compression),
             frozen=rotation_parameters(net) if options.fix_rotation else (),
             extra_state={"edits": [edit.to_json() for edit in spec.network.edits], "cut": state.to_json()},

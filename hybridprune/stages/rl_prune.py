@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve, to_json
+from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve
 from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.fit import Fit, Validation
+from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
@@ -33,17 +33,19 @@ from hybridprune.stages.common import (
     Images,
     Parent,
     describe,
-    device_of,
+    device_for,
     finish,
     load_images,
+    load_selected,
     open_run,
     saved_progress,
     say,
+    show_config,
     show_plan,
     show_result,
     to_device,
 )
-from hybridprune.store.run_folder import RunFolder, load_weights
+from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
 
 SEARCH_IMAGES = 2000
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     """The command ``main_rl_prune.py``."""
     invocation = resolve(RlConfig(), argv, prog="main_rl_prune.py", description=DESCRIPTION)
     if invocation.print_config:
-        print(json.dumps(to_json(invocation.config), indent=2))
+        show_config(invocation)
         return
     run(invocation)
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    device = device_of(config.run.device)
+    device = device_for(config)
     dataset = load_images(config.data)
     wanted = describe("rl", dataset, config.data.resize, config.network)
     parent = Parent.load(config, wanted, "prune", also=("sp", "rl"))
@@ -103,7 +105,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     first_price = options.reward_scale
     if options.start == "subset" and state is None:
         assert budget is not None
-        search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset")
+        search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset", shared=True)
         subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
         first_price = subset.price * cost.backbone_macs or first_price
         say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks, alpha from {first_price:.3f}")
@@ -117,7 +119,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 
     terms = RoutingTerms.of(cost, options, price, device, distillation)
     objective = (
-        GumbelRouting(terms)
+        GumbelRouting(terms, images=len(dataset.train), seed=config.run.seed)
         if options.estimator == "gumbel"
         else PolicyGradient(net, terms, images=len(dataset.train), seed=config.run.seed)
     )
@@ -138,9 +140,10 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         gate_lr_factor=options.gate_lr_factor,
         gate_grad_norm=options.gate_grad_norm,
         train_mode=nn.Module.eval if options.batchnorm == "frozen" else nn.Module.train,
+        sync_batchnorm=config.optim.sync_batchnorm,
     )
     progress = fit(progress, state)
-    load_weights(net, folder.model_file)
+    load_selected(net, folder)
     extra: dict[str, Any] = {"batchnorm_recalibrated": _recalibrate_if_better(folder, net, images, score)}
     if budget is not None:
         extra["target"] = _meet(folder, net, images, cost, budget)
@@ -208,6 +211,7 @@ def _recalibrate_if_better(
     """Re-estimate the BatchNorm statistics of ``net`` for its new routes; keep them if validation does not object."""
     candidate = copy.deepcopy(net)
     images.recalibrate(candidate)
+    share_weights(candidate)
     if score(candidate, images.validation()).score < score(net, images.validation()).score:
         return False
     net.load_state_dict(candidate.state_dict())

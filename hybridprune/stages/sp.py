@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hybridprune.config import Invocation, SpConfig, resolve, to_json
+from hybridprune.config import Invocation, SpConfig, resolve
 from hybridprune.data import EvalBatches
+from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.objective import Supervised
@@ -20,16 +20,18 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.common import (
     Images,
     describe,
-    device_of,
+    device_for,
     finish,
     load_images,
+    load_selected,
     open_run,
     saved_progress,
+    show_config,
     show_plan,
     show_result,
     to_device,
 )
-from hybridprune.store.run_folder import load_tensors, load_weights, read_tensors
+from hybridprune.store.run_folder import load_tensors, read_tensors
 from hybridprune.store.seeds import stream_seed
 
 DESCRIPTION = "Stage 1: train a gated network (cross-entropy plus a FLOPs-weighted rate penalty)."
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """The command ``main_sp.py``."""
     invocation = resolve(SpConfig(), argv, prog="main_sp.py", description=DESCRIPTION)
     if invocation.print_config:
-        print(json.dumps(to_json(invocation.config), indent=2))
+        show_config(invocation)
         return
     run(invocation)
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    device = device_of(config.run.device)
+    device = device_for(config)
     dataset = load_images(config.data)
     spec = describe("sp", dataset, config.data.resize, config.network)
     images = Images.of(dataset, None, config, device)
@@ -69,10 +71,11 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     folder.write_json("split.json", images.split.to_json())
     net = to_device(net, device, config.optim.channels_last)
     progress, state = saved_progress(folder)
+    noise = Draws(len(dataset.train), net.num_gates, config.run.seed, "gate noise")
     fit = Fit(
         run=folder,
         net=net,
-        objective=Supervised.of(cost, config.stage.rate_penalty, device, gating=config.gating),
+        objective=Supervised.of(cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise),
         batches=images.training("sp"),
         validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
         optim=config.optim,
@@ -80,9 +83,10 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
         device=device,
         log_interval=config.run.log_interval,
         compile=config.compiler.compile,
+        sync_batchnorm=config.optim.sync_batchnorm,
     )
     progress = fit(progress, state)
-    load_weights(net, folder.model_file)
+    load_selected(net, folder)
     result = finish(folder, spec, config, net, images, progress, config.stage.epochs, None, {})
     show_result(folder, result)
     return result

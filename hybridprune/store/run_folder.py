@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class RunFolder:
     """The files of one run."""
 
     path: Path
+    writes: bool = True
+    """False in all but the first of several processes: these read only."""
 
     @staticmethod
     def named(path: Path) -> RunFolder:
@@ -109,7 +112,8 @@ class RunFolder:
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
         """Write one of the folder's JSON files, atomically."""
-        write_json(self.path / name, record)
+        if self.writes:
+            write_json(self.path / name, record)
 
     def read_spec(self) -> RunSpec:
         """The run's specification; UserError when it is missing or broken."""
@@ -121,7 +125,8 @@ class RunFolder:
 
     def save_weights(self, name: str, net: torch.nn.Module) -> None:
         """Save the weights as safetensors, atomically."""
-        save_weights(net, self.path / name)
+        if self.writes:
+            save_weights(net, self.path / name)
 
     def load_network(self) -> tuple[GatedNetwork, RunSpec]:
         """Rebuild the selected network on the CPU and load its weights strictly.
@@ -144,25 +149,36 @@ class RunFolder:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Save what resuming needs, atomically."""
-        write_atomic(self.path / "train_state.pt", lambda temporary: torch.save(dict(state), temporary))
+        if not self.writes:
+            return
+        write_atomic(self.state_file, lambda temporary: torch.save(dict(state), temporary))
 
-    def load_state(self) -> dict[str, Any] | None:
-        """What ``save_state`` saved, or None; loaded without executing code."""
-        path = self.path / "train_state.pt"
-        if not path.is_file():
+    @property
+    def state_file(self) -> Path:
+        """What ``save_state`` writes."""
+        return self.path / "train_state.pt"
+
+    def load_state(self, content: bytes | None = None) -> dict[str, Any] | None:
+        """What ``save_state`` saved, or None; loaded without executing code. ``content`` is that file, read before."""
+        path = self.state_file
+        if content is None and not path.is_file():
             return None
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types on a broken archive
             raise UserError(f"{path}: cannot be read; delete it and {self.path} and start the stage anew") from error
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``."""
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def rewind_metrics(self, phase: int, epoch: int) -> None:
         """Drop the lines after this phase and epoch, and a torn last line: they are about to be written again."""
+        if not self.writes:
+            return
         path = self.path / "metrics.jsonl"
         kept = []
         for line in path.read_text().splitlines() if path.is_file() else []:

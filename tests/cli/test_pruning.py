@@ -132,17 +132,11 @@ def test_a_channel_method_cannot_allocate_ranks(finished: Path, tmp_path: Path) 
     assert not folder_of(tmp_path, "prune").exists()
 
 
-def test_several_processes_need_to_be_asked_for(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    flags = ("--checkpoint_file", folder_of(finished, "sp"), "--result_dir", tmp_path, "--pruner_id", "0")
-    assert_refused(stage("prune", *flags), "--pruner_id 0", "--pruner_id 1")
-
-
 @pytest.mark.full
 def test_two_processes_make_the_plan_of_one(parent: Path, tmp_path: Path) -> None:
-    flags = ("--max_iter", "2", "--method", "eigendamage", "--correct_eigenvalues")
+    # Without training, which would tell BatchNorm of half a batch from that of a whole one.
+    untrained = ("--epochs_start", "0", "--epochs_end", "0")
+    flags = ("--max_iter", "2", "--method", "eigendamage", "--correct_eigenvalues", *untrained)
     alone, _ = pruned(parent, tmp_path, *flags)
     where = ("--checkpoint_file", str(run_of(parent, "sp")), "--result_dir", str(tmp_path / "two"), "--pruner_id", "1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "main_prune.py"]
@@ -159,4 +153,4 @@ def test_two_processes_make_the_plan_of_one(parent: Path, tmp_path: Path) -> Non
     one, two = (json.loads((run / "spec.json").read_text())["network"]["edits"] for run in (alone, together))
     assert one == two and one
     results = [json.loads((run / "result.json").read_text())["test"]["always_on"] for run in (alone, together)]
-    assert abs(results[0]["loss"] - results[1]["loss"]) < 1e-2
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hybridprune.config import GatingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
+from hybridprune.engine.draws import Draws
 from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.gates import Decide, straight_through
@@ -120,8 +121,8 @@ def test_noise_on_the_gates_makes_samples_of_their_decisions() -> None:
     cost = count(net, 8)
     rates = {}
     for noise in (0.0, 1.0):
-        torch.manual_seed(0)
-        objective = Supervised.of(cost, 0.0, torch.device("cpu"), gating=GatingOptions(gate_noise=noise))
+        draws = Draws(500, net.num_gates, 0, "noise")
+        objective = Supervised.of(cost, 0.0, torch.device("cpu"), gating=GatingOptions(gate_noise=noise), draws=draws)
         rates[noise] = objective(copy.deepcopy(net), batch, 0)[1]["rate"].item()
     probability = torch.tensor(1.0).sigmoid().item()
     draws = 500 * net.num_gates

@@ -10,6 +10,7 @@ import torch
 from hybridprune.config import RoutingOptions
 from hybridprune.routing.loss import gate_bounds
 from hybridprune.routing.regular import entropy, outside_bounds
+from tests.routing.cases import batch_of, labelled
 
 
 def test_entropy_by_hand() -> None:
@@ -35,21 +36,23 @@ def test_saturated_gates_have_no_entropy_and_a_finite_gradient(logit: float) -> 
 
 def test_only_rates_outside_of_the_bounds_cost() -> None:
     execute = torch.tensor([[0.0, 1.0, 0.4], [0.2, 1.0, 0.6]], requires_grad=True)
-    loss = outside_bounds(execute, 0.3)
+    loss = outside_bounds(execute.mean(0), 0.3)
     assert float(loss.detach()) == pytest.approx(0.2**2 + 0.3**2)
     loss.backward()
     gradient = torch.tensor([-2 * 0.2 / 2, 2 * 0.3 / 2, 0.0]).expand(2, 3)
     torch.testing.assert_close(execute.grad, gradient)
-    assert float(outside_bounds(torch.tensor([[0.0, 1.0]]), 0.0)) == 0
+    assert float(outside_bounds(torch.tensor([0.0, 1.0]), 0.0)) == 0
 
 
 def test_the_bounds_fall_to_nothing_over_the_first_half_of_the_training() -> None:
     options = RoutingOptions(epochs=8, rate_bound=0.4, rate_bound_weight=3.0)
     execute = torch.tensor([[0.0, 0.9], [0.1, 1.0]])  # mean rates of 0.05 and 0.95
-    found = [float(gate_bounds(execute, options, epoch)) for epoch in range(8)]
+    batch = batch_of(torch.arange(2), *labelled(2))
+    found = [float(gate_bounds(execute, batch, options, epoch)) for epoch in range(8)]
     bounds = [0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0]
     assert found == pytest.approx([3 * 2 * max(0.0, bound - 0.05) ** 2 for bound in bounds], abs=1e-6)
     assert found[3] > 0 and found[4:] == [0] * 4
-    within = float(gate_bounds(execute, options, 0.5))  # they fall within an epoch, too: a training may have just one
+    # They fall within an epoch, too: a training may have just one.
+    within = float(gate_bounds(execute, batch, options, 0.5))
     assert found[1] < within < found[0]
-    assert float(gate_bounds(execute, RoutingOptions(epochs=8), 0)) == 0
+    assert float(gate_bounds(execute, batch, RoutingOptions(epochs=8), 0)) == 0
