@@ -13,12 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hybridprune.deploy.cost import expected_macs
 from hybridprune.deploy.fold import fold_inputs, fold_scalings
-from hybridprune.deploy.forms import form_name, forms_of, inputs_of
+from hybridprune.deploy.forms import choose_forms
 from hybridprune.deploy.network import ACTIONS, DeployedNetwork
 from hybridprune.deploy.report import Choice, DeployReport
 from hybridprune.measure.latency import Latency, Stopwatch, stopwatch
 from hybridprune.models.backbone import ResidualBlock
-from hybridprune.models.factored import FactoredLayer, form, replace_module
 from hybridprune.models.skipnet import GatedNetwork
 
 
@@ -68,7 +67,13 @@ def deploy(
     macs_before, params_before = expected_macs(module, images[:1], rates), _parameters(module)
 
     folded = fold_scalings(module, lambda: _all_of(module, images[:1]))
-    forms = _choose_forms(module, images, rates, time)
+    rate_of = {f"backbone.blocks.{i}": rate for i, rate in enumerate(rates, start=1)}
+    forms = choose_forms(
+        module,
+        lambda: _all_of(module, images),
+        lambda name: rate_of.get(".".join(name.split(".")[:3]), 1.0),
+        time,
+    )
     folded |= fold_inputs(module, lambda: _all_of(module, images[:1]))
     kept = tuple(name for name, each in module.named_modules() if isinstance(each, _BatchNorm))
     blocks: dict[str, Choice] = {}
@@ -98,41 +103,15 @@ def _all_of(module: nn.Module, images: Tensor) -> object:
     return module(images)
 
 
-def _choose_forms(
-    module: nn.Module, images: Tensor, rates: Sequence[float], time: Stopwatch
-) -> dict[str, Choice]:
-    """Give each factored layer its fastest form on the images that reach it."""
-    layers = {name: each for name, each in module.named_modules() if isinstance(each, FactoredLayer)}
-    if not layers:
-        return {}
-    share = {f"backbone.blocks.{i}.": rate for i, rate in enumerate(rates, start=1)}
-    choices: dict[str, Choice] = {}
-    inputs = inputs_of(module, layers, lambda: _all_of(module, images))
-    for name, layer in layers.items():
-        x = inputs.get(name)
-        if x is None:
-            continue
-        rate = next((rate for prefix, rate in share.items() if name.startswith(prefix)), 1.0)
-        x = x[: max(1, round(rate * len(x)))]
-        forms = forms_of(layer)
-        latencies = time({each: _call(candidate, x) for each, candidate in forms.items()})
-        chosen = fastest(latencies)
-        replace_module(module, name, forms[chosen])
-        choices[name] = Choice(chosen, form_name(form(layer)), latencies)
-    return choices
-
-
-def _choose_actions(
-    net: DeployedNetwork, images: Tensor, rates: Sequence[float], time: Stopwatch
-) -> dict[str, Choice]:
+def _choose_actions(net: DeployedNetwork, images: Tensor, rates: Sequence[float], time: Stopwatch) -> dict[str, Choice]:
     """Let each gated block be gathered or blended, whichever is faster at its rate."""
     choices: dict[str, Choice] = {}
     x = net.step(0)(net.backbone.stem(images), None)
     for i, rate in enumerate(rates, start=1):
         step = net.step(i)
         latencies = _latencies(cast(ResidualBlock, step.block), x, rate, time)
-        step.action = "blend" if fastest(latencies) == "blend" else "gather"
-        choices[str(i)] = Choice(step.action, "gather", latencies)
+        choices[str(i)] = choice = Choice.fastest(latencies, before="gather")
+        step.action = "blend" if choice.chosen == "blend" else "gather"
         x = cast(ResidualBlock, step.block)(x)
     return choices
 
@@ -160,15 +139,6 @@ def _latencies(block: ResidualBlock, x: Tensor, rate: float, time: Stopwatch) ->
 
 
 _TIMES = ("median_ms", "lower_quartile_ms", "upper_quartile_ms")
-
-
-def fastest(latencies: Mapping[str, Latency]) -> str:
-    """The arm of the least median; the first among equals."""
-    return min(latencies, key=lambda name: latencies[name].median_ms)
-
-
-def _call(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    return lambda: module(x)
 
 
 def _act(action: str, block: ResidualBlock, x: Tensor, decision: Tensor) -> Callable[[], object]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from hybridprune.models.factored import replace_module
 from hybridprune.models.shakedrop import ShakeDrop
 
 Layer = nn.Conv2d | nn.Linear
+# What only scales and shifts each channel in eval mode.
 Scaling = _BatchNorm | ShakeDrop
 ELSEWHERE = ""
 """The name of what reads a tensor outside of the modules that are looked at."""
@@ -48,6 +50,28 @@ def fold_inputs(model: nn.Module, run: Callable[[], object]) -> dict[str, str]:
     for name, layer in found.items():
         _fold_before(model, name, layer)
     return found
+
+
+class Affine(nn.Module):
+    """``a x + b`` for each channel of ``[B, C, ...]``: a BatchNorm in eval mode, in operations of any batch size."""
+
+    def __init__(self, norm: nn.Module, channels: int) -> None:
+        super().__init__()
+        dtype = next(chain(norm.parameters(), norm.buffers())).dtype
+        scale, shift = _scale_and_shift(norm, channels)
+        self.scale, self.shift = nn.Parameter(scale.to(dtype)), nn.Parameter(shift.to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+@torch.no_grad()
+def spell_out_norms(model: nn.Module) -> None:
+    """Replace the BatchNorms that are left by `Affine`, in place."""
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
+            replace_module(model, name, Affine(norm, norm.num_features))
 
 
 @dataclass

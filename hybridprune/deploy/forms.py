@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form
+from hybridprune.deploy.report import Choice
+from hybridprune.measure.latency import Stopwatch
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, replace_module
 
+Layer = nn.Conv2d | nn.Linear
 DENSE = "dense"
 
 
@@ -51,9 +56,6 @@ def forms_of(layer: FactoredLayer) -> dict[str, nn.Module]:
     return forms
 
 
-Layer = nn.Conv2d | nn.Linear
-
-
 def _layer(
     layer: FactoredLayer,
     ranks: tuple[int | None, int | None],
@@ -82,11 +84,7 @@ def _layer(
 
 
 def _is_channels_last(weight: Tensor) -> bool:
-    return (
-        weight.ndim == 4
-        and weight.is_contiguous(memory_format=torch.channels_last)
-        and not weight.is_contiguous()
-    )
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _outline(layer: FactoredLayer, bias: bool) -> Layer:
@@ -111,20 +109,34 @@ def _outline(layer: FactoredLayer, bias: bool) -> Layer:
 
 
 @torch.no_grad()
-def inputs_of(model: nn.Module, layers: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, Tensor]:
-    """What each layer takes when ``run`` passes an example through ``model``; layers that do not run are left out."""
-    found: dict[str, Tensor] = {}
+def choose_forms(
+    model: nn.Module, run: Callable[[], object], rate_of: Callable[[str], float], time: Stopwatch
+) -> dict[str, Choice]:
+    """Give each factored layer of ``model`` the form that is fastest on the input that reaches it in ``run``.
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found.setdefault(name, args[0])
+    Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are left alone.
+    """
+    choices: dict[str, Choice] = {}
+    chosen: dict[str, nn.Module] = {}
 
-        return note
+    def hook(name: str, layer: FactoredLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def choose(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if name in choices:
+                return
+            x = args[0][: max(1, round(rate_of(name) * len(args[0])))]
+            forms = forms_of(layer)
+            # Not called as modules: that would come back to this hook.
+            latencies = time({each: partial(module.forward, x) for each, module in forms.items()})
+            choices[name] = choice = Choice.fastest(latencies, before=form_name(form(layer)))
+            chosen[name] = forms[choice.chosen]
 
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
+        return choose
+
+    with ExitStack() as stack:
+        for name, layer in model.named_modules():
+            if isinstance(layer, FactoredLayer):
+                stack.enter_context(layer.register_forward_pre_hook(hook(name, layer)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    for name, layer in chosen.items():
+        replace_module(model, name, layer)
+    return choices

@@ -143,7 +143,10 @@ def _branch(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
     """`_gather` of a single image; a branch must not give a tensor that it was given."""
     skipped = block.skip(x)
     return torch.cond(
-        decision.squeeze(0), lambda x, skipped: block.execute(x, skipped), lambda x, skipped: skipped.clone(), (x, skipped)
+        decision.squeeze(0),
+        lambda x, skipped: block.execute(x, skipped),
+        lambda x, skipped: skipped.clone(),
+        (x, skipped),
     )
 
 

@@ -18,6 +18,11 @@ class Choice:
     """What it was."""
     latencies: Mapping[str, Latency]
 
+    @staticmethod
+    def fastest(latencies: Mapping[str, Latency], before: str) -> Choice:
+        """The arm of the least median, the first among equals."""
+        return Choice(min(latencies, key=lambda name: latencies[name].median_ms), before, latencies)
+
     @property
     def saved_ms(self) -> float:
         """By how much the median fell."""
