@@ -35,7 +35,7 @@ def fold_scalings(model: nn.Module, run: Callable[[], object]) -> dict[str, str]
     folded: dict[str, str] = {}
     while found := {name: layer for name, layer, behind in _pairs(model, run) if behind}:
         for name, layer in found.items():
-            _fold_behind(model, name, layer)
+            fold_into(model, name, layer, behind=True)
         folded |= found
     return folded
 
@@ -48,7 +48,7 @@ def fold_inputs(model: nn.Module, run: Callable[[], object]) -> dict[str, str]:
     """
     found = {name: layer for name, layer, behind in _pairs(model, run) if not behind}
     for name, layer in found.items():
-        _fold_before(model, name, layer)
+        fold_into(model, name, layer, behind=False)
     return found
 
 
@@ -181,31 +181,24 @@ def _scale_and_shift(module: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
     return a, b if module.bias is None else b + module.bias.double()
 
 
-def _fold_behind(model: nn.Module, name: str, layer_name: str) -> None:
+@torch.no_grad()
+def fold_into(model: nn.Module, name: str, layer_name: str, behind: bool) -> None:
+    """Fold the scaling called ``name`` into a layer, in place; ``behind``: the layer comes first."""
     layer = model.get_submodule(layer_name)
-    assert isinstance(layer, Layer)
-    weight = layer.weight
-    a, b = (t.to(weight.device) for t in _scale_and_shift(model.get_submodule(name), len(weight)))
-    bias = 0 if layer.bias is None else layer.bias.double()
-    _set(layer, weight.double() * a.view(-1, *[1] * (weight.ndim - 1)), a * bias + b)
-    replace_module(model, name, nn.Identity())
-
-
-def _fold_before(model: nn.Module, name: str, layer_name: str) -> None:
-    layer = model.get_submodule(layer_name)
-    assert isinstance(layer, Layer)
+    assert isinstance(layer, Layer), layer_name
     weight = layer.weight.double()
-    a, b = (t.to(weight.device) for t in _scale_and_shift(model.get_submodule(name), weight.shape[1]))
-    added = torch.einsum("oi...,i->o...", weight, b).flatten(1).sum(1)
-    bias = 0 if layer.bias is None else layer.bias.double()
-    _set(layer, weight * a.view(1, -1, *[1] * (weight.ndim - 2)), bias + added)
-    replace_module(model, name, nn.Identity())
-
-
-def _set(layer: Layer, weight: Tensor, bias: Tensor) -> None:
-    """Give the layer these values, in its own type and memory format."""
+    bias = layer.bias.double() if layer.bias is not None else weight.new_zeros(len(weight))
+    scale, shift = _scale_and_shift(model.get_submodule(name), weight.shape[0 if behind else 1])
+    scale, shift = scale.to(weight.device), shift.to(weight.device)
+    rest = [1] * (weight.ndim - 2)
+    if behind:
+        weight, bias = weight * scale.view(-1, 1, *rest), bias * scale + shift
+    else:
+        bias = bias + torch.einsum("oi...,i->o...", weight, shift).flatten(1).sum(1)
+        weight = weight * scale.view(1, -1, *rest)
     layer.weight.copy_(weight)
     if layer.bias is None:
         layer.bias = nn.Parameter(bias.to(layer.weight))
     else:
         layer.bias.copy_(bias)
+    replace_module(model, name, nn.Identity())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridprune.deploy.report import Choice
+from hybridprune.deploy.choice import Choice
 from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, replace_module
 
@@ -39,7 +39,7 @@ def forms_of(layer: FactoredLayer) -> dict[str, nn.Module]:
     core = layer.core.weight.double()
     rotate_in = None if isinstance(layer.rotate_in, nn.Identity) else layer.rotate_in.weight.double().flatten(1)
     rotate_out = None if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.weight.double().flatten(1)
-    bias = (layer.core if rotate_out is None else layer.rotate_out).bias
+    bias = layer.core.bias if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.bias
     for keep_in, keep_out in ((True, False), (False, True), (False, False)):
         ranks = (rank_in if keep_in else None, rank_out if keep_out else None)
         name = form_name(ranks)

@@ -14,9 +14,6 @@ from hybridprune.models.gates import FeedForwardGate, Gate, Hidden, RecurrentGat
 class SingleGate(nn.Module):
     """One gate by itself: features ``[B, C, H, W]`` and the hidden state of the gate before to logits ``[B]``."""
 
-    has_state = False
-    """Whether later gates read the hidden state that this one gives."""
-
     def forward(self, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
         """In fp32 whatever the autocast, as in training."""
         if not torch.is_autocast_enabled(features.device.type):
@@ -32,8 +29,6 @@ class SingleGate(nn.Module):
 class CellGate(SingleGate):
     """A gate of `RecurrentGate`: its embedding is multiplied into the LSTM cell's input weights."""
 
-    has_state = True
-
     def __init__(self, gate: RecurrentGate, index: int) -> None:
         super().__init__()
         cell, embedding = gate.cell, gate.embeddings[index]
@@ -44,11 +39,12 @@ class CellGate(SingleGate):
         self.bias_ih = nn.Parameter(bias.to(cell.bias_ih.dtype))
         # Shared by all gates.
         self.weight_hh, self.bias_hh = cell.weight_hh, cell.bias_hh
-        self.score = gate.score
+        self.score: nn.Linear | None = gate.score
+        """None: it decides nothing any more, but goes on to feed the state of the gates behind it."""
 
     def decide(self, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
         state = self.step(features, hidden)
-        return self.score(state[0]).squeeze(1), state
+        return state[0] if self.score is None else self.score(state[0]).squeeze(1), state
 
     def step(self, features: Tensor, hidden: Hidden | None) -> Hidden:
         """The cell's next state."""
@@ -73,29 +69,12 @@ class ConvolutionGate(SingleGate):
 class OtherGate(SingleGate):
     """A gate of any other kind, as it is."""
 
-    has_state = True
-
     def __init__(self, gate: Gate, index: int) -> None:
         super().__init__()
         self.gate, self.index = gate, index
 
     def decide(self, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
         return self.gate.decide(self.index, features, hidden)
-
-
-class Listener(SingleGate):
-    """A recurrent gate that decides nothing any more, but goes on to feed the state of the gates behind it."""
-
-    has_state = True
-
-    def __init__(self, gate: CellGate) -> None:
-        super().__init__()
-        self.gate = gate
-        self.gate.score = nn.Identity()
-
-    def decide(self, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
-        state = self.gate.step(features, hidden)
-        return state[0], state
 
 
 def single_gate(gate: Gate, index: int) -> SingleGate:

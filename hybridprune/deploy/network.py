@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +22,15 @@ Action = Literal["run", "skip", "gather", "blend", "select", "branch"]
 that chose it, *blend* on all of them; *select* is *gather* without control flow and *branch* the one of a single image,
 both for exporters.
 """
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is done with one block."""
+
+    action: Action
+    gate: Literal["decides", "listens", "none"]
+    """listens: decides nothing, but its state is read by later gates."""
 
 
 class Step(nn.Module):
@@ -81,6 +91,14 @@ class DeployedNetwork(nn.Module):
         step = self.steps[index]
         assert isinstance(step, Step)
         return step
+
+    def records(self) -> tuple[StepRecord, ...]:
+        """What is done with each block."""
+        steps = [self.step(i) for i in range(len(self.steps))]
+        return tuple(
+            StepRecord(step.action, "none" if step.gate is None else "decides" if step.decides else "listens")
+            for step in steps
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self._walk(images, None)[0]

@@ -74,7 +74,13 @@ class Agreement:
     @property
     def good(self) -> bool:
         """Whether it is the same network."""
-        return self.difference <= TOLERANCE and self.classes <= self.flips
+        return self.difference <= TOLERANCE and self.classes <= self.flips <= self.images / 100
+
+    def __str__(self) -> str:
+        return (
+            f"logits differ by {self.difference:.1e} (relative, largest image), {self.classes} images of another class,"
+            f" {self.flips} other decisions"
+        )
 
 
 def session(content: bytes, threads: int | None = None, profile: str | None = None) -> Any:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-from pathlib import Path
-from typing import Any
-
-import pytest
 import torch
 
-from hybridprune.data.digits import load_digits
 from hybridprune.data import normalise
-from hybridprune.deploy import DeployedNetwork, deploy
-from hybridprune.deploy.onnx import compare, onnx_bytes, session
-from hybridprune.deploy.program import METADATA, export_program, program_bytes
-from tests.deploy.cases import SPECS, assert_close, built, preferring
+from hybridprune.data.digits import load_digits
+from hybridprune.deploy import deploy
+from tests.deploy.cases import SPECS, built, preferring
 
 GATED = ("resnet, factored", "pyramidnet, bottleneck, shakedrop", "resnet, ff1")
 
