@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
-import onnx
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +17,7 @@ import hybridprune
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
 from hybridprune.deploy import DeployedNetwork, load_deployed
+from tests.cases import ROOT
 from tests.cli.cases import assert_refused, contents, folder_of, run_here
 from tests.deploy.cases import assert_close
 
@@ -23,7 +27,7 @@ def images_of(model: hybridprune.Model, count: int) -> torch.Tensor:
     return normalise(data.test.images[:count], model.spec.mean, model.spec.std, torch.contiguous_format)
 
 
-@pytest.mark.parametrize(("name", "batch"), [("rl", 1), ("prune", 16)])
+@pytest.mark.parametrize(("name", "batch"), [("prune", 16), pytest.param("rl", 1, marks=pytest.mark.full)])
 @torch.no_grad()
 def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path) -> None:
     run = folder_of(results, name)
@@ -44,25 +48,33 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
     assert_close(routed.logits, expected.logits)
 
     runtime = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    program = torch.export.load(tmp_path / "net.pt2", extra_files=(extra := {"hybridprune.json": ""}))
+    program = torch.export.load(tmp_path / "net.pt2").module()
     for some, rows in zip(images.split(batch), torch.arange(2 * batch).split(batch), strict=True):
-        logits, decisions = (torch.from_numpy(each) for each in runtime.run(None, {"images": some.numpy()}))
-        assert_close(logits, expected.logits[rows])
-        assert torch.equal(decisions, expected.decisions[rows])
-        logits, decisions = program.module()(some)
-        assert_close(logits, expected.logits[rows])
-        assert torch.equal(decisions, expected.decisions[rows])
-    (metadata,) = onnx.load(tmp_path / "net.onnx").metadata_props
-    assert metadata.key == "hybridprune" and json.loads(metadata.value) == json.loads(extra["hybridprune.json"])
-    assert json.loads(metadata.value) == {
-        "classes": list(spec.class_names),
-        "input_size": spec.input_size,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-    }
+        exported = [torch.from_numpy(each) for each in runtime.run(None, {"images": some.numpy()})]
+        for logits, decisions in (exported, program(some)):
+            assert_close(logits, expected.logits[rows])
+            assert torch.equal(decisions, expected.decisions[rows])
     assert (run / "deployed" / "report.txt").read_text() in done.stdout
     report = json.loads((run / "deployed" / "deploy.json").read_text())["report"]
     assert report["batch"] == batch and report["validated"]["changed_decisions"] == 0
+
+
+@pytest.mark.full
+def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_path: Path) -> None:
+    run = folder_of(results, "rl")
+    done = run_here("hybridprune.export", run, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2")
+    assert done.returncode == 0, done.stderr
+    model, images = hybridprune.load(run), load_digits(resize=8).test.images[:1]
+    np.save(tmp_path / "pixels.npy", images.numpy())
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    code = "import sys\nsys.modules['hybridprune'] = None\nimport numpy\npixels = numpy.load('pixels.npy')\n"
+        blocks
+    )
+    ran = subprocess.run([sys.executable, "-c", code + "".join(blocks)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    (expected,) = hybridprune.predict(model, list(images))
+    assert ran.stdout.splitlines() == [str([expected.label])] * 2
 
 
 @pytest.mark.parametrize(
