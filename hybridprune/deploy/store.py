@@ -17,7 +17,7 @@ from hybridprune.deploy.deploy import Deployed
 from hybridprune.deploy.fold import fold_into
 from hybridprune.deploy.forms import forms_of
 from hybridprune.deploy.harden import drop_listeners, fix_step
-from hybridprune.deploy.network import DeployedNetwork
+from hybridprune.deploy.network import ACTIONS, DeployedNetwork
 from hybridprune.errors import UserError
 from hybridprune.models.factored import FactoredLayer, replace_module
 from hybridprune.store.files import write_bytes, write_json
@@ -70,10 +70,13 @@ def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
         return module
     net = DeployedNetwork(gated)
     image = torch.zeros(1, 3, spec.input_size, spec.input_size)
-    for i, step in enumerate(report["steps"]):
-        if i > 0 and step["action"] in ("run", "skip"):
-            fix_step(net, i, step["action"], step["gate"] == "listens", image)
+    for i, step in zip(range(1, len(net.steps)), report["steps"][1:], strict=True):
+        action, keeps_state = step["action"], step["gate"] == "listens"
+        if action in ACTIONS:
+            net.step(i).action = action
+        elif action in ("run", "skip"):
+            fix_step(net, i, action, keeps_state, image)
         else:
-            net.step(i).action = step["action"]
+            raise ValueError(f"unknown action {action!r}")
     drop_listeners(net)
     return net

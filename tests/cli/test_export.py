@@ -69,9 +69,8 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 2
     code = "import sys\nsys.modules['hybridprune'] = None\nimport numpy\npixels = numpy.load('pixels.npy')\n"
-        blocks
-    )
-    ran = subprocess.run([sys.executable, "-c", code + "".join(blocks)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    code += "".join(blocks)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     (expected,) = hybridprune.predict(model, list(images))
     assert ran.stdout.splitlines() == [str([expected.label])] * 2
