@@ -83,6 +83,8 @@ def test_the_fastest_form_on_the_layers_own_input_is_kept() -> None:
         "5": ("input-sided", "dense"),
     }
     assert torch.equal(seen[0], own) and len(seen[1]) == 1
-    assert form(net[2]) == (None, 3) and isinstance(net[5], nn.Linear) and isinstance(net.idle, FactoredLinear)
+    kept = net[2]
+    assert isinstance(kept, FactoredConv2d) and form(kept) == (None, 3)
+    assert isinstance(net[5], nn.Linear) and isinstance(net.idle, FactoredLinear)
     torch.testing.assert_close(net[:6](images), expected)
     assert all(not module._forward_pre_hooks for module in net.modules())
