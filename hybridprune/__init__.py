@@ -5,11 +5,13 @@
 """
 
 from hybridprune.compress import Pruned, PrunedSpec, prune, save
+from hybridprune.deploy import Deployed, deploy  # the function takes the place of its package as an attribute
 from hybridprune.inference import Model, Prediction, load, predict
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.version import __version__
 
 __all__ = [
+    "Deployed",
     "Model",
     "NetworkCost",
     "Prediction",
@@ -17,6 +19,7 @@ __all__ = [
     "PrunedSpec",
     "__version__",
     "count",
+    "deploy",
     "load",
     "predict",
     "prune",

@@ -65,7 +65,7 @@ def module_macs(net: nn.Module, input_size: int) -> dict[str, int]:
     Matrix products elsewhere (attention, say) are together under ``"other"``, where there are any. Works on any
     module: see `count_module`.
     """
-    return _somewhere(net, lambda copied: _macs_by_layer(copied, _image(copied, input_size)))
+    return somewhere(net, lambda copied: _macs_by_layer(copied, _image(copied, input_size)))
 
 
 def count_module(model: nn.Module, example: Tensor) -> tuple[int, int]:
@@ -75,7 +75,7 @@ def count_module(model: nn.Module, example: Tensor) -> tuple[int, int]:
     eval mode, on its own device. (There, torch counts no recurrent layer.)
     """
     assert len(example) == 1, f"the example is a batch of {len(example)}, the MACs are those of one input"
-    macs = _somewhere(model, lambda copied: _macs(lambda: copied(example.to(_device(copied)))))
+    macs = somewhere(model, lambda copied: _macs(lambda: copied(example.to(_device(copied)))))
     return macs, sum(p.numel() for p in model.parameters())
 
 
@@ -85,7 +85,7 @@ def count(net: GatedNetwork, input_size: int) -> NetworkCost:
     Raises UserError if the network cannot take images of this size.
     """
     try:
-        return _somewhere(net, lambda copied: _cost(copied, input_size))
+        return somewhere(net, lambda copied: _cost(copied, input_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--resize {input_size}: the network cannot take images of this size ({reason})") from error
@@ -96,15 +96,15 @@ def _cost(net: GatedNetwork, input_size: int) -> NetworkCost:
     shortcuts: list[int] = []
     blocks: list[int] = []
     gates: list[int] = []
-    state, start = _counted(lambda: net.start(_image(net, input_size)))
+    state, start = counted(lambda: net.start(_image(net, input_size)))
     hidden = None
     for i in range(net.num_gates):
         x, block = state.features, net.block(state.blocks_done)
-        (_, hidden), macs = _counted(partial(net.gate, i, x, hidden))
+        (_, hidden), macs = counted(partial(net.gate, i, x, hidden))
         gates.append(macs)
-        skipped, macs = _counted(partial(block.skip, x))
+        skipped, macs = counted(partial(block.skip, x))
         shortcuts.append(macs)
-        executed, macs = _counted(partial(block.execute, x, skipped))
+        executed, macs = counted(partial(block.execute, x, skipped))
         blocks.append(macs)
         state = RoutingState(executed, state.blocks_done + 1)
     return NetworkCost(
@@ -118,7 +118,7 @@ def _cost(net: GatedNetwork, input_size: int) -> NetworkCost:
     )
 
 
-def _somewhere(net: M, measure: Callable[[M], T]) -> T:
+def somewhere(net: M, measure: Callable[[M], T]) -> T:
     """Measure an eval-mode copy of ``net`` on the meta device or, if it does not run there, on its own."""
     with torch.no_grad():
         try:
@@ -127,7 +127,7 @@ def _somewhere(net: M, measure: Callable[[M], T]) -> T:
             return measure(copy.deepcopy(net).eval())
 
 
-def _counted(run: Callable[[], T]) -> tuple[T, int]:
+def counted(run: Callable[[], T]) -> tuple[T, int]:
     """What ``run`` returns, and its MACs."""
     with FlopCounterMode(display=False) as counter, _plain_attention():
         result = run()
@@ -135,7 +135,7 @@ def _counted(run: Callable[[], T]) -> tuple[T, int]:
 
 
 def _macs(run: Callable[[], object]) -> int:
-    return _counted(run)[1]
+    return counted(run)[1]
 
 
 def _macs_by_layer(net: nn.Module, example: Tensor) -> dict[str, int]:

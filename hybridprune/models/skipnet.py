@@ -98,7 +98,7 @@ class GatedNetwork(nn.Module):
             # lerp is one kernel and exact at 0 and 1.
             features = torch.lerp(skipped, executed, decision.to(x.dtype).view(-1, 1, 1, 1))
         else:
-            features = _execute_chosen(block, x, decision)
+            features = execute_chosen(block, x, decision)
         return RoutingState(features, state.blocks_done + 1)
 
     def finish(self, state: RoutingState) -> Tensor:
@@ -144,7 +144,7 @@ class GatedNetwork(nn.Module):
         return Routed(logits, torch.stack(gate_logits, 1), torch.stack(taken, 1))
 
 
-def _execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
+def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
     """Run ``block`` on the images whose decision is 1; copy nothing when all or none are.
 
     ``x`` is never written to: the state before may still be held by a caller.
@@ -160,8 +160,8 @@ def _execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor
     shares_memory = skipped.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     output = skipped.clone() if shares_memory or torch.is_grad_enabled() else skipped
     for ids in chosen.split(_images_at_once(block, len(x))):
-        some = _images(x, ids)
-        executed = block.execute(some, some if skipped is x else _images(skipped, ids))
+        some = images_at(x, ids)
+        executed = block.execute(some, some if skipped is x else images_at(skipped, ids))
         output.index_copy_(0, ids, executed.to(output.dtype))
         del some, executed  # not to be alive beside the next ones
     return output
@@ -178,7 +178,7 @@ def _images_at_once(block: ResidualBlock, batch: int) -> int:
     return max(batch // 4, PIECE)
 
 
-def _images(x: Tensor, ids: Tensor) -> Tensor:
+def images_at(x: Tensor, ids: Tensor) -> Tensor:
     """``x[ids]`` of ``[B, C, H, W]`` in the memory format of ``x``, which ``index_select`` alone would not keep."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(0, ids).permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridprune import evaluate, sweep
+from hybridprune import evaluate, export, sweep
 from hybridprune.errors import run_command
 from hybridprune.report import __main__ as report
 from hybridprune.stages import prune, rl_prune, sp
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "main_prune.py": prune.main,
     "main_rl_prune.py": rl_prune.main,
     "hybridprune.evaluate": evaluate.main,
+    "hybridprune.export": export.main,
     "hybridprune.report": report.main,
     "hybridprune.sweep": sweep.main,
     "hybridprune.sweep_runs": sweep_runs.main,

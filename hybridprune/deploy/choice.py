@@ -1,0 +1,27 @@
+"""A choice by the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hybridprune.measure.latency import Latency
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen among alternatives."""
+
+    chosen: str
+    before: str
+    """What it was."""
+    latencies: Mapping[str, Latency]
+
+    @staticmethod
+    def fastest(latencies: Mapping[str, Latency], before: str) -> Choice:
+        """The one of the least median, the first among equals."""
+        return Choice(min(latencies, key=lambda name: latencies[name].median_ms), before, latencies)
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{name} {latency.median_ms:.4f}" for name, latency in self.latencies.items())
+        return f"{self.before} -> {self.chosen} ({times})"

@@ -1,0 +1,142 @@
+"""The forms of a factored layer, which all compute the same, and the fastest of them by the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.deploy.choice import Choice
+from hybridprune.measure.latency import Stopwatch
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, replace_module
+
+Layer = nn.Conv2d | nn.Linear
+DENSE = "dense"
+
+
+def form_name(ranks: tuple[int | None, int | None]) -> str:
+    """What the report calls a layer that has these rotations."""
+    rank_in, rank_out = ranks
+    if rank_in is not None and rank_out is not None:
+        return "two-sided"
+    return DENSE if rank_in is rank_out else "input-sided" if rank_out is None else "output-sided"
+
+
+@torch.no_grad()
+def forms_of(layer: FactoredLayer) -> dict[str, nn.Module]:
+    """Every form that the layer can take without loss, its own one (the layer itself) first.
+
+    A rotation that is left out is multiplied into the core, in double precision.
+    """
+    rank_in, rank_out = form(layer)
+    forms: dict[str, nn.Module] = {form_name((rank_in, rank_out)): layer}
+    if isinstance(layer.rotate_in, Layer) and layer.rotate_in.bias is not None:
+        return forms  # a shift before the padding: nothing can be absorbed without changing the border
+    core = layer.core.weight.double()
+    rotate_in = None if isinstance(layer.rotate_in, nn.Identity) else layer.rotate_in.weight.double().flatten(1)
+    rotate_out = None if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.weight.double().flatten(1)
+    bias = layer.core.bias if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.bias
+    for keep_in, keep_out in ((True, False), (False, True), (False, False)):
+        ranks = (rank_in if keep_in else None, rank_out if keep_out else None)
+        name = form_name(ranks)
+        if name in forms:
+            continue
+        merged = core
+        if not keep_in and rotate_in is not None:
+            merged = torch.einsum("os...,si->oi...", merged, rotate_in)
+        if not keep_out and rotate_out is not None:
+            merged = torch.einsum("or,ri...->oi...", rotate_out, merged)
+        forms[name] = _layer(
+            layer, ranks, merged, rotate_in if keep_in else None, rotate_out if keep_out else None, bias
+        )
+    return forms
+
+
+def _layer(
+    layer: FactoredLayer,
+    ranks: tuple[int | None, int | None],
+    core: Tensor,
+    rotate_in: Tensor | None,
+    rotate_out: Tensor | None,
+    bias: Tensor | None,
+) -> nn.Module:
+    outline = _outline(layer, bias is not None)
+    if ranks == (None, None):
+        outline.weight.copy_(core)
+        if bias is not None:
+            assert outline.bias is not None
+            outline.bias.copy_(bias)
+        built: nn.Module = outline
+    else:
+        made = factored(outline, *ranks)
+        fill(made, rotate_out, core, rotate_in)
+        if bias is not None:
+            last = made.core if rotate_out is None else made.rotate_out
+            assert isinstance(last.bias, Tensor)
+            last.bias.copy_(bias)
+        built = made
+    memory = torch.channels_last if _is_channels_last(layer.core.weight) else torch.contiguous_format
+    return built.to(memory_format=memory).train(layer.training)  # type: ignore[call-overload]
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def _outline(layer: FactoredLayer, bias: bool) -> Layer:
+    """A dense layer of the factored one's geometry, its weights uninitialised."""
+    first = layer.core if isinstance(layer.rotate_in, nn.Identity) else layer.rotate_in
+    last = layer.core if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out
+    channels_in, channels_out = first.weight.shape[1], last.weight.shape[0]
+    options: dict[str, Any] = {"bias": bias, "device": layer.core.weight.device, "dtype": layer.core.weight.dtype}
+    if not isinstance(layer, FactoredConv2d):
+        return nn.Linear(channels_in, channels_out, **options)
+    core = layer.core
+    return nn.Conv2d(
+        channels_in,
+        channels_out,
+        (int(core.kernel_size[0]), int(core.kernel_size[1])),
+        stride=layer.subsample if layer.subsample != (1, 1) else (int(core.stride[0]), int(core.stride[1])),
+        padding=core.padding,  # type: ignore[arg-type]
+        dilation=(int(core.dilation[0]), int(core.dilation[1])),
+        padding_mode=core.padding_mode,
+        **options,
+    )
+
+
+@torch.no_grad()
+def choose_forms(
+    model: nn.Module, run: Callable[[], object], rate_of: Callable[[str], float], time: Stopwatch
+) -> dict[str, Choice]:
+    """Give each factored layer of ``model`` the form that is fastest on the input that reaches it in ``run``.
+
+    Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are left alone.
+    """
+    choices: dict[str, Choice] = {}
+    chosen: dict[str, nn.Module] = {}
+
+    def hook(name: str, layer: FactoredLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def choose(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if name in choices:
+                return
+            x = args[0][: max(1, round(rate_of(name) * len(args[0])))]
+            forms = forms_of(layer)
+            # Not called as modules: that would come back to this hook.
+            latencies = time({each: partial(module.forward, x) for each, module in forms.items()})
+            choices[name] = choice = Choice.fastest(latencies, before=form_name(form(layer)))
+            chosen[name] = forms[choice.chosen]
+
+        return choose
+
+    with ExitStack() as stack:
+        for name, layer in model.named_modules():
+            if isinstance(layer, FactoredLayer):
+                stack.enter_context(layer.register_forward_pre_hook(hook(name, layer)))
+        run()
+    for name, layer in chosen.items():
+        replace_module(model, name, layer)
+    return choices

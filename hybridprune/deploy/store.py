@@ -1,0 +1,82 @@
+"""A deployed network in a folder.
+
+``model.safetensors``, ``report.txt`` (what was done) and ``deploy.json`` (the same and the run's specification).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridprune.deploy.deploy import Deployed
+from hybridprune.deploy.fold import fold_into
+from hybridprune.deploy.forms import forms_of
+from hybridprune.deploy.harden import drop_listeners, fix_step
+from hybridprune.deploy.network import ACTIONS, DeployedNetwork
+from hybridprune.errors import UserError
+from hybridprune.models.factored import FactoredLayer, replace_module
+from hybridprune.store.files import write_bytes, write_json
+from hybridprune.store.run_folder import RunSpec, load_weights, save_weights
+
+FORMAT = 1
+
+
+def save_deployed(deployed: Deployed, spec: RunSpec, folder: Path) -> None:
+    """Write a deployed network of the run that ``spec`` describes, each file atomically, deploy.json last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(deployed.module, folder / "model.safetensors")
+    write_bytes(folder / "report.txt", f"{deployed.report}\n".encode())
+    record = {"format": FORMAT, "run": spec.to_json(), "report": deployed.report.to_json()}
+    write_json(folder / "deploy.json", record)
+
+
+def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, RunSpec]:
+    """The module that `save_deployed` wrote and what it expects as input, in eval mode.
+
+    Raises UserError if the folder holds none, or a broken one.
+    """
+    path = Path(folder) / "deploy.json"
+    try:
+        record = json.loads(path.read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+        spec = RunSpec.from_json(record["run"])
+        module = _rebuilt(spec, record["report"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(f"{path}: not a deployed network ({error}); export the run again") from error
+    load_weights(module, Path(folder) / "model.safetensors")
+    return module.requires_grad_(False).to(device).eval(), spec
+
+
+@torch.no_grad()
+def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
+    """The deployed architecture: what the report says was done, done again to a fresh network."""
+    gated = spec.network.build().eval()
+    module: nn.Module = gated if gated.num_gates else gated.backbone
+    for name, layer in report["folded"].items():
+        fold_into(module, name, layer, behind=True)
+    for name, choice in report["forms"].items():
+        layer = module.get_submodule(name)
+        assert isinstance(layer, FactoredLayer), name
+        replace_module(module, name, forms_of(layer)[choice["chosen"]])
+    for name, layer in report["folded_inputs"].items():
+        fold_into(module, name, layer, behind=False)
+    if not gated.num_gates:
+        return module
+    net = DeployedNetwork(gated)
+    image = torch.zeros(1, 3, spec.input_size, spec.input_size)
+    for i, step in zip(range(1, len(net.steps)), report["steps"][1:], strict=True):
+        action, keeps_state = step["action"], step["gate"] == "listens"
+        if action in ACTIONS:
+            net.step(i).action = action
+        elif action in ("run", "skip"):
+            fix_step(net, i, action, keeps_state, image)
+        else:
+            raise ValueError(f"unknown action {action!r}")
+    drop_listeners(net)
+    return net

@@ -1,0 +1,97 @@
+"""Exporting finished runs: what is written computes what the run's network does, without this package, too."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import hybridprune
+from hybridprune.data import normalise
+from hybridprune.data.digits import load_digits
+from hybridprune.deploy import DeployedNetwork, load_deployed
+from tests.cases import ROOT
+from tests.cli.cases import assert_refused, contents, folder_of, run_here
+from tests.deploy.cases import assert_close
+
+
+def images_of(model: hybridprune.Model, count: int) -> torch.Tensor:
+    data = load_digits(resize=model.spec.input_size)
+    return normalise(data.test.images[:count], model.spec.mean, model.spec.std, torch.contiguous_format)
+
+
+@pytest.mark.parametrize(("name", "batch"), [("prune", 16), pytest.param("rl", 1, marks=pytest.mark.full)])
+@torch.no_grad()
+def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path) -> None:
+    run = folder_of(results, name)
+    before = contents(run)
+    done = run_here(
+        "hybridprune.export", run, "--batch", batch, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path: what for path, what in contents(run).items() if not path.startswith("deployed")} == before
+    model = hybridprune.load(run)
+    images = images_of(model, 2 * batch)
+    expected = model.network(images)
+
+    module, spec = load_deployed(run / "deployed")
+    assert isinstance(module, DeployedNetwork) and spec == model.spec
+    routed = module.route(images)
+    assert torch.equal(routed.decisions, expected.decisions)
+    assert_close(routed.logits, expected.logits)
+
+    runtime = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    for some, rows in zip(images.split(batch), torch.arange(2 * batch).split(batch), strict=True):
+        exported = [torch.from_numpy(each) for each in runtime.run(None, {"images": some.numpy()})]
+        for logits, decisions in (exported, program(some)):
+            assert_close(logits, expected.logits[rows])
+            assert torch.equal(decisions, expected.decisions[rows])
+    assert (run / "deployed" / "report.txt").read_text() in done.stdout
+    report = json.loads((run / "deployed" / "deploy.json").read_text())["report"]
+    assert report["batch"] == batch and report["validated"]["changed_decisions"] == 0
+
+
+@pytest.mark.full
+def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_path: Path) -> None:
+    run = folder_of(results, "rl")
+    done = run_here("hybridprune.export", run, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2")
+    assert done.returncode == 0, done.stderr
+    model, images = hybridprune.load(run), load_digits(resize=8).test.images[:1]
+    np.save(tmp_path / "pixels.npy", images.numpy())
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    code = "import sys\nsys.modules['hybridprune'] = None\nimport numpy\npixels = numpy.load('pixels.npy')\n"
+    code += "".join(blocks)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    (expected,) = hybridprune.predict(model, list(images))
+    assert ran.stdout.splitlines() == [str([expected.label])] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--batch", "0"), ("--batch", "0")),
+        (("--never", "0.1"), ("--never", "--harden")),
+        (("--keep_state",), ("--keep_state", "--harden")),
+        (("--harden", "--never", "2"), ("--never 2.0", "0 to 1")),
+        (("--harden", "--never", "0.6", "--always", "0.5"), ("--never 0.6", "--always 0.5")),
+        (("--onnx", "no/such/folder.onnx"), ("--onnx", "no folder")),
+        (("--program", "."), ("--program .", "is a folder")),
+        (("--output", "/dev/null/x"), ("--output /dev/null/x",)),
+        (("--device", "cuda:99"), ("--device cuda:99",)),
+    ],
+)
+def test_mistakes(flags: tuple[str, ...], words: tuple[str, ...], results: Path) -> None:
+    run = folder_of(results, "rl")
+    before = contents(run)
+    assert_refused(run_here("hybridprune.export", run, *flags), *words)
+    assert contents(run) == before
