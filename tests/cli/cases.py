@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridprune import evaluate, export, sweep
+from hybridprune import bench, evaluate, export, sweep
 from hybridprune.errors import run_command
 from hybridprune.report import __main__ as report
 from hybridprune.stages import prune, rl_prune, sp
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "main_sp.py": sp.main,
     "main_prune.py": prune.main,
     "main_rl_prune.py": rl_prune.main,
+    "hybridprune.bench": bench.main,
     "hybridprune.evaluate": evaluate.main,
     "hybridprune.export": export.main,
     "hybridprune.report": report.main,

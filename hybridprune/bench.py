@@ -1,0 +1,288 @@
+"""``python -m hybridprune.bench RUN``: what the stages gained, by the clock.
+
+Times the dense ancestor, the run's statically pruned ancestor, the run and the run as deployed on the same test images:
+eager, compiled, in ONNX Runtime and, with ``--int8``, quantised there. All take turns, so that what disturbs the
+machine disturbs all of them alike. The predicted speed-up is that of the FLOPs, the realised one that of the medians,
+both over the dense network in the same form. Writes ``bench.json`` into RUN, which the report reads. Energy is not
+claimed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hybridprune.data import EvalBatches
+from hybridprune.deploy import DeployedNetwork, deploy
+from hybridprune.deploy.onnx import need_onnx, onnx_bytes, session
+from hybridprune.deploy.program import INPUT
+from hybridprune.deploy.quantise import quantised
+from hybridprune.engine.modes import always_on
+from hybridprune.errors import UserError, run_command
+from hybridprune.measure.cost import count
+from hybridprune.measure.latency import Latency, device_clock, interleaved
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.stages.common import read_split, say
+from hybridprune.stages.finished import FinishedRun, Parser
+from hybridprune.store.files import write_json
+from hybridprune.store.provenance import hardware, versions
+from hybridprune.store.run_folder import RunFolder
+
+FILE = "bench.json"
+FORMS = ("eager", "compiled", "onnx")
+INT8, DENSE_DEPLOYED = "int8", "dense deployed"
+IMAGES = 256
+"""Test images that the calls go through in turn: routes differ, and so does what one image takes."""
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
+
+Call = Callable[[Tensor], object]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that is timed."""
+
+    name: str
+    """dense, a stage, deployed or dense deployed"""
+    module: nn.Module
+    macs: float
+    """Expected of one of the timed images, gates counted where they are asked."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = Parser(__doc__, "python -m hybridprune.bench")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128], help="batch sizes, default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, default: %(default)s")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["eager", "onnx"], help="default: %(default)s")
+    parser.add_argument(
+        "--int8", action="store_true", help="also quantise for ONNX Runtime, with its accuracy and size"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each median (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    for flag in ("threads", "rounds"):
+        if getattr(arguments, flag) < 1:
+            raise UserError(f"--{flag} {getattr(arguments, flag)}: must be at least 1")
+    if min(arguments.batch) < 1:
+        raise UserError(f"--batch {min(arguments.batch)}: must be at least 1")
+    if arguments.int8 or "onnx" in arguments.forms:
+        need_onnx("--int8" if arguments.int8 else "--forms onnx")
+    arguments.batch_size = max(arguments.batch)
+    torch.set_num_threads(arguments.threads)
+    run = FinishedRun.load(arguments)
+    bench = Bench(run, tuple(arguments.forms), arguments.int8, arguments.rounds, arguments.threads)
+    tables = [bench.table(batch) for batch in dict.fromkeys(arguments.batch)]
+    write_json(run.run.path / FILE, tables)
+    for table in tables:
+        print(markdown(table))
+    say(f"written: {run.run.path / FILE}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is timed of a run, and how."""
+
+    run: FinishedRun
+    forms: tuple[str, ...]
+    int8: bool
+    rounds: int
+    threads: int
+
+    def table(self, batch: int) -> dict[str, Any]:
+        """All networks in all forms at one batch size."""
+        images, device = self._images(batch), self.run.device
+        candidates = self._candidates(images)
+        arms: dict[str, Call] = {}
+        more: dict[str, dict[str, Any]] = {}
+        for candidate in candidates:
+            for form in self.forms:
+                if (call := self._call(candidate, form, batch, images[0])) is not None:
+                    arms[f"{candidate.name}/{form}"] = call
+        for candidate in (candidates[0], candidates[-1]) if self.int8 else ():
+            arm = f"{candidate.name}/{INT8}"
+            arms[arm], more[arm] = self._quantised(candidate, images[0])
+        found = self._times(arms, images)
+        macs = {candidate.name: candidate.macs for candidate in candidates}
+        return {
+            "batch": batch,
+            "device": str(device),
+            "threads": self.threads,
+            "rows": rows(found, macs, batch, more),
+            "versions": versions(),
+            "hardware": hardware(device),
+        }
+
+    @torch.inference_mode()
+    def _times(self, arms: Mapping[str, Call], images: Sequence[Tensor]) -> Mapping[str, Latency]:
+        def repeated(call: Call) -> Callable[[], object]:
+            turn: Iterator[Tensor] = itertools.cycle(images)
+            return lambda: call(next(turn))
+
+        clock = device_clock(self.run.device)
+        turns = {arm: repeated(call) for arm, call in arms.items()}
+        return interleaved(turns, clock, self.rounds, warm_up=2, at_least=0.02)
+
+    def _candidates(self, images: Sequence[Tensor]) -> list[Candidate]:
+        """The dense ancestor first, the deployed network last."""
+        found = []
+        own: tuple[nn.Module, list[float] | None] = self.run.net, None
+        for name, net, routed in lineage(self.run):
+            cost = count(net, self.run.spec.input_size)
+            rates = self._rates(net, images) if routed else None
+            macs = cost.backbone_macs if rates is None else cost.expected_macs(rates)
+            found.append(Candidate(name, _Executed(net) if routed else always_on(net), macs))
+            own = (net if routed else always_on(net)), rates
+        for name, (module, rates) in ((DENSE_DEPLOYED, (found[0].module, None)), ("deployed", own)):
+            deployed = deploy(module, images[0], self.run.device, rates=rates)
+            found.append(Candidate(name, deployed.module, deployed.report.macs_after))
+        return found
+
+    @torch.inference_mode()
+    def _rates(self, net: GatedNetwork, images: Sequence[Tensor]) -> list[float]:
+        """Execution rates on the images that are timed."""
+        return torch.cat([net(each, mode="executed").decisions for each in images]).mean(0).tolist()
+
+    def _call(self, candidate: Candidate, form: str, batch: int, images: Tensor) -> Call | None:
+        """How to run a candidate in a form; None where it has none."""
+        if form == "eager":
+            return candidate.module
+        if isinstance(candidate.module, _Executed) or candidate.name == DENSE_DEPLOYED:
+            return None  # the one is deployed before it is exported, the other is the dense one to an exporter
+        if form == "onnx":
+            gated = isinstance(candidate.module, DeployedNetwork)
+            return runtime(onnx_bytes(candidate.module, images, single=gated and batch == 1), self.threads)
+        compiled = torch.compile(candidate.module)
+        try:
+            with torch.inference_mode():
+                compiled(images)
+        except Exception as error:  # the compiler raises what its backends raise
+            say(f"--forms compiled: {candidate.name} is left out, torch.compile failed ({str(error).splitlines()[0]})")
+            return None
+        return compiled
+
+    def _quantised(self, candidate: Candidate, images: Tensor) -> tuple[Call, dict[str, Any]]:
+        """The int8 form, with its size and its accuracy on all test images."""
+        run = self.run
+        calibration = EvalBatches(
+            run.dataset.train,
+            read_split(run.run).train[:: max(1, len(read_split(run.run).train) // CALIBRATION_IMAGES)],
+            batch_size=CALIBRATION_BATCH,
+            mean=run.spec.mean,
+            std=run.spec.std,
+            device="cpu",
+            channels_last=True,
+        )
+        content = quantised(onnx_bytes(candidate.module, images), (each.images for each in calibration))
+        call = runtime(content, self.threads)
+        correct = sum(
+            int((np.asarray(call(each.images)[0]).argmax(1) == each.labels.cpu().numpy()).sum())
+            for each in run.batches("test")
+        )
+        return call, {"bytes": len(content), "accuracy": correct / len(run.dataset.test)}
+
+    def _images(self, batch: int) -> list[Tensor]:
+        """Test images in batches of this size, about `IMAGES` of them."""
+        number = max(1, IMAGES // batch)
+        pool = torch.cat([each.images for each in itertools.islice(self.run.batches("test"), number * batch)])
+        indices = torch.arange(number * batch) % len(pool)
+        return [pool[part].to(memory_format=torch.channels_last) for part in indices.split(batch)]
+
+
+class _Executed(nn.Module):
+    """A gated network as it is run in inference, giving the logits alone."""
+
+    def __init__(self, net: GatedNetwork) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images, mode="executed").logits
+
+
+def runtime(content: bytes, threads: int) -> Callable[[Tensor], Any]:
+    """ONNX Runtime on images ``[B, 3, H, W]`` of the CPU; gives its outputs."""
+    opened = session(content, threads)
+    return lambda images: opened.run(None, {INPUT: images.contiguous().cpu().numpy()})
+
+
+def lineage(run: FinishedRun) -> list[tuple[str, GatedNetwork, bool]]:
+    """The run and its ancestors, eldest first: name, network, and whether its gates decide.
+
+    The eldest is taken as dense, every block executed; if it is the run itself, it stands there once more as routed.
+    UserError if an ancestor is gone.
+    """
+    found: list[tuple[str, GatedNetwork, bool]] = []
+    folder, result = run.run, run.run.read_json("result.json")
+    net = run.net
+    while True:
+        stage, parent = result["stage"], result["parent"]
+        if stage == "rl" or (parent is None and net is run.net and net.num_gates):
+            found.append((stage, net, True))
+        if parent is None:
+            found.append(("dense", net, False))
+            return found[::-1]
+        if stage != "rl":
+            found.append((stage, net, False))
+        folder = RunFolder(Path(parent["path"]))
+        if not folder.finished:
+            raise UserError(f"{folder.path}: the parent of {run.run.path} is gone; restore it to compare with it")
+        net, result = folder.load_network()[0].to(run.device).eval(), folder.read_json("result.json")
+
+
+def rows(
+    found: Mapping[str, Latency], macs: Mapping[str, float], batch: int, more: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of ``bench.json``; arms are called ``network/form``.
+
+    Speed-ups are over the dense network in the same form, of quantised ones over the dense one in fp32.
+    """
+    table = []
+    for arm, latency in found.items():
+        network, form = arm.split("/")
+        base = found.get(f"dense/{'onnx' if form == INT8 else form}")
+        predicted = macs["dense"] / macs[network]
+        realised = base.median_ms / latency.median_ms if base else None
+        table.append(
+            {
+                "network": network,
+                "form": form,
+                **latency.to_json(),
+                "images_per_second": 1000 * batch / latency.median_ms,
+                "macs": macs[network],
+                "predicted_speedup": predicted,
+                "realised_speedup": realised,
+                **more.get(arm, {}),
+            }
+        )
+    return table
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """One batch size as a table."""
+    lines = [
+        f"batch {table['batch']}, {table['device']}, {table['threads']} threads",
+        "",
+        "| Network | Form | ms (quartiles) | Images/s | Predicted | Realised | Realised / predicted | Size, accuracy |",
+        "| :-- | :-- | --: | --: | --: | --: | --: | :-- |",
+    ]
+    for row in table["rows"]:
+        spread = f"{row['median_ms']:.3f} ({row['lower_quartile_ms']:.3f} to {row['upper_quartile_ms']:.3f})"
+        realised = row["realised_speedup"]
+        gains = (f"{realised:.2f}", f"{realised / row['predicted_speedup']:.2f}") if realised else ("", "")
+        size = f"{row['bytes'] / 1024:.0f} KiB, {row['accuracy']:.2%}" if "bytes" in row else ""
+        speed, predicted = f"{row['images_per_second']:.0f}", f"{row['predicted_speedup']:.2f}"
+        cells = (row["network"], row["form"], spread, speed, predicted, *gains, size)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

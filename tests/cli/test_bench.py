@@ -1,0 +1,108 @@
+"""The bench command: real runs, and its arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hybridprune.bench import FILE, markdown, rows
+from hybridprune.measure.latency import Latency
+from tests.cli.cases import folder_of, run_here
+
+ONCE = ("--rounds", "1", "--threads", "1")
+
+
+def latency(median: float) -> Latency:
+    return Latency(median, median / 2, median * 2, 3)
+
+
+def test_speed_ups_are_over_the_dense_network_in_the_same_form() -> None:
+    found = {
+        "dense/eager": latency(10.0),
+        "rl/eager": latency(5.0),
+        "dense/onnx": latency(6.0),
+        "deployed/onnx": latency(2.0),
+        "deployed/int8": latency(1.5),
+        "deployed/compiled": latency(4.0),
+    }
+    macs = {"dense": 1000.0, "rl": 250.0, "deployed": 200.0}
+    table = rows(found, macs, 32, {"deployed/int8": {"bytes": 2048, "accuracy": 0.5}})
+    assert [row["realised_speedup"] for row in table] == [1, 2, 1, 3, 4, None]
+    assert [row["predicted_speedup"] for row in table] == [1, 4, 1, 5, 5, 5]
+    assert [row["images_per_second"] for row in table][:2] == [3200, 6400]
+    shown = markdown({"batch": 32, "device": "cpu", "threads": 2, "rows": table})
+    assert "| rl | eager | 5.000 (2.500 to 10.000) | 6400 | 4.00 | 2.00 | 0.50 |  |" in shown
+    assert "| deployed | int8 | 1.500 (0.750 to 3.000) | 21333 | 5.00 | 4.00 | 0.80 | 2 KiB, 50.00% |" in shown
+
+
+@pytest.mark.parametrize(
+    ("stage", "networks"),
+    [
+        ("sp", ["dense", "sp", "dense deployed", "deployed"]),
+        ("prune", ["dense", "prune", "dense deployed", "deployed"]),
+        ("rl", ["dense", "prune", "rl", "dense deployed", "deployed"]),
+    ],
+)
+def test_a_run_is_timed_beside_its_ancestors(stage: str, networks: list[str], results: Path) -> None:
+    run = folder_of(results, stage)
+    done = run_here("hybridprune.bench", run, "--batch", "3", "--forms", "eager", *ONCE)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads((run / FILE).read_text())
+    assert [row["network"] for row in table["rows"]] == networks
+    assert (table["batch"], table["device"], table["threads"]) == (3, "cpu", 1)
+    assert done.stdout.count("\n| ") == 1 + 1 + len(networks)
+    by_name = {row["network"]: row for row in table["rows"]}
+    result = json.loads((run / "result.json").read_text())
+    assert by_name["dense"]["macs"] == by_name["dense deployed"]["macs"] == result["dense"]["macs"]
+    assert all(row["median_ms"] > 0 for row in table["rows"])
+    if stage == "prune":
+        assert by_name["prune"]["macs"] == result["macs"]["backbone"]
+        assert by_name["prune"]["predicted_speedup"] == pytest.approx(1 / 0.6, rel=0.2)
+
+
+def test_expected_macs_are_those_of_the_images_that_are_timed(results: Path) -> None:
+    run = folder_of(results, "rl")
+    done = run_here("hybridprune.bench", run, "--batch", "1000", "--forms", "eager", *ONCE)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads((run / FILE).read_text())
+    result = json.loads((run / "result.json").read_text())
+    (row,) = (row for row in table["rows"] if row["network"] == "rl")
+    # All test images, some of them twice.
+    assert row["macs"] == pytest.approx(result["test"]["routed"]["expected_macs"], rel=0.02)
+
+
+@pytest.mark.full
+def test_onnx_runtime_and_int8(results: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run = folder_of(results, "rl")
+    done = run_here("hybridprune.bench", run, "--batch", "4", "--forms", "onnx", "--int8", *ONCE)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads((run / FILE).read_text())
+    arms = [(row["network"], row["form"]) for row in table["rows"]]
+    assert arms == [("dense", "onnx"), ("prune", "onnx"), ("deployed", "onnx"), ("dense", "int8"), ("deployed", "int8")]
+    accuracy = json.loads((run / "result.json").read_text())["test"]["routed"]["accuracy"]
+    dense = json.loads((folder_of(results, "sp") / "result.json").read_text())["test"]["always_on"]["accuracy"]
+    assert table["rows"][3]["accuracy"] == pytest.approx(dense, abs=0.05)
+    assert table["rows"][4]["accuracy"] == pytest.approx(accuracy, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [(("--batch", "0"), "--batch 0"), (("--threads", "0"), "--threads 0"), (("--rounds", "0"), "--rounds 0")],
+)
+def test_what_cannot_be_timed(flags: tuple[str, ...], word: str, results: Path) -> None:
+    done = run_here("hybridprune.bench", folder_of(results, "rl"), *flags)
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_lost_ancestor_is_named(results: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(folder_of(results, "rl"), tmp_path / "run"))
+    result = json.loads((run / "result.json").read_text())
+    result["parent"]["path"] = str(tmp_path / "gone")
+    (run / "result.json").write_text(json.dumps(result))
+    done = run_here("hybridprune.bench", run, *ONCE)
+    assert done.returncode == 2 and "gone" in done.stderr and "restore it" in done.stderr
+    assert not (run / FILE).exists()
