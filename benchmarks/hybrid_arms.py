@@ -80,8 +80,8 @@ DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "moving average": {"baseline": "moving_average"},
     "no baseline": {"baseline": "none"},
     "gumbel, BatchNorm trained": {"estimator": "gumbel", **TRAINED},
-    "gumbel from the subset": {"estimator": "gumbel", "start": "subset", **TRAINED},
-    "counterfactual from the subset": {"baseline": "counterfactual", "start": "subset", **TRAINED},
+    "gumbel from the subset": {"estimator": "gumbel", "gate_start": "subset", **TRAINED},
+    "counterfactual from the subset": {"baseline": "counterfactual", "gate_start": "subset", **TRAINED},
     "gumbel, rate bounds, BatchNorm trained": {"estimator": "gumbel", "rate_bound": 0.3, **TRAINED},
     "counterfactual, BatchNorm trained": {"baseline": "counterfactual", **TRAINED},
     "self-critical, BatchNorm trained": {"baseline": "self_critical", **TRAINED},
@@ -218,7 +218,7 @@ class Bench:
         options = RoutingOptions(**{**POLICY, "epochs": self.epochs[1], **DYNAMIC_ARMS[name]})
         device, images = self.static.images.device, self.static.images
         first_price = options.reward_scale
-        if options.start == "subset":
+        if options.gate_start == "subset":
             search = images.sample(2000, 500, "subset")
             subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
             first_price = subset.price * cost.backbone_macs or first_price

@@ -293,7 +293,8 @@ class RoutingOptions:
         "reward_scale is then adapted until it is met on validation",
         above=0,
     )
-    start: str = option(
+    # Not `start`: torchrun would take that for an abbreviation of its own --start-method.
+    gate_start: str = option(
         "parent",
         "what the gates start from: parent (as they are), or subset (they are first taught the best fixed subset of "
         "blocks for target_flops, and are undecided about those at its edge)",

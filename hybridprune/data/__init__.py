@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hybridprune.data.augment import crop_flip, normalise
-from hybridprune.data.batches import Batch, EvalBatches, Share, TrainBatches
+from hybridprune.data.batches import Batch, EvalBatches, Share, TrainBatches, batch_sizes
 from hybridprune.data.dataset import Dataset, LabelledImages
 from hybridprune.data.load import DATASETS, load_dataset
 from hybridprune.data.split import Split, make_split
@@ -17,6 +17,7 @@ __all__ = [
     "Share",
     "Split",
     "TrainBatches",
+    "batch_sizes",
     "crop_flip",
     "load_dataset",
     "make_split",

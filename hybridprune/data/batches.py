@@ -49,6 +49,16 @@ class Share:
         return (self.stop - self.start) * self.processes / self.whole
 
 
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """The sizes of an epoch's batches, however many processes share them.
+
+    A partial last one is dropped if at least two full ones come before it, and a rest of one image always: BatchNorm
+    cannot take statistics of a single pixel.
+    """
+    full, rest = divmod(images, batch_size)
+    return [batch_size] * full + [rest] * (full < 2 and (rest > 1 or full == 0))
+
+
 class TrainBatches:
     """Shuffled, augmented batches of ``data[ids]``.
 
@@ -76,7 +86,7 @@ class TrainBatches:
         processes: int = 1,
     ) -> None:
         assert ids.dtype == torch.int64 and ids.ndim == 1 and len(ids) > 0 and batch_size > 0
-        assert processes == 1 or min(batch_size, len(ids)) >= 2 * processes, "no image for some process"
+        assert processes == 1 or min(batch_sizes(len(ids), batch_size)) >= 2 * processes, "no image for some process"
         self._data = data
         self._ids = ids
         self._batch_size = batch_size
@@ -87,9 +97,7 @@ class TrainBatches:
         self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self._ids), self._batch_size)
-        # One image is never a process's batch: BatchNorm cannot take statistics of a single pixel.
-        return full if full > 1 else max(1, full + (rest >= 2 * self._processes))
+        return len(batch_sizes(len(self._ids), self._batch_size))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (numbered from 0) from batch ``start`` on."""

@@ -24,7 +24,7 @@ from hybridprune.config import (
     identity,
     to_json,
 )
-from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, load_dataset, make_split
+from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, load_dataset, make_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of as device_of
 from hybridprune.engine.evaluate import summary
@@ -152,7 +152,8 @@ class Images:
                 f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data"
             )
         limited = split.limit_train(config.data.max_train_samples, labels, seed=0)
-        size, least = min(config.data.batch_size, len(limited.train)), 2 * processes()
+        # BatchNorm needs two images in each process.
+        size, least = min(batch_sizes(len(limited.train), config.data.batch_size)), 2 * processes()
         if size < least and processes() > 1:
             raise UserError(
                 f"--bs {config.data.batch_size}: a batch of {size} images is too small for {processes()} processes; "

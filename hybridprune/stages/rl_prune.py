@@ -84,8 +84,8 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "use --batchnorm frozen"
         )
     budget = _budget(options, cost, parent)
-    if options.start == "subset" and budget is None:
-        raise UserError("--start subset: needs the budget that the subset has to meet; give --target_flops as well")
+    if options.gate_start == "subset" and budget is None:
+        raise UserError("--gate_start subset: needs the budget that it has to meet; give --target_flops as well")
     if invocation.dry_run:
         steps = len(images.training("rl"))
         show_plan("rl", spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
@@ -103,7 +103,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     folder.write_json("split.json", images.split.to_json())
     progress, state = saved_progress(folder)
     first_price = options.reward_scale
-    if options.start == "subset" and state is None:
+    if options.gate_start == "subset" and state is None:
         assert budget is not None
         search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset", shared=True)
         subset = start_from_subset(net, cost, budget, search, images.training("lessons"))

@@ -93,7 +93,7 @@ def test_gates_alone_refuse_to_train_the_backbones_statistics(parent: Path) -> N
 
 def test_gates_start_from_a_subset_that_meets_the_budget(parent: Path) -> None:
     flags = ("--target_flops", "0.8", "--epochs", "1", "--lr", "1e-6")
-    started, messages = fine_tune(parent, "--start", "subset", *flags)
+    started, messages = fine_tune(parent, "--gate_start", "subset", *flags)
     assert "gates start from" in messages
     first = json.loads((folder_of(Path("out"), "rl") / "metrics.jsonl").read_text().splitlines()[0])
     assert 0.4 < first["validation_flops_share"] < 0.9
@@ -101,8 +101,8 @@ def test_gates_start_from_a_subset_that_meets_the_budget(parent: Path) -> None:
 
 
 def test_a_subset_needs_a_budget(parent: Path) -> None:
-    _, message = fine_tune(parent, "--start", "subset", code=2)
-    assert "--start subset" in message and "--target_flops" in message
+    _, message = fine_tune(parent, "--gate_start", "subset", code=2)
+    assert "--gate_start subset" in message and "--target_flops" in message
     assert not Path("out").exists()
 
 

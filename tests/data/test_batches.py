@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hybridprune.data import Batch, EvalBatches, LabelledImages, TrainBatches
+from hybridprune.data import Batch, EvalBatches, LabelledImages, TrainBatches, batch_sizes
 
 _N = 41
 _PLAIN: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "device": "cpu", "channels_last": False}
@@ -133,3 +135,12 @@ def test_evaluation_is_everything_in_order(ids: torch.Tensor | None) -> None:
         assert torch.equal(torch.cat([batch.index for batch in seen]), expected)
         assert torch.equal(torch.cat([batch.labels for batch in seen]), data.labels[expected])
         assert torch.allclose(torch.cat([batch.images for batch in seen]), data.images[expected].float())
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_the_sizes_of_an_epochs_batches(images: int, batch_size: int) -> None:
+    sizes = batch_sizes(images, batch_size)
+    full = images // batch_size
+    assert sizes[:full] == [batch_size] * full and len(sizes) >= 1
+    rest = images - batch_size * full
+    assert sizes[full:] == ([rest] if (full == 0 or (full == 1 and rest > 1)) else [])
