@@ -14,7 +14,7 @@ from hybridprune.sweep_runs.work import Outcome, Tell, Worker
 def need_ray() -> None:
     """UserError if Ray Tune is not installed."""
     try:
-        import ray.tune  # noqa: F401
+        import ray.tune  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f'--engine ray: Ray Tune is not installed ({error}); pip install "hybridprune[sweep]", or use processes'
@@ -30,7 +30,7 @@ def run_ray(
     several nodes, all of them see this folder, ``result_dir`` and the images under the same names. Ray's own files lie
     where Ray puts them (by default in ~/ray_results) and can be deleted: what resumes are the run folders.
     """
-    from ray import tune
+    from ray import tune  # pyright: ignore[reportMissingImports]
 
     home = os.getcwd()
     finished = {run.name for run in _parents(todo) if run not in todo}

@@ -25,17 +25,24 @@ PUBLISHED = {
         "--result_dir results --data_dir data/cifar_100 --alpha 0.1 --gamma 1.0 --rl_weight 0.1"
     ),
 }
-READING = {"--data_dir", "--batch_size", "--bs", "--device"}
-"""What every command that reads a run takes."""
+OWN_FLAGS = {
+    "hybridprune.bench": "--data_dir --device --batch --threads --forms --int8 --rounds",
+    "hybridprune.evaluate": "--data_dir --batch_size --bs --device --mode --split --target_flops --compare --no-compare",
+    "hybridprune.export": (
+        "--data_dir --device --batch --bs --output --onnx --program --harden --never --always --unprofitable --keep_state"
+    ),
+    "hybridprune.report": "--format --output --plot --html --gallery --gallery_images --data_dir --device",
+    "hybridprune.sweep": "--data_dir --batch_size --bs --device --points --split --output",
+    "hybridprune.sweep_runs": (
+        "--dry-run --dry_run --engine --jobs --devices --nproc_per_run --cpus_per_run --gpus_per_run"
+    ),
+}
+"""What the commands take that are no stages."""
 
 
 def flags_of(script: str) -> set[str]:
-    if script == "hybridprune.evaluate":
-        return READING | {"--mode", "--split", "--target_flops", "--compare", "--no-compare"}
-    if script == "hybridprune.sweep":
-        return READING | {"--points", "--split", "--output"}
-    if script == "hybridprune.report":
-        return {"--format", "--output", "--plot"}
+    if script in OWN_FLAGS:
+        return set(OWN_FLAGS[script].split())
     flags = {"--config_path", "--resume", "--dry-run", "--print-config"}
     for concern in dataclasses.fields(CONFIGS[script]):
         for option in dataclasses.fields(getattr(CONFIGS[script], concern.name)):
