@@ -27,9 +27,12 @@ PUBLISHED = {
 }
 OWN_FLAGS = {
     "hybridprune.bench": "--data_dir --device --batch --threads --forms --int8 --rounds",
-    "hybridprune.evaluate": "--data_dir --batch_size --bs --device --mode --split --target_flops --compare --no-compare",
+    "hybridprune.evaluate": (
+        "--data_dir --batch_size --bs --device --mode --split --target_flops --compare --no-compare"
+    ),
     "hybridprune.export": (
-        "--data_dir --device --batch --bs --output --onnx --program --harden --never --always --unprofitable --keep_state"
+        "--data_dir --device --batch --bs --output --onnx --program --harden --never --always --unprofitable "
+        "--keep_state"
     ),
     "hybridprune.report": "--format --output --plot --html --gallery --gallery_images --data_dir --device",
     "hybridprune.sweep": "--data_dir --batch_size --bs --device --points --split --output",
