@@ -48,9 +48,9 @@ class Hidden(nn.Module):
 class Standardised(nn.Conv2d):
     """Computes with another weight than the one it holds (weight standardisation, Qiao et al. 2019)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         w = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        return F.conv2d(x, w / w.std(dim=(1, 2, 3), keepdim=True), self.bias)
+        return F.conv2d(input, w / w.std(dim=(1, 2, 3), keepdim=True), self.bias)
 
 
 class Tokens(nn.Module):

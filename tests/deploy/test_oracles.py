@@ -52,6 +52,8 @@ def test_hardened_networks(name: str, keep_state: bool, harden: tuple[float, flo
     for rate, step in zip(rates, report.steps[1:], strict=True):
         certain = "skip" if rate <= how.never else "run" if rate >= how.always else action
         assert step.action == certain
+    gates = [step.gate for step in report.steps]
+    assert "listens" not in gates[max((i for i, gate in enumerate(gates) if gate == "decides"), default=0) :]
     logits, decisions = walk(net, images, report.steps)
     routed = module.route(images)
     assert torch.equal(routed.decisions, decisions)
