@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from hybridprune.deploy import load_deployed
 from hybridprune.errors import UserError
@@ -71,3 +72,15 @@ def test_a_spoilt_record_is_refused(spoil: Callable[[dict[str, Any]], None], dep
             load_deployed(deploy_json.parent)
     finally:
         deploy_json.write_text(whole)
+
+
+def test_weights_of_another_export_are_refused(deploy_json: Path) -> None:
+    weights = deploy_json.with_name("model.safetensors")
+    whole = weights.read_bytes()
+    tensors = load_file(weights)
+    save_file({name: 2 * value for name, value in tensors.items()}, weights)
+    try:
+        with pytest.raises(UserError, match=r"model\.safetensors.*export the run again"):
+            load_deployed(deploy_json.parent)
+    finally:
+        weights.write_bytes(whole)
