@@ -32,8 +32,9 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     arguments = _parser().parse_args(argv)
     harden = _harden(arguments)
-    for flag in ("onnx", "program"):
-        _check_writable(f"--{flag}", getattr(arguments, flag))
+    for flag, suffix in (("onnx", ".onnx"), ("program", ".pt2")):
+        _check_writable(f"--{flag}", getattr(arguments, flag), suffix)
+    _check_folder(arguments.output)
     if arguments.onnx is not None:
         need_onnx("--onnx")
     run = FinishedRun.load(arguments)
@@ -125,10 +126,22 @@ def _harden(arguments: argparse.Namespace) -> Harden | None:
     return harden
 
 
-def _check_writable(flag: str, path: Path | None) -> None:
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+def _check_writable(flag: str, path: Path | None, suffix: str) -> None:
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
         what = "is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
         raise UserError(f"{flag} {path}: {what}; name a file in an existing folder")
+    if path.suffix != suffix:  # a run's files have other ones, so none is overwritten
+        raise UserError(f"{flag} {path}: name a file that ends in {suffix}")
+
+
+def _check_folder(path: Path | None) -> None:
+    """UserError if ``path`` holds a run or a pruned module, whose weights have the name of the deployed ones."""
+    if path is not None and any((path / name).exists() for name in ("spec.json", "config.json", "result.json")):
+        raise UserError(
+            f"--output {path}: holds a run or a pruned module; name another folder, for example {path}/deployed"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,8 +20,12 @@ from hybridprune.deploy.harden import Harden, fix_certain, fix_dear
 from hybridprune.deploy.network import DeployedNetwork
 from hybridprune.deploy.report import DeployReport
 from hybridprune.deploy.validate import Validated, evaluate_module
+from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.skipnet import GatedNetwork
+
+TOLERANCE = 1e-3
+"""How far rounding may change logits, relative to the largest."""
 
 
 class Deployed(NamedTuple):
@@ -50,7 +54,7 @@ def deploy(
     gates become two matrix products. Only ``harden`` changes decisions.
 
     Args:
-        model: a gated network or any other module of images.
+        model: a gated network or any other module of images (one tensor of logits).
         example_input: normalised images ``[B, 3, H, W]`` of the batch size, the memory format and, best, the kind that
             will come.
         device: where the module will run; None: where ``example_input`` lies.
@@ -59,14 +63,20 @@ def deploy(
         harden: which decisions are taken once and for all; None: none. Needs ``validation``.
         validation: batches on ``device``, gone through several times.
         time: how alternatives are timed; None: interleaved, by the clock of the device.
+
+    Raises:
+        UserError: if ``harden`` is given without ``validation`` or without gates.
+        RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
+            by other ways than through its parents.
     """
     device = torch.device(device or example_input.device)
     images = example_input.to(device)
     time = time or stopwatch(device)
     module = copy.deepcopy(model).to(device).eval()
-    before = None if validation is None else evaluate_module(module, validation)
     gates = module.num_gates if isinstance(module, GatedNetwork) else 0
-    assert gates or (not rates and harden is None), "there are no gates"
+    if harden is not None and (validation is None or not gates):
+        raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
+    before = None if validation is None else evaluate_module(module, validation)
     if rates is not None:
         expected = list(rates)
     elif before is not None:
@@ -78,13 +88,15 @@ def deploy(
         module = module.backbone
     macs_before, params_before = expected_macs(module, images[:1], expected), _parameters(module)
 
+    logits = _all_of(module, images)
     folded, forms, folded_inputs = _fold_and_form(module, images, expected, time)
+    _check_same(logits, _all_of(module, images))
     blocks: dict[str, Choice] = {}
     fixed: dict[str, str] = {}
     if isinstance(module, GatedNetwork):
         module = DeployedNetwork(module)
         if harden is not None:
-            assert before is not None and validation is not None, "hardening needs validation images"
+            assert before is not None
             fixed = fix_certain(module, before.block_rates, harden, images[:1])
             expected = _rates(module, validation if rates is None else None, expected)
         blocks = choose_actions(module, images, expected, time, or_run=harden is not None and harden.unprofitable)
@@ -128,7 +140,15 @@ def _fold_and_form(
     return folded, forms, fold_inputs(module, lambda: _all_of(module, images[:1]))
 
 
-def _all_of(module: nn.Module, images: Tensor) -> object:
+def _check_same(before: Tensor, after: Tensor) -> None:
+    difference = float((after - before).abs().max() / before.abs().max().clamp_min(torch.finfo(before.dtype).tiny))
+    if not difference <= TOLERANCE:  # nor if it is not a number
+        raise RunFailed(
+            f"deploying: folding changes the logits by {difference:.1e} (relative); this network can't be deployed"
+        )
+
+
+def _all_of(module: nn.Module, images: Tensor) -> Tensor:
     """Run every layer, gates and all blocks included."""
     if isinstance(module, GatedNetwork):
         return module(images, torch.ones(len(images), module.num_gates, device=images.device), "masked").logits

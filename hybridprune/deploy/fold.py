@@ -80,6 +80,8 @@ class _Trace(TorchDispatchMode):
 
     taken: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     given: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    axes: dict[str, int] = field(default_factory=dict)
+    """How many the tensor has that a module took last."""
     readers: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     inside: str = ELSEWHERE
     _alive: list[Tensor] = field(default_factory=list)
@@ -104,6 +106,7 @@ class _Trace(TorchDispatchMode):
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> None:
             self.taken[name].append(self.memory(args[0]))
+            self.axes[name] = args[0].ndim
             self.inside = name
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -121,7 +124,7 @@ class _Trace(TorchDispatchMode):
 
 def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, bool]]:
     """(scaling, layer, whether the layer comes first) of what can be folded."""
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, Layer | Scaling)}
+    modules = {name: m for name, m in model.named_modules() if _is_plain_layer(m) or isinstance(m, Scaling)}
     owners: dict[int, int] = defaultdict(int)  # tied weights cannot be changed for one of their owners
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -146,10 +149,15 @@ def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, 
             if layer is None or any(owners[id(p)] > 1 for p in modules[layer].parameters()):
                 continue
             link = (layer, name) if behind else (name, layer)
-            if trace.only_link(*link) and _fits(modules[layer], scaling, behind):
+            if trace.only_link(*link) and _fits(modules[layer], scaling, behind, trace.axes[name]):
                 pairs.append((name, layer, behind))
                 break
     return pairs
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    """Whether it computes with the weight that it holds: no subclass, parametrization or pre-hook makes another one."""
+    return type(module) in (nn.Conv2d, nn.Linear) and "weight" in dict(module.named_parameters(recurse=False))
 
 
 def _is_constant(module: nn.Module) -> bool:
@@ -158,10 +166,10 @@ def _is_constant(module: nn.Module) -> bool:
     return isinstance(module, ShakeDrop) and not module.training
 
 
-def _fits(layer: nn.Module, scaling: nn.Module, behind: bool) -> bool:
-    """Whether the channels that are scaled are those of the layer, everywhere alike."""
-    if isinstance(layer, nn.Linear):
-        return isinstance(scaling, nn.BatchNorm1d)
+def _fits(layer: nn.Module, scaling: nn.Module, behind: bool, axes: int) -> bool:
+    """Whether the channels that are scaled, axis 1 of ``axes``, are those of the layer, everywhere alike."""
+    if isinstance(layer, nn.Linear):  # it has its own channels on the last axis
+        return isinstance(scaling, nn.BatchNorm1d) and axes == 2
     assert isinstance(layer, nn.Conv2d)
     if not isinstance(scaling, nn.BatchNorm2d | ShakeDrop):
         return False
@@ -188,17 +196,20 @@ def fold_into(model: nn.Module, name: str, layer_name: str, behind: bool) -> Non
     assert isinstance(layer, Layer), layer_name
     weight = layer.weight.double()
     bias = layer.bias.double() if layer.bias is not None else weight.new_zeros(len(weight))
-    scale, shift = _scale_and_shift(model.get_submodule(name), weight.shape[0 if behind else 1])
+    scaling = model.get_submodule(name)
+    scale, shift = _scale_and_shift(scaling, weight.shape[0 if behind else 1])
     scale, shift = scale.to(weight.device), shift.to(weight.device)
     rest = [1] * (weight.ndim - 2)
     if behind:
         weight, bias = weight * scale.view(-1, 1, *rest), bias * scale + shift
     else:
-        bias = bias + torch.einsum("oi...,i->o...", weight, shift).flatten(1).sum(1)
+        bias = bias + (weight * shift.view(1, -1, *rest)).flatten(1).sum(1)
         weight = weight * scale.view(1, -1, *rest)
     layer.weight.copy_(weight)
     if layer.bias is None:
         layer.bias = nn.Parameter(bias.to(layer.weight))
     else:
         layer.bias.copy_(bias)
-    replace_module(model, name, nn.Identity())
+    for each, module in list(model.named_modules(remove_duplicate=False)):  # it may be registered under several names
+        if module is scaling:
+            replace_module(model, each, nn.Identity())

@@ -46,13 +46,15 @@ def onnx_bytes(
     """
     program = export_program(copy.deepcopy(module).cpu(), example_input.cpu(), single=single, forced=forced)
     gated = isinstance(module, DeployedNetwork)
+    inputs = [INPUT, DECISIONS] if forced else [INPUT]
     with _quiet():
         converted = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
-            input_names=[INPUT, DECISIONS] if forced else [INPUT],
+            input_names=inputs,
             output_names=[LOGITS, "executed"] if gated else [LOGITS],
+            dynamic_shapes=None if single else {name: {0: "batch"} for name in inputs},
         )
     assert converted is not None
     converted.model.metadata_props["hybridprune"] = metadata

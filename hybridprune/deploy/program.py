@@ -26,7 +26,8 @@ class Exportable(nn.Module):
     def __init__(self, module: nn.Module, single: bool) -> None:
         """``single``: gated blocks become branches, for one image; otherwise any number is gathered."""
         super().__init__()
-        self.module = copy.deepcopy(module)
+        # In one memory format: torch.export cannot save another without a warning for each weight.
+        self.module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         spell_out_norms(self.module)  # exporters cannot normalise a number of images that depends on the data
         if isinstance(self.module, DeployedNetwork):
             action: Action = "branch" if single else "select"

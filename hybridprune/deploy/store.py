@@ -20,7 +20,7 @@ from hybridprune.deploy.harden import drop_listeners, fix_step
 from hybridprune.deploy.network import ACTIONS, DeployedNetwork
 from hybridprune.errors import UserError
 from hybridprune.models.factored import FactoredLayer, replace_module
-from hybridprune.store.files import write_bytes, write_json
+from hybridprune.store.files import sha256, write_bytes, write_json
 from hybridprune.store.run_folder import RunSpec, load_weights, save_weights
 
 FORMAT = 1
@@ -29,10 +29,11 @@ FORMAT = 1
 def save_deployed(deployed: Deployed, spec: RunSpec, folder: Path) -> None:
     """Write a deployed network of the run that ``spec`` describes, each file atomically, deploy.json last."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(deployed.module, folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    save_weights(deployed.module, weights)
     write_bytes(folder / "report.txt", f"{deployed.report}\n".encode())
     record = {"format": FORMAT, "run": spec.to_json(), "report": deployed.report.to_json()}
-    write_json(folder / "deploy.json", record)
+    write_json(folder / "deploy.json", {**record, "model_sha256": sha256(weights)})
 
 
 def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, RunSpec]:
@@ -46,10 +47,13 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
         spec = RunSpec.from_json(record["run"])
-        module = _rebuilt(spec, record["report"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        module, expected = _rebuilt(spec, record["report"]), record["model_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise UserError(f"{path}: not a deployed network ({error}); export the run again") from error
-    load_weights(module, Path(folder) / "model.safetensors")
+    weights = Path(folder) / "model.safetensors"
+    load_weights(module, weights)
+    if sha256(weights) != expected:  # of another export that was stopped before its end
+        raise UserError(f"{weights}: is not the file that {path} describes; export the run again")
     return module.requires_grad_(False).to(device).eval(), spec
 
 

@@ -1,0 +1,86 @@
+"""Exports overwrite nothing that is not an export, and what was spoilt afterwards is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hybridprune.deploy import load_deployed
+from hybridprune.errors import UserError
+from tests.cli.cases import assert_refused, contents, folder_of, run_here
+
+
+@pytest.mark.parametrize(
+    ("flag", "place", "words"),
+    [
+        ("--output", ".", ("--output", "holds a run")),
+        ("--output", "../digits-resnet8-w4-sp-seed0", ("--output", "holds a run")),
+        ("--onnx", "model.safetensors", ("--onnx", "ends in .onnx")),
+        ("--program", "train_state.pt", ("--program", "ends in .pt2")),
+    ],
+)
+def test_no_run_is_overwritten(flag: str, place: str, words: tuple[str, ...], results: Path) -> None:
+    run = folder_of(results, "rl")
+    before = contents(results)
+    assert_refused(run_here("hybridprune.export", run, flag, run / place), *words)
+    assert contents(results) == before
+
+
+@pytest.fixture(scope="module")
+def deploy_json(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of an exported network beside its weights."""
+    folder = tmp_path_factory.mktemp("exported") / "net"
+    done = run_here("hybridprune.export", folder_of(finished, "prune"), "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "deploy.json"
+
+
+def one_block_more(record: dict[str, Any]) -> None:
+    record["report"]["steps"].append({"action": "skip", "gate": "none"})
+
+
+def unknown_action(record: dict[str, Any]) -> None:
+    record["report"]["steps"][1]["action"] = "fly"
+
+
+def unknown_form(record: dict[str, Any]) -> None:
+    next(iter(record["report"]["forms"].values()))["chosen"] = "odd"
+
+
+def misfit(record: dict[str, Any]) -> None:
+    record["report"]["folded"]["backbone.bn"] = "backbone.classifier"
+
+
+def wider(record: dict[str, Any]) -> None:
+    record["run"]["network"]["width"] = 8
+
+
+@pytest.mark.parametrize("spoil", [one_block_more, unknown_action, unknown_form, misfit, wider])
+def test_a_spoilt_record_is_refused(spoil: Callable[[dict[str, Any]], None], deploy_json: Path) -> None:
+    whole = deploy_json.read_text()
+    load_deployed(deploy_json.parent)
+    record = json.loads(whole)
+    spoil(record)
+    deploy_json.write_text(json.dumps(record))
+    try:
+        with pytest.raises(UserError, match=r"deploy\.json|model\.safetensors"):
+            load_deployed(deploy_json.parent)
+    finally:
+        deploy_json.write_text(whole)
+
+
+def test_weights_of_another_export_are_refused(deploy_json: Path) -> None:
+    weights = deploy_json.with_name("model.safetensors")
+    whole = weights.read_bytes()
+    tensors = load_file(weights)
+    save_file({name: 2 * value for name, value in tensors.items()}, weights)
+    try:
+        with pytest.raises(UserError, match=r"model\.safetensors.*export the run again"):
+            load_deployed(deploy_json.parent)
+    finally:
+        weights.write_bytes(whole)
