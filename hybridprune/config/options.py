@@ -381,4 +381,5 @@ class RlConfig:
     data: DataOptions = field(default_factory=lambda: DataOptions(batch_size=256))
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.001))
+    compiler: CompileOptions = field(default_factory=CompileOptions)
     stage: RoutingOptions = field(default_factory=RoutingOptions)

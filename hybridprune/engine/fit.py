@@ -20,6 +20,7 @@ from tqdm import tqdm
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
 from hybridprune.engine.batchnorm import average_statistics, synchronised
+from hybridprune.engine.compiler import compiled
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.objective import Objective
@@ -127,7 +128,7 @@ class Fit:
             SummaryWriter(str(self.run.path / "tb")) if is_first() else nullcontext() as writer,
             synchronised(self.net) if self.sync_batchnorm else nullcontext(),
         ):
-            forward = torch.compile(self.net) if self.compile else self.net
+            forward = compiled(self.net, self.device) if self.compile else self.net
 
             def interrupted() -> bool:
                 return any_process(wished())

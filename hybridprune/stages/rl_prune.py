@@ -83,6 +83,11 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
             "use --batchnorm frozen"
         )
+    if config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen":
+        raise UserError(
+            "--compile: rollouts go step by step, there is no pass to compile; use --batchnorm trained, --estimator "
+            "gumbel or --no-compile"
+        )
     budget = _budget(options, cost, parent)
     if options.gate_start == "subset" and budget is None:
         raise UserError("--gate_start subset: needs the budget that it has to meet; give --target_flops as well")
@@ -134,6 +139,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         epochs=options.epochs,
         device=device,
         log_interval=config.run.log_interval,
+        compile=config.compiler.compile,
         frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
         if options.train == "gates"
         else (),

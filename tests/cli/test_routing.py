@@ -106,6 +106,31 @@ def test_a_subset_needs_a_budget(parent: Path) -> None:
     assert not Path("out").exists()
 
 
+def test_what_cannot_be_compiled(parent: Path) -> None:
+    _, message = fine_tune(parent, "--compile", code=2)
+    assert "--compile" in message and "--no-compile" in message
+    assert not Path("out").exists()
+
+
+def test_without_a_compiler_training_goes_on(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--estimator", "gumbel", "--epochs", "1")
+    fine_tune(parent, *flags)
+    plain = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
+
+    def broken(model: object) -> object:
+        def fail(*args: object) -> None:
+            raise RuntimeError("no C++ compiler\nmore about it")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    shutil.rmtree("out")
+    _, message = fine_tune(parent, *flags, "--compile")
+    assert message.count("--compile is left out") == 1 and "no C++ compiler" in message and "more" not in message
+    after = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
+    assert all(torch.equal(after[name], plain[name]) for name in plain)
+
+
 def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(parent, tmp_path / "family"))
     cut = stage("prune", "--result_dir", results)

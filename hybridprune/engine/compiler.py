@@ -1,0 +1,28 @@
+"""torch.compile, where there is something that compiles."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hybridprune.processes import is_first
+
+
+def compiled(net: nn.Module, device: torch.device) -> Any:
+    """``net`` compiled or, where the compiler of ``device`` is missing or broken, as it is, which one line says."""
+    try:
+        torch.compile(_probe)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the back end raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if is_first():
+            tqdm.write(f"warning: --compile is left out, torch.compile does not work here: {reason}", file=sys.stderr)
+        return net
+    return torch.compile(net)
+
+
+def _probe(x: Tensor) -> Tensor:
+    return (x + 1).relu().sum()
