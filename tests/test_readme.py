@@ -42,7 +42,10 @@ def test_make_targets_and_linked_files_exist() -> None:
         if command[0] == "make":
             assert re.search(rf"^{command[1]}:", makefile, flags=re.MULTILINE), command
     for link in re.findall(r"\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / link).exists(), link
+        file, _, anchor = link.partition("#")
+        assert (ROOT / file).exists(), link
+        headings = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(), flags=re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, link
     assert (ROOT / "benchmarks/checkpoints/cifar100_resnet32_w16_sp.safetensors").is_file()
 
 
