@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from hybridprune.sweep_runs import work
 from hybridprune.sweep_runs.grid import Run, runs
 from hybridprune.sweep_runs.processes import run_processes
 from hybridprune.sweep_runs.work import Outcome, Worker, log_of
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell starts jobs in the background with SIGINT ignored, and their children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class FakeWorker(Worker):
