@@ -6,7 +6,8 @@
 ResNet-32 before and after static pruning (random rotations at half the ranks), random decisions that execute a given
 share of the gated blocks of every image. *dense* is the backbone alone. The predicted speed-up of executed over dense
 is what decisions can change: all FLOPs of the backbone over those left when the avoidable ones are skipped. It knows
-nothing of gates, gathering and scattering; *realised* is the measured speed-up over it. *masked* is executed time over
+nothing of gates, gathering and scattering; *realised* is the measured speed-up over it, *as deployed* that of the
+network that `hybridprune.deploy` makes for the batch size, over the same dense network. *masked* is executed time over
 masked time: below 1, executing is the faster form.
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.clock import median_seconds
+from hybridprune.deploy import DeployedNetwork, deploy
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import apply_edits
 from hybridprune.models.factored import FactorEdit
@@ -55,16 +57,19 @@ def decisions(batch: int, gates: int, active: float, seed: int) -> Tensor:
 
 
 @torch.inference_mode()
-def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple[float, float, float]:
-    """Realised speed-up over predicted, executed time over masked time, and the predicted speed-up."""
+def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple[float, float, float, float]:
+    """Realised speed-up over predicted, also as deployed, executed over masked time, and the predicted speed-up."""
     images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
     routes = [decisions(batch, net.num_gates, active, seed) for seed in range(WARM_UP + repeats)]
-    turns = {mode: iter(routes) for mode in ("masked", "executed")}
+    turns = {mode: iter(routes) for mode in ("masked", "executed", "deployed")}
+    deployed = deploy(net, images, rates=[active] * net.num_gates).module
+    assert isinstance(deployed, DeployedNetwork)
     found = median_seconds(
         {
             "dense": lambda: net.backbone(images),
             "masked": lambda: net(images, next(turns["masked"]), "masked"),
             "executed": lambda: net(images, next(turns["executed"]), "executed"),
+            "deployed": lambda: deployed.route(images, next(turns["deployed"])),
         },
         repeats,
         WARM_UP,
@@ -72,7 +77,8 @@ def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple
     cost = count(net, SIZE)
     rate = round(active * net.num_gates) / net.num_gates
     predicted = cost.backbone_macs / (cost.fixed_macs + rate * sum(cost.block_macs))
-    return found["dense"] / found["executed"] / predicted, found["executed"] / found["masked"], predicted
+    realised, shipped = (found["dense"] / found[form] / predicted for form in ("executed", "deployed"))
+    return realised, shipped, found["executed"] / found["masked"], predicted
 
 
 def peak_mebibytes(form: str, width: int, pruned: bool, batch: int, active: float) -> float:
@@ -112,8 +118,11 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print("| Width | Static pruning | Batch | Active | Predicted speed-up | Realised / predicted | Executed / masked |")
-    print("| --: | :-- | --: | --: | --: | --: | --: |")
+    print(
+        "| Width | Static pruning | Batch | Active | Predicted speed-up | Realised / predicted | As deployed | "
+        "Executed / masked |"
+    )
+    print("| --: | :-- | --: | --: | --: | --: | --: | --: |")
     for width in arguments.widths:
         for pruned in (False, True):
             net = network(width, pruned)
@@ -122,10 +131,10 @@ def main() -> None:
                     max(arguments.repeats, 200 // batch) if width * batch < 4096 else max(5, arguments.repeats // 3)
                 )
                 for active in arguments.active:
-                    realised, masked, predicted = measure(net, batch, active, repeats)
+                    realised, shipped, masked, predicted = measure(net, batch, active, repeats)
                     print(
                         f"| {width} | {PRUNED[pruned]} | {batch} | {active:.0%} | "
-                        f"{predicted:.2f} | {realised:.2f} | {masked:.2f} |",
+                        f"{predicted:.2f} | {realised:.2f} | {shipped:.2f} | {masked:.2f} |",
                         flush=True,
                     )
 
