@@ -92,6 +92,8 @@ def session(content: bytes, threads: int | None = None, profile: str | None = No
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or torch.get_num_threads()
+    # Threads that wait for the next call by spinning would slow down whatever runs beside this session.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
