@@ -32,11 +32,12 @@ from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.fit import DTYPES
+from hybridprune.engine.run_data import load_images
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.space import Cost
-from hybridprune.stages.common import Images, load_images
+from hybridprune.stages.common import Images
 from hybridprune.stages.cutting import CutState, Cutting
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import load_weights

@@ -15,10 +15,10 @@ from torch import Tensor
 import hybridprune
 from hybridprune.config import DataOptions
 from hybridprune.data import normalise
+from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.report.records import read_runs
 from hybridprune.report.rows import build_rows
-from hybridprune.stages.common import load_images
 from tests.cases import ROOT
 from tests.cli.cases import folder_of, run_here, stage
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -24,7 +23,7 @@ from hybridprune.config import (
     identity,
     to_json,
 )
-from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, load_dataset, make_split
+from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, make_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of as device_of
 from hybridprune.engine.evaluate import summary
@@ -34,7 +33,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.processes import bytes_from_first, first_on_this_machine, is_first, json_from_first, local_device, rank
+from hybridprune.processes import bytes_from_first, is_first, json_from_first, local_device, rank
 from hybridprune.processes import count as processes
 from hybridprune.store.files import sha256
 from hybridprune.store.find import claim, find_parent, named_parent
@@ -58,20 +57,6 @@ def device_for(config: SpConfig | PruneConfig | RlConfig) -> torch.device:
     if config.optim.sync_batchnorm and device.type != "cuda":
         raise UserError(f"--sync_batchnorm: works on GPUs only, this run is on {device.type}; leave it out")
     return device
-
-
-def load_images(options: DataOptions) -> Dataset:
-    """The data set that the options name. One process of each machine decodes or downloads it for all."""
-    with first_on_this_machine():
-        return load_dataset(
-            dataset=options.dataset,
-            data_dir=options.data_dir,
-            img_type=options.img_type,
-            resize=options.resize,
-            num_workers=options.num_workers,
-            download=options.download,
-            cache_dir=options.cache_dir,
-        )
 
 
 def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -> RunSpec:
@@ -252,11 +237,6 @@ def load_selected(net: GatedNetwork, run: RunFolder) -> None:
     if is_first():
         load_weights(net, run.model_file)
     share_weights(net)
-
-
-def with_edits(spec: RunSpec, network: NetworkSpec) -> RunSpec:
-    """The specification after the network was edited."""
-    return dataclasses.replace(spec, network=network)
 
 
 def finish(

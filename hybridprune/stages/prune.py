@@ -18,6 +18,7 @@ from hybridprune.engine.fit import Fit, Progress
 from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import edits_between
@@ -32,7 +33,6 @@ from hybridprune.stages.common import (
     describe,
     device_for,
     finish,
-    load_images,
     load_selected,
     open_run,
     saved_progress,

@@ -17,6 +17,7 @@ from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.run_data import load_images
 from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
@@ -35,7 +36,6 @@ from hybridprune.stages.common import (
     describe,
     device_for,
     finish,
-    load_images,
     load_selected,
     open_run,
     saved_progress,

@@ -14,6 +14,7 @@ from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.objective import Supervised
+from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
@@ -22,7 +23,6 @@ from hybridprune.stages.common import (
     describe,
     device_for,
     finish,
-    load_images,
     load_selected,
     open_run,
     saved_progress,
