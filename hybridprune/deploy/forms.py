@@ -12,18 +12,9 @@ from torch import Tensor, nn
 
 from hybridprune.deploy.choice import Choice
 from hybridprune.measure.latency import Stopwatch
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, replace_module
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name, replace_module
 
 Layer = nn.Conv2d | nn.Linear
-DENSE = "dense"
-
-
-def form_name(ranks: tuple[int | None, int | None]) -> str:
-    """What the report calls a layer that has these rotations."""
-    rank_in, rank_out = ranks
-    if rank_in is not None and rank_out is not None:
-        return "two-sided"
-    return DENSE if rank_in is rank_out else "input-sided" if rank_out is None else "output-sided"
 
 
 @torch.no_grad()

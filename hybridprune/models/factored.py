@@ -140,6 +140,14 @@ def form(layer: FactoredLayer) -> tuple[int | None, int | None]:
     )
 
 
+def form_name(ranks: tuple[int | None, int | None]) -> str:
+    """What a layer with these rotations is called."""
+    rank_in, rank_out = ranks
+    if rank_in is not None and rank_out is not None:
+        return "two-sided"
+    return "dense" if rank_in is rank_out else "input-sided" if rank_out is None else "output-sided"
+
+
 def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
     """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers.
 

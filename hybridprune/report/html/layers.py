@@ -12,7 +12,7 @@ from torch import nn
 
 from hybridprune.measure.cost import module_macs
 from hybridprune.models.edits import channels_of
-from hybridprune.models.factored import FactoredConv2d, FactoredLinear, form
+from hybridprune.models.factored import FactoredConv2d, FactoredLinear, form, form_name
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.report.html import svg
 
@@ -62,8 +62,7 @@ def _total(macs: dict[str, int], name: str) -> int:
 
 def _form(edited: nn.Module, before: tuple[int, int], after: tuple[int, int]) -> str:
     if isinstance(edited, FactoredConv2d | FactoredLinear):
-        rank_in, rank_out = form(edited)
-        return "two-sided" if rank_in and rank_out else "input-sided" if rank_in else "output-sided"
+        return form_name(form(edited))
     return "dense" if before == after else "narrower"
 
 
