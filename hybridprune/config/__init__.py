@@ -1,6 +1,7 @@
 """Options of the stages and how they are resolved."""
 
 from hybridprune.config.options import (
+    SCRIPTS,
     CurvatureOptions,
     CutOptions,
     DataOptions,
@@ -19,6 +20,7 @@ from hybridprune.config.options import (
 from hybridprune.config.resolve import Invocation, identity, resolve, to_json
 
 __all__ = [
+    "SCRIPTS",
     "CurvatureOptions",
     "CutOptions",
     "DataOptions",

@@ -343,6 +343,10 @@ class RoutingOptions:
     rate_bound_weight: float = option(5.0, "weight of the squared distance from these bounds", low=0)
 
 
+SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
+"""The stages in their order, and their commands."""
+
+
 @dataclass(frozen=True)
 class SpConfig:
     """Everything stage 1 reads."""

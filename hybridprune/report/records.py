@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
 
 FORMAT = 1
-STAGES = ("sp", "prune", "rl")
+STAGES = tuple(SCRIPTS)
 T = TypeVar("T")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
@@ -96,10 +97,9 @@ def find_parent(result_dir: Path, wanted: RunSpec, stage: str) -> RunFolder:
             others.append(f"{run.path} has {difference}")
     if not matches:
         closest = f" ({others[-1]})" if others else ""
-        first = {"sp": "main_sp.py", "prune": "main_prune.py"}[stage]
         raise UserError(
-            f"--result_dir {result_dir}: no finished run to start from{closest}; run {first} first, or name a run "
-            "with --checkpoint_file"
+            f"--result_dir {result_dir}: no finished run to start from{closest}; run {SCRIPTS[stage]} first, or name a "
+            "run with --checkpoint_file"
         )
     seeds = sorted({seed for _, seed, _ in matches})
     if len(seeds) > 1:

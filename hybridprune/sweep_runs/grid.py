@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
 
-STAGES = ("sp", "prune", "rl")
+STAGES = tuple(SCRIPTS)
 KEYS = ("result_dir", "exp_name", "seeds", "common", *STAGES)
 OWN = {"seed": "seeds", "exp_name": "exp_name", "result_dir": "result_dir"}
 """Flags that the grid sets by keys of its own."""

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hybridprune
-from hybridprune.config import PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
+from hybridprune.config import SCRIPTS, PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.sweep_runs.grid import Run
 
 ROOT = Path(hybridprune.__file__).parent.parent
-SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
 DEFAULTS = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
 CONFIG_PATHS = {"sp": None, "prune": "config.json", "rl": None}
 """What each script reads when no file is named."""

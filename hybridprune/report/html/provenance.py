@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hybridprune.config import SCRIPTS
 from hybridprune.report.records import RunRecord
-
-SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
 
 
 @dataclass(frozen=True)
