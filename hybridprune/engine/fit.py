@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import any_process, count, is_first, rank
 from hybridprune.store.run_folder import RunFolder
+from hybridprune.store.seeds import stream_seed
 
 GO_ON = "the state is saved; give the same command with --resume to go on"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -195,8 +195,8 @@ class Fit:
             if isinstance(module, ShakeDrop):
                 module.within = batch.share.start, batch.share.whole
         # Dropout: each process has masks of its own, and the same ones after a resume.
-        place = (self.batches.seed, progress.phase, progress.epoch, progress.step, rank())
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        place = progress.phase, progress.epoch, progress.step, rank()
+        torch.manual_seed(stream_seed(self.batches.seed, "dropout", *place))
 
     def _step(self, loss: Tensor, weight: float) -> None:
         self._optimizer.zero_grad(set_to_none=True)
