@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -62,16 +63,18 @@ def best_subset(net: GatedNetwork, cost: NetworkCost, batches: EvalBatches, budg
     blocks = torch.tensor(cost.block_macs, dtype=torch.float64)
     route, worth = torch.ones(net.num_gates), torch.full((net.num_gates,), math.inf, dtype=torch.float64)
 
-    def loss(kept: Tensor) -> float:
-        return evaluate(net, batches, "executed", kept.expand(batches.num_images, -1)).loss
+    @cache  # a step's best subset is where the next one starts
+    def loss(kept: tuple[float, ...]) -> float:
+        return evaluate(net, batches, "executed", torch.tensor(kept).expand(batches.num_images, -1)).loss
 
     def measure(changed: list[int]) -> None:
         """The worth of these blocks where the others are as they are."""
-        now = loss(route)
+        now = loss(tuple(route.tolist()))
         for block in changed:
             other = route.clone()
             other[block] = 1 - route[block]
-            worth[block] = (loss(other) - now) * (2 * float(route[block]) - 1) / cost.block_macs[block]
+            difference = loss(tuple(other.tolist())) - now
+            worth[block] = difference * (2 * float(route[block]) - 1) / cost.block_macs[block]
 
     def spent() -> float:
         return cost.fixed_macs + float(blocks @ route.double())
