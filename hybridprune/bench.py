@@ -9,10 +9,12 @@ claimed.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybridprune.data import EvalBatches
 from hybridprune.deploy import DeployedNetwork, deploy
 from hybridprune.deploy.onnx import need_onnx, onnx_bytes, session
 from hybridprune.deploy.program import INPUT
@@ -30,7 +31,7 @@ from hybridprune.errors import UserError, run_command
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.stages.common import read_split, say
+from hybridprune.stages.common import say
 from hybridprune.stages.finished import FinishedRun, Parser
 from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
@@ -102,13 +103,23 @@ class Bench:
         candidates = self._candidates(images)
         arms: dict[str, Call] = {}
         more: dict[str, dict[str, Any]] = {}
+        deployed = candidates[-1].module
+
+        @cache
+        def exported(single: bool) -> bytes:
+            return onnx_bytes(deployed, images[0], single=single)
+
         for candidate in candidates:
             for form in self.forms:
-                if (call := self._call(candidate, form, batch, images[0])) is not None:
+                if form == "onnx" and candidate.module is deployed:
+                    call = runtime(exported(batch == 1 and isinstance(deployed, DeployedNetwork)), self.threads)
+                else:
+                    call = self._call(candidate, form, images[0])
+                if call is not None:
                     arms[f"{candidate.name}/{form}"] = call
-        for candidate in (candidates[0], candidates[-1]) if self.int8 else ():
-            arm = f"{candidate.name}/{INT8}"
-            arms[arm], more[arm] = self._quantised(candidate, images[0])
+        if self.int8:
+            for name, (call, facts) in (("dense", self._dense_int8), ("deployed", self._quantised(exported(False)))):
+                arms[f"{name}/{INT8}"], more[f"{name}/{INT8}"] = call, facts
         found = self._times(arms, images)
         macs = {candidate.name: candidate.macs for candidate in candidates}
         return {
@@ -119,6 +130,20 @@ class Bench:
             "versions": versions(),
             "hardware": hardware(device),
         }
+
+    @cached_property
+    def _lineage(self) -> list[tuple[str, GatedNetwork, bool]]:
+        return lineage(self.run)
+
+    @cached_property
+    def _static_onnx(self) -> dict[str, bytes]:
+        """The networks without routing by name, for any batch size."""
+        image = next(iter(self.run.batches("test"))).images[:1]
+        return {name: onnx_bytes(always_on(net), image) for name, net, routed in self._lineage if not routed}
+
+    @cached_property
+    def _dense_int8(self) -> tuple[Call, dict[str, Any]]:
+        return self._quantised(self._static_onnx["dense"])
 
     @torch.inference_mode()
     def _times(self, arms: Mapping[str, Call], images: Sequence[Tensor]) -> Mapping[str, Latency]:
@@ -134,7 +159,7 @@ class Bench:
         """The dense ancestor first, the deployed network last."""
         found = []
         own: tuple[nn.Module, list[float] | None] = self.run.net, None
-        for name, net, routed in lineage(self.run):
+        for name, net, routed in self._lineage:
             cost = count(net, self.run.spec.input_size)
             rates = self._rates(net, images) if routed else None
             macs = cost.backbone_macs if rates is None else cost.expected_macs(rates)
@@ -150,15 +175,14 @@ class Bench:
         """Execution rates on the images that are timed."""
         return torch.cat([net(each, mode="executed").decisions for each in images]).mean(0).tolist()
 
-    def _call(self, candidate: Candidate, form: str, batch: int, images: Tensor) -> Call | None:
-        """How to run a candidate in a form; None where it has none."""
+    def _call(self, candidate: Candidate, form: str, images: Tensor) -> Call | None:
+        """How to run a candidate in a form that does not depend on the batch size; None where it has none."""
         if form == "eager":
             return candidate.module
         if isinstance(candidate.module, _Executed) or candidate.name == DENSE_DEPLOYED:
             return None  # the one is deployed before it is exported, the other is the dense one to an exporter
         if form == "onnx":
-            gated = isinstance(candidate.module, DeployedNetwork)
-            return runtime(onnx_bytes(candidate.module, images, single=gated and batch == 1), self.threads)
+            return runtime(self._static_onnx[candidate.name], self.threads)
         compiled = torch.compile(candidate.module)
         try:
             with torch.inference_mode():
@@ -168,19 +192,11 @@ class Bench:
             return None
         return compiled
 
-    def _quantised(self, candidate: Candidate, images: Tensor) -> tuple[Call, dict[str, Any]]:
-        """The int8 form, with its size and its accuracy on all test images."""
+    def _quantised(self, content: bytes) -> tuple[Call, dict[str, Any]]:
+        """An ONNX model in int8, with its size and its accuracy on all test images."""
         run = self.run
-        calibration = EvalBatches(
-            run.dataset.train,
-            read_split(run.run).train[:: max(1, len(read_split(run.run).train) // CALIBRATION_IMAGES)],
-            batch_size=CALIBRATION_BATCH,
-            mean=run.spec.mean,
-            std=run.spec.std,
-            device="cpu",
-            channels_last=True,
-        )
-        content = quantised(onnx_bytes(candidate.module, images), (each.images for each in calibration))
+        calibration = dataclasses.replace(run, batch_size=CALIBRATION_BATCH).training_sample(CALIBRATION_IMAGES)
+        content = quantised(content, (each.images for each in calibration))
         call = runtime(content, self.threads)
         correct = sum(
             int((np.asarray(call(each.images)[0]).argmax(1) == each.labels.cpu().numpy()).sum())

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from hybridprune.data import Dataset, EvalBatches
+from hybridprune.data import Dataset, EvalBatches, LabelledImages
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
@@ -65,9 +65,19 @@ class FinishedRun:
 
     def batches(self, split: SplitName) -> EvalBatches:
         """The test or the validation images, as they are; UserError if the validation split cannot be read."""
+        if split == "test":
+            return self._plain(self.dataset.test, None)
+        return self._plain(self.dataset.train, read_split(self.run).validation)
+
+    def training_sample(self, images: int) -> EvalBatches:
+        """About as many training images, evenly spaced; UserError if the split cannot be read."""
+        ids = read_split(self.run).train
+        return self._plain(self.dataset.train, ids[:: max(1, len(ids) // images)])
+
+    def _plain(self, data: LabelledImages, ids: torch.Tensor | None) -> EvalBatches:
         return EvalBatches(
-            self.dataset.test if split == "test" else self.dataset.train,
-            None if split == "test" else read_split(self.run).validation,
+            data,
+            ids,
             batch_size=self.batch_size,
             mean=self.spec.mean,
             std=self.spec.std,
