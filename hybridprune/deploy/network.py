@@ -127,13 +127,14 @@ class DeployedNetwork(nn.Module):
         x = self.backbone.stem(images)
         hidden: Hidden | None = None
         asked: list[tuple[Tensor, Tensor | None]] = []
+        overruled = None if given is None else (given > 0.5).unbind(1)
         for i, step in enumerate(self.steps):
             assert isinstance(step, Step)
             score, decision = x, None
             if step.gate is not None:
                 score, hidden = step.gate(x, hidden)
                 if step.decides:
-                    decision = score > 0 if given is None else given[:, i - 1] > 0.5
+                    decision = score > 0 if overruled is None else overruled[i - 1]
             if i > 0:
                 asked.append((score, decision))
             x = step(x, decision)
