@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridprune.data import Batch
 from hybridprune.deploy.network import DeployedNetwork
-from hybridprune.engine.evaluate import Evaluation
+from hybridprune.engine.evaluate import Evaluation, evaluate_routes
 from hybridprune.models.skipnet import GatedNetwork, Routed
 
 
@@ -54,16 +54,9 @@ def _share(differ: Tensor) -> float:
     return float(differ.double().mean()) if differ.numel() else 0.0
 
 
-@torch.no_grad()
 def evaluate_module(module: nn.Module, batches: Iterable[Batch]) -> Evaluation:
     """What a trained or deployed network, or any module of images, does on all batches; it is in eval mode."""
-    found = [(_routed(module, batch.images), batch.labels) for batch in batches]
-    return Evaluation(
-        torch.cat([routed.logits.cpu() for routed, _ in found]),
-        torch.cat([routed.decisions.cpu() for routed, _ in found]),
-        torch.cat([labels.cpu() for _, labels in found]),
-        torch.cat([routed.gate_logits.cpu() for routed, _ in found]),
-    )
+    return evaluate_routes(lambda batch, _: _routed(module, batch.images), batches)
 
 
 def _routed(module: nn.Module, images: Tensor) -> Routed:

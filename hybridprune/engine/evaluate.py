@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.parallel import gather
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.skipnet import GatedNetwork, Routed
 
 Routing = Literal["always_on", "masked", "executed"]
 
@@ -69,30 +69,38 @@ def evaluate(
 ) -> Evaluation:
     """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
 
-    Where several processes share `EvalBatches`, all of them get what all have found.
-
     ``always_on`` executes every block; otherwise gates execute where their logit is above ``threshold``.
     """
+
+    def route(batch: Batch, start: int) -> Routed:
+        size, device = len(batch.labels), batch.labels.device
+        if routing == "always_on":
+            forced = torch.ones(size, net.num_gates, device=device)
+        else:
+            forced = None if decisions is None else decisions[start : start + size].to(device)
+        return net(batch.images, forced, "masked" if routing == "masked" else "executed", above(threshold))
+
     was_training = net.training
     net.eval()
-    share = batches.share if isinstance(batches, EvalBatches) else None
-    logits, taken, labels, gate_logits = [], [], [], []
-    done = 0 if share is None else share.start
-    for batch in batches:
-        size = len(batch.labels)
-        if routing == "always_on":
-            forced = torch.ones(size, net.num_gates, device=batch.labels.device)
-        else:
-            forced = None if decisions is None else decisions[done : done + size].to(batch.labels.device)
-        mode = "masked" if routing == "masked" else "executed"
-        routed = net(batch.images, forced, mode, above(threshold))
-        logits.append(routed.logits.cpu())
-        taken.append(routed.decisions.cpu())
-        labels.append(batch.labels.cpu())
-        gate_logits.append(routed.gate_logits.cpu())
-        done += size
+    found = evaluate_routes(route, batches)
     net.train(was_training)
-    found = [torch.cat(each) for each in (logits, taken, labels, gate_logits)]
+    return found
+
+
+@torch.no_grad()
+def evaluate_routes(route: Callable[[Batch, int], Routed], batches: Iterable[Batch]) -> Evaluation:
+    """What ``route`` makes of all batches; it is given each batch and the place of its first image among all.
+
+    Where several processes share `EvalBatches`, all of them get what all have found.
+    """
+    share = batches.share if isinstance(batches, EvalBatches) else None
+    start = 0 if share is None else share.start
+    parts = []
+    for batch in batches:
+        routed = route(batch, start)
+        parts.append([each.cpu() for each in (routed.logits, routed.decisions, batch.labels, routed.gate_logits)])
+        start += len(batch.labels)
+    found = [torch.cat(each) for each in zip(*parts, strict=True)]
     if share is not None and share.processes > 1:
         found = [gather(each, share.start, share.whole) for each in found]
     return Evaluation(*found)

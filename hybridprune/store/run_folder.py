@@ -22,7 +22,7 @@ from torch import Tensor
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.store.files import sha256, write_atomic, write_json
+from hybridprune.store.files import sha256, write_atomic, write_bytes, write_json
 
 FORMAT = 1
 
@@ -173,26 +173,32 @@ class RunFolder:
         if not self.writes:
             return
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records of ``metrics.jsonl`` up to the first line that is torn; none if the file is missing."""
+        path = self.path / "metrics.jsonl"
+        found: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(record, dict):
+                break
+            found.append(record)
+        return found
 
     def rewind_metrics(self, phase: int, epoch: int) -> None:
         """Drop the lines after this phase and epoch, and a torn last line: they are about to be written again."""
         if not self.writes:
             return
-        path = self.path / "metrics.jsonl"
-        kept = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if (record["phase"], record["epoch"]) <= (phase, epoch):
-                kept.append(line + "\n")
-        write_atomic(path, lambda temporary: _write(temporary, "".join(kept)))
+        kept = [record for record in self.read_metrics() if (record["phase"], record["epoch"]) <= (phase, epoch)]
+        write_bytes(self.path / "metrics.jsonl", "".join(map(_line, kept)).encode())
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def save_weights(net: torch.nn.Module, path: Path) -> None:

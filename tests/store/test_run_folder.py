@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,21 @@ def test_a_torn_last_line_is_dropped(torn: str, tmp_path: Path) -> None:
     run.rewind_metrics(0, 0)
     run.append_metrics({"phase": 0, "epoch": 1})
     assert metrics(run) == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize("end", ['{"phase": 0, "epo', "3\n", '{"phase": 0}}\n', "\udcff"])
+def test_records_up_to_a_torn_line_are_read_and_kept_to_the_byte(end: str, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.read_metrics() == []
+    whole = [{"phase": 0, "epoch": 0, "loss": 1 / 3, "lr": 1e-05}, {"phase": 0, "epoch": 1, "loss": math.inf, "ü": "ß"}]
+    for record in whole:
+        run.append_metrics(record)
+    path = tmp_path / "metrics.jsonl"
+    written = path.read_bytes()
+    path.write_bytes(written + end.encode(errors="surrogateescape"))
+    assert run.read_metrics() == whole
+    run.rewind_metrics(0, 1)
+    assert path.read_bytes() == written
 
 
 def test_rewinding_before_the_first_line(tmp_path: Path) -> None:

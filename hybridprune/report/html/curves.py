@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -34,24 +32,6 @@ QUANTITIES = (
     Quantity("learning rate", "lr", None),
     Quantity("reward for skipping everything (nats)", "train_price", None),
 )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl`` up to the first that is torn; none if the file is missing."""
-    lines: list[dict[str, Any]] = []
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return lines
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict):
-            break
-        lines.append(line)
-    return lines
 
 
 def draw(runs: Sequence[Sequence[Line]]) -> list[tuple[str, Markup]]:

@@ -70,7 +70,7 @@ def detail(number: int, row: Row, options: Options) -> Detail:
         layers_figure=layers.draw(found) if any(layer.before != layer.after for layer in found) else None,
         layers_note=note,
         blocks_figure=blocks.draw(equal) if equal else None,
-        curves=curves.draw([curves.read_metrics(folder.path / "metrics.jsonl") for folder in folders]),
+        curves=curves.draw([folder.read_metrics() for folder in folders]),
         gallery=shown,
         gallery_note=gallery_note,
         origins=[provenance(run, result) for run, result in zip(row.runs, results, strict=True)],

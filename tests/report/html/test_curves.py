@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from hybridprune.report.html.curves import draw, read_metrics
+from hybridprune.report.html.curves import draw
 from tests.report.html.cases import shapes
 
 
@@ -47,12 +44,3 @@ def test_what_is_missing_not_finite_or_constant_is_not_drawn() -> None:
 def test_each_run_has_its_line() -> None:
     ((_, drawing),) = draw([[line(0, 0, 0.1), line(0, 1, 0.2)], [line(0, 0, 0.1), line(0, 1, 0.4)]])
     assert len(shapes(drawing, "validation")) == 2
-
-
-@pytest.mark.parametrize("end", ['{"phase": 0, "epo', "3\n", '{"phase": 0}}\n'])
-def test_lines_up_to_a_torn_one_are_read(tmp_path: Path, end: str) -> None:
-    whole = [line(0, 0, 0.1), line(0, 1, 0.2)]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in whole) + end)
-    assert read_metrics(path) == whole
-    assert read_metrics(tmp_path / "none") == []
