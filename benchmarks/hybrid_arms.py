@@ -55,8 +55,8 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price
-from hybridprune.routing.subset import best_subset, start_from_subset
-from hybridprune.stages.rl_prune import routed_score
+from hybridprune.routing.subset import best_subset
+from hybridprune.stages.rl_prune import gates_from_subset, routed_score, search_images
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import RunFolder, load_weights
 from hybridprune.store.seeds import generator, stream_seed
@@ -219,9 +219,7 @@ class Bench:
         device, images = self.static.images.device, self.static.images
         first_price = options.reward_scale
         if options.gate_start == "subset":
-            search = images.sample(2000, 500, "subset")
-            subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
-            first_price = subset.price * cost.backbone_macs or first_price
+            subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
             print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
         price = Price(first_price, budget / cost.backbone_macs, options.price_step)
         torch.manual_seed(stream_seed(self.seed, "routing"))
@@ -274,7 +272,7 @@ class Bench:
     def run_fixed(self) -> Line:
         net = self.first_phase(self.f1)
         cost = count(net, SIZE)
-        route = best_subset(net, cost, self.static.images.sample(2000, 500, "subset"), self.f2 * self.dense_macs).route
+        route = best_subset(net, cost, search_images(self.static.images), self.f2 * self.dense_macs).route
         run = self.run_of("fixed subset")
         routes: Callable[[int], Tensor] = lambda batch: route.expand(batch, -1)  # noqa: E731
         return self.run_forced(run, net, cost, routes, gates=False)

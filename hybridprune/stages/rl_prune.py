@@ -28,7 +28,7 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price, met
-from hybridprune.routing.subset import start_from_subset
+from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages.common import (
     EVAL_BATCH,
     Images,
@@ -110,9 +110,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     first_price = options.reward_scale
     if options.gate_start == "subset" and state is None:
         assert budget is not None
-        search = images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset", shared=True)
-        subset = start_from_subset(net, cost, budget, search, images.training("lessons"))
-        first_price = subset.price * cost.backbone_macs or first_price
+        subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
         say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks, alpha from {first_price:.3f}")
     price = Price(first_price, None if budget is None else budget / cost.backbone_macs, options.price_step)
     score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
@@ -156,6 +154,22 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
     show_result(folder, result)
     return result
+
+
+def search_images(images: Images) -> EvalBatches:
+    """The training images that subsets of blocks are compared on."""
+    return images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset", shared=True)
+
+
+def gates_from_subset(
+    net: GatedNetwork, cost: NetworkCost, budget: float, images: Images, alpha: float
+) -> tuple[Subset, float]:
+    """Let the gates start from the best subset of blocks for ``budget`` MACs, gates counted.
+
+    Gives that subset and the price of the whole backbone (nats) at which it pays, or ``alpha`` if none does.
+    """
+    subset = start_from_subset(net, cost, budget, search_images(images), images.training("lessons"))
+    return subset, subset.price * cost.backbone_macs or alpha
 
 
 def routed_score(
