@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from hybridprune.errors import Interrupted, RunFailed, UserError, run_command
 from hybridprune.sweep_runs import grid
+from hybridprune.sweep_runs.alone import alone
 from hybridprune.sweep_runs.grid import Run, read_grid
 from hybridprune.sweep_runs.processes import run_processes
 from hybridprune.sweep_runs.ray_tune import need_ray, run_ray
@@ -38,21 +39,26 @@ def main(argv: Sequence[str]) -> None:
     runs = read_grid(arguments.grid)
     found = {run.name: check(run) for run in runs}
     todo = [run for run in runs if not found[run.name].finished]
-    print(f"{len(runs)} runs: {len(runs) - len(todo)} finished, {len(todo)} to do", file=sys.stderr)
-    for run in todo:
-        if folder := found[run.name].folder:
-            print(f"unfinished, will be resumed: {folder.path}", file=sys.stderr)
-    if arguments.dry_run:
+    plan = [f"{len(runs)} runs: {len(runs) - len(todo)} finished, {len(todo)} to do"]
+    plan += [f"unfinished, will be resumed: {folder.path}" for run in todo if (folder := found[run.name].folder)]
+    if arguments.dry_run or not todo:
+        print(*plan, sep="\n", file=sys.stderr)
         for run in todo:
             print(_shown(command(run, processes=arguments.nproc_per_run)))
         return
+    if arguments.engine == "ray":
+        need_ray()
+    with alone(runs[0].result_dir):
+        print(*plan, sep="\n", file=sys.stderr, flush=True)
+        _run(todo, _Progress(len(runs), len(runs) - len(todo)), arguments, devices)
+
+
+def _run(todo: Sequence[Run], progress: _Progress, arguments: argparse.Namespace, devices: Sequence[str]) -> None:
     jobs = len(devices) or arguments.jobs
     processes = arguments.nproc_per_run
     # Processes with as many threads as there are cores would fight for them.
     threads = max(1, (os.cpu_count() or 1) // (jobs * processes)) if jobs * processes > 1 else None
-    progress = _Progress(len(runs), len(runs) - len(todo))
     if arguments.engine == "ray":
-        need_ray()
         cpus, gpus = arguments.cpus_per_run, arguments.gpus_per_run
         run_ray(todo, progress.tell, jobs=jobs, cpus=cpus, gpus=gpus, processes=processes, threads=threads)
     else:

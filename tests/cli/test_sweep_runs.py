@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hybridprune.report import collect
+from hybridprune.sweep_runs.alone import alone
 from tests.cases import ROOT, run_cli
 from tests.cli.cases import Result, contents, folder_of, run_here, stage
 
@@ -132,6 +133,16 @@ def test_without_ray_one_line_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     done = sweep(grid(tmp_path, sp={"epochs": 1}), "--engine", "ray")
     assert done.returncode == 2 and "hybridprune[sweep]" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and not (tmp_path / "swept").exists()
+
+
+def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    path = grid(tmp_path, sp={"epochs": 1})
+    with alone(tmp_path / "swept"):
+        done = sweep(path)
+        assert done.returncode == 2 and done.stderr.startswith("error: result_dir swept: another sweep")
+        assert done.stderr.count("\n") == 1 and done.stdout == ""
+        assert sweep(path, "--dry-run").returncode == 0  # starts nothing, so it may look
+        assert [item.name for item in (tmp_path / "swept").iterdir()] == [".sweep.lock"]
 
 
 @pytest.mark.full
