@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from hybridprune.errors import UserError
 from hybridprune.report.rows import Row, Stat
+from hybridprune.report.speed import DEPLOYED, Setting, Speed, of_row, shown
 
 CONVENTION = (
     "FLOPs = 2 x MACs of convolution and linear layers, rotations included. "
@@ -30,8 +32,16 @@ COLUMNS = (
     ("Routed GFLOPs", "routed_flops", 1e-9, None),
     ("Stored bytes", "stored_bytes", 1, 0),
 )
-HEAD = ["Row", "Network", "Dataset", *(column[0] for column in COLUMNS), "Seeds"]
-ALIGN = "l" * 3 + "r" * (len(HEAD) - 3)
+LEFT = ("Row", "Network", "Dataset")
+LATENCY = (
+    "Latency: median ms of a batch and, in brackets, the realised speed-up over the dense network in the same form, "
+    "over the runs that were measured. Eager: the network of the row's accuracy in PyTorch. Deployed: its fastest form "
+    "but int8; where there are gates, they decide."
+)
+RAW_LATENCY = (
+    "Latency: own is the network of the row's accuracy, deployed the one that is shipped; form, batch size; runs "
+    "measured (n), median ms of a batch, realised speed-up over the dense network in the same form."
+)
 LATEX_ESCAPES = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
     | {character: "\\" + character for character in "&%$#_{}"}
@@ -58,30 +68,84 @@ def title(row: Row) -> str:
     return row.name if row.experiment == "default" else f"{row.name} ({row.experiment})"
 
 
-def row_cells(row: Row) -> list[str]:
-    """The texts of a row, under `HEAD`."""
-    numbers = [_text(row.stats[figure], factor, decimals) for _, figure, factor, decimals in COLUMNS]
-    seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
-    return [title(row), row.network, row.dataset, *numbers, seeds]
+@dataclass(frozen=True)
+class Table:
+    """The texts of a table for people."""
+
+    head: list[str]
+    align: str
+    """``l`` or ``r`` for each column."""
+    body: list[list[str]]
+    note: str
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Rows as texts; latency columns are those that any row has a figure for."""
+    speeds = [shown(row) for row in rows]
+    settings = sorted({setting for each in speeds for setting in each})
+    places = _places(setting.place for setting in settings)
+    head = [*LEFT, *(column[0] for column in COLUMNS), *(_heading(each, places) for each in settings), "Seeds"]
+    body = []
+    for row, found in zip(rows, speeds, strict=True):
+        numbers = [_text(row.stats[figure], factor, decimals) for _, figure, factor, decimals in COLUMNS]
+        times = [_speed_text(found[each], row) if each in found else "" for each in settings]
+        seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
+        body.append([title(row), row.network, row.dataset, *numbers, *times, seeds])
+    return Table(head, "l" * len(LEFT) + "r" * (len(head) - len(LEFT)), body, _note(places, LATENCY))
+
+
+def _heading(setting: Setting, places: Sequence[str]) -> str:
+    kind = "Deployed" if setting.deployed else "Eager"
+    return f"{kind} ms, batch {setting.batch}{_mark(places, setting.place)} (speed-up)"
+
+
+def _places(places: Iterable[str]) -> list[str]:
+    return sorted(set(places))
+
+
+def _mark(places: Sequence[str], place: str) -> str:
+    """What tells columns of several places apart."""
+    return f" [{places.index(place) + 1}]" if len(places) > 1 else ""
+
+
+def _note(places: Sequence[str], latency: str) -> str:
+    if not places:
+        return CONVENTION
+    if len(places) == 1:
+        return f"{CONVENTION} {latency} Measured on {places[0]}."
+    listed = "; ".join(f"{_mark(places, place).strip()} {place}" for place in places)
+    return f"{CONVENTION} {latency} Measured in different places, which are not averaged: {listed}."
+
+
+def _speed_text(speed: Speed, row: Row) -> str:
+    more = [] if speed.realised_speedup is None else [f"{_text(speed.realised_speedup, 1, 2)}x"]
+    if speed.network == DEPLOYED:
+        more.append(speed.form)
+    if speed.runs < len(row.runs):
+        more.append(f"n = {speed.runs}")
+    time = _text(speed.median_ms, 1, None)
+    return f"{time} ({', '.join(more)})" if more else time
 
 
 def _markdown(rows: Sequence[Row]) -> str:
-    rule = [{"l": ":--", "r": "--:"}[side] for side in ALIGN]
-    body = [[cell.replace("|", r"\|") for cell in row_cells(row)] for row in rows]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (HEAD, rule, *body)]
-    return "\n".join([*lines, "", CONVENTION, ""])
+    made = table(rows)
+    rule = [{"l": ":--", "r": "--:"}[side] for side in made.align]
+    body = [[cell.replace("|", r"\|") for cell in cells] for cells in made.body]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (made.head, rule, *body)]
+    return "\n".join([*lines, "", made.note, ""])
 
 
 def _latex(rows: Sequence[Row]) -> str:
-    table = [[cell.translate(LATEX_ESCAPES) for cell in cells] for cells in (HEAD, *map(row_cells, rows))]
-    head, *body = (" & ".join(cells) + r" \\" for cells in table)
-    caption = rf"\caption{{{CONVENTION.translate(LATEX_ESCAPES)}}}"
-    start = ["% needs booktabs", r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{ALIGN}}}"]
+    made = table(rows)
+    texts = [[cell.translate(LATEX_ESCAPES) for cell in cells] for cells in (made.head, *made.body)]
+    head, *body = (" & ".join(cells) + r" \\" for cells in texts)
+    caption = rf"\caption{{{made.note.translate(LATEX_ESCAPES)}}}"
+    start = ["% needs booktabs", r"\begin{table}", r"\centering", caption, rf"\begin{{tabular}}{{{made.align}}}"]
     end = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join([*start, r"\toprule", head, r"\midrule", *body, *end])
 
 
-def _raw(row: Row) -> dict[str, object]:
+def _raw(row: Row, latencies: Mapping[str, Speed]) -> dict[str, object]:
     """The flat record that CSV and JSON share; a deviation is None if n = 1."""
     stage, group, digest = row.lineage[-1]
     parent_group = row.lineage[-2][1] if len(row.lineage) > 1 else None
@@ -90,21 +154,44 @@ def _raw(row: Row) -> dict[str, object]:
     record |= {"group": group, "parent_group": parent_group, "n": len(row.seeds), "seeds": row.seeds}
     for name, stat in row.stats.items():
         record |= {name: stat.mean, f"{name}_std": stat.std}
+    for name, speed in latencies.items():
+        record |= {f"{name}_n": speed.runs, f"{name}_ms": speed.median_ms.mean, f"{name}_ms_std": speed.median_ms.std}
+        gain = speed.realised_speedup
+        record |= {f"{name}_speedup": gain and gain.mean, f"{name}_speedup_std": gain and gain.std}
     return record
 
 
+def _records(rows: Sequence[Row]) -> tuple[list[dict[str, object]], str]:
+    """All rows with the same keys, None where a row has nothing, and what has to be said of them.
+
+    Latencies: ``own_`` or ``deployed_``, the form, ``_b`` and the batch size and, of several places, ``_at`` and which.
+    """
+    speeds = [of_row(row) for row in rows]
+    places = _places(speed.place for each in speeds for speed in each)
+
+    def name(speed: Speed) -> str:
+        at = f"_at{places.index(speed.place) + 1}" if len(places) > 1 else ""
+        return f"{DEPLOYED if speed.network == DEPLOYED else 'own'}_{speed.form}_b{speed.batch}{at}"
+
+    records = [_raw(row, {name(speed): speed for speed in each}) for row, each in zip(rows, speeds, strict=True)]
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [{key: record.get(key) for key in keys} for record in records], _note(places, RAW_LATENCY)
+
+
 def _json(rows: Sequence[Row]) -> str:
-    document = {"convention": CONVENTION, "rows": [_raw(row) for row in rows]}
+    records, note = _records(rows)
+    document = {"convention": note, "rows": records}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _csv(rows: Sequence[Row]) -> str:
     """A comment line (``#``), a header, a line for each row; seeds have spaces between, None is empty."""
-    records = [_raw(row) | {"seeds": " ".join(map(str, row.seeds))} for row in rows]
+    raw, note = _records(rows)
+    records = [record | {"seeds": " ".join(map(str, row.seeds))} for record, row in zip(raw, rows, strict=True)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([*records[:1], *(record.values() for record in records)])
-    return f"# {CONVENTION}\n{text.getvalue()}"
+    return f"# {note}\n{text.getvalue()}"
 
 
 FORMATS = {"markdown": _markdown, "csv": _csv, "json": _json, "latex": _latex}

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
+from hybridprune.report.bench import Measurement, read_bench
 
 FORMAT = 1
 STAGES = tuple(SCRIPTS)
@@ -23,11 +24,12 @@ def _at(name: str, kind: type[T], low: float = -math.inf, high: float = math.inf
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The part of a ``result.json`` that the table shows; accuracies and rates are test figures in [0, 1]."""
+    """The part of a run that the table shows; accuracies and rates are test figures in [0, 1]."""
 
     path: Path
     modified_ns: int
     parent_id: str | None
+    bench: tuple[Measurement, ...]
     stage: str = _at("stage", str)
     run_id: str = _at("run_id", str)
     group: str = _at("group", str)
@@ -54,7 +56,10 @@ class RunRecord:
 
 
 def read_run(path: Path) -> RunRecord:
-    """Read one ``result.json``; raises `UserError` naming the file if it is corrupt or of unknown format."""
+    """Read one ``result.json``, and the ``bench.json`` beside it if there is one.
+
+    Raises `UserError` naming the file if one is corrupt or of unknown format.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         modified_ns = path.stat().st_mtime_ns
@@ -70,7 +75,8 @@ def read_run(path: Path) -> RunRecord:
         parent_id = None if is_root else _value(data, "parent.run_id", str)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; restore the file or move the run folder away") from error
-    return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, **values)
+    bench = read_bench(path.parent)
+    return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, bench=bench, **values)
 
 
 def _value(data: Any, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybridprune.report.records import STAGES, RunRecord
@@ -18,6 +18,11 @@ class Stat:
 
     mean: float
     std: float | None
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Stat:
+        """Of at least one value."""
+        return Stat(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,8 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
         lineage=tuple(run.key for run in reversed(longest)),
         family=(run.dense_macs, run.network, run.dataset, run.dataset_digest),
         runs=tuple(runs),
-        stats={name: _stat(column) for name, column in zip(figures(run), columns, strict=True)},
+        stats={name: Stat.of(column) for name, column in zip(figures(run), columns, strict=True)},
     )
-
-
-def _stat(values: tuple[float, ...]) -> Stat:
-    return Stat(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _name(lineage: list[RunRecord]) -> str:

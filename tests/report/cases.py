@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,15 @@ def write_lineage(root: Path, seeds: tuple[int, ...] = (0,), accuracy: tuple[flo
         write(root / "c" / f"sp-{seed}", result("sp", f"s{seed}", seed=seed))
         write(root / "b" / f"prune-{seed}", result("prune", f"p{seed}", f"s{seed}", seed=seed, **prune))
         write(root / "a" / f"rl-{seed}", result("rl", f"r{seed}", f"p{seed}", seed=seed))
+
+
+def write_bench(folder: Path, ms: Mapping[tuple[str, str], float], dense: float = 10.0, **table: Any) -> None:
+    """Add a table to a run's ``bench.json``: median ms of each network and form, beside ``dense`` of any form."""
+    path = folder / "bench.json"
+    tables = json.loads(path.read_text()) if path.is_file() else []
+    rows = [
+        {"network": network, "form": form, "median_ms": each, "images_per_second": 1000 / each,
+         "predicted_speedup": 2.0, "realised_speedup": dense / each}
+        for (network, form), each in ms.items()
+    ]  # fmt: skip
+    path.write_text(json.dumps([*tables, {"batch": 1, "device": "cpu", "threads": 2, **table, "rows": rows}]))

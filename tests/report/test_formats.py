@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hybridprune.errors import UserError
 from hybridprune.report import Row, collect, render
 from hybridprune.report.formats import FORMATS
 
-from .cases import result, write, write_lineage
+from .cases import result, write, write_bench, write_lineage
 
 ACCURACY = (0.7, 0.73, 0.655)
 
@@ -115,6 +116,65 @@ def test_json_is_raw_and_complete(rows: list[Row]) -> None:
     assert dense["parent_group"] is None and dynamic["parent_group"] == "prune-group"
     assert odd["accuracy_std"] is None and odd["experiment"] == "a|b & 50%_$x"
     assert dynamic["compression"] == pytest.approx(1 - 203 / 400)
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Path:
+    """Three seeds; stage 3 is measured for all, stage 2 for one of them, stage 1 for none."""
+    write_lineage(tmp_path, seeds=(0, 1, 2), accuracy=ACCURACY)
+    for seed, ms in enumerate((4.0, 5.0, 6.0)):
+        write_bench(tmp_path / "a" / f"rl-{seed}", {("rl", "eager"): 8.0, ("deployed", "onnx"): ms})
+    write_bench(tmp_path / "b" / "prune-1", {("deployed", "eager"): 123456.0}, dense=246912.0)
+    return tmp_path
+
+
+def test_latencies_are_columns_of_what_was_measured(timed: Path) -> None:
+    head, _, dense, static, dynamic = markdown_table(render(collect(timed), "markdown"))
+    assert head[13:] == ["Eager ms, batch 1 (speed-up)", "Deployed ms, batch 1 (speed-up)", "Seeds"]
+    assert dense[13:15] == ["", ""]
+    assert static[13:15] == ["", "123,456 (2.00x, eager, n = 1)"]
+    # 10 / 4, 10 / 5 and 10 / 6 have mean 2.056 and sample deviation 0.4194
+    assert dynamic[13:15] == ["8.000 ± 0.000 (1.25 ± 0.00x)", "5.000 ± 1.000 (2.06 ± 0.42x, onnx)"]
+    note = render(collect(timed), "markdown").splitlines()[-1]
+    assert note.startswith("FLOPs = 2 x MACs") and note.endswith("Measured on cpu, 2 threads.")
+    assert {len(line) for line in latex_table(render(collect(timed), "latex"))} == {16}
+
+
+def test_without_measurements_nothing_is_said_of_latency(rows: list[Row]) -> None:
+    for format in FORMATS:
+        assert "speed-up" not in render(rows, format) and "_ms" not in render(rows, format)
+
+
+def test_other_threads_and_hardware_are_columns_of_their_own(timed: Path) -> None:
+    write_bench(timed / "c" / "sp-0", {("deployed", "eager"): 10.0}, threads=1)
+    (timed / "a" / "rl-2" / "bench.json").unlink()
+    write_bench(timed / "a" / "rl-2", {("deployed", "onnx"): 1.0}, hardware={"name": "EPYC"})
+    text = render(collect(timed), "markdown")
+    head, _, dense, _, dynamic = markdown_table(text)
+    assert head[13:-1] == [
+        f"{kind} ms, batch 1 [{place}] (speed-up)"
+        for kind, place in (("Deployed", 1), ("Eager", 2), ("Deployed", 2), ("Deployed", 3))
+    ]
+    assert dense[13:-1] == ["10.00 (1.00x, eager, n = 1)", "", "", ""]
+    assert dynamic[15:-1] == ["4.500 ± 0.707 (2.25 ± 0.35x, onnx, n = 2)", "1.000 (10.00x, onnx, n = 1)"]
+    assert "not averaged: [1] cpu, 1 thread; [2] cpu, 2 threads; [3] cpu, EPYC, 2 threads." in text
+    record = json.loads(render(collect(timed), "json"))["rows"][2]
+    assert (record["deployed_onnx_b1_at2_ms"], record["deployed_onnx_b1_at3_ms"]) == (4.5, 1.0)
+
+
+def test_raw_records_have_every_form_and_the_same_keys(timed: Path) -> None:
+    write_bench(timed / "a" / "rl-0", {("deployed", "int8"): 2.0, ("rl", "onnx"): 3.0}, batch=32)
+    document = json.loads(render(collect(timed), "json"))
+    dense, static, dynamic = document["rows"]
+    assert list(dense) == list(static) == list(dynamic) and "cpu, 2 threads" in document["convention"]
+    name = "deployed_onnx_b1"
+    assert (dynamic[f"{name}_n"], dynamic[f"{name}_ms"], dynamic[f"{name}_ms_std"]) == (3, 5.0, 1.0)
+    assert dynamic[f"{name}_speedup"] == pytest.approx((10 / 4 + 10 / 5 + 10 / 6) / 3)
+    assert dynamic[f"{name}_speedup_std"] == pytest.approx(statistics.stdev([10 / 4, 10 / 5, 10 / 6]))
+    assert (dynamic["deployed_int8_b32_ms"], dynamic["own_onnx_b32_ms"]) == (2.0, 3.0)
+    assert dense[f"{name}_ms"] is static[f"{name}_ms"] is None and static["deployed_eager_b1_n"] == 1
+    line = next(csv.DictReader(io.StringIO(render(collect(timed), "csv").partition("\n")[2])))
+    assert list(line) == list(dense) and line[f"{name}_ms"] == ""
 
 
 def test_csv_says_the_same_as_json(rows: list[Row]) -> None:

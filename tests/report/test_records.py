@@ -8,7 +8,7 @@ import pytest
 from hybridprune.errors import UserError
 from hybridprune.report.records import read_run, read_runs, unfinished_runs
 
-from .cases import result, write
+from .cases import result, write, write_bench
 
 
 def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:
@@ -22,6 +22,16 @@ def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:
         50_000_000,
     )
     assert (record.always_on_accuracy, record.routed_accuracy, record.routed_rate) == (0.7, 0.575, 0.7)
+
+
+def test_reads_what_was_measured_beside_it_and_refuses_what_is_broken(tmp_path: Path) -> None:
+    path = write(tmp_path / "run", result("prune", "p0"))
+    assert read_run(path).bench == ()
+    write_bench(path.parent, {("deployed", "eager"): 4.0})
+    assert [(m.network, m.median_ms) for m in read_run(path).bench] == [("deployed", 4.0)]
+    (path.parent / "bench.json").write_text("{")
+    with pytest.raises(UserError, match=r"bench\.json"):
+        read_run(path)
 
 
 def test_reads_the_network_of_results_that_name_depth_and_width(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridprune.report import Row, collect
-from hybridprune.report.rows import Stat, _stat
+from hybridprune.report.rows import Stat
 
 from .cases import DENSE_MACS, result, write, write_lineage
 
@@ -65,7 +65,7 @@ def test_seeds_of_a_group_are_one_row_with_numpys_mean_and_sample_deviation(tmp_
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8))
 def test_statistics_agree_with_numpy(values: list[float]) -> None:
-    stat = _stat(tuple(values))
+    stat = Stat.of(values)
     assert stat.mean == pytest.approx(np.mean(values), abs=1e-12)
     assert stat.std == pytest.approx(np.std(values, ddof=1), abs=1e-12)
 

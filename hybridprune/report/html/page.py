@@ -12,15 +12,17 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hybridprune.report.formats import ALIGN, CONVENTION, HEAD, row_cells, title
+from hybridprune.report.formats import table, title
 from hybridprune.report.html import pareto
-from hybridprune.report.html.bench import STAGE_OF, Speed, average, read_bench
 from hybridprune.report.html.details import Detail, Options, detail
 from hybridprune.report.html.pareto import Point
 from hybridprune.report.rows import Key, Row, figures
+from hybridprune.report.speed import DEPLOYED, Speed, average
 from hybridprune.version import __version__
 
 MOST_CARDS = 6
+STAGE_OF = {"dense": "sp", "prune": "prune", "rl": "rl"}
+"""Whose accuracy a measured network has; that of stage 1 is read with every block executed."""
 Numbered = Sequence[tuple[int, Row]]
 
 
@@ -48,13 +50,14 @@ class Family:
     plot: Markup
     """Accuracy over FLOPs."""
     latency: list[tuple[str, Markup]]
-    """Accuracy over latency: form, batch and device in words, and the plot."""
-    speeds: list[Speed]
+    """Accuracy over latency: form, batch and place in words, and the plot."""
+    speeds: list[tuple[int, Speed]]
+    """With the number of the row."""
     details: list[Detail]
 
 
 def render_page(results: Path, rows: Sequence[Row], options: Options) -> str:
-    """The whole page as HTML; raises `UserError` on a broken ``bench.json``."""
+    """The whole page as HTML."""
     numbered = list(enumerate(rows, start=1))
     families = [_family(list(group), options) for _, group in groupby(numbered, key=lambda pair: pair[1].family)]
     environment = Environment(
@@ -67,10 +70,7 @@ def render_page(results: Path, rows: Sequence[Row], options: Options) -> str:
     return environment.get_template("page.html").render(
         results=str(results),
         version=__version__,
-        head=HEAD,
-        align=ALIGN,
-        table=[(number, row_cells(row)) for number, row in numbered],
-        convention=CONVENTION,
+        table=table(rows),
         families=families,
         runs=sum(len(row.runs) for row in rows),
         rows=len(rows),
@@ -80,17 +80,15 @@ def render_page(results: Path, rows: Sequence[Row], options: Options) -> str:
 
 def _family(rows: Numbered, options: Options) -> Family:
     first = rows[0][1]
-    speeds = [
-        speed for number, row in rows for speed in average(number, [read_bench(run.path.parent) for run in row.runs])
-    ]
+    speeds = [(number, speed) for number, row in rows for speed in average(run.bench for run in row.runs)]
     latency = []
-    for setting in sorted({speed.setting for speed in speeds}):
-        points = list(_latency_points(rows, [speed for speed in speeds if speed.setting == setting]))
+    for setting in sorted({speed.setting for _, speed in speeds}):
+        points = list(_latency_points(rows, [pair for pair in speeds if pair[1].setting == setting]))
         if len(points) > 1:
-            batch, form, device = setting
+            batch, form, place = setting
             latency.append(
                 (
-                    f"{form}, batch {batch}, {device}",
+                    f"{form}, batch {batch}, {place}",
                     pareto.draw(points, f"median ms per batch of {batch}", pareto.SMALL),
                 )
             )
@@ -151,16 +149,16 @@ def _flops_points(rows: Numbered) -> Iterable[Point]:
         )
 
 
-def _latency_points(rows: Numbered, speeds: Sequence[Speed]) -> Iterable[Point]:
+def _latency_points(rows: Numbered, speeds: Sequence[tuple[int, Speed]]) -> Iterable[Point]:
     """Each row that was measured, with the mean of its latencies, and each row as deployed."""
     by_number, parents = dict(rows), _parents(rows)
     number_of = {row.lineage[-1]: number for number, row in rows}
     latencies: dict[tuple[int, bool], list[float]] = defaultdict(list)
-    for speed in speeds:
-        deployed = speed.network == "deployed"
-        meant = speed.row if deployed else _meant(by_number[speed.row].lineage, speed.network, number_of)
+    for row_number, speed in speeds:
+        deployed = speed.network == DEPLOYED
+        meant = row_number if deployed else _meant(by_number[row_number].lineage, speed.network, number_of)
         if meant is not None:
-            latencies[meant, deployed].append(speed.median_ms)
+            latencies[meant, deployed].append(speed.median_ms.mean)
     for (number, deployed), values in sorted(latencies.items()):
         row = by_number[number]
         yield Point(

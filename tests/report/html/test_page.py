@@ -10,7 +10,7 @@ import pytest
 
 from hybridprune.errors import UserError
 from hybridprune.report import collect
-from hybridprune.report.formats import CONVENTION, HEAD, row_cells
+from hybridprune.report.formats import table
 from hybridprune.report.html import Options, render_page
 from tests.report.cases import result, write, write_lineage
 from tests.report.html.cases import Page, routed_run
@@ -38,9 +38,9 @@ def assert_self_contained(page: Page) -> None:
 
 def test_the_table_is_the_reports(tmp_path: Path) -> None:
     write_lineage(tmp_path, seeds=(0, 1, 2), accuracy=(0.70, 0.71, 0.69))
-    page, rows = page_of(tmp_path), collect(tmp_path)
+    page, made = page_of(tmp_path), table(collect(tmp_path))
     assert_self_contained(page)
-    for text in (*HEAD, CONVENTION, *SECTIONS, *(cell for row in rows for cell in row_cells(row))):
+    for text in (*made.head, made.note, *SECTIONS, *(cell for cells in made.body for cell in cells)):
         assert " ".join(text.split()) in page.text, text
     assert "9 finished runs in 3 rows" in page.text
     assert "-5.00 points against its dense network" in page.text  # 0.70 of 0.75
