@@ -1,14 +1,15 @@
 """``python -m hybridprune.bench RUN``: what the stages gained, by the clock.
 
 Times the dense ancestor, the run's statically pruned ancestor, the run and the run as deployed on the same test images:
-eager, compiled, in ONNX Runtime and, with ``--int8``, quantised there. All take turns, so that what disturbs the
-machine disturbs all of them alike. The predicted speed-up is that of the FLOPs, the realised one that of the medians,
-both over the dense network in the same form. Writes ``bench.json`` into RUN, which the report reads. Energy is not
-claimed.
+eager, compiled, in ONNX Runtime and, with --int8, quantised there. All take turns, so that what disturbs the machine
+disturbs all of them alike. The predicted speed-up is that of the FLOPs, the realised one that of the medians, both over
+the dense network in the same form. Prints a table for each batch size and writes bench.json into RUN (over an older
+one), which the report reads. Energy is not claimed.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import sys
@@ -60,14 +61,26 @@ class Candidate:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = Parser(__doc__, "python -m hybridprune.bench")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128], help="batch sizes, default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU, default: %(default)s")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["eager", "onnx"], help="default: %(default)s")
+    parser = Parser(__doc__, "python -m hybridprune.bench", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--batch", metavar="N", type=int, nargs="+", default=[1, 32, 128], help="batch sizes, default: 1 32 128"
+    )
+    threads = torch.get_num_threads()
+    parser.add_argument("--threads", metavar="N", type=int, default=threads, help="of the CPU, default: %(default)s")
+    parser.add_argument(
+        "--forms",
+        metavar="FORM",
+        nargs="+",
+        choices=FORMS,
+        default=["eager", "onnx"],
+        help='eager, compiled, onnx (needs pip install "hybridprune[deploy]"); default: eager onnx',
+    )
     parser.add_argument(
         "--int8", action="store_true", help="also quantise for ONNX Runtime, with its accuracy and size"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="measurements of each median (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=15, help="measurements of each median (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     for flag in ("threads", "rounds"):
         if getattr(arguments, flag) < 1:

@@ -1,7 +1,7 @@
 """``python -m hybridprune.export RUN``: the network of a finished run in the form in which it is shipped.
 
-Writes a folder with the deployed network (`hybridprune.deploy.load_deployed`) and a report of what was done to it; an
-ONNX model with --onnx and a torch.export program with --program, which run without this package.
+Writes a folder with the deployed network, which load_deployed of hybridprune.deploy reads, and a report of what was
+done to it; an ONNX model with --onnx and a torch.export program with --program, which run without this package.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ CHECKED_IMAGES = 256
 def main(argv: Sequence[str]) -> None:
     """The command."""
     arguments = _parser().parse_args(argv)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch {arguments.batch_size}: must be at least 1")
     harden = _harden(arguments)
     for flag, suffix in (("onnx", ".onnx"), ("program", ".pt2")):
         _check_writable(f"--{flag}", getattr(arguments, flag), suffix)
@@ -156,10 +158,12 @@ def _parser() -> argparse.ArgumentParser:
         "only and branch, else any number is gathered (default: %(default)s)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the network (default: RUN/deployed)")
-    parser.add_argument("--onnx", metavar="FILE", type=Path, help="also write an ONNX model, checked with ONNX Runtime")
-    parser.add_argument("--program", metavar="FILE", type=Path, help="also write a torch.export program (.pt2)")
+    parser.add_argument("--onnx", metavar="FILE", type=Path, help="also an ONNX model (.onnx), checked by ONNX Runtime")
+    parser.add_argument("--program", metavar="FILE", type=Path, help="also a torch.export program (.pt2)")
     hardening = parser.add_argument_group("hardening (changes decisions; measured on the validation images)")
-    hardening.add_argument("--harden", action="store_true", help="take decisions that are always the same for good")
+    hardening.add_argument(
+        "--harden", action="store_true", help="take decisions that are always the same once and for all"
+    )
     hardening.add_argument("--never", type=float, help="remove blocks that at most this share executes (default: 0)")
     hardening.add_argument("--always", type=float, help="remove gates that at least this share passes (default: 1)")
     hardening.add_argument(
@@ -168,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     hardening.add_argument(
         "--keep_state",
         action="store_true",
-        help="let removed recurrent gates feed the state of those behind, so that no other decision changes",
+        help="let removed recurrent gates feed the state of those behind, whose decisions then change less",
     )
     return parser
 

@@ -7,9 +7,9 @@ The file holds one object, or a list of them (one for each batch size)::
        "predicted_speedup": 1.0, "realised_speedup": 1.0}, ...]}
 
 ``network`` is ``dense`` (the unpruned ancestor, every block executed), ``sp``, ``prune`` or ``rl`` (the run itself, or
-its ancestor of that stage) or ``deployed`` (the run as deployed); others stand in the page's table only. ``form`` is
-``eager``, ``compiled``, ``onnx``, ... Speed-ups are over the dense network of the same form; null where there is none.
-``threads`` and ``hardware`` may be missing; other keys are ignored.
+its ancestor of that stage), ``deployed`` (the run as deployed) or ``dense deployed``; others stand in the page's table
+only. ``form`` is ``eager``, ``compiled``, ``onnx``, ... Speed-ups are over the dense network of the same form; null
+where there is none. ``threads`` and ``hardware`` may be missing; other keys are ignored.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hybridprune.errors import UserError
 from hybridprune.report.rows import Row, Stat
-from hybridprune.report.speed import DEPLOYED, Setting, Speed, of_row, shown
+from hybridprune.report.speed import Setting, Speed, of_row, shown
 
 CONVENTION = (
     "FLOPs = 2 x MACs of convolution and linear layers, rotations included. "
@@ -35,11 +35,11 @@ COLUMNS = (
 LEFT = ("Row", "Network", "Dataset")
 LATENCY = (
     "Latency: median ms of a batch and, in brackets, the realised speed-up over the dense network in the same form, "
-    "over the runs that were measured. Eager: the network of the row's accuracy in PyTorch. Deployed: its fastest form "
-    "but int8; where there are gates, they decide."
+    "over the runs that were measured. Eager: the network of the row's accuracy in PyTorch. Deployed: the same after "
+    "deployment, in its fastest form but int8."
 )
 RAW_LATENCY = (
-    "Latency: own is the network of the row's accuracy, deployed the one that is shipped; form, batch size; runs "
+    "Latency: own is the network of the row's accuracy, deployed the same after deployment; form, batch size; runs "
     "measured (n), median ms of a batch, realised speed-up over the dense network in the same form."
 )
 LATEX_ESCAPES = str.maketrans(
@@ -88,7 +88,7 @@ def table(rows: Sequence[Row]) -> Table:
     body = []
     for row, found in zip(rows, speeds, strict=True):
         numbers = [_text(row.stats[figure], factor, decimals) for _, figure, factor, decimals in COLUMNS]
-        times = [_speed_text(found[each], row) if each in found else "" for each in settings]
+        times = [_speed_text(found[each], each, row) if each in found else "" for each in settings]
         seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
         body.append([title(row), row.network, row.dataset, *numbers, *times, seeds])
     return Table(head, "l" * len(LEFT) + "r" * (len(head) - len(LEFT)), body, _note(places, LATENCY))
@@ -117,9 +117,9 @@ def _note(places: Sequence[str], latency: str) -> str:
     return f"{CONVENTION} {latency} Measured in different places, which are not averaged: {listed}."
 
 
-def _speed_text(speed: Speed, row: Row) -> str:
+def _speed_text(speed: Speed, setting: Setting, row: Row) -> str:
     more = [] if speed.realised_speedup is None else [f"{_text(speed.realised_speedup, 1, 2)}x"]
-    if speed.network == DEPLOYED:
+    if setting.deployed:
         more.append(speed.form)
     if speed.runs < len(row.runs):
         more.append(f"n = {speed.runs}")
@@ -167,13 +167,13 @@ def _records(rows: Sequence[Row]) -> tuple[list[dict[str, object]], str]:
     Latencies: ``own_`` or ``deployed_``, the form, ``_b`` and the batch size and, of several places, ``_at`` and which.
     """
     speeds = [of_row(row) for row in rows]
-    places = _places(speed.place for each in speeds for speed in each)
+    places = _places(speed.place for each in speeds for _, speed in each)
 
-    def name(speed: Speed) -> str:
+    def name(deployed: bool, speed: Speed) -> str:
         at = f"_at{places.index(speed.place) + 1}" if len(places) > 1 else ""
-        return f"{DEPLOYED if speed.network == DEPLOYED else 'own'}_{speed.form}_b{speed.batch}{at}"
+        return f"{'deployed' if deployed else 'own'}_{speed.form}_b{speed.batch}{at}"
 
-    records = [_raw(row, {name(speed): speed for speed in each}) for row, each in zip(rows, speeds, strict=True)]
+    records = [_raw(row, {name(*each): each[1] for each in found}) for row, found in zip(rows, speeds, strict=True)]
     keys = dict.fromkeys(key for record in records for key in record)
     return [{key: record.get(key) for key in keys} for record in records], _note(places, RAW_LATENCY)
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from hybridprune.report.bench import Measurement
 from hybridprune.report.rows import Row, Stat
 
-DEPLOYED = "deployed"
 OTHER_ACCURACY = ("int8",)
 """Forms that are not shown in the place of the network whose accuracy stands beside them."""
 
@@ -75,11 +74,17 @@ class Setting:
     """The deployed network; else the one that the row's accuracy is of, in PyTorch."""
 
 
-def of_row(row: Row) -> list[Speed]:
-    """The speeds of the row's own network (of stage 1: with every block executed) and of the deployed one."""
+def deployed_name(stage: str) -> str:
+    """The deployed network whose accuracy a row of ``stage`` has: that of stage 1 is read with every block executed."""
+    return "dense deployed" if stage == "sp" else "deployed"
+
+
+def of_row(row: Row) -> list[tuple[bool, Speed]]:
+    """The speeds of the network that the row's accuracy is of, and whether it is deployed."""
     stage = row.lineage[-1][0]
-    own = "dense" if stage == "sp" else stage
-    return [speed for speed in average(run.bench for run in row.runs) if speed.network in (own, DEPLOYED)]
+    deployed = {("dense" if stage == "sp" else stage): False, deployed_name(stage): True}
+    speeds = average(run.bench for run in row.runs)
+    return [(deployed[speed.network], speed) for speed in speeds if speed.network in deployed]
 
 
 def shown(row: Row) -> dict[Setting, Speed]:
@@ -88,8 +93,7 @@ def shown(row: Row) -> dict[Setting, Speed]:
     Of the forms, those of most runs count, and none that costs accuracy.
     """
     found: dict[Setting, Speed] = {}
-    for speed in of_row(row):
-        deployed = speed.network == DEPLOYED
+    for deployed, speed in of_row(row):
         if speed.form in OTHER_ACCURACY if deployed else speed.form != "eager":
             continue
         setting = Setting(speed.batch, speed.place, deployed)

@@ -10,6 +10,8 @@ import pytest
 
 from hybridprune.bench import FILE, markdown, rows
 from hybridprune.measure.latency import Latency
+from hybridprune.report import collect
+from hybridprune.report.speed import shown
 from tests.cli.cases import folder_of, run_here
 
 ONCE = ("--rounds", "1", "--threads", "1")
@@ -54,6 +56,9 @@ def test_a_run_is_timed_beside_its_ancestors(stage: str, networks: list[str], re
     assert [row["network"] for row in table["rows"]] == networks
     assert (table["batch"], table["device"], table["threads"]) == (3, "cpu", 1)
     assert done.stdout.count("\n| ") == 1 + 1 + len(networks)
+    (row,) = [row for row in collect(results) if row.lineage[-1][0] == stage]
+    reported = {setting.deployed: speed for setting, speed in shown(row).items()}
+    assert set(reported) == {False, True} and all(speed.batch == 3 for speed in reported.values())
     by_name = {row["network"]: row for row in table["rows"]}
     result = json.loads((run / "result.json").read_text())
     assert by_name["dense"]["macs"] == by_name["dense deployed"]["macs"] == result["dense"]["macs"]

@@ -79,7 +79,7 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--batch", "0"), ("--batch", "0")),
+        (("--batch", "0"), ("--batch 0",)),
         (("--never", "0.1"), ("--never", "--harden")),
         (("--keep_state",), ("--keep_state", "--harden")),
         (("--harden", "--never", "2"), ("--never 2.0", "0 to 1")),

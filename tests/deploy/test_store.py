@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import hybridprune
 from hybridprune.deploy import Deployed, DeployedNetwork, Harden, deploy, load_deployed, save_deployed
 from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
@@ -95,3 +97,8 @@ def test_broken_steps(tmp_path: Path) -> None:
         _edit(tmp_path, {"steps": steps})
         with pytest.raises(UserError, match=r"deploy\.json: not a deployed network"):
             load_deployed(tmp_path)
+
+
+def test_deploy_is_the_function_and_its_package_can_be_imported_from() -> None:
+    assert hybridprune.deploy is deploy
+    assert importlib.import_module("hybridprune.deploy").load_deployed is load_deployed

@@ -146,7 +146,7 @@ def test_without_measurements_nothing_is_said_of_latency(rows: list[Row]) -> Non
 
 
 def test_other_threads_and_hardware_are_columns_of_their_own(timed: Path) -> None:
-    write_bench(timed / "c" / "sp-0", {("deployed", "eager"): 10.0}, threads=1)
+    write_bench(timed / "c" / "sp-0", {("dense deployed", "eager"): 10.0}, threads=1)
     (timed / "a" / "rl-2" / "bench.json").unlink()
     write_bench(timed / "a" / "rl-2", {("deployed", "onnx"): 1.0}, hardware={"name": "EPYC"})
     text = render(collect(timed), "markdown")

@@ -44,13 +44,17 @@ def row(folder: Path, stage: str) -> Row:
     return found
 
 
-@pytest.mark.parametrize(("stage", "own"), [("sp", "dense"), ("prune", "prune"), ("rl", "rl")])
-def test_own_is_the_network_whose_accuracy_the_row_has(tmp_path: Path, stage: str, own: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "own", "deployed"),
+    [("sp", "dense", "dense deployed"), ("prune", "prune", "deployed"), ("rl", "rl", "deployed")],
+)
+def test_shown_is_the_network_whose_accuracy_the_row_has(tmp_path: Path, stage: str, own: str, deployed: str) -> None:
     run = write(tmp_path / "run", result(stage, "r")).parent
-    times = {(name, "eager"): float(i) for i, name in enumerate(("dense", "sp", "prune", "rl", "dense deployed"), 1)}
+    names = ("dense", "sp", "prune", "rl", "dense deployed", "deployed")
+    times = {(name, "eager"): float(i) for i, name in enumerate(names, start=1)}
     write_bench(run, times)
-    found = shown(row(tmp_path, stage))
-    assert list(found) == [EAGER] and found[EAGER].median_ms.mean == times[own, "eager"]
+    found = {setting: speed.median_ms.mean for setting, speed in shown(row(tmp_path, stage)).items()}
+    assert found == {EAGER: times[own, "eager"], DEPLOYED: times[deployed, "eager"]}
 
 
 def test_the_deployed_network_is_shown_in_its_fastest_form_of_equal_accuracy(tmp_path: Path) -> None:

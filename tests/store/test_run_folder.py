@@ -228,7 +228,7 @@ def test_a_torn_last_line_is_dropped(torn: str, tmp_path: Path) -> None:
     assert metrics(run) == [(0, 0), (0, 1)]
 
 
-@pytest.mark.parametrize("end", ['{"phase": 0, "epo', "3\n", '{"phase": 0}}\n', "\udcff"])
+@pytest.mark.parametrize("end", ['{"phase": 0, "epo', '3\n{"phase": 0, "epoch": 1}\n', '{"phase": 0}}\n', "\udcff"])
 def test_records_up_to_a_torn_line_are_read_and_kept_to_the_byte(end: str, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.read_metrics() == []

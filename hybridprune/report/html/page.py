@@ -17,7 +17,7 @@ from hybridprune.report.html import pareto
 from hybridprune.report.html.details import Detail, Options, detail
 from hybridprune.report.html.pareto import Point
 from hybridprune.report.rows import Key, Row, figures
-from hybridprune.report.speed import DEPLOYED, Speed, average
+from hybridprune.report.speed import Speed, average, deployed_name
 from hybridprune.version import __version__
 
 MOST_CARDS = 6
@@ -155,8 +155,9 @@ def _latency_points(rows: Numbered, speeds: Sequence[tuple[int, Speed]]) -> Iter
     number_of = {row.lineage[-1]: number for number, row in rows}
     latencies: dict[tuple[int, bool], list[float]] = defaultdict(list)
     for row_number, speed in speeds:
-        deployed = speed.network == DEPLOYED
-        meant = row_number if deployed else _meant(by_number[row_number].lineage, speed.network, number_of)
+        lineage = by_number[row_number].lineage
+        deployed = speed.network == deployed_name(lineage[-1][0])
+        meant = row_number if deployed else _meant(lineage, speed.network, number_of)
         if meant is not None:
             latencies[meant, deployed].append(speed.median_ms.mean)
     for (number, deployed), values in sorted(latencies.items()):

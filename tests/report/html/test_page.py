@@ -118,7 +118,9 @@ def test_latencies_are_columns_and_plots(tmp_path: Path) -> None:
         {"network": name, "form": form, "median_ms": ms, "images_per_second": 32000 / ms, "predicted_speedup": 2.5,
          "realised_speedup": 10 / ms}
         for form in ("eager", "onnx")
-        for name, ms in (("dense", 10.0), ("prune", 6.0), ("rl", 5.0), ("deployed", 4.0), ("unheard-of", 3.0))
+        for name, ms in (
+            ("dense", 10.0), ("sp", 9.0), ("prune", 6.0), ("rl", 5.0), ("deployed", 4.0), ("unheard-of", 3.0)
+        )
     ]  # fmt: skip
     (tmp_path / "a" / "rl-0" / "bench.json").write_text(json.dumps({"batch": 32, "device": "gpu x", "rows": rows}))
     page = page_of(tmp_path)
