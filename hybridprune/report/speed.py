@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from hybridprune.report.bench import Measurement
 from hybridprune.report.rows import Row, Stat
 
+EXPORTED = ("onnx", "int8")
+"""Forms in which the dense network is the deployed one: exporters fold BatchNorm, and that is all there is to do."""
 OTHER_ACCURACY = ("int8",)
 """Forms that are not shown in the place of the network whose accuracy stands beside them."""
 
@@ -82,9 +84,13 @@ def deployed_name(stage: str) -> str:
 def of_row(row: Row) -> list[tuple[bool, Speed]]:
     """The speeds of the network that the row's accuracy is of, and whether it is deployed."""
     stage = row.lineage[-1][0]
-    deployed = {("dense" if stage == "sp" else stage): False, deployed_name(stage): True}
-    speeds = average(run.bench for run in row.runs)
-    return [(deployed[speed.network], speed) for speed in speeds if speed.network in deployed]
+    own, deployed = "dense" if stage == "sp" else stage, deployed_name(stage)
+    found = []
+    for speed in average(run.bench for run in row.runs):
+        if speed.network in (own, deployed):
+            exported = own == "dense" and speed.form in EXPORTED
+            found.append((exported or speed.network == deployed, speed))
+    return found
 
 
 def shown(row: Row) -> dict[Setting, Speed]:

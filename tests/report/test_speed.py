@@ -57,6 +57,13 @@ def test_shown_is_the_network_whose_accuracy_the_row_has(tmp_path: Path, stage: 
     assert found == {EAGER: times[own, "eager"], DEPLOYED: times[deployed, "eager"]}
 
 
+def test_the_dense_network_is_deployed_by_exporting_it(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", result("sp", "r")).parent
+    write_bench(run, {("dense", "eager"): 9.0, ("dense", "onnx"): 2.0, ("dense deployed", "eager"): 4.0})
+    found = {setting: (speed.form, speed.median_ms.mean) for setting, speed in shown(row(tmp_path, "sp")).items()}
+    assert found == {EAGER: ("eager", 9.0), DEPLOYED: ("onnx", 2.0)}
+
+
 def test_the_deployed_network_is_shown_in_its_fastest_form_of_equal_accuracy(tmp_path: Path) -> None:
     run = write(tmp_path / "run", result("rl", "r")).parent
     times = {("deployed", "eager"): 4.0, ("deployed", "onnx"): 3.0, ("deployed", "int8"): 1.0, ("rl", "onnx"): 0.5}
