@@ -232,6 +232,12 @@ class CutOptions:
     exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
     normalize: bool = option(False, "scale each layer's scores to sum 1 before they are compared")
     allow_increase: bool = option(False, "let a layer's parameters grow where that saves FLOPs")
+    rank_multiple: int = option(
+        1,
+        "ranks are multiples of this (direction methods): what processors compute in units of, e.g. 8, which makes the "
+        "same FLOPs faster",
+        low=1,
+    )
     decomp_method: str = option(
         "usual",
         "usual (the leading directions) or tucker (the best subspaces of those ranks, by orthogonal iteration)",

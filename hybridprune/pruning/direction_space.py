@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,9 +33,12 @@ class DirectionCell:
     """``[out directions + 1, in directions + 1]``"""
     allow_increase: bool
     """Whether the layer's parameters may grow."""
+    multiple: int = 1
+    """Ranks are multiples of it; what is kept is rounded up, at most to all that there is."""
 
     def ranks(self, kept: tuple[int, ...]) -> Ranks:
         """The cheapest form that keeps at least these directions; an uncut layer keeps the form it has."""
+        kept = tuple(self._rounded(k, full) for k, full in zip(kept, self.full, strict=True))
         if kept == self.full:
             return self.form
         wanted = Ranks(
@@ -56,7 +60,8 @@ class DirectionCell:
         """What ``ranks`` makes of all numbers of directions, as far as it costs less than the layer does now."""
         now = Cost(self.shape.macs(self.form), self.shape.params(self.form))
         (full_in, full_out), (least_in, least_out) = self.full, self.least
-        grid = torch.meshgrid(torch.arange(least_in, full_in + 1), torch.arange(least_out, full_out + 1), indexing="ij")
+        sides = (self._steps(least_in, full_in), self._steps(least_out, full_out))
+        grid = torch.meshgrid(*sides, indexing="ij")
         kept = grid[0].flatten(), grid[1].flatten()
         forms: list[Choices] = []
         for rotate_in, rotate_out in itertools.product((False, True), repeat=2):
@@ -74,6 +79,13 @@ class DirectionCell:
         best = table.at((cheapest, torch.arange(len(cheapest))))
         cut = (best.kept_in < full_in) | (best.kept_out < full_out)
         return Choices.joined([Choices.single(self.full, now), best.at(cut & (best.macs < now.macs))])
+
+    def _rounded(self, kept: int, full: int) -> int:
+        return min(math.ceil(kept / self.multiple) * self.multiple, full)
+
+    def _steps(self, least: int, full: int) -> Tensor:
+        """The numbers of directions that one side may keep."""
+        return torch.tensor(sorted({self._rounded(kept, full) for kept in range(least, full + 1)}))
 
 
 @dataclass(frozen=True)
@@ -114,10 +126,12 @@ def direction_space(
     limit: float,
     normalize: bool,
     allow_increase: bool,
+    multiple: int = 1,
 ) -> Space:
     """The space of all directions; ``whole`` is the present network's cost.
 
     No side loses more than the share ``limit`` of its channels. ``normalize`` scales each layer's scores to sum 1.
+    Ranks are multiples of ``multiple``, or all.
     """
     sets: list[UnitSet] = []
     cells: list[DirectionCell] = []
@@ -142,6 +156,7 @@ def direction_space(
                 least=least,
                 losses=decomposition.losses() * scale,
                 allow_increase=allow_increase,
+                multiple=multiple,
             )
         )
         sets.append(UnitSet(f"{layer.name}:in", decomposition.in_scores * scale, least[0]))

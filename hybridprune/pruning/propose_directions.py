@@ -48,6 +48,7 @@ def propose_directions(
         limit=options.prune_ratio_limit,
         normalize=options.normalize,
         allow_increase=options.allow_increase,
+        multiple=options.rank_multiple,
     )
 
     def ranks(kept: Sequence[int]) -> dict[str, Ranks]:

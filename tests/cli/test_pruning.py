@@ -26,6 +26,7 @@ KEYS = [
     ("--ma", "0.9"),
     ("--normalize",),
     ("--allow_increase",),
+    ("--rank_multiple", "4"),
     ("--regularization", "0.001"),
     ("--decomp_method", "tucker"),
     ("--allocation", "importance"),

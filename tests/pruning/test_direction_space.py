@@ -38,24 +38,28 @@ SHAPES = [
 ]
 
 
-def cell_of(shape: ConvShape, form: Ranks, allow_increase: bool = False, limit: float = 0.9) -> DirectionCell:
+def cell_of(
+    shape: ConvShape, form: Ranks, allow_increase: bool = False, limit: float = 0.9, multiple: int = 1
+) -> DirectionCell:
     layer = toy_layer("a", shape, form)
     rank_in, rank_out = layer.directions
     assert rank_in is not None and rank_out is not None
     decomposition = valued(random_importance(rank_out, rank_in, source(0)))
     whole = Cost(shape.macs(form), shape.params(form))
-    space = space_of([layer], {"a": decomposition}, whole, limit=limit, allow_increase=allow_increase)
+    options = {"limit": limit, "allow_increase": allow_increase, "multiple": multiple}
+    space = space_of([layer], {"a": decomposition}, whole, **options)
     assert space.other == Cost(0, 0) and space.cost(space.everything()) == whole
     return cells(space)[0]
 
 
+@pytest.mark.parametrize("multiple", [1, 3])
 @pytest.mark.parametrize("allow_increase", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_choices_are_all_that_the_ranks_can_make_of_a_layer(
-    shape: ConvShape, form: Ranks, allow_increase: bool
+    shape: ConvShape, form: Ranks, allow_increase: bool, multiple: int
 ) -> None:
-    cell = cell_of(shape, form, allow_increase)
+    cell = cell_of(shape, form, allow_increase, multiple=multiple)
     now = cell.cost(cell.full)
     choices = cell.choices()
     found = set()
@@ -92,6 +96,21 @@ def test_the_ranks_keep_what_they_should_in_the_cheapest_form(shape: ConvShape, 
             assert ranks in every and cell.cost(kept) == Cost(shape.macs(ranks), shape.params(ranks))
             assert shape.macs(ranks) == min(allowed)
             assert ranks.rank_in != shape.in_channels and ranks.rank_out != shape.out_channels
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranks_are_rounded_up_to_multiples_or_to_all(shape: ConvShape, form: Ranks) -> None:
+    plain, cell = cell_of(shape, form), cell_of(shape, form, multiple=3)
+    assert cell.ranks(cell.full) == form
+    sides = [range(least, full + 1) for least, full in zip(cell.least, cell.full, strict=True)]
+    for kept in itertools.product(*sides):
+        up = tuple(
+            next(k for k in range(number, full + 1) if k % 3 == 0 or k == full)
+            for number, full in zip(kept, cell.full, strict=True)
+        )
+        assert cell.ranks(kept) == plain.ranks(up)
+        assert cell.cost(kept) == plain.cost(up)
 
 
 def test_relaxed_macs_see_every_removal() -> None:

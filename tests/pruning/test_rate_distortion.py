@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hybridprune.pruning import greedy, rate_distortion
 from hybridprune.pruning.direction_space import Choices
 from hybridprune.pruning.forms import ConvShape
 from hybridprune.pruning.rate_distortion import cut_at_budget, cut_at_ratio
-from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space
+from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space, pick
 from tests.pruning.cases import cells, expected_loss, random_importance, random_space, source, toy_space
 
 FACTORED = (
@@ -114,6 +115,20 @@ def test_a_budget_is_hit_within_one_percent(kind: str, share: float) -> None:
     budget = share * space.cost(space.everything())[side]
     spent = space.cost(cut_at_budget(space, Budget(**{kind: budget})))[side]
     assert 0.99 * budget <= spent <= budget
+
+
+@pytest.mark.parametrize("cut", [cut_at_budget, partial(greedy.cut_at_budget, order=greedy.importance)])
+def test_ranks_in_multiples_meet_a_budget(cut: Callable[[Space, Budget], list[int]]) -> None:
+    space = random_space(depth=20, width=16, multiple=8)
+    whole = space.cost(space.everything()).macs
+    kept = cut(space, Budget(macs=0.5 * whole))
+    assert 0.97 * 0.5 * whole <= space.cost(kept).macs <= 0.5 * whole
+    cut_layers = 0
+    for cell in cells(space):
+        for rank, full in zip(cell.ranks(pick(cell, kept)), cell.full, strict=True):
+            assert rank is None or rank % 8 == 0 or rank == full
+            cut_layers += rank is not None
+    assert cut_layers > 5
 
 
 @pytest.mark.parametrize("edits", [(), FACTORED])
