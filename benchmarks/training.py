@@ -149,7 +149,7 @@ def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int,
     cost = count(net, SIZE)
     if options is None:
         return Supervised.of(cost, 0.02, device)
-    terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step), device)
+    terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step, device), device)
     if options.estimator == "gumbel":
         return GumbelRouting(terms, images=images, seed=0)
     return PolicyGradient(net, terms, images=images, seed=0)
