@@ -23,7 +23,7 @@ def blend(skipped: Tensor, executed: Tensor, decision: Tensor) -> Tensor:
 
 
 class Blend(torch.autograd.Function):
-    """lerp with a backward pass that holds fewer tensors at once; may be differentiated twice and mapped over (torch.func)."""
+    """lerp with a backward pass that holds fewer tensors at once; works twice, and under torch.func."""
 
     generate_vmap_rule = True
 
