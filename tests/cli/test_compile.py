@@ -40,9 +40,9 @@ def test_a_compiled_stage_trains_what_it_trains_without(name: str, results: Path
     assert "left out" not in messages
     assert len(list(Path("kernels").rglob("*.so"))) > 10, "more than the probe's"
     assert len(compiled) == len(plain) > 1
-    for one, other in zip(compiled, plain, strict=True):
+    for one, other in zip(compiled[1:], plain[1:], strict=True):  # nothing is trained before the first
         for quantity in ("train_loss", "validation_loss"):
-            assert one.get(quantity) == pytest.approx(other.get(quantity), rel=1e-2), (one["epoch"], quantity)
+            assert one[quantity] == pytest.approx(other[quantity], rel=1e-3), (one["epoch"], quantity)
 
 
 def test_without_a_compiler_a_stage_trains_all_the_same(results: Path) -> None:
