@@ -134,7 +134,8 @@ def test_exporters_and_plain_evaluation_see_lerp(monkeypatch: pytest.MonkeyPatch
         def forward(self, skipped: Tensor, executed: Tensor, decision: Tensor) -> Tensor:
             return blend(skipped, executed, decision)
 
-    inputs = (*(each.detach() for each in ends()), torch.tensor(SOFT))
+    skipped, executed = (each.detach() for each in ends())
+    inputs = skipped, executed, torch.tensor(SOFT)
     program = torch.export.export(Blends(), inputs)
     targets = [str(node.target) for node in program.graph.nodes]
     assert "aten.lerp.Tensor" in targets and not any("autograd" in target for target in targets)
@@ -149,10 +150,14 @@ def test_exporters_and_plain_evaluation_see_lerp(monkeypatch: pytest.MonkeyPatch
     assert applied
 
 
-def test_dynamo_finds_no_break() -> None:
-    explained = torch.compile(blend, backend="aot_eager", fullgraph=True)
+def test_compilers_see_lerp_without_a_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    def applied(*args: Tensor) -> Tensor:
+        raise AssertionError("compiled without need")
+
+    monkeypatch.setattr(Blend, "apply", applied)
+    compiled = torch.compile(blend, backend="aot_eager", fullgraph=True)
     inputs = (*ends(), torch.tensor(SOFT, dtype=torch.float64, requires_grad=True))
-    output = explained(*inputs)
+    output = compiled(*inputs)
     assert torch.equal(output, lerp(*inputs))
     expected = torch.autograd.grad(lerp(*inputs).square().sum(), inputs)
     torch.testing.assert_close(torch.autograd.grad(output.square().sum(), inputs), expected)
