@@ -221,7 +221,7 @@ class Bench:
         if options.gate_start == "subset":
             subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
             print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
-        price = Price(first_price, budget / cost.backbone_macs, options.price_step)
+        price = Price(first_price, budget / cost.backbone_macs, options.price_step, device)
         torch.manual_seed(stream_seed(self.seed, "routing"))
         terms = RoutingTerms.of(cost, options, price, device)
         objective = (
@@ -254,7 +254,7 @@ class Bench:
             **line,
             "validation": max(before, after),
             "recalibrated": after > before,
-            "price": price.value,
+            "price": float(price.value),
             "decisions": pack(found.decisions.flatten().numpy()),
             "distinct_routes": len(torch.unique(found.decisions, dim=0)),
             "replayed": replayed.accuracy,

@@ -2,11 +2,13 @@
 
     python -m benchmarks.training [--widths 16 64] [--batch 128] [--threads N] [--precision fp32] [--compile]
 
-*bare* is a plain loop: random images, the same gated network, loss, backward pass and optimiser, no data, no logging.
-In stage 3 it makes the rollouts that the estimator needs. *stage / bare* is images per second of the stage's own loop
-over those of the bare loop. *data* is the time of the augmented batches alone, *logging and loop* what else the stage
-takes; *gates* and *blending* are parts of the bare loop: its time with gates that decide nothing over the backbone's
-alone, and its time over that. All loops take turns in one process; shares are of the stage's time, medians of rounds.
+*bare* is a plain loop: random images, the same gated network (compiled or not, as the stage's), loss, backward pass and
+optimiser, no data, no logging. In stage 3 it makes the rollouts that the estimator needs. *stage / bare* is images per
+second of the stage's own loop over those of the bare loop. *data* is the time of the augmented batches alone, *logging
+and loop* what else the stage takes. The rest are parts of the bare loop, by loops that leave something out: *gates* is
+the time with gates that decide nothing over the backbone's alone, *blending* that of the routed network over that, and
+*objective* that of the bare loop over the routed network with plain cross-entropy: rollouts, above all. All loops take
+turns in one process; shares are of the stage's time, medians of rounds.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from hybridprune.data import Batch, LabelledImages, TrainBatches
 from hybridprune.engine.fit import DTYPES, Fit, Progress, Validation
 from hybridprune.engine.objective import Objective, Supervised
 from hybridprune.measure.cost import count
+from hybridprune.models.gates import Decide, greedy, straight_through
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
@@ -43,6 +46,7 @@ STAGES: Mapping[str, tuple[bool, RoutingOptions | None]] = {
     "2": (True, None),
     "3, counterfactual": (True, RoutingOptions(rl_warmup=0.0)),
     "3, self-critical": (True, RoutingOptions(rl_warmup=0.0, baseline="self_critical")),
+    "3, counterfactual, BatchNorm trained": (True, RoutingOptions(rl_warmup=0.0, batchnorm="trained")),
     "3, gumbel": (True, RoutingOptions(estimator="gumbel")),
 }
 """Is the network statically pruned, and how its gates learn (None: supervised)."""
@@ -101,7 +105,7 @@ class Loops:
                     gate_grad_norm=1.0 if frozen_norms else None,
                     train_mode=nn.Module.eval if frozen_norms else nn.Module.train,
                 )
-                return fit(Progress(), None).seconds
+                return fit(Progress(), None).seconds  # an epoch ends with reading its losses
 
         return run
 
@@ -122,8 +126,14 @@ class Loops:
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
+            self.wait()
 
         return run
+
+    def wait(self) -> None:
+        """Until the device has done all it was given: a clock of the host says nothing before."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 class Undecided(nn.Module):
@@ -144,12 +154,22 @@ class Undecided(nn.Module):
         return net.finish(state), torch.stack(logits, 1)
 
 
+def decided_in(options: RoutingOptions | None) -> Decide:
+    """How gates decide in a stage: with a gradient unless it estimates one."""
+    return greedy if options is not None and options.estimator == "reinforce" else straight_through
+
+
+def compiles(options: RoutingOptions | None) -> bool:
+    """Whether the stage takes ``--compile``."""
+    return options is None or options.estimator == "gumbel" or options.batchnorm == "trained"
+
+
 def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int, device: torch.device) -> Objective:
     """What the stage minimises."""
     cost = count(net, SIZE)
     if options is None:
         return Supervised.of(cost, 0.02, device)
-    terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step), device)
+    terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step, device), device)
     if options.estimator == "gumbel":
         return GumbelRouting(terms, images=images, seed=0)
     return PolicyGradient(net, terms, images=images, seed=0)
@@ -160,7 +180,8 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
     pruned, options = STAGES[stage]
     frozen = options is not None and options.batchnorm == "frozen"
     images = loops.batch * loops.steps
-    staged, bare, asked, alone = (network(width, pruned).to(loops.device) for _ in range(4))
+    torch.compiler.reset()  # one network after the other would reach the limit of recompilations
+    staged, bare, routed, asked, alone = (network(width, pruned).to(loops.device) for _ in range(5))
     seconds: list[float] = []
     epoch = loops.stage(staged, objective_of(staged, options, images, loops.device), frozen, folder)
     bare_objective = objective_of(bare, options, images, loops.device)
@@ -169,17 +190,27 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
     def cross_entropy(forward: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(forward(batch.images).float(), batch.labels)
 
+    def plain(forward: nn.Module, batch: Batch) -> Tensor:
+        found = forward(batch.images, decide=decided_in(options))
+        return F.cross_entropy(found.logits.float(), batch.labels) + 0 * found.gate_logits.sum()
+
     def undecided(forward: nn.Module, batch: Batch) -> Tensor:
         logits, gates = forward(batch.images)
         return F.cross_entropy(logits.float(), batch.labels) + 0 * gates.sum()
+
+    def drawn() -> None:
+        for _ in data.epoch(0):
+            pass
+        loops.wait()
 
     found = median_seconds(
         {
             "stage": lambda: seconds.append(epoch()),
             "bare": loops.bare(bare, lambda forward, batch: bare_objective(forward, batch, 0.0)[0], frozen),
+            "routed": loops.bare(routed, plain, frozen),
             "undecided": loops.bare(Undecided(asked), undecided, frozen),
             "backbone": loops.bare(alone.backbone, cross_entropy, frozen),
-            "data": lambda: [None for _ in data.epoch(0)],
+            "data": drawn,
         },
         rounds,
     )
@@ -188,7 +219,8 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
         "data": found["data"],
         "logging and loop": own - found["bare"] - found["data"],
         "gates": found["undecided"] - found["backbone"],
-        "blending": found["bare"] - found["undecided"],
+        "blending": found["routed"] - found["undecided"],
+        "objective": found["bare"] - found["routed"],
     }
     shown = " | ".join(f"{100 * value / own:.1f}" for value in shares.values())
     return f"| {width} | {stage} | {images / own:.0f} | {found['bare'] / own:.3f} | {shown} |"
@@ -197,7 +229,7 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="default: all; with --compile those that take it")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4, help="of a loop's turn")
     parser.add_argument("--rounds", type=int, default=7)
@@ -209,12 +241,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device = torch.device(arguments.device)
+    possible = [stage for stage, (_, options) in STAGES.items() if compiles(options) or not arguments.compile]
+    stages = arguments.stages or possible
+    if refused := sorted(set(stages) - set(possible)):
+        parser.error(f"--compile: rollouts have no pass to compile; leave out of --stages: {', '.join(refused)}")
     loops = Loops(arguments.batch, arguments.steps, arguments.precision, arguments.compile, device)
-    print("| Width | Stage | Images/s | stage / bare | data % | logging and loop % | gates % | blending % |")
-    print("| --: | :-- | --: | --: | --: | --: | --: | --: |")
+    shares = ("data", "logging and loop", "gates", "blending", "objective")
+    print("| Width | Stage | Images/s | stage / bare | " + " | ".join(f"{name} %" for name in shares) + " |")
+    print("| --: | :-- |" + " --: |" * (2 + len(shares)))
     with tempfile.TemporaryDirectory() as folder:
         for width in arguments.widths:
-            for stage in arguments.stages:
+            for stage in stages:
                 print(measure(loops, width, stage, arguments.rounds, Path(folder)), flush=True)
 
 

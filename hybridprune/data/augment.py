@@ -32,10 +32,29 @@ def normalise(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """``(images / 255 - mean) / std`` per channel: uint8 ``[B, C, H, W]`` to ``dtype``, ``memory_format``."""
-    assert len(mean) == len(std) == images.shape[1], (len(mean), len(std), images.shape)
+    return scaled(images, *scale_and_shift(mean, std, images.device), memory_format, dtype)
+
+
+def scale_and_shift(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What normalising multiplies bytes by and then adds, fp32 ``[1, C, 1, 1]`` each.
+
+    To be made once: the way to a GPU makes the host wait.
+    """
+    assert len(mean) == len(std), (len(mean), len(std))
     centre = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
     spread = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
-    scale = (1 / (255 * spread)).to(images.device, torch.float32)
-    shift = (-centre / spread).to(images.device, torch.float32)
+    # fp32 before it is sent: MPS has no float64.
+    return (1 / (255 * spread)).float().to(device), (-centre / spread).float().to(device)
+
+
+def scaled(
+    images: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``images scale + shift``: uint8 ``[B, C, H, W]`` to ``dtype``, ``memory_format``."""
+    assert scale.shape == shift.shape == (1, images.shape[1], 1, 1), (scale.shape, shift.shape, images.shape)
     # The layout is changed last: as float32 that copy is several times faster than as uint8.
     return images.to(torch.float32).mul_(scale).add_(shift).to(dtype).contiguous(memory_format=memory_format)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybridprune.data.augment import crop_flip, normalise
+from hybridprune.data.augment import crop_flip, scale_and_shift, scaled
 from hybridprune.data.dataset import LabelledImages
 
 
@@ -94,7 +94,7 @@ class TrainBatches:
         self._flip = flip
         self.seed = seed
         self._rank, self._processes = rank, processes
-        self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
+        self._output = _Output.of(torch.device(device), mean, std, channels_last)
 
     def __len__(self) -> int:
         return len(batch_sizes(len(self._ids), self._batch_size))
@@ -139,7 +139,7 @@ class EvalBatches:
         self.share = Share.of(len(ids), rank, processes)
         """Which of the images are this process's."""
         self._batches = ids[self.share.start : self.share.stop].split(batch_size)
-        self._output = _Output(torch.device(device), mean, std, _memory_format(channels_last))
+        self._output = _Output.of(torch.device(device), mean, std, channels_last)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -160,9 +160,14 @@ class _Output:
     """Where batches go and in which form."""
 
     device: torch.device
-    mean: Sequence[float]
-    std: Sequence[float]
+    scale: Tensor
+    shift: Tensor
     memory_format: torch.memory_format
+
+    @staticmethod
+    def of(device: torch.device, mean: Sequence[float], std: Sequence[float], channels_last: bool) -> _Output:
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        return _Output(device, *scale_and_shift(mean, std, device), memory_format)
 
     def send(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda":
@@ -170,12 +175,8 @@ class _Output:
         return tensor.to(self.device)
 
     def batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Share | None = None) -> Batch:
-        floats = normalise(images, self.mean, self.std, self.memory_format)
+        floats = scaled(images, self.scale, self.shift, self.memory_format)
         return Batch(floats, self.send(labels), self.send(index), share)
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _mix(seed: int, epoch: int) -> int:

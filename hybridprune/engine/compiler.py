@@ -17,8 +17,8 @@ def compiled(net: nn.Module, device: torch.device) -> Any:
     try:
         torch.compile(_probe)(torch.ones(8, device=device))
     except Exception as error:  # whatever the back end raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if is_first():
+            reason = _first_sentence(str(error)) or type(error).__name__
             tqdm.write(f"warning: --compile is left out, torch.compile does not work here: {reason}", file=sys.stderr)
         return net
     return torch.compile(net)
@@ -26,3 +26,9 @@ def compiled(net: nn.Module, device: torch.device) -> Any:
 
 def _probe(x: Tensor) -> Tensor:
     return (x + 1).relu().sum()
+
+
+def _first_sentence(message: str) -> str:
+    """The first line; and the next one as well where it only announces that."""
+    lines = message.strip().splitlines()[:2]
+    return " ".join(lines if lines and lines[0].endswith(":") else lines[:1])

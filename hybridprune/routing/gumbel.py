@@ -38,7 +38,7 @@ class GumbelRouting:
         price, share = self._terms.price, batch_mean(self._terms.flops_share(routed.decisions), batch.weight)
         loss = self._terms.backbone_loss(cross_entropy.mean(), routed.logits, batch)
         if price.target is None:
-            loss = loss + price.value * share
+            loss = loss + price.value.to(share.dtype) * share
         else:
             loss = loss + TARGET_WEIGHT * (share - price.target).square()
         loss = loss + gate_bounds(routed.gate_logits.sigmoid(), batch, self._terms.options, passes)

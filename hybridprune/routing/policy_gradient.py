@@ -71,9 +71,8 @@ class PolicyGradient:
             episode, reward, advantage = self._explore(batch, uniform)
             logits, cross_entropy = episode.logits, episode.cross_entropy.mean()
         share = self._terms.flops_share(greedy(episode.gate_logits.detach()))
-        # Only where it moves: reading the share makes the host wait for the device.
-        if self._weight(passes) > 0 and not self._price.held:
-            self._price.spend(float(batch_mean(share, batch.weight)))
+        if self._weight(passes) > 0 and not self._price.held:  # processes need not agree on it where it stays
+            self._price.spend(batch_mean(share, batch.weight))
         gates = policy_loss(episode.log_probs, advantage)
         if self._options.entropy_bonus > 0:
             gates = gates - self._options.entropy_bonus * entropy(episode.execute)
@@ -84,7 +83,7 @@ class PolicyGradient:
         )
         metrics = route_metrics(logits, batch, cross_entropy, episode.actions, share)
         metrics |= {"return": reward[:, 0].mean(), "advantage": advantage.abs().mean()}
-        metrics["price"] = torch.tensor(self._price.value, device=loss.device)
+        metrics["price"] = self._price.value
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,7 +146,8 @@ class PolicyGradient:
         episode = self._rollout(batch, choose_flipping(drawn))
         reward = self._returns(episode)
         advantage = torch.zeros_like(reward)
-        gain, chosen = reward[explored], F.one_hot(drawn[explored], gates).to(reward.dtype)
+        # Not one_hot: it may read the largest number first.
+        gain, chosen = reward[explored], (drawn[explored, None] == torch.arange(gates, device=drawn.device)).to(reward)
         if len(explored) > 0:
             others = Batch(batch.images[explored], batch.labels[explored], batch.index[explored])
             gain = gain - self._greedy_returns(others)

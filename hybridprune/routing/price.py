@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import torch
+from torch import Tensor
 
 TOLERANCE = 0.02
 """Largest relative distance of the expected FLOPs from a budget that counts as met."""
@@ -23,37 +25,47 @@ class Price:
     validation is within 2 % of the target.
     """
 
-    def __init__(self, value: float, target: float | None, step: float) -> None:
+    def __init__(self, value: float, target: float | None, step: float, device: torch.device) -> None:
+        """Start at ``value``. The price lives on ``device``, so that a step of training need not wait to read it."""
         assert target is None or (value > 0 and target > 0)
         self.target = target
         self.held = target is None
         self._step = step
-        self._base = value
-        self._excess = 0.0
+        # MPS has no float64.
+        options: dict[str, Any] = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+        self._base = torch.tensor(value, **options)
+        self._excess = torch.tensor(0.0, **options)
         self._tried = False
 
     @property
-    def value(self) -> float:
-        """The price now."""
-        return self._base * math.exp(DAMPING * self._excess)
+    def value(self) -> Tensor:
+        """The price now (0-d)."""
+        return self._base * (DAMPING * self._excess).exp()
 
-    def spend(self, share: float) -> None:
-        """A batch's routes cost this share of the network's FLOPs."""
+    def spend(self, share: Tensor) -> None:
+        """A batch's routes cost this share (0-d, on the price's device) of the network's FLOPs."""
+        assert share.ndim == 0, share.shape
         if not self.held and self.target is not None:
-            excess = max(-1.0, min(1.0, share / self.target - 1))
+            excess = (share.detach().to(self._base.dtype) / self.target - 1).clamp(-1, 1)
             # From 0, not from the first excess: the price starts where it was set.
             self._tried = True
             self._excess = MOMENTUM * self._excess + (1 - MOMENTUM) * excess
-            self._base *= math.exp(self._step * excess)
+            self._base = self._base * (self._step * excess).exp()
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
-        return {"base": self._base, "excess": self._excess, "held": self.held, "tried": self._tried}
+        return {
+            "base": float(self._base),
+            "excess": float(self._excess),
+            "held": self.held,
+            "tried": self._tried,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
-        self._base, self._excess, self.held = state["base"], state["excess"], state["held"]
-        self._tried = state["tried"]
+        self._base = torch.full_like(self._base, state["base"])
+        self._excess = torch.full_like(self._excess, state["excess"])
+        self.held, self._tried = state["held"], state["tried"]
 
     def validated(self, share: float) -> None:
         """Routes cost this share on the validation split. Before any training that says nothing of the price."""

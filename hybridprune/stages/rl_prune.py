@@ -112,7 +112,8 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         assert budget is not None
         subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
         say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks, alpha from {first_price:.3f}")
-    price = Price(first_price, None if budget is None else budget / cost.backbone_macs, options.price_step)
+    target = None if budget is None else budget / cost.backbone_macs
+    price = Price(first_price, target, options.price_step, device)
     score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
 
     def validate(candidate: GatedNetwork) -> Validation:

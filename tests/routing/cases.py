@@ -42,7 +42,7 @@ def objective(
     cost = count(net, SIZE)
     options = {"rl_warmup": 0.0, **options}
     resolved = RoutingOptions(**options)
-    price = Price(resolved.reward_scale, resolved.target_flops, resolved.price_step)
+    price = Price(resolved.reward_scale, resolved.target_flops, resolved.price_step, torch.device("cpu"))
     terms = RoutingTerms.of(cost, resolved, price, torch.device("cpu"), distillation)
     return PolicyGradient(net, terms, images=images, seed=seed)
 

@@ -23,7 +23,7 @@ def gumbel(
     net: GatedNetwork, target: float | None = None, distillation: Distillation | None = None, **options: Any
 ) -> GumbelRouting:
     resolved = RoutingOptions(estimator="gumbel", **options)
-    price = Price(resolved.reward_scale, target, resolved.price_step)
+    price = Price(resolved.reward_scale, target, resolved.price_step, torch.device("cpu"))
     terms = RoutingTerms.of(count(net, SIZE), resolved, price, torch.device("cpu"), distillation)
     return GumbelRouting(terms, images=500, seed=0)
 

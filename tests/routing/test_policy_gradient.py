@@ -443,9 +443,9 @@ def test_distillation_takes_its_share_of_the_cross_entropy(baseline: str) -> Non
 def test_the_price_waits_for_the_warm_up_and_while_the_budget_is_held() -> None:
     net = three_gates()
     batch = batch_of(torch.arange(8), *labelled(8))
-    price = Price(0.5, 0.1, 0.1)
-    options = RoutingOptions(epochs=10, rl_warmup=0.2, target_flops=0.1)
     cpu = torch.device("cpu")
+    price = Price(0.5, 0.1, 0.1, cpu)
+    options = RoutingOptions(epochs=10, rl_warmup=0.2, target_flops=0.1)
     sampled = PolicyGradient(net, RoutingTerms.of(count(net, SIZE), options, price, cpu), images=8, seed=0)
     prices = [float(sampled(net, batch, epoch)[1]["price"]) for epoch in range(4)]
     assert prices[:2] == [0.5, 0.5] and 0.5 < prices[2] < prices[3]

@@ -38,7 +38,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def objective(net: GatedNetwork, options: RoutingOptions) -> Objective:
-    price = Price(0.5, 0.6, options.price_step)
+    price = Price(0.5, 0.6, options.price_step, torch.device("cpu"))
     distillation = Distillation.of(three_gates(1), 0.3, 2.0)
     terms = RoutingTerms.of(count(net, SIZE), options, price, torch.device("cpu"), distillation)
     if options.estimator == "gumbel":

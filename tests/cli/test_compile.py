@@ -1,0 +1,53 @@
+"""``--compile`` for real: the stages train what they train without it, and go on where there is no compiler."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cases import run_cli
+from tests.cli.cases import DIGITS, OWN, SCRIPTS, folder_of
+
+pytestmark = pytest.mark.full
+
+STAGES = {
+    "supervised": ("sp", "--gate_noise", "1"),
+    "pruned": ("prune", "--kd_weight", "0.5"),
+    "gumbel": ("rl", "--estimator", "gumbel", "--epochs", "1"),
+    "rollouts": ("rl", "--batchnorm", "trained", "--rl_warmup", "0", "--epochs", "1"),
+}
+
+
+def train(which: str, name: str, *flags: str, **env: str) -> tuple[list[dict[str, Any]], str]:
+    """The lines of metrics and the messages of a run called ``name`` in a process of its own."""
+    options = (*DIGITS, *OWN[which], *flags, "--result_dir", "results", "--exp_name", name)
+    done = run_cli(SCRIPTS[which], *options, cwd=Path.cwd(), env=env)
+    assert done.returncode == 0, done.stderr
+    lines = (folder_of(Path("results"), which, name) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("name", STAGES)
+def test_a_compiled_stage_trains_what_it_trains_without(name: str, results: Path) -> None:
+    which, *flags = STAGES[name]
+    plain, _ = train(which, "plain", *flags)
+    compiled, messages = train(which, "compiled", *flags, "--compile", TORCHINDUCTOR_CACHE_DIR="kernels")
+    assert "left out" not in messages
+    assert len(list(Path("kernels").rglob("*.so"))) > 10, "more than the probe's"
+    assert len(compiled) == len(plain) > 1
+    for one, other in zip(compiled[1:], plain[1:], strict=True):  # nothing is trained before the first
+        for quantity in ("train_loss", "validation_loss"):
+            assert one[quantity] == pytest.approx(other[quantity], rel=1e-3), (one["epoch"], quantity)
+
+
+def test_without_a_compiler_a_stage_trains_all_the_same(results: Path) -> None:
+    plain, _ = train("sp", "plain")
+    alone, messages = train("sp", "alone", "--compile", PATH="", CXX="", TORCHINDUCTOR_CACHE_DIR="kernels")
+    (line,) = [line for line in messages.splitlines() if "--compile" in line]
+    assert line.startswith("warning: --compile is left out") and "ompiler" in line
+    assert [line["validation_loss"] for line in alone] == [line["validation_loss"] for line in plain]
