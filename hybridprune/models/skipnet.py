@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.backbone import Backbone, ResidualBlock
-from hybridprune.models.blend import blend
 from hybridprune.models.gates import GATES, Decide, Hidden, greedy, straight_through
 
 Mode = Literal["masked", "executed"]
@@ -95,7 +94,9 @@ class GatedNetwork(nn.Module):
         block = self.block(state.blocks_done)
         if mode == "masked":
             skipped = block.skip(x)
-            features = blend(skipped, block.execute(x, skipped), decision)
+            executed = block.execute(x, skipped)
+            # lerp is one kernel and exact at 0 and 1.
+            features = torch.lerp(skipped, executed, decision.to(x.dtype).view(-1, 1, 1, 1))
         else:
             features = execute_chosen(block, x, decision)
         return RoutingState(features, state.blocks_done + 1)
