@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from hybridprune.stages.common import say
 from hybridprune.stages.finished import FinishedRun, Parser
 from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
-from hybridprune.store.run_folder import RunFolder
 
 FILE = "bench.json"
 FORMS = ("eager", "compiled", "onnx")
@@ -249,10 +247,9 @@ def lineage(run: FinishedRun) -> list[tuple[str, GatedNetwork, bool]]:
     UserError if an ancestor is gone.
     """
     found: list[tuple[str, GatedNetwork, bool]] = []
-    folder, result = run.run, run.run.read_json("result.json")
-    net = run.net
+    folder, net = run.run, run.net
     while True:
-        stage, parent = result["stage"], result["parent"]
+        stage, parent = folder.read_json("result.json")["stage"], folder.parent()
         if stage == "rl" or (parent is None and net is run.net and net.num_gates):
             found.append((stage, net, True))
         if parent is None:
@@ -260,10 +257,7 @@ def lineage(run: FinishedRun) -> list[tuple[str, GatedNetwork, bool]]:
             return found[::-1]
         if stage != "rl":
             found.append((stage, net, False))
-        folder = RunFolder(Path(parent["path"]))
-        if not folder.finished:
-            raise UserError(f"{folder.path}: the parent of {run.run.path} is gone; restore it to compare with it")
-        net, result = folder.load_network()[0].to(run.device).eval(), folder.read_json("result.json")
+        folder, net = parent, parent.load_network()[0].to(run.device).eval()
 
 
 def rows(

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -217,12 +216,9 @@ def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float
 
 def _dense(parent: Parent) -> GatedNetwork:
     """The network of stage 1 that the parent descends from; UserError if its run is gone."""
-    run, result = parent.run, parent.result
-    while result["parent"] is not None:
-        run = RunFolder(Path(result["parent"]["path"]))
-        if not run.finished:
-            raise UserError(f"--kd_weight: the dense network's run {run.path} is gone; restore it, or distil nothing")
-        result = run.read_json("result.json")
+    run = parent.run
+    while (above := run.parent()) is not None:
+        run = above
     return run.load_network()[0]
 
 

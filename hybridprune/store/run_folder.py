@@ -99,6 +99,21 @@ class RunFolder:
         """Whether the run came to its end."""
         return (self.path / "result.json").is_file()
 
+    def parent(self) -> RunFolder | None:
+        """The finished run that this one started from, None for stage 1: where it lay or, results moved, beside it.
+
+        Raises:
+            UserError: if it is gone, or another run lies there now.
+        """
+        record = self.read_json("result.json")["parent"]
+        if record is None:
+            return None
+        place = Path(record["path"])
+        for folder in (RunFolder(place), RunFolder(self.path.resolve().parent / place.name)):
+            if folder.finished and folder.read_json("result.json")["run_id"] == record["run_id"]:
+                return folder
+        raise UserError(f"{place}: the parent of {self.path} is gone; restore it there or beside {self.path.name}")
+
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the folder's JSON files; UserError when it is missing or broken."""
         path = self.path / name

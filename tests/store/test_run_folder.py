@@ -252,3 +252,29 @@ def test_rewinding_before_the_first_line(tmp_path: Path) -> None:
 def test_specification_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SPEC.stage = "rl"  # type: ignore[misc]
+
+
+# --- parents ---
+
+
+def finished(path: Path, run_id: str, parent: dict[str, Any] | None) -> RunFolder:
+    run = make_run(path)
+    run.write_json("result.json", {"run_id": run_id, "parent": parent})
+    return run
+
+
+def test_the_parent_is_found_where_it_lay_and_beside_a_run_that_was_moved(tmp_path: Path) -> None:
+    eldest = finished(tmp_path / "results" / "first", "1", None)
+    child = finished(tmp_path / "results" / "second", "2", {"path": str(eldest.path), "run_id": "1"})
+    assert eldest.parent() is None
+    assert child.parent() == eldest
+    moved = (tmp_path / "results").rename(tmp_path / "elsewhere")
+    found = RunFolder(moved / "second").parent()
+    assert found is not None and found.path.samefile(moved / "first")
+
+
+def test_another_run_in_the_parents_place_is_not_taken_for_it(tmp_path: Path) -> None:
+    finished(tmp_path / "first", "3", None)
+    child = finished(tmp_path / "second", "2", {"path": str(tmp_path / "first"), "run_id": "1"})
+    with pytest.raises(UserError, match=r"first: the parent of .*second is gone; restore it there or beside second"):
+        child.parent()
