@@ -19,7 +19,6 @@ class InPieces(nn.Module):
 
     def __init__(self, module: nn.Module, piece: int) -> None:
         super().__init__()
-        assert piece > 0
         self.module = module
         self.piece = piece
         self.train(module.training)
@@ -32,6 +31,7 @@ class InPieces(nn.Module):
 
 def in_pieces(module: nn.Module, piece: int | None) -> nn.Module:
     """A module that runs ``module``, of the same weights, on at most ``piece`` images at a time; None: on all."""
+    assert piece is None or (isinstance(piece, int) and piece > 0), piece
     if isinstance(module, DeployedNetwork):
         module = copy.copy(module)
         module.piece = piece

@@ -48,14 +48,14 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
         spec = RunSpec.from_json(record["run"])
         module, expected = _rebuilt(spec, record["report"]), record["model_sha256"]
+        runs = in_pieces(module, record["report"].get("piece"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise UserError(f"{path}: not a deployed network ({error}); export the run again") from error
     weights = Path(folder) / "model.safetensors"
     load_weights(module, weights)
     if sha256(weights) != expected:  # of another export that was stopped before its end
         raise UserError(f"{weights}: is not the file that {path} describes; export the run again")
-    module = in_pieces(module, record["report"].get("piece"))
-    return module.requires_grad_(False).to(device).eval(), spec
+    return runs.requires_grad_(False).to(device).eval(), spec
 
 
 @torch.no_grad()
