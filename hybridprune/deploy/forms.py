@@ -19,7 +19,7 @@ from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored,
 
 Layer = nn.Conv2d | nn.Linear
 DENSE = form_name((None, None))
-PRODUCTS = ", products"
+PRODUCTS = " with products"
 """How the names of forms end whose 1x1 convolutions are matrix products."""
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hybridprune.deploy import DeployedNetwork, deploy, load_deployed, save_deployed
-from hybridprune.deploy.onnx import compare, onnx_bytes
 from hybridprune.deploy.pieces import InPieces, in_one, in_pieces, piece_sizes
 from hybridprune.deploy.program import export_program
 from hybridprune.errors import UserError
@@ -99,8 +98,6 @@ def test_static_networks_are_wrapped_stored_and_exported(tmp_path: Path) -> None
     loaded, _ = load_deployed(tmp_path)
     assert isinstance(loaded, InPieces) and loaded.piece == 16
     assert torch.equal(loaded(images), deployed.module(images))
-    content = onnx_bytes(deployed.module, images)
-    assert compare(content, deployed.module, [images, images[:3]]).good
     assert_close(export_program(deployed.module, images).module()(images), deployed.module(images))
     record = json.loads((tmp_path / "deploy.json").read_text())
     for piece in (0, "16"):
@@ -130,10 +127,10 @@ class Together(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(12, track_running_stats=False), nn.Linear(12, 5)
+        self.norm, self.linear = nn.BatchNorm2d(3, track_running_stats=False), nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x.flatten(1)))
+        return self.linear(self.norm(x).flatten(1))
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -21,7 +23,7 @@ from tests.cases import random_images
 from tests.deploy.cases import SPECS, assert_close, built, preferring, told
 from tests.deploy.test_store import SIZE, run_of
 
-FORMS = ("two-sided, products", "input-sided, products", "output-sided, products", "dense, products")
+FORMS = ("two-sided with products", "input-sided with products", "output-sided with products", "dense with products")
 FORMATS = [torch.channels_last, torch.contiguous_format]
 
 
@@ -88,16 +90,23 @@ def images_of(batch: int, format: torch.memory_format = torch.channels_last, siz
     return random_images(batch, size).to(memory_format=format)
 
 
-@pytest.mark.parametrize("name", ["resnet, factored", "preresnet, bottleneck, factored", "resnet", "vgg, factored"])
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *itertools.product(("resnet, factored", "preresnet, bottleneck, factored"), FORMS),
+        ("resnet", "dense with products"),
+        ("vgg, factored", "output-sided with products"),
+    ],
+)
 @torch.no_grad()
 def test_deployed_with_products(name: str, batch: int, form: str) -> None:
     net, images = built(SPECS[name]), images_of(batch)
-    time = told(lambda arms: next((a for a in (form, "dense, products", "blend") if a in arms), arms[0]))
+    time = told(lambda arms: next((a for a in (form, "dense with products", "blend") if a in arms), arms[0]))
     module, report = deploy(net, images, time=time)
-    products = [each for each in module.modules() if isinstance(each, PointwiseProduct)]
-    assert products and all(choice.chosen == form for choice in report.forms.values() if form in choice.latencies)
+    assert products_of(module) and all(
+        choice.chosen == form for choice in report.forms.values() if form in choice.latencies
+    )
     # All that there were: nothing that could be a product is none, but in forms that were not preferred.
     others = [n for n, each in module.named_modules() if is_product(each) and "products" in form]
     kept = [n for n, each in module.named_modules() if isinstance(each, FactoredLayer)]
@@ -117,32 +126,46 @@ def test_products_are_not_offered_to_other_formats_and_counted_alike() -> None:
     plain = deploy(net, images_of(2, torch.contiguous_format), rates=rates, time=preferring("two-sided")).report
     assert all("products" not in each for choice in plain.forms.values() for each in choice.latencies)
     assert "backbone.blocks.4.projection.0" not in plain.forms
-    time = preferring("two-sided, products", "dense, products")
+    time = preferring("two-sided with products", "dense with products")
     report = deploy(net, images_of(2), rates=rates, time=time).report
-    assert report.forms["backbone.blocks.2.projection.0"].chosen == "two-sided, products"
+    assert report.forms["backbone.blocks.2.projection.0"].chosen == "two-sided with products"
     assert report.macs_before == count(net, SIZE).expected_macs(rates)
     assert (report.macs_after, report.params_after) == (plain.macs_after, plain.params_after)
 
 
-@pytest.mark.parametrize("name", ["preresnet, bottleneck, factored", "vgg, factored"])
+@pytest.mark.parametrize("name", ["pyramidnet, factored", "vgg, factored"])
 @torch.no_grad()
-def test_scalings_are_folded_into_products_and_all_of_it_is_stored_and_exported(name: str, tmp_path: Path) -> None:
+def test_scalings_are_folded_into_products_and_all_of_it_is_stored(name: str, tmp_path: Path) -> None:
     net, images = built(SPECS[name]), images_of(4)
     deployed = deploy(net, images, time=preferring(*FORMS))
-    if name.startswith("preresnet"):
+    if name.startswith("pyramidnet"):
         into = [deployed.module.get_submodule(_step(each)) for each in deployed.report.folded_inputs.values()]
         assert any(isinstance(each, PointwiseProduct) for each in into)
     save_deployed(deployed, run_of(SPECS[name]), tmp_path)
     loaded, _ = load_deployed(tmp_path)
     assert torch.equal(loaded(images), deployed.module(images))
-    assert sum(isinstance(each, PointwiseProduct) for each in loaded.modules()) == sum(
-        isinstance(each, PointwiseProduct) for each in deployed.module.modules()
-    )
-    found = compare(onnx_bytes(deployed.module, images), deployed.module, [images.contiguous()])
+    assert products_of(loaded) == products_of(deployed.module) != []
+
+
+@pytest.mark.parametrize("name", ["vgg, factored", pytest.param("pyramidnet, factored", marks=pytest.mark.full)])
+@torch.no_grad()
+def test_exporters_get_convolutions(name: str) -> None:
+    images = images_of(4)
+    module = deploy(built(SPECS[name]), images, time=preferring(*FORMS)).module
+    products = products_of(module)
+    content = onnx_bytes(module, images)
+    found = compare(content, module, [images.contiguous()])
     assert found.good and found.difference < 1e-4, found
-    output = export_program(deployed.module, images).module()(images.contiguous())
-    assert_close(output[0] if isinstance(output, tuple) else output, deployed.module(images))
-    assert any(isinstance(each, PointwiseProduct) for each in deployed.module.modules()), "exporting changes nothing"
+    operators = {node.op_type for node in onnx.load_from_string(content).graph.node}
+    assert "Conv" in operators and "MatMul" not in operators
+    program = export_program(module, images).module()
+    output = program(images.contiguous())
+    assert_close(output[0] if isinstance(output, tuple) else output, module(images))
+    assert products_of(module) == products != [], "exporting changes nothing"
+
+
+def products_of(module: nn.Module) -> list[str]:
+    return [name for name, each in module.named_modules() if isinstance(each, PointwiseProduct)]
 
 
 def _step(name: str) -> str:
