@@ -11,28 +11,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hybridprune.data import Batch
-from hybridprune.deploy.actions import choose_actions
-from hybridprune.deploy.choice import Choice
 from hybridprune.deploy.cost import expected_macs
-from hybridprune.deploy.fold import fold_inputs, fold_scalings
-from hybridprune.deploy.forms import choose_forms
-from hybridprune.deploy.harden import Harden, fix_certain, fix_dear
+from hybridprune.deploy.fold import fold_scalings
+from hybridprune.deploy.forms import recomposed
+from hybridprune.deploy.harden import Harden
 from hybridprune.deploy.network import DeployedNetwork
+from hybridprune.deploy.pieces import in_one
 from hybridprune.deploy.report import DeployReport
 from hybridprune.deploy.validate import Validated, evaluate_module
-from hybridprune.errors import RunFailed, UserError
+from hybridprune.deploy.whole import Assembly, all_of
+from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.skipnet import GatedNetwork
-
-TOLERANCE = 1e-3
-"""How far rounding may change logits, relative to the largest."""
 
 
 class Deployed(NamedTuple):
     """A network for inference and what was done to get it."""
 
     module: nn.Module
-    """Images ``[B, 3, H, W]`` to logits; a `DeployedNetwork` where there are gates."""
+    """Images ``[B, 3, H, W]`` to logits; a `DeployedNetwork` where there are gates, else `InPieces` where these pay."""
     report: DeployReport
 
 
@@ -49,9 +46,10 @@ def deploy(
 ) -> Deployed:
     """A copy of ``model`` that computes the same, faster; ``model`` itself is not changed.
 
-    BatchNorm is folded into the layers before it (or behind, where they do not pad), each factored layer takes the
-    form that is fastest on ``device``, each gated block is gathered or blended, whichever is faster, and recurrent
-    gates become two matrix products. Only ``harden`` changes decisions.
+    BatchNorm is folded into the layers before it (or behind, where they do not pad), each factored layer and each 1x1
+    convolution takes the form that is fastest on ``device`` (unless the whole network is faster with dense layers),
+    large batches are run in pieces, each gated block is gathered or blended, whichever is faster, and recurrent gates
+    become two matrix products. Only ``harden`` changes decisions.
 
     Args:
         model: a gated network or any other module of images (one tensor of logits).
@@ -88,75 +86,45 @@ def deploy(
         module = module.backbone
     macs_before, params_before = expected_macs(module, images[:1], expected), _parameters(module)
 
-    logits = _all_of(module, images)
-    folded, forms, folded_inputs = _fold_and_form(module, images, expected, time)
-    _check_same(logits, _all_of(module, images))
-    blocks: dict[str, Choice] = {}
-    fixed: dict[str, str] = {}
-    if isinstance(module, GatedNetwork):
-        module = DeployedNetwork(module)
-        if harden is not None:
-            assert before is not None
-            fixed = fix_certain(module, before.block_rates, harden, images[:1])
-            expected = _rates(module, validation if rates is None else None, expected)
-        blocks = choose_actions(module, images, expected, time, or_run=harden is not None and harden.unprofitable)
-        if harden is not None:
-            fixed |= fix_dear(module, blocks, harden, images[:1])
-            expected = _rates(module, validation if rates is None else None, expected)
-    after = None if validation is None else evaluate_module(module, validation)
+    logits = all_of(module, images)
+    folded = fold_scalings(module, lambda: all_of(module, images[:1]))
+    assembly = Assembly(module, images, logits, harden, () if before is None else before.block_rates, time)
+    # What is certain and the pieces first, since forms and actions are timed on the images that will come together.
+    plain = assembly.assemble(recomposed(module))[0]
+    if harden is not None:
+        expected = _rates(plain, validation if rates is None else None, expected)
+    piece, pieces = assembly.choose_piece(plain, expected)
+    found, whole = assembly.fastest(expected, piece)
+    if harden is not None:
+        expected = _rates(found.module, validation if rates is None else None, expected)
+    after = None if validation is None else evaluate_module(found.module, validation)
+    inner = in_one(found.module)
     report = DeployReport(
         batch=len(images),
         device=str(device),
+        piece=piece,
+        pieces=pieces,
+        whole=whole,
         folded=folded,
-        folded_inputs=folded_inputs,
-        kept=tuple(name for name, each in module.named_modules() if isinstance(each, _BatchNorm)),
-        forms=forms,
-        blocks=blocks,
-        fixed=fixed,
-        steps=module.records() if isinstance(module, DeployedNetwork) else (),
+        folded_inputs=found.folded_inputs,
+        kept=tuple(name for name, each in inner.named_modules() if isinstance(each, _BatchNorm)),
+        forms=found.forms,
+        blocks=found.blocks,
+        fixed=found.fixed,
+        steps=inner.records() if isinstance(inner, DeployedNetwork) else (),
         rates=tuple(expected),
         validated=None if before is None or after is None else Validated.of(before, after),
         macs_before=macs_before,
-        macs_after=expected_macs(module, images[:1], expected),
+        macs_after=expected_macs(inner, images[:1], expected),
         params_before=params_before,
-        params_after=_parameters(module),
+        params_after=_parameters(inner),
     )
-    return Deployed(module.requires_grad_(False), report)
+    return Deployed(found.module.requires_grad_(False), report)
 
 
-def _fold_and_form(
-    module: nn.Module, images: Tensor, rates: Sequence[float], time: Stopwatch
-) -> tuple[dict[str, str], dict[str, Choice], dict[str, str]]:
-    """Fold what can be folded and choose forms, in place; what was done."""
-    rate_of = {f"backbone.blocks.{i}": rate for i, rate in enumerate(rates, start=1)}
-    folded = fold_scalings(module, lambda: _all_of(module, images[:1]))
-    forms = choose_forms(
-        module,
-        lambda: _all_of(module, images),
-        lambda name: rate_of.get(".".join(name.split(".")[:3]), 1.0),
-        time,
-    )
-    # Now, since a shift before a rotation keeps it from being multiplied into a core that pads.
-    return folded, forms, fold_inputs(module, lambda: _all_of(module, images[:1]))
-
-
-def _check_same(before: Tensor, after: Tensor) -> None:
-    difference = float((after - before).abs().max() / before.abs().max().clamp_min(torch.finfo(before.dtype).tiny))
-    if not difference <= TOLERANCE:  # nor if it is not a number
-        raise RunFailed(
-            f"deploying: folding changes the logits by {difference:.1e} (relative); this network can't be deployed"
-        )
-
-
-def _all_of(module: nn.Module, images: Tensor) -> Tensor:
-    """Run every layer, gates and all blocks included."""
-    if isinstance(module, GatedNetwork):
-        return module(images, torch.ones(len(images), module.num_gates, device=images.device), "masked").logits
-    return module(images)
-
-
-def _rates(net: DeployedNetwork, validation: Iterable[Batch] | None, expected: Sequence[float]) -> list[float]:
+def _rates(net: nn.Module, validation: Iterable[Batch] | None, expected: Sequence[float]) -> list[float]:
     """Execution rates on the validation images; without them, as ``expected`` but where a decision is fixed."""
+    assert isinstance(net, DeployedNetwork)
     if validation is not None:
         return evaluate_module(net, validation).block_rates
     fixed = {"run": 1.0, "skip": 0.0}

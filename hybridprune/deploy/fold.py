@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hybridprune.deploy.pointwise import PointwiseProduct
 from hybridprune.models.factored import replace_module
 from hybridprune.models.shakedrop import ShakeDrop
 
@@ -124,7 +125,7 @@ class _Trace(TorchDispatchMode):
 
 def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, bool]]:
     """(scaling, layer, whether the layer comes first) of what can be folded."""
-    modules = {name: m for name, m in model.named_modules() if _is_plain_layer(m) or isinstance(m, Scaling)}
+    modules = {name: m for name, m in model.named_modules() if is_plain_layer(m) or isinstance(m, Scaling)}
     owners: dict[int, int] = defaultdict(int)  # tied weights cannot be changed for one of their owners
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -155,9 +156,11 @@ def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, 
     return pairs
 
 
-def _is_plain_layer(module: nn.Module) -> bool:
+def is_plain_layer(module: nn.Module) -> bool:
     """Whether it computes with the weight that it holds: no subclass, parametrization or pre-hook makes another one."""
-    return type(module) in (nn.Conv2d, nn.Linear) and "weight" in dict(module.named_parameters(recurse=False))
+    return type(module) in (nn.Conv2d, nn.Linear, PointwiseProduct) and "weight" in dict(
+        module.named_parameters(recurse=False)
+    )
 
 
 def _is_constant(module: nn.Module) -> bool:
@@ -210,6 +213,11 @@ def fold_into(model: nn.Module, name: str, layer_name: str, behind: bool) -> Non
         layer.bias = nn.Parameter(bias.to(layer.weight))
     else:
         layer.bias.copy_(bias)
-    for each, module in list(model.named_modules(remove_duplicate=False)):  # it may be registered under several names
-        if module is scaling:
-            replace_module(model, each, nn.Identity())
+    replace_everywhere(model, scaling, nn.Identity())
+
+
+def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in the place of a submodule, under all the names by which it is registered."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            replace_module(model, name, new)

@@ -1,8 +1,9 @@
-"""The forms of a factored layer, which all compute the same, and the fastest of them by the clock."""
+"""The forms of a factored layer or a 1x1 convolution, which all compute the same, and the fastest by the clock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -11,18 +12,47 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.deploy.choice import Choice
+from hybridprune.deploy.fold import is_plain_layer, replace_everywhere
+from hybridprune.deploy.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name, replace_module
 
 Layer = nn.Conv2d | nn.Linear
+DENSE = form_name((None, None))
+PRODUCTS = " with products"
+"""How the names of forms end whose 1x1 convolutions are matrix products."""
 
 
 @torch.no_grad()
-def forms_of(layer: FactoredLayer) -> dict[str, nn.Module]:
-    """Every form that the layer can take without loss, its own one (the layer itself) first.
+def forms_of(layer: nn.Module) -> dict[str, nn.Module]:
+    """Every form that a factored layer or a 1x1 convolution can take without loss, its own one (itself) first.
 
-    A rotation that is left out is multiplied into the core, in double precision.
+    A rotation that is left out is multiplied into the core, in double precision. Then the same forms once more, those
+    that have 1x1 convolutions, with matrix products in their place.
     """
+    assert isinstance(layer, FactoredLayer) or is_product(layer), type(layer)
+    forms = _factorings(layer) if isinstance(layer, FactoredLayer) else {DENSE: layer}
+    products = {f"{name}{PRODUCTS}": _with_products(each) for name, each in forms.items()}
+    return forms | {name: each for name, each in products.items() if each is not None}
+
+
+def _with_products(layer: nn.Module) -> nn.Module | None:
+    """``layer``, of the same weights, with its 1x1 convolutions as matrix products; None if it has none."""
+    if is_product(layer):
+        assert isinstance(layer, nn.Conv2d)
+        return PointwiseProduct(layer)
+    convolutions = {name: each for name, each in layer.named_children() if is_product(each)}
+    if not convolutions:
+        return None
+    share = {id(parameter): parameter for parameter in layer.parameters()}
+    copied = copy.deepcopy(layer, share)
+    for name, each in convolutions.items():
+        assert isinstance(each, nn.Conv2d)
+        replace_module(copied, name, PointwiseProduct(each))
+    return copied
+
+
+def _factorings(layer: FactoredLayer) -> dict[str, nn.Module]:
     rank_in, rank_out = form(layer)
     forms: dict[str, nn.Module] = {form_name((rank_in, rank_out)): layer}
     if isinstance(layer.rotate_in, Layer) and layer.rotate_in.bias is not None:
@@ -103,31 +133,54 @@ def _outline(layer: FactoredLayer, bias: bool) -> Layer:
 def choose_forms(
     model: nn.Module, run: Callable[[], object], rate_of: Callable[[str], float], time: Stopwatch
 ) -> dict[str, Choice]:
-    """Give each factored layer of ``model`` the form that is fastest on the input that reaches it in ``run``.
+    """The form in which each layer of ``model`` is fastest on the input that reaches it in ``run``; none is changed.
 
-    Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are left alone.
+    The layers are the factored ones and the 1x1 convolutions, where they are not computed with in other ways. Of the
+    batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are left alone.
     """
     choices: dict[str, Choice] = {}
-    chosen: dict[str, nn.Module] = {}
 
-    def hook(name: str, layer: FactoredLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def choose(_: nn.Module, args: tuple[Any, ...]) -> None:
             if name in choices:
                 return
             x = args[0][: max(1, round(rate_of(name) * len(args[0])))]
             forms = forms_of(layer)
+            if not has_channels_last(x):
+                forms = {each: module for each, module in forms.items() if not each.endswith(PRODUCTS)}
+            if isinstance(layer, nn.Conv2d) and len(forms) == 1:
+                return
             # Not called as modules: that would come back to this hook.
             latencies = time({each: partial(module.forward, x) for each, module in forms.items()})
-            choices[name] = choice = Choice.fastest(latencies, before=form_name(form(layer)))
-            chosen[name] = forms[choice.chosen]
+            choices[name] = Choice.fastest(latencies, before=next(iter(forms)))
 
         return choose
 
+    inside: set[nn.Module] = set()
     with ExitStack() as stack:
         for name, layer in model.named_modules():
             if isinstance(layer, FactoredLayer):
-                stack.enter_context(layer.register_forward_pre_hook(hook(name, layer)))
+                inside.update(layer.children())
+            elif layer in inside or not (is_product(layer) and is_plain_layer(layer)):
+                continue
+            stack.enter_context(layer.register_forward_pre_hook(hook(name, layer)))
         run()
-    for name, layer in chosen.items():
-        replace_module(model, name, layer)
     return choices
+
+
+def dense_forms(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Of the same choices, the fastest forms that are dense; layers that have none keep their choice."""
+    return {name: choice.among((DENSE, f"{DENSE}{PRODUCTS}")) for name, choice in choices.items()}
+
+
+def recomposed(model: nn.Module) -> dict[str, str]:
+    """The name of the dense form for each factored layer that has one."""
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FactoredLayer)}
+    return {name: DENSE for name, layer in layers.items() if DENSE in forms_of(layer)}
+
+
+def apply_forms(model: nn.Module, forms: Mapping[str, str]) -> None:
+    """Give the layers of ``model`` these forms, in place. KeyError if a layer has no such form."""
+    for name, chosen in forms.items():
+        layer = model.get_submodule(name)
+        replace_everywhere(model, layer, forms_of(layer)[chosen])

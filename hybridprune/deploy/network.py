@@ -79,6 +79,8 @@ class DeployedNetwork(nn.Module):
         # Any: beyond the protocol, backbones have layers of their own.
         self.backbone: Any = net.backbone
         self.backbone.blocks = nn.ModuleList()
+        self.piece: int | None = None
+        """Images that are run at a time, at most; None: as many as come."""
         self.eval()
 
     @property
@@ -101,7 +103,9 @@ class DeployedNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._walk(images, None)[0]
+        if self.piece is None or len(images) <= self.piece:
+            return self._walk(images, None)[0]
+        return torch.cat([self._walk(each, None)[0] for each in images.split(self.piece)])
 
     def route(self, images: Tensor, decisions: Tensor | None = None) -> Routed:
         """Logits, gates' logits ``[B, N]`` and decisions ``[B, N]``; ``decisions`` given overrule the gates.
@@ -110,6 +114,14 @@ class DeployedNetwork(nn.Module):
         """
         if decisions is not None:
             assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
+        if self.piece is None or len(images) <= self.piece:
+            return self._route(images, decisions)
+        pieces = images.split(self.piece)
+        given = [None] * len(pieces) if decisions is None else decisions.split(self.piece)
+        routes = [self._route(*each) for each in zip(pieces, given, strict=True)]
+        return Routed(*(torch.cat(each) for each in zip(*routes, strict=True)))
+
+    def _route(self, images: Tensor, decisions: Tensor | None) -> Routed:
         logits, asked = self._walk(images, decisions)
         if not asked:
             none = logits.new_empty(logits.shape[0], 0)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from hybridprune.deploy.fold import spell_out_norms
 from hybridprune.deploy.network import Action, DeployedNetwork
+from hybridprune.deploy.pieces import in_one
+from hybridprune.deploy.pointwise import spell_out_products
 
 INPUT = "images"
 DECISIONS = "decisions"
@@ -27,7 +29,8 @@ class Exportable(nn.Module):
         """``single``: gated blocks become branches, for one image; otherwise any number is gathered."""
         super().__init__()
         # In one memory format: torch.export cannot save another without a warning for each weight.
-        self.module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.module = copy.deepcopy(in_one(module)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        spell_out_products(self.module)
         spell_out_norms(self.module)  # exporters cannot normalise a number of images that depends on the data
         if isinstance(self.module, DeployedNetwork):
             action: Action = "branch" if single else "select"

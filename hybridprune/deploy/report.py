@@ -18,6 +18,12 @@ class DeployReport:
 
     batch: int
     device: str
+    piece: int | None
+    """Images that are run at a time, at most; None: as many as come."""
+    pieces: Choice | None
+    """The same by the clock of the whole network with dense layers; None: there was nothing to choose."""
+    whole: Choice | None
+    """Forms chosen layer by layer or all dense, by the clock of the whole network; None: they are the same."""
     folded: Mapping[str, str]
     """BatchNorm (or another scaling) -> the layer before it, which it was folded into."""
     folded_inputs: Mapping[str, str]
@@ -25,7 +31,7 @@ class DeployReport:
     kept: tuple[str, ...]
     """BatchNorms that could not be folded."""
     forms: Mapping[str, Choice]
-    """Of each factored layer."""
+    """Of each factored layer and each 1x1 convolution that had several: as chosen by ``whole``, if not the fastest."""
     blocks: Mapping[str, Choice]
     """Of each gated block, by its number: what to do with it at its rate, asking the gate included."""
     fixed: Mapping[str, str]
@@ -48,6 +54,10 @@ class DeployReport:
 
     def __str__(self) -> str:
         lines = [f"batch {self.batch} on {self.device}; medians in ms"]
+        if self.pieces is not None:
+            lines.append(f"  images at a time: {self.pieces}")
+        if self.whole is not None:
+            lines.append(f"  whole network: {self.whole}")
         lines += [f"  {name}: folded into {layer}" for name, layer in {**self.folded, **self.folded_inputs}.items()]
         lines += [f"  {name}: stays, there is nothing to fold it into" for name in self.kept]
         lines += [f"  {name}: {choice}" for name, choice in self.forms.items()]

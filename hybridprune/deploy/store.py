@@ -15,11 +15,11 @@ from torch import nn
 
 from hybridprune.deploy.deploy import Deployed
 from hybridprune.deploy.fold import fold_into
-from hybridprune.deploy.forms import forms_of
+from hybridprune.deploy.forms import apply_forms
 from hybridprune.deploy.harden import drop_listeners, fix_step
 from hybridprune.deploy.network import ACTIONS, DeployedNetwork
+from hybridprune.deploy.pieces import in_one, in_pieces
 from hybridprune.errors import UserError
-from hybridprune.models.factored import FactoredLayer, replace_module
 from hybridprune.store.files import sha256, write_bytes, write_json
 from hybridprune.store.run_folder import RunSpec, load_weights, save_weights
 
@@ -30,7 +30,7 @@ def save_deployed(deployed: Deployed, spec: RunSpec, folder: Path) -> None:
     """Write a deployed network of the run that ``spec`` describes, each file atomically, deploy.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    save_weights(deployed.module, weights)
+    save_weights(in_one(deployed.module), weights)
     write_bytes(folder / "report.txt", f"{deployed.report}\n".encode())
     record = {"format": FORMAT, "run": spec.to_json(), "report": deployed.report.to_json()}
     write_json(folder / "deploy.json", {**record, "model_sha256": sha256(weights)})
@@ -48,13 +48,14 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
         spec = RunSpec.from_json(record["run"])
         module, expected = _rebuilt(spec, record["report"]), record["model_sha256"]
+        runs = in_pieces(module, record["report"].get("piece"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
         raise UserError(f"{path}: not a deployed network ({error}); export the run again") from error
     weights = Path(folder) / "model.safetensors"
     load_weights(module, weights)
     if sha256(weights) != expected:  # of another export that was stopped before its end
         raise UserError(f"{weights}: is not the file that {path} describes; export the run again")
-    return module.requires_grad_(False).to(device).eval(), spec
+    return runs.requires_grad_(False).to(device).eval(), spec
 
 
 @torch.no_grad()
@@ -64,10 +65,7 @@ def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
     module: nn.Module = gated if gated.num_gates else gated.backbone
     for name, layer in report["folded"].items():
         fold_into(module, name, layer, behind=True)
-    for name, choice in report["forms"].items():
-        layer = module.get_submodule(name)
-        assert isinstance(layer, FactoredLayer), name
-        replace_module(module, name, forms_of(layer)[choice["chosen"]])
+    apply_forms(module, {name: choice["chosen"] for name, choice in report["forms"].items()})
     for name, layer in report["folded_inputs"].items():
         fold_into(module, name, layer, behind=False)
     if not gated.num_gates:

@@ -57,6 +57,7 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
     assert (run / "deployed" / "report.txt").read_text() in done.stdout
     report = json.loads((run / "deployed" / "deploy.json").read_text())["report"]
     assert report["batch"] == batch and report["validated"]["changed_decisions"] == 0
+    assert "dense with products" in report["forms"]["backbone.blocks.1.projection.0"]["latencies"]
 
 
 @pytest.mark.full

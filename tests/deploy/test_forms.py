@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridprune.deploy.forms import choose_forms, forms_of
+from hybridprune.deploy.forms import apply_forms, choose_forms, dense_forms, forms_of, recomposed
+from hybridprune.deploy.pointwise import PointwiseProduct, is_product
 from hybridprune.measure.latency import Arms, Latency
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear, factored, form
 from tests.deploy.cases import preferring
@@ -31,7 +32,9 @@ RANKS = {"two-sided": (3, 4), "input-sided": (3, None), "output-sided": (None, 4
 def test_all_forms_compute_the_same(options: Mapping[str, Any], own: str) -> None:
     torch.manual_seed(0)
     layer = factored(nn.Conv2d(5, 6, **options), *RANKS[own]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check(layer, torch.randn(2, 5, 9, 8), own)
+    x = torch.randn(2, 5, 9, 8)
+    _check(layer, x, own)
+    _check(layer, x.to(memory_format=torch.channels_last), own)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -45,13 +48,24 @@ def test_all_forms_of_a_linear_layer_compute_the_same(bias: bool, own: str) -> N
 def _check(layer: FactoredLayer, x: Tensor, own: str) -> None:
     forms = forms_of(layer)
     names = ["two-sided", "input-sided", "output-sided", "dense"] if own == "two-sided" else [own, "dense"]
+    convolutions = isinstance(layer, FactoredConv2d)
+    plain = convolutions and is_product(forms["dense"])
+    names += [f"{name} with products" for name in names if convolutions and (name != "dense" or plain)]
     assert list(forms) == names and forms[own] is layer
     for name, module in forms.items():
         torch.testing.assert_close(module(x), layer(x), rtol=1e-5, atol=1e-5)
+        products = {each for each, part in module.named_modules() if isinstance(part, PointwiseProduct)}
+        name, _, variant = name.partition(" with ")
+        kernels = {each for each, part in module.named_modules() if _is_1x1(part)}
+        assert products == (kernels if variant else set())
         if name == "dense":
             assert isinstance(module, nn.Conv2d | nn.Linear)
         else:
             assert isinstance(module, FactoredConv2d | FactoredLinear) and form(module) == RANKS[name]
+
+
+def _is_1x1(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride == (1, 1)
 
 
 @torch.no_grad()
@@ -59,7 +73,8 @@ def test_a_shift_before_the_padding_keeps_the_form() -> None:
     layer = factored(nn.Conv2d(5, 6, 3, padding=1), 3, 4)
     assert isinstance(layer.rotate_in, nn.Conv2d)
     layer.rotate_in.bias = nn.Parameter(torch.ones(3))
-    assert list(forms_of(layer)) == ["two-sided"]
+    assert list(forms_of(layer)) == ["two-sided", "two-sided with products"]
+    assert recomposed(nn.Sequential(layer)) == {}
 
 
 @torch.no_grad()
@@ -83,6 +98,10 @@ def test_the_fastest_form_on_the_layers_own_input_is_kept() -> None:
         "5": ("input-sided", "dense"),
     }
     assert torch.equal(seen[0], own) and len(seen[1]) == 1
+    assert next(iter(forms_of(net[2]))) == "two-sided", "choosing changes nothing"
+    assert recomposed(net) == {"2": "dense", "5": "dense", "idle": "dense"}
+    assert {name: choice.chosen for name, choice in dense_forms(choices).items()} == {"2": "dense", "5": "dense"}
+    apply_forms(net, {name: choice.chosen for name, choice in choices.items()})
     kept = net[2]
     assert isinstance(kept, FactoredConv2d) and form(kept) == (None, 3)
     assert isinstance(net[5], nn.Linear) and isinstance(net.idle, FactoredLinear)
