@@ -29,6 +29,7 @@ from benchmarks.clock import median_seconds
 from benchmarks.routing import SIZE, network
 from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
+from hybridprune.engine.compiler import compiled
 from hybridprune.engine.fit import DTYPES, Fit, Progress, Validation
 from hybridprune.engine.objective import Objective, Supervised
 from hybridprune.measure.cost import count
@@ -38,6 +39,7 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
+from hybridprune.routing.rollout import rollout
 from hybridprune.store.run_folder import RunFolder
 
 CLASSES = 100
@@ -159,20 +161,18 @@ def decided_in(options: RoutingOptions | None) -> Decide:
     return greedy if options is not None and options.estimator == "reinforce" else straight_through
 
 
-def compiles(options: RoutingOptions | None) -> bool:
-    """Whether the stage takes ``--compile``."""
-    return options is None or options.estimator == "gumbel" or options.batchnorm == "trained"
-
-
-def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int, device: torch.device) -> Objective:
+def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int, loops: Loops) -> Objective:
     """What the stage minimises."""
+    device = loops.device
     cost = count(net, SIZE)
     if options is None:
         return Supervised.of(cost, 0.02, device)
     terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step, device), device)
     if options.estimator == "gumbel":
         return GumbelRouting(terms, images=images, seed=0)
-    return PolicyGradient(net, terms, images=images, seed=0)
+    return PolicyGradient(
+        net, terms, images=images, seed=0, learn_from=compiled(rollout, device) if loops.compile else rollout
+    )
 
 
 def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> str:
@@ -183,8 +183,8 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
     torch.compiler.reset()  # one network after the other would reach the limit of recompilations
     staged, bare, routed, asked, alone = (network(width, pruned).to(loops.device) for _ in range(5))
     seconds: list[float] = []
-    epoch = loops.stage(staged, objective_of(staged, options, images, loops.device), frozen, folder)
-    bare_objective = objective_of(bare, options, images, loops.device)
+    epoch = loops.stage(staged, objective_of(staged, options, images, loops), frozen, folder)
+    bare_objective = objective_of(bare, options, images, loops)
     data = loops.batches()
 
     def cross_entropy(forward: nn.Module, batch: Batch) -> Tensor:
@@ -229,7 +229,7 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--stages", nargs="+", choices=STAGES, help="default: all; with --compile those that take it")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="default: all")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4, help="of a loop's turn")
     parser.add_argument("--rounds", type=int, default=7)
@@ -241,17 +241,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device = torch.device(arguments.device)
-    possible = [stage for stage, (_, options) in STAGES.items() if compiles(options) or not arguments.compile]
-    stages = arguments.stages or possible
-    if refused := sorted(set(stages) - set(possible)):
-        parser.error(f"--compile: rollouts have no pass to compile; leave out of --stages: {', '.join(refused)}")
     loops = Loops(arguments.batch, arguments.steps, arguments.precision, arguments.compile, device)
     shares = ("data", "logging and loop", "gates", "blending", "objective")
     print("| Width | Stage | Images/s | stage / bare | " + " | ".join(f"{name} %" for name in shares) + " |")
     print("| --: | :-- |" + " --: |" * (2 + len(shares)))
     with tempfile.TemporaryDirectory() as folder:
         for width in arguments.widths:
-            for stage in stages:
+            for stage in arguments.stages:
                 print(measure(loops, width, stage, arguments.rounds, Path(folder)), flush=True)
 
 

@@ -189,12 +189,11 @@ class Fit:
 
     def _place(self, progress: Progress, batch: Batch) -> None:
         """Let what is random in the network know which process it is in."""
-        if batch.share is None:
-            return
-        for module in self.net.modules():
-            if isinstance(module, ShakeDrop):
-                module.within = batch.share.start, batch.share.whole
-        # Dropout: each process has masks of its own, and the same ones after a resume.
+        if batch.share is not None:
+            for module in self.net.modules():
+                if isinstance(module, ShakeDrop):
+                    module.within = batch.share.start, batch.share.whole
+        # Dropout: each process has masks of its own, and the same ones after a resume, on every device.
         place = progress.phase, progress.epoch, progress.step, rank()
         torch.manual_seed(stream_seed(self.batches.seed, "dropout", *place))
 
@@ -272,7 +271,6 @@ class Fit:
                 "scaler": self._scaler.state_dict(),
                 "objective": self.objective.state_dict(),
                 "sums": self._sums,
-                "random": torch.random.get_rng_state(),
                 "extra": json.dumps(self.extra_state),
             }
         )
@@ -283,5 +281,3 @@ class Fit:
         self._scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
         self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        # Dropout draws from the global stream.
-        torch.random.set_rng_state(state["random"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,13 +50,25 @@ class PolicyGradient:
     made in eval mode for the gates alone, and the backbone learns in a pass of its own through the routes they took.
     """
 
-    def __init__(self, net: GatedNetwork, terms: RoutingTerms, *, images: int, seed: int) -> None:
-        """``images`` is the size of the image set that batches index into."""
+    def __init__(
+        self,
+        net: GatedNetwork,
+        terms: RoutingTerms,
+        *,
+        images: int,
+        seed: int,
+        learn_from: Callable[..., Rollout] = rollout,
+    ) -> None:
+        """``images`` is the size of the image set that batches index into.
+
+        ``learn_from``: `rollout`, perhaps compiled, for the rollouts that the backbone learns from.
+        """
         self._net = net
         self._terms = terms
         self._options, self._price = terms.options, terms.price
         self._separate = terms.options.batchnorm == "trained"
         self._draws = Draws(images, net.num_gates, seed, "actions")
+        self._learn_from = learn_from
         self._average = torch.zeros_like(terms.block_shares)
         self._scale = torch.zeros_like(terms.block_shares)
 
@@ -109,7 +122,8 @@ class PolicyGradient:
     def _rollout(self, batch: Batch, choose: Choose, backbone_grad: bool = True) -> Rollout:
         options = self._options
         backbone_grad = backbone_grad and not self._separate
-        return rollout(
+        walk = self._learn_from if backbone_grad else rollout  # the others skip, which no compiler likes
+        return walk(
             self._net,
             self._terms.cost,
             batch.images,

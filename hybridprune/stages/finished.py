@@ -15,7 +15,7 @@ from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.stages.common import read_split
+from hybridprune.stages.common import read_split, to_device
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 SplitName = Literal["test", "validation"]
@@ -60,7 +60,7 @@ class FinishedRun:
         device = device_of(arguments.device)
         net, spec = run.load_network()
         dataset = load_dataset_of(run, spec, arguments.data_dir)
-        net, cost = net.to(device).eval(), count(net, spec.input_size)
+        net, cost = to_device(net, device, channels_last=True).eval(), count(net, spec.input_size)
         return FinishedRun(run, spec, net, cost, device, dataset, arguments.batch_size)
 
     def batches(self, split: SplitName) -> EvalBatches:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve
 from hybridprune.data import Batch, EvalBatches
+from hybridprune.engine.compiler import compiled
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.parallel import share_weights
@@ -27,6 +27,7 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price, met
+from hybridprune.routing.rollout import rollout
 from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages.common import (
     EVAL_BATCH,
@@ -45,7 +46,6 @@ from hybridprune.stages.common import (
     to_device,
 )
 from hybridprune.store.run_folder import RunFolder
-from hybridprune.store.seeds import stream_seed
 
 SEARCH_IMAGES = 2000
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
@@ -82,11 +82,6 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
             "use --batchnorm frozen"
         )
-    if config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen":
-        raise UserError(
-            "--compile: rollouts go step by step, there is no pass to compile; use --batchnorm trained, --estimator "
-            "gumbel or --no-compile"
-        )
     budget = _budget(options, cost, parent)
     if options.gate_start == "subset" and budget is None:
         raise UserError("--gate_start subset: needs the budget that it has to meet; give --target_flops as well")
@@ -121,12 +116,19 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         return found
 
     terms = RoutingTerms.of(cost, options, price, device, distillation)
+    # Where the backbone learns from rollouts there is no other pass to compile.
+    compile_rollouts = config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
     objective = (
         GumbelRouting(terms, images=len(dataset.train), seed=config.run.seed)
         if options.estimator == "gumbel"
-        else PolicyGradient(net, terms, images=len(dataset.train), seed=config.run.seed)
+        else PolicyGradient(
+            net,
+            terms,
+            images=len(dataset.train),
+            seed=config.run.seed,
+            learn_from=compiled(rollout, device) if compile_rollouts else rollout,
+        )
     )
-    torch.manual_seed(stream_seed(config.run.seed, "routing"))
     fit = Fit(
         run=folder,
         net=net,
@@ -137,7 +139,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         epochs=options.epochs,
         device=device,
         log_interval=config.run.log_interval,
-        compile=config.compiler.compile,
+        compile=config.compiler.compile and not compile_rollouts,
         frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
         if options.train == "gates"
         else (),

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from hybridprune.bench import FILE, markdown, rows
+from hybridprune.bench import FILE, _forms, markdown, rows
+from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency
 from hybridprune.report import collect
 from hybridprune.report.speed import shown
@@ -30,14 +32,15 @@ def test_speed_ups_are_over_the_dense_network_in_the_same_form() -> None:
         "deployed/int8": latency(1.5),
         "deployed/compiled": latency(4.0),
     }
-    macs = {"dense": 1000.0, "rl": 250.0, "deployed": 200.0}
+    macs = {"dense": (1000.0, 1000.0), "rl": (250.0, 250.0), "deployed": (400.0, 250.0)}  # two layers recomposed
     table = rows(found, macs, 32, {"deployed/int8": {"bytes": 2048, "accuracy": 0.5}})
     assert [row["realised_speedup"] for row in table] == [1, 2, 1, 3, 4, None]
-    assert [row["predicted_speedup"] for row in table] == [1, 4, 1, 5, 5, 5]
+    assert [row["predicted_speedup"] for row in table] == [1, 4, 1, 4, 4, 4]
+    assert [row["macs"] for row in table] == [1000, 250, 1000, 400, 400, 400]
     assert [row["images_per_second"] for row in table][:2] == [3200, 6400]
     shown = markdown({"batch": 32, "device": "cpu", "threads": 2, "rows": table})
     assert "| rl | eager | 5.000 (2.500 to 10.000) | 6400 | 4.00 | 2.00 | 0.50 |  |" in shown
-    assert "| deployed | int8 | 1.500 (0.750 to 3.000) | 21333 | 5.00 | 4.00 | 0.80 | 2 KiB, 50.00% |" in shown
+    assert "| deployed | int8 | 1.500 (0.750 to 3.000) | 21333 | 4.00 | 4.00 | 1.00 | 2 KiB, 50.00% |" in shown
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,8 @@ def test_a_run_is_timed_beside_its_ancestors(stage: str, networks: list[str], re
     if stage == "prune":
         assert by_name["prune"]["macs"] == result["macs"]["backbone"]
         assert by_name["prune"]["predicted_speedup"] == pytest.approx(1 / 0.6, rel=0.2)
+    assert by_name["dense deployed"]["predicted_speedup"] == 1
+    assert by_name["deployed"]["predicted_speedup"] == by_name[stage]["predicted_speedup"]
 
 
 def test_expected_macs_are_those_of_the_images_that_are_timed(results: Path) -> None:
@@ -101,6 +106,15 @@ def test_onnx_runtime_and_int8(results: Path) -> None:
 def test_what_cannot_be_timed(flags: tuple[str, ...], word: str, results: Path) -> None:
     done = run_here("hybridprune.bench", folder_of(results, "rl"), *flags)
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_onnx_runtime_is_not_timed_beside_a_gpu() -> None:
+    cuda = torch.device("cuda")
+    assert _forms(None, False, cuda) == ("eager",) and _forms(None, False, torch.device("cpu")) == ("eager", "onnx")
+    assert _forms(["compiled"], False, cuda) == ("compiled",)
+    for given, int8, flag in ((["eager", "onnx"], False, "--forms onnx"), (None, True, "--int8")):
+        with pytest.raises(UserError, match=f"^{flag}: .* on CPUs only, not on cuda; .*--device cpu"):
+            _forms(given, int8, cuda)
 
 
 def test_a_lost_ancestor_is_named(results: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,35 @@ def test_a_subset_needs_a_budget(parent: Path) -> None:
     assert not Path("out").exists()
 
 
-def test_what_cannot_be_compiled(parent: Path) -> None:
-    _, message = fine_tune(parent, "--compile", code=2)
-    assert "--compile" in message and "--no-compile" in message
-    assert not Path("out").exists()
+@pytest.mark.parametrize(
+    ("estimator", "what"),
+    [
+        (("--estimator", "gumbel"), {"GatedNetwork"}),
+        (("--batchnorm", "trained"), {"GatedNetwork"}),
+        ((), {"rollout"}),
+        (("--baseline", "self_critical"), {"rollout"}),
+    ],
+)
+def test_what_the_backbone_learns_from_is_compiled(
+    estimator: tuple[str, ...], what: set[str], parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: set[str] = set()
+
+    def observed(run: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            called.add(getattr(run, "__name__", type(run).__name__))
+            return run(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", observed)
+    _, message = fine_tune(parent, *estimator, "--epochs", "1", "--compile")
+    assert called - {"_probe"} == what and "left out" not in message
 
 
-def test_without_a_compiler_training_goes_on(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = ("--estimator", "gumbel", "--epochs", "1")
+@pytest.mark.parametrize("estimator", ["gumbel", "reinforce"])
+def test_without_a_compiler_training_goes_on(estimator: str, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--estimator", estimator, "--epochs", "1")
     fine_tune(parent, *flags)
     plain = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
 

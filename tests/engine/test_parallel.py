@@ -258,6 +258,9 @@ def test_shakedrop_and_dropout_in_shares(tmp_path: Path) -> None:
     assert not torch.equal(torch.stack([m for _, m in first]), torch.stack([m for _, m in second]))
     again = both(tmp_path, lambda: steps("again", 2))[1]
     torch.testing.assert_close(again, second[2:], rtol=0, atol=0)
+    # Nor does one process need the state of a generator, of which every device has its own.
+    torch.testing.assert_close(steps("one again", 2), alone[2:], rtol=0, atol=0)
+    assert len({tuple(masks.tolist()) for _, masks in alone}) > 1
 
 
 def test_synchronised_norms_are_the_same_tensors_and_go_back() -> None:
