@@ -100,10 +100,11 @@ def test_a_shortened_run_ends_in_the_table_and_is_resumed(tmp_path: Path) -> Non
     (lost,) = (results / "default").glob("*-rl-seed0")
     kept = {path: path.stat().st_mtime_ns for path in results.rglob("model.safetensors") if lost not in path.parents}
     (lost / "result.json").unlink()
-    again = run(tmp_path, **SMALL)
+    again = run(tmp_path, **{**SMALL, "GPUS": "2"})  # with another number of processes, which are torchrun's
     assert again.returncode == 0 and "3 runs: 2 finished, 1 to do" in again.stderr, again.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert json.loads((lost / "result.json").read_text())["seed"] == 0
+    record = json.loads((lost / "result.json").read_text())
+    assert (record["seed"], record["processes"]) == (0, 2)
     # Other settings do not mix with these runs.
     other = run(tmp_path, **{**SMALL, "EPOCHS_SP": "3"})
     assert other.returncode == 2 and "epochs = 2, the grid has 3" in other.stderr

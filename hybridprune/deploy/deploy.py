@@ -19,7 +19,7 @@ from hybridprune.deploy.network import DeployedNetwork
 from hybridprune.deploy.pieces import in_one
 from hybridprune.deploy.report import DeployReport
 from hybridprune.deploy.validate import Validated, evaluate_module
-from hybridprune.deploy.whole import Assembly, all_of
+from hybridprune.deploy.whole import Assembly, all_of, exact_logits
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.skipnet import GatedNetwork
@@ -86,7 +86,7 @@ def deploy(
         module = module.backbone
     macs_before, params_before = expected_macs(module, images[:1], expected), _parameters(module)
 
-    logits = all_of(module, images)
+    logits = exact_logits(module, images)
     folded = fold_scalings(module, lambda: all_of(module, images[:1]))
     assembly = Assembly(module, images, logits, harden, () if before is None else before.block_rates, time)
     # What is certain and the pieces first, since forms and actions are timed on the images that will come together.

@@ -49,21 +49,23 @@ class Exportable(nn.Module):
 def export_program(
     module: nn.Module, example_input: Tensor, *, single: bool = False, forced: bool = False
 ) -> torch.export.ExportedProgram:
-    """The program of a deployed network, for any batch size or for a ``single`` image.
+    """The program of a deployed network, for any batch size or for a ``single`` image, on the CPU: from there a program
+    can be moved (`torch.export.passes.move_to_device_pass`), but loads where there is no GPU, too.
 
     ``example_input [B, 3, H, W]`` says which images will come, but for their number. ``forced``: the program takes the
     decisions ``[B, N]`` as a second input and obeys them (for measuring).
     """
     # One image would be taken for a constant.
-    images = example_input[:1] if single else example_input[:1].expand(2, -1, -1, -1).clone()
+    image = example_input[:1].cpu()
+    images = image if single else image.expand(2, -1, -1, -1).clone()
     arguments = [images.contiguous()]
     if forced:
         assert isinstance(module, DeployedNetwork)
-        arguments.append(torch.ones(len(images), module.num_gates, device=images.device))
+        arguments.append(torch.ones(len(images), module.num_gates))
     batch = {0: torch.export.Dim("batch")}
     shapes = {INPUT: batch, DECISIONS: batch} if forced else {INPUT: batch}
     return torch.export.export(
-        Exportable(module, single).eval(),
+        Exportable(module, single).cpu().eval(),
         tuple(arguments),
         dynamic_shapes=None if single else shapes,
     )

@@ -47,7 +47,7 @@ class Assembly:
     images: Tensor
     """The example, ``[B, 3, H, W]``."""
     logits: Tensor
-    """Those of the trained network, of the example, by `all_of`."""
+    """Those of the trained network, of the example, by `exact_logits`."""
     harden: Harden | None
     rates: Sequence[float]
     """By which decisions are certain; without ``harden`` they are not read."""
@@ -62,7 +62,7 @@ class Assembly:
         apply_forms(module, forms)
         # Now, since a shift before a rotation keeps it from being multiplied into a core that pads.
         folded_inputs = fold_inputs(module, lambda: all_of(module, self.images[:1]))
-        difference = relative_difference(self.logits, all_of(module, self.images))
+        difference = relative_difference(self.logits, exact_logits(module, self.images))
         if not difference <= TOLERANCE:  # nor if it is not a number
             raise RunFailed(
                 f"deploying: folding changes the logits by {difference:.1e} (relative); this network can't be deployed"
@@ -115,7 +115,7 @@ class Assembly:
 
     def _separable(self) -> bool:
         """Whether an image's logits do not depend on the images beside it."""
-        parts = torch.cat([all_of(self.folded, each) for each in self.images.split(SMALLEST)])
+        parts = torch.cat([exact_logits(self.folded, each) for each in self.images.split(SMALLEST)])
         return parts.shape == self.logits.shape and relative_difference(self.logits, parts) <= TOLERANCE
 
 
@@ -124,6 +124,12 @@ def all_of(module: nn.Module, images: Tensor) -> Tensor:
     if isinstance(module, GatedNetwork):
         return module(images, torch.ones(len(images), module.num_gates, device=images.device), "masked").logits
     return module(images)
+
+
+def exact_logits(module: nn.Module, images: Tensor) -> Tensor:
+    """`all_of` for comparing: without TF32, to which cuDNN rounds by default, and which is as far off as a mistake."""
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        return all_of(module, images)
 
 
 def as_it_runs(module: nn.Module, images: Tensor, rates: Sequence[float]) -> Callable[[], object]:

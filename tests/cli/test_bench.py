@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency
 from hybridprune.report import collect
 from hybridprune.report.speed import shown
+from hybridprune.stages.finished import FinishedRun
 from tests.cli.cases import folder_of, run_here
 
 ONCE = ("--rounds", "1", "--threads", "1")
@@ -115,6 +117,14 @@ def test_onnx_runtime_is_not_timed_beside_a_gpu() -> None:
     for given, int8, flag in ((["eager", "onnx"], False, "--forms onnx"), (None, True, "--int8")):
         with pytest.raises(UserError, match=f"^{flag}: .* on CPUs only, not on cuda; .*--device cpu"):
             _forms(given, int8, cuda)
+
+
+def test_weights_lie_as_the_images_do(results: Path) -> None:
+    arguments = Namespace(run=folder_of(results, "rl"), device="cpu", data_dir=None, batch_size=4)
+    run = FinishedRun.load(arguments)
+    kernels = [p for p in run.net.parameters() if p.ndim == 4 and min(p.shape[1], p.shape[2]) > 1]
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert next(iter(run.batches("test"))).images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_lost_ancestor_is_named(results: Path, tmp_path: Path) -> None:

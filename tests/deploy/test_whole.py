@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from hybridprune.deploy import DeployedNetwork, deploy
-from hybridprune.deploy.whole import spread
+from hybridprune.deploy.whole import all_of, exact_logits, spread
 from hybridprune.measure.latency import Arms, Latency
 from hybridprune.models.factored import FactoredLayer
 from tests.cases import random_images
@@ -64,3 +65,16 @@ def test_decisions_at_given_rates(rates: list[float], batch: int) -> None:
 def test_a_single_image_executes_the_share_of_the_blocks() -> None:
     for rate in (0.0, 0.25, 0.5, 0.9, 1.0):
         assert float(spread([rate] * 40, 1).mean()) == pytest.approx(rate, abs=0.03)
+
+
+@torch.no_grad()
+def test_what_is_compared_is_not_rounded_to_tf32() -> None:
+    seen: list[bool] = []
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5)).eval()
+    net[0].register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    images = random_images(2, 12)
+    assert torch.equal(all_of(net, images), exact_logits(net, images)) and seen == [True, False]
+    seen.clear()
+    deploy(net, images)
+    assert seen.count(False) == 2, "before and after"
+    assert torch.backends.cudnn.allow_tf32
