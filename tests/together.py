@@ -20,6 +20,8 @@ from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.processes import run_together
 
 FORWARD = GatedNetwork.forward
+# A process that has exported a network before its first backward pass could not do any in the processes it forks.
+torch.ones((), requires_grad=True).backward()
 
 
 def together(folder: Path, command: Callable[[], object], processes: int = 2) -> list[tuple[int, Any, str, str]]:
