@@ -82,6 +82,11 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
             "use --batchnorm frozen"
         )
+    if options.train == "gates" and options.kd_weight > 0 and options.estimator == "reinforce":
+        raise UserError(
+            "--kd_weight: distils the backbone, which --train gates leaves alone; leave it out, or use --estimator "
+            "gumbel, whose gates learn from the loss as well"
+        )
     if config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen":
         raise UserError(
             "--compile: rollouts go step by step, there is no pass to compile; use --batchnorm trained, --estimator "
@@ -148,7 +153,9 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     )
     progress = fit(progress, state)
     load_selected(net, folder)
-    extra: dict[str, Any] = {"batchnorm_recalibrated": _recalibrate_if_better(folder, net, images, score)}
+    # With --train gates the backbone's statistics stay as well: what is shipped is the parent with other gates.
+    recalibrated = options.train != "gates" and _recalibrate_if_better(folder, net, images, score)
+    extra: dict[str, Any] = {"batchnorm_recalibrated": recalibrated}
     if budget is not None:
         extra["target"] = _meet(folder, net, images, cost, budget)
     result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
