@@ -330,8 +330,8 @@ class RoutingOptions:
     gate_grad_norm: float = option(1.0, "the gates' gradient is clipped to this norm", above=0)
     baseline: str = option(
         "counterfactual",
-        "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same images), or "
-        "counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate alone)",
+        "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same "
+        "images), or counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate alone)",
         choices=("none", "moving_average", "self_critical", "counterfactual"),
     )
     exploration: float = option(
