@@ -331,7 +331,8 @@ class RoutingOptions:
     baseline: str = option(
         "counterfactual",
         "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same "
-        "images), or counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate alone)",
+        "images), or counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate "
+        "alone)",
         choices=("none", "moving_average", "self_critical", "counterfactual"),
     )
     exploration: float = option(
