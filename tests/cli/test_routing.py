@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from hybridprune.data import Batch, TrainBatches
+from hybridprune.engine.distill import Distillation
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.price import TOLERANCE
 from hybridprune.store.run_folder import read_tensors
 from tests.cli.cases import folder_of, run_here, stage, weights
@@ -182,13 +184,27 @@ def test_without_a_compiler_training_goes_on(parent: Path, monkeypatch: pytest.M
     assert all(torch.equal(after[name], plain[name]) for name in plain)
 
 
-def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path) -> None:
+def test_distillation_is_from_the_dense_networks_run_and_needs_it(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = Path(shutil.copytree(parent, tmp_path / "family"))
     cut = stage("prune", "--result_dir", results)
     assert cut.returncode == 0, cut.stderr
     pruned = folder_of(results, "prune")
     command = ("rl", "--result_dir", results, "--checkpoint_file", pruned, "--kd_weight", "0.5", "--epochs", "1")
-    assert stage(*command).returncode == 0
+    teachers: list[GatedNetwork] = []
+    of = Distillation.of
+
+    def watched(net: GatedNetwork, weight: float, temperature: float) -> Distillation | None:
+        teachers.append(net)
+        return of(net, weight, temperature)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "of", watched)
+        assert stage(*command).returncode == 0
+    (teacher,), dense = teachers, read_tensors(folder_of(results, "sp") / "model.safetensors")
+    assert teacher.state_dict().keys() == dense.keys()  # the pruned parent has factored layers
+    assert all(torch.equal(value, dense[name]) for name, value in teacher.state_dict().items())
     plain = stage(*command[:-4], "--kd_weight", "0", "--epochs", "1", "--exp_name", "plain")
     assert plain.returncode == 0
     taught, free = (read_tensors(folder_of(results, "rl", name) / "last.safetensors") for name in ("default", "plain"))
