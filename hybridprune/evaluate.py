@@ -37,9 +37,9 @@ def main(argv: Sequence[str]) -> None:
         print(f"  blocks run where a gate's logit is above {threshold:.4f}, chosen on the validation images")
     print(f"  accuracy {result.accuracy:.4f}, cross-entropy {result.loss:.4f}")
     if arguments.mode == "always_on":
-        print(f"  {2 * cost.backbone_macs / 1e9:.4f} GFLOPs (2 x MACs), without the gates")
+        print(f"  {2 * cost.backbone_macs / 1e9:.4g} GFLOPs (2 x MACs), without the gates")
     else:
-        print(f"  expected {2 * macs / 1e9:.4f} GFLOPs (2 x MACs), gates counted")
+        print(f"  expected {2 * macs / 1e9:.4g} GFLOPs (2 x MACs), gates counted")
         if result.block_rates:
             print(f"  execution rates {' '.join(f'{rate:.3f}' for rate in result.block_rates)}")
     print(f"  {len(result.labels) / seconds:.0f} images/s on {run.device}")

@@ -321,24 +321,25 @@ class RoutingOptions:
     )
     kd_weight: float = option(0.0, "share of the loss that is distillation from the dense network", low=0, high=1)
     kd_temperature: float = option(4.0, "temperature of the distillation", above=0)
-    gamma: float = option(1.0, "discount of later gates' rewards", low=0, high=1)
-    rl_weight: float = option(0.1, "weight of the policy gradient beside the cross-entropy", low=0)
+    gamma: float = option(1.0, "reinforce: discount of later gates' rewards", low=0, high=1)
+    rl_weight: float = option(0.1, "reinforce: weight of the policy gradient beside the cross-entropy", low=0)
     rl_warmup: float = option(
-        0.1, "share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
+        0.1, "reinforce: share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
     )
     gate_lr_factor: float = option(10.0, "the gates' learning rate over lr, the backbone's", above=0)
     gate_grad_norm: float = option(1.0, "the gates' gradient is clipped to this norm", above=0)
     baseline: str = option(
         "counterfactual",
-        "subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same images), or "
-        "counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate alone)",
+        "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same "
+        "images), or counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate "
+        "alone)",
         choices=("none", "moving_average", "self_critical", "counterfactual"),
     )
     exploration: float = option(
-        0.1, "the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
+        0.1, "reinforce: the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
     )
     temperature: float = option(1.0, "divides the gates' logits in the policy; greedy decisions do not change", above=0)
-    entropy_bonus: float = option(0.0, "weight of the policy's entropy in the reward", low=0)
+    entropy_bonus: float = option(0.0, "reinforce: weight of the policy's entropy in the reward", low=0)
     rate_bound: float = option(
         0.0,
         "each block's mean execution rate is pushed into [rate_bound, 1 - rate_bound]; the bound falls to 0 over the "

@@ -67,6 +67,7 @@ class PolicyGradient:
         self._terms = terms
         self._options, self._price = terms.options, terms.price
         self._separate = terms.options.batchnorm == "trained"
+        self._backbone_learns = terms.options.train != "gates"
         self._draws = Draws(images, net.num_gates, seed, "actions")
         self._learn_from = learn_from
         self._average = torch.zeros_like(terms.block_shares)
@@ -108,8 +109,12 @@ class PolicyGradient:
         self._price.load_state_dict(state["price"])
 
     def _weight(self, passes: float) -> float:
-        """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks."""
-        return self._options.rl_weight if passes >= self._options.rl_warmup * self._options.epochs else 0.0
+        """``rl_weight`` after the warm-up: skipping looks costly until the backbone has seen skipped blocks.
+
+        Where the gates learn alone there is nothing to wait for.
+        """
+        warmup = self._options.rl_warmup if self._options.train != "gates" else 0.0
+        return self._options.rl_weight if passes >= warmup * self._options.epochs else 0.0
 
     def _explore(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """Routes that differ from the greedy ones, their returns ``[B, N]`` and the advantages ``[B, N]``."""
@@ -121,7 +126,7 @@ class PolicyGradient:
 
     def _rollout(self, batch: Batch, choose: Choose, backbone_grad: bool = True) -> Rollout:
         options = self._options
-        backbone_grad = backbone_grad and not self._separate
+        backbone_grad = backbone_grad and self._backbone_learns and not self._separate
         walk = self._learn_from if backbone_grad else rollout  # the others skip, which no compiler likes
         return walk(
             self._net,

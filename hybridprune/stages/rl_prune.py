@@ -82,6 +82,17 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
             "use --batchnorm frozen"
         )
+    if options.train == "gates" and options.estimator == "reinforce":
+        if options.kd_weight > 0:
+            raise UserError(
+                "--kd_weight: distils the backbone, which --train gates leaves alone; leave it out, or use --estimator "
+                "gumbel, whose gates learn from the loss as well"
+            )
+        if config.compiler.compile:
+            raise UserError(
+                "--compile: with --train gates all rollouts skip blocks, which does not compile; leave it out, or use "
+                "--estimator gumbel"
+            )
     budget = _budget(options, cost, parent)
     if options.gate_start == "subset" and budget is None:
         raise UserError("--gate_start subset: needs the budget that it has to meet; give --target_flops as well")
@@ -150,7 +161,9 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     )
     progress = fit(progress, state)
     load_selected(net, folder)
-    extra: dict[str, Any] = {"batchnorm_recalibrated": _recalibrate_if_better(folder, net, images, score)}
+    # With --train gates the backbone's statistics stay as well: what is shipped is the parent with other gates.
+    recalibrated = options.train != "gates" and _recalibrate_if_better(folder, net, images, score)
+    extra: dict[str, Any] = {"batchnorm_recalibrated": recalibrated}
     if budget is not None:
         extra["target"] = _meet(folder, net, images, cost, budget)
     result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
@@ -219,8 +232,11 @@ def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float
 def _dense(parent: Parent) -> GatedNetwork:
     """The network of stage 1 that the parent descends from; UserError if its run is gone."""
     run = parent.run
-    while (above := run.parent()) is not None:
-        run = above
+    try:
+        while (above := run.parent()) is not None:
+            run = above
+    except UserError as error:
+        raise UserError(f"--kd_weight: the teacher cannot be found: {error}, or distil nothing") from error
     return run.load_network()[0]
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hybridprune.data import Batch, TrainBatches
+from hybridprune.engine.distill import Distillation
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.price import TOLERANCE
 from hybridprune.store.run_folder import read_tensors
-from tests.cli.cases import folder_of, stage
+from tests.cli.cases import folder_of, run_here, stage, weights
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,48 @@ def test_a_budget_is_met_on_validation_or_said_not_to_be(estimator: str, parent:
         assert best["validation_budget_accuracy"] == pytest.approx(result["validation"]["routed"]["accuracy"])
         shipped = best["validation_budget_flops_share"] * result["macs"]["backbone"]
         assert shipped == pytest.approx(target["validation_macs"])
-    # The stage says what it did to the gates, and did it: without the shift the bias is the last checkpoint's.
-    score = read_tensors(run / "model.safetensors")["gate.score.bias"]
-    assert torch.isfinite(score).all()
+    # The shift of the gates is in the stored weights, too.
+    shown = run_here("hybridprune.evaluate", run, "--split", "validation", "--no-compare")
+    assert f"expected {2 * target['validation_macs'] / 1e9:.4g} GFLOPs" in shown.stdout, shown.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--baseline", "moving_average"),
+        ("--baseline", "counterfactual"),
+        ("--estimator", "gumbel"),
+        ("--gate_start", "subset", "--batchnorm", "trained"),
+    ],
+    ids=" ".join,
+)
+def test_an_interrupted_run_with_a_budget_ends_as_the_whole_one(
+    flags: tuple[str, ...], parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("rl", "--result_dir", "out", "--checkpoint_file", folder_of(parent, "sp"), "--target_flops", "0.9")
+    options = (*flags, "--rl_warmup", "0.1", "--rate_bound", "0.3", "--entropy_bonus", "0.1", "--lr", "0.02")
+    assert stage(*common, *options, "--exp_name", "whole").returncode == 0
+    whole = TrainBatches.epoch
+
+    def with_ctrl_c(self: TrainBatches, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for step, batch in enumerate(whole(self, epoch, start), start):
+            if (epoch, step) == (1, 3):
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainBatches, "epoch", with_ctrl_c)
+        cut = stage(*common, *options, "--exp_name", "cut")
+    assert cut.returncode == 130 and "--resume" in cut.stderr
+    assert stage(*common, *options, "--exp_name", "cut", "--resume").returncode == 0
+    runs = [folder_of(Path("out"), "rl", name) for name in ("whole", "cut")]
+    assert weights(runs[0]) == weights(runs[1])
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
+    for line in (*lines[0], *lines[1]):
+        del line["seconds"]
+    assert lines[0] == lines[1] and len(lines[0]) == 3
+    targets = [json.loads((run / "result.json").read_text())["target"] for run in runs]
+    assert targets[0] == targets[1]
 
 
 def test_budgets_that_skipping_cannot_reach(parent: Path) -> None:
@@ -71,9 +114,11 @@ def test_budgets_that_skipping_cannot_reach(parent: Path) -> None:
 def test_gates_alone_leave_the_backbone_as_it_is(estimator: str, parent: Path) -> None:
     fine_tune(parent, "--train", "gates", "--estimator", estimator, "--lr", "0.1", "--rl_warmup", "0", "--alpha", "1")
     before = read_tensors(folder_of(parent, "sp") / "model.safetensors")
-    after = read_tensors(folder_of(Path("out"), "rl") / "last.safetensors")
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith("gate.") for name in changed)
+    for file in ("last.safetensors", "model.safetensors"):  # statistics included, in what is shipped too
+        after = read_tensors(folder_of(Path("out"), "rl") / file)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert all(name.startswith("gate.") for name in changed), file
+        assert changed or file == "model.safetensors"  # the parent itself may be the best
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "gumbel"])
@@ -90,6 +135,13 @@ def test_gates_alone_refuse_to_train_the_backbones_statistics(parent: Path) -> N
     _, message = fine_tune(parent, "--train", "gates", "--batchnorm", "trained", code=2)
     assert "--batchnorm trained" in message and "--batchnorm frozen" in message
     assert not Path("out").exists()
+
+
+def test_gates_alone_refuse_to_distil_a_backbone_that_does_not_learn(parent: Path) -> None:
+    _, message = fine_tune(parent, "--train", "gates", "--kd_weight", "0.5", code=2)
+    assert "--kd_weight" in message and "--train gates" in message and "gumbel" in message
+    assert not Path("out").exists()
+    fine_tune(parent, "--train", "gates", "--kd_weight", "0.5", "--estimator", "gumbel", "--epochs", "1")
 
 
 def test_gates_start_from_a_subset_that_meets_the_budget(parent: Path) -> None:
@@ -153,13 +205,27 @@ def test_without_a_compiler_training_goes_on(estimator: str, parent: Path, monke
     assert all(torch.equal(after[name], plain[name]) for name in plain)
 
 
-def test_distillation_needs_the_dense_networks_run(parent: Path, tmp_path: Path) -> None:
+def test_distillation_is_from_the_dense_networks_run_and_needs_it(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = Path(shutil.copytree(parent, tmp_path / "family"))
     cut = stage("prune", "--result_dir", results)
     assert cut.returncode == 0, cut.stderr
     pruned = folder_of(results, "prune")
     command = ("rl", "--result_dir", results, "--checkpoint_file", pruned, "--kd_weight", "0.5", "--epochs", "1")
-    assert stage(*command).returncode == 0
+    teachers: list[GatedNetwork] = []
+    of = Distillation.of
+
+    def watched(net: GatedNetwork, weight: float, temperature: float) -> Distillation | None:
+        teachers.append(net)
+        return of(net, weight, temperature)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "of", watched)
+        assert stage(*command).returncode == 0
+    (teacher,), dense = teachers, read_tensors(folder_of(results, "sp") / "model.safetensors")
+    assert teacher.state_dict().keys() == dense.keys()  # the pruned parent has factored layers
+    assert all(torch.equal(value, dense[name]) for name, value in teacher.state_dict().items())
     plain = stage(*command[:-4], "--kd_weight", "0", "--epochs", "1", "--exp_name", "plain")
     assert plain.returncode == 0
     taught, free = (read_tensors(folder_of(results, "rl", name) / "last.safetensors") for name in ("default", "plain"))

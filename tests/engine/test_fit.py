@@ -206,6 +206,28 @@ def test_gates_learn_at_their_own_rate(tmp_path: Path) -> None:
     assert torch.equal(moved[10.0]["backbone.conv.weight"], moved[1.0]["backbone.conv.weight"])
 
 
+def one_step(path: Path, **changes: Any) -> dict[str, Tensor]:
+    """What a single step of plain gradient descent adds to the weights."""
+    initial = {name: value.clone() for name, value in make_fit(path).net.state_dict().items()}
+    plain = OptimOptions(lr=0.01, momentum=0.0, weight_decay=0.0)
+    with pytest.raises(Interrupted):
+        resume(path, on_step((0, 0), ctrl_c), optim=plain, **changes)
+    state = RunFolder(path).load_state()
+    assert state is not None
+    return {name: state["network"][name] - value for name, value in initial.items()}
+
+
+@pytest.mark.parametrize("share", [0.1, 3.0])
+def test_the_gates_gradient_alone_is_clipped_to_its_norm(share: float, tmp_path: Path) -> None:
+    free = one_step(tmp_path / "free")
+    gates = [name for name in free if name.startswith("gate.")]
+    norm = float(torch.stack([free[name].square().sum() for name in gates]).sum().sqrt()) / 0.01
+    clipped = one_step(tmp_path / "clipped", gate_grad_norm=share * norm)
+    for name in gates:
+        torch.testing.assert_close(clipped[name], min(1.0, share) * free[name], rtol=1e-3, atol=1e-7)
+    assert torch.equal(clipped["backbone.conv.weight"], free["backbone.conv.weight"]) and norm > 0
+
+
 # --- what fine-tuning after pruning needs ---
 
 EDITS = (FactorEdit("backbone.blocks.0.conv1", 2, 2), FactorEdit("backbone.blocks.1.conv2", None, 3))

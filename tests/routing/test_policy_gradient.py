@@ -362,6 +362,19 @@ def test_the_gates_do_not_learn_during_the_warm_up() -> None:
         assert all(bool(p.grad.any()) for p in net.backbone.classifier.parameters() if p.grad is not None)
 
 
+def test_gates_that_learn_alone_have_no_warm_up_and_ask_no_gradient_of_the_backbone() -> None:
+    net, images, labels = three_gates(), *labelled(8)
+    gradients = []
+    for train in ("gates", "backbone,gates"):
+        net.zero_grad()
+        sampled = objective(net, 8, train=train, rl_warmup=0.9 if train == "gates" else 0.0)
+        sampled(net, batch_of(torch.arange(8), images, labels), 0)[0].backward()
+        gradients.append(gate_gradient(net))
+        assert all((p.grad is None) == (train == "gates") for p in net.backbone.parameters())
+    assert bool(gradients[0].any())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
 def test_a_route_that_is_the_greedy_one_has_no_self_critical_advantage() -> None:
     net = three_gates()
     torch.nn.init.zeros_(net.gate.score.weight)
