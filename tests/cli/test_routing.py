@@ -140,6 +140,8 @@ def test_gates_alone_refuse_to_train_the_backbones_statistics(parent: Path) -> N
 def test_gates_alone_refuse_to_distil_a_backbone_that_does_not_learn(parent: Path) -> None:
     _, message = fine_tune(parent, "--train", "gates", "--kd_weight", "0.5", code=2)
     assert "--kd_weight" in message and "--train gates" in message and "gumbel" in message
+    _, message = fine_tune(parent, "--train", "gates", "--compile", code=2)
+    assert "--compile" in message and "--train gates" in message and "gumbel" in message
     assert not Path("out").exists()
     fine_tune(parent, "--train", "gates", "--kd_weight", "0.5", "--estimator", "gumbel", "--epochs", "1")
 
