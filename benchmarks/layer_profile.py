@@ -32,7 +32,7 @@ from hybridprune.measure.latency import Clock, device_clock
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.run_folder import RunFolder
 
-ROUNDS = 15
+WARM_UP, ROUNDS = 2, 15
 
 
 @dataclass
@@ -41,8 +41,9 @@ class Layer:
 
     kind: str
     macs: int = 0
-    """Of one call on the whole batch."""
+    """Of the whole batch."""
     seconds: list[float] = field(default_factory=list)
+    """In each call of the network, which may call the layer several times: for pieces of the batch."""
 
 
 @torch.inference_mode()
@@ -60,10 +61,10 @@ def profile(module: nn.Module, images: Tensor, clock: Clock) -> tuple[float, lis
 
     def after(name: str) -> Any:
         def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
-            layers[name].seconds.append(clock() - started[name])
+            layers[name].seconds[-1] += clock() - started[name]
             weight = layer.weight
             assert isinstance(weight, Tensor)
-            layers[name].macs = output.numel() * weight[0].numel()
+            layers[name].macs += output.numel() * weight[0].numel()
 
         return hook
 
@@ -74,13 +75,16 @@ def profile(module: nn.Module, images: Tensor, clock: Clock) -> tuple[float, lis
                 layers[name] = Layer("x".join(map(str, weight.shape[2:] if weight.ndim == 4 else (1, 1))))
                 stack.enter_context(layer.register_forward_pre_hook(before(name)))
                 stack.enter_context(layer.register_forward_hook(after(name)))
-        for _ in range(2 + ROUNDS):
+        for _ in range(WARM_UP + ROUNDS):
+            for layer in layers.values():
+                layer.seconds.append(0.0)
+                layer.macs = 0
             start = clock()
             module(images)
             whole.append(clock() - start)
     for layer in layers.values():
-        layer.seconds = layer.seconds[2 * len(layer.seconds) // len(whole) :]
-    return median(whole[2:]), list(layers.values())
+        del layer.seconds[:WARM_UP]
+    return median(whole[WARM_UP:]), list(layers.values())
 
 
 def show(name: str, batch: int, whole: float, layers: list[Layer]) -> None:
