@@ -111,7 +111,7 @@ def test_always_on_statistics_normalise_the_always_on_network() -> None:
         net, seen = random_net(20), []
         recalibrate(net, batches_of(images, LABELS, 12), always_on)
         norm = net.backbone.blocks[-1].bn1
-        norm.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
+        norm.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.clone()))
         net(images, torch.ones(12, net.num_gates))
         means[always_on] = ((seen[0].mean((0, 2, 3)) - norm.bias) / norm.weight).abs().max()
     # Not exactly 0: the running variances upstream are the unbiased ones.
