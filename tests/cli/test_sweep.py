@@ -6,10 +6,19 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from hybridprune import evaluate
+from hybridprune.config import DataOptions
+from hybridprune.data import EvalBatches
+from hybridprune.engine.run_data import load_images
+from hybridprune.engine.threshold import OperatingPoint
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.stages.common import read_split
+from hybridprune.store.run_folder import RunFolder
 from hybridprune.sweep import thresholds
 from tests.cli.cases import folder_of, run_here, stage
 
@@ -100,6 +109,25 @@ def test_test_images_are_evaluated_without_the_validation_split(results: Path) -
     assert run_here("hybridprune.evaluate", run).returncode == 0
     done = run_here("hybridprune.evaluate", run, "--split", "validation")
     assert done.returncode == 2 and "split.json" in done.stderr
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_threshold_is_chosen_on_the_validation_images_whichever_are_measured(
+    split: str, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = folder_of(finished, "rl"), []
+    choose = evaluate.threshold_for
+
+    def watched(net: GatedNetwork, batches: EvalBatches, *rest: Any) -> OperatingPoint:
+        seen.append(torch.cat([batch.labels for batch in batches]))
+        return choose(net, batches, *rest)
+
+    monkeypatch.setattr(evaluate, "threshold_for", watched)
+    share = json.loads((run / "result.json").read_text())["validation"]["routed"]["expected_macs"]
+    assert run_here("hybridprune.evaluate", run, "--target_flops", 2 * share, "--split", split).returncode == 0
+    (labels,) = seen
+    digits = load_images(DataOptions(dataset="digits", resize=8)).train
+    assert torch.equal(labels, digits.labels[read_split(RunFolder(run)).validation])
 
 
 def test_a_network_without_gates_has_no_curve(tmp_path: Path) -> None:

@@ -105,6 +105,15 @@ def test_it_is_the_arithmetic_of_floats_and_resumes_to_the_last_bit() -> None:
     assert resumed.state_dict() == price.state_dict() != state
 
 
+def test_a_price_that_is_held_is_held_after_a_resume() -> None:
+    price, resumed = (Price(1.0, 0.5, step=0.1, device=CPU) for _ in range(2))
+    spend(price, 0.9)
+    price.validated(0.5)
+    resumed.load_state_dict(price.state_dict())
+    spend(resumed, 0.9)
+    assert resumed.held and float(resumed.value) == float(price.value)
+
+
 def test_a_price_that_was_read_stays_what_it_was() -> None:
     price = Price(1.0, 0.5, step=0.1, device=CPU)
     before = price.value
