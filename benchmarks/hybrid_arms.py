@@ -59,7 +59,7 @@ from hybridprune.routing.subset import best_subset
 from hybridprune.stages.rl_prune import gates_from_subset, routed_score, search_images
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import RunFolder, load_weights
-from hybridprune.store.seeds import generator, stream_seed
+from hybridprune.store.seeds import generator
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "hybrid_arms.jsonl"
@@ -222,7 +222,6 @@ class Bench:
             subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
             print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
         price = Price(first_price, budget / cost.backbone_macs, options.price_step, device)
-        torch.manual_seed(stream_seed(self.seed, "routing"))
         terms = RoutingTerms.of(cost, options, price, device)
         objective = (
             GumbelRouting(terms, images=len(images.dataset.train), seed=self.seed)

@@ -33,12 +33,12 @@ from hybridprune.errors import UserError, run_command
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.report.bench import FILE
 from hybridprune.stages.common import say
 from hybridprune.stages.finished import FinishedRun, Parser
 from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
 
-FILE = "bench.json"
 FORMS = ("eager", "compiled", "onnx")
 INT8, DENSE_DEPLOYED = "int8", "dense deployed"
 IMAGES = 256
@@ -264,17 +264,17 @@ def lineage(run: FinishedRun) -> list[tuple[str, GatedNetwork, bool]]:
     UserError if an ancestor is gone.
     """
     found: list[tuple[str, GatedNetwork, bool]] = []
-    folder, net = run.run, run.net
-    while True:
-        stage, parent = folder.read_json("result.json")["stage"], folder.parent()
-        if stage == "rl" or (parent is None and net is run.net and net.num_gates):
+    folders = list(run.run.lineage())
+    for folder in folders:
+        stage, eldest = folder.read_json("result.json")["stage"], folder is folders[-1]
+        net = run.net if folder is run.run else folder.load_network()[0].to(run.device).eval()
+        if stage == "rl" or (eldest and folder is run.run and net.num_gates):
             found.append((stage, net, True))
-        if parent is None:
+        if eldest:
             found.append(("dense", net, False))
-            return found[::-1]
-        if stage != "rl":
+        elif stage != "rl":
             found.append((stage, net, False))
-        folder, net = parent, parent.load_network()[0].to(run.device).eval()
+    return found[::-1]
 
 
 def rows(

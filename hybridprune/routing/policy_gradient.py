@@ -113,7 +113,7 @@ class PolicyGradient:
 
         Where the gates learn alone there is nothing to wait for.
         """
-        warmup = self._options.rl_warmup if self._options.train != "gates" else 0.0
+        warmup = self._options.rl_warmup if self._backbone_learns else 0.0
         return self._options.rl_weight if passes >= warmup * self._options.epochs else 0.0
 
     def _explore(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:

@@ -231,13 +231,11 @@ def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float
 
 def _dense(parent: Parent) -> GatedNetwork:
     """The network of stage 1 that the parent descends from; UserError if its run is gone."""
-    run = parent.run
     try:
-        while (above := run.parent()) is not None:
-            run = above
+        *_, eldest = parent.run.lineage()
     except UserError as error:
         raise UserError(f"--kd_weight: the teacher cannot be found: {error}, or distil nothing") from error
-    return run.load_network()[0]
+    return eldest.load_network()[0]
 
 
 def _recalibrate_if_better(

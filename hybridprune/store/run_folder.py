@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,13 @@ class RunFolder:
             if folder.finished and folder.read_json("result.json")["run_id"] == record["run_id"]:
                 return folder
         raise UserError(f"{place}: the parent of {self.path} is gone; restore it there or beside {self.path.name}")
+
+    def lineage(self) -> Iterator[RunFolder]:
+        """This finished run, its parent, and so on up to a run of stage 1; raises as `parent` does."""
+        run: RunFolder | None = self
+        while run is not None:
+            yield run
+            run = run.parent()
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the folder's JSON files; UserError when it is missing or broken."""

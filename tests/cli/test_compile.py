@@ -16,6 +16,7 @@ pytestmark = pytest.mark.full
 
 STAGES = {
     "supervised": ("sp", "--gate_noise", "1"),
+    "pruned": ("prune", "--kd_weight", "0.5"),
     "gumbel": ("rl", "--estimator", "gumbel", "--epochs", "1"),
     "rollouts": ("rl", "--rl_warmup", "0", "--target_flops", "0.55"),
     "routes of rollouts": ("rl", "--batchnorm", "trained", "--rl_warmup", "0", "--epochs", "1"),

@@ -268,6 +268,7 @@ def test_the_parent_is_found_where_it_lay_and_beside_a_run_that_was_moved(tmp_pa
     child = finished(tmp_path / "results" / "second", "2", {"path": str(eldest.path), "run_id": "1"})
     assert eldest.parent() is None
     assert child.parent() == eldest
+    assert [run.path for run in child.lineage()] == [child.path, eldest.path]
     moved = (tmp_path / "results").rename(tmp_path / "elsewhere")
     found = RunFolder(moved / "second").parent()
     assert found is not None and found.path.samefile(moved / "first")
