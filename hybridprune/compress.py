@@ -13,16 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.curvature import Shard
 from hybridprune.data import Batch
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.finetune import finetune
+from hybridprune.engine.initialise import initialise
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
-from hybridprune.pruning.propose import propose
+from hybridprune.pruning.proposal import Proposal
+from hybridprune.pruning.propose import propose, sparse_target, sparsity_of
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget
+from hybridprune.pruning.sparsity import Removal, SparseTraining
 from hybridprune.pruning.subject import Subject
 from hybridprune.store.files import write_json
 from hybridprune.store.run_folder import load_weights, save_weights
@@ -78,6 +81,7 @@ def prune(
     kd_weight: float = 0.0,
     cut: CutOptions | None = None,
     curvature: CurvatureOptions | None = None,
+    sparsity: SparsityOptions | None = None,
     seed: int = 0,
 ) -> Pruned:
     """A pruned copy of any classifier with ``nn.Conv2d`` or ``nn.Linear`` layers; ``model`` itself is not changed.
@@ -94,7 +98,8 @@ def prune(
         method: a method of ``config.json``.
         fine_tune: epochs (a fraction is a part of one) of SGD at ``lr`` after the cut, with ``kd_weight`` of the loss
             distilled from ``model``; or your own training, which gets the pruned module.
-        seed: of the sampled labels.
+        sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
+        seed: of the sampled labels, and of new weights.
 
     Raises:
         UserError: if the budget lies below the reachable floor, or nothing can be pruned.
@@ -118,12 +123,12 @@ def prune(
         seed=seed,
         shard=Shard.current(),
     )
-    proposal = propose(subject, cut, curvature or CurvatureOptions())
-    try:
-        kept = proposal.allocate(cut.prune_ratio, Budget.of(target_flops, target_params, dense))
-    except InfeasibleBudget as floor:
-        raise UserError(f"target_flops {target_flops}, target_params {target_params}: {floor.of(dense)}") from floor
-    proposal.apply(kept)
+    work = _Work(subject, cut, curvature or CurvatureOptions(), sparsity or SparsityOptions(), dense, train_loader, lr)
+    removed = work.train_sparse()
+    proposal = work.propose(removed)
+    proposal.apply(work.allocate(proposal))
+    if cut.cut_weights == "scratch":
+        initialise(module, seed, "cut")
     recalibrate(module, _Batches(subject.sample(RECALIBRATION_IMAGES, "recalibration")))
     if callable(fine_tune):
         fine_tune(module)
@@ -141,6 +146,59 @@ def prune(
     cost = Cost(*count_module(module, example))
     spec = PrunedSpec(edits_between(model, module), cost.macs, cost.params, dense.macs, dense.params)
     return Pruned(module.train(model.training), spec)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What leads to the cut of one module."""
+
+    subject: Subject
+    cut: CutOptions
+    curvature: CurvatureOptions
+    sparsity: SparsityOptions
+    dense: Cost
+    loader: Loader
+    lr: float
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the cut has to meet."""
+        return Budget.of(self.cut.target_flops, self.cut.target_params, self.dense)
+
+    def propose(self, removed: Removal | None = None) -> Proposal:
+        """What would be cut."""
+        return propose(self.subject, self.cut, self.curvature, self.sparsity, self.budget, removed)
+
+    def allocate(self, proposal: Proposal) -> list[int]:
+        """How many units each set keeps; UserError if the budget cannot be reached."""
+        try:
+            return proposal.allocate(self.cut.prune_ratio, self.budget)
+        except InfeasibleBudget as floor:
+            wanted = f"target_flops {self.cut.target_flops}, target_params {self.cut.target_params}"
+            raise UserError(f"{wanted}: {floor.of(self.dense)}") from floor
+
+    def train_sparse(self) -> Removal | None:
+        """The method's trainings before the cut, and the channels that it selected in between, if it did."""
+        method, model = sparsity_of(self.cut.method), self.subject.model
+        initial = copy.deepcopy(model.state_dict())
+        removed = None
+        for number, training in enumerate(method.trainings):
+            if training is method.after:
+                proposal = self.propose()
+                removed = proposal.removed(self.allocate(proposal))
+            if training.start == "parent":
+                model.load_state_dict(initial)
+            if number == 0 and training.starts_fresh(self.sparsity):
+                initialise(model, self.subject.seed, "sparse")
+            self._train(training, removed or {})
+            if method.conclude is not None:
+                method.conclude(model)
+        return removed
+
+    def _train(self, training: SparseTraining, removed: Removal) -> None:
+        drive = training.prepare(sparse_target(self.subject, self.cut, self.budget, removed), self.sparsity)
+        model, device = self.subject.model, _device(self.subject.model)
+        finetune(model, self.loader, epochs=self.sparsity.sparse_epochs, lr=self.lr, device=device, drive=drive)
 
 
 def save(pruned: Pruned, folder: str | Path) -> None:

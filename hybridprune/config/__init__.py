@@ -14,6 +14,7 @@ from hybridprune.config.options import (
     RlConfig,
     RoutingOptions,
     RunOptions,
+    SparsityOptions,
     SpConfig,
     SupervisedOptions,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "RoutingOptions",
     "RunOptions",
     "SpConfig",
+    "SparsityOptions",
     "SupervisedOptions",
     "identity",
     "resolve",

@@ -22,6 +22,7 @@ METHOD_NAMES = (
     "l1",
     "random",
     "uniform",
+    "slimming",
 )
 
 
@@ -248,6 +249,27 @@ class CutOptions:
         1024, "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)", low=0
     )
     use_out_dependencies: bool = option(False, "channel methods: also cut channels that residual sums join")
+    cut_weights: str = option(
+        "inherit",
+        "what the cut network starts from: inherit (its share of the weights), or scratch (newly initialised ones)",
+        choices=("inherit", "scratch"),
+    )
+
+
+@dataclass(frozen=True)
+class SparsityOptions:
+    """Methods that train towards sparsity before they cut (slimming)."""
+
+    sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
+    sparse_start: str = option(
+        "auto",
+        "what the first of them starts from: parent (its weights), scratch (newly initialised ones), or auto (as the "
+        "method was published)",
+        choices=("auto", "parent", "scratch"),
+    )
+    sparsity_weight: float | None = option(
+        None, "weight of the regulariser in them (default: the method's published one)", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -379,6 +401,7 @@ class PruneConfig:
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     cut: CutOptions = field(default_factory=CutOptions)
+    sparsity: SparsityOptions = field(default_factory=SparsityOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import RunFailed, UserError
 
@@ -38,14 +39,15 @@ def finetune(
     kd_temperature: float = 4.0,
     frozen: Collection[str] = (),
     precision: torch.dtype = torch.float32,
+    drive: Drive | None = None,
 ) -> None:
     """Train ``model`` (images ``[B, ...]`` to logits ``[B, classes]``) in place by SGD with Nesterov momentum.
 
     The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0. ``epochs``
     counts passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a
-    ``kd_weight`` the loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. The model stays
-    on ``device`` and in its mode. Raises UserError for a loader without a length or batches, a missing teacher or a
-    weight out of range, and RunFailed when the loss is not finite.
+    ``kd_weight`` the loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. A ``drive``
+    pushes the weights towards sparsity. The model stays on ``device`` and in its mode. Raises UserError for a loader
+    without a length or batches, a missing teacher or a weight out of range, and RunFailed when the loss is not finite.
     """
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device)
     steps = max(1, round(epochs * _length(loader))) if epochs > 0 else 0
@@ -57,7 +59,7 @@ def finetune(
     ):
         model.train()
         optimizer = torch.optim.SGD(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            parameter_groups([(n, p) for n, p in model.named_parameters() if p.requires_grad], drive),
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
@@ -65,7 +67,9 @@ def finetune(
         )
         for step, (images, labels) in enumerate(_cycle(loader, steps)):
             # The middle of the step: neither the first nor the last one is wasted on a rate of 0.
-            optimizer.param_groups[0]["lr"] = lr * factor("up-down", WARM_UP, (step + 0.5) / steps)
+            scheduled = lr * factor("up-down", WARM_UP, (step + 0.5) / steps)
+            for group in optimizer.param_groups:
+                group["lr"] = scheduled * group["factor"]
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             # Step by step: within one autocast, weights that were cast once are not cast again when they change.
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
@@ -75,6 +79,8 @@ def finetune(
                     loss, _ = distillation(images, logits, loss)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if drive is not None:
+                drive.pressure.add_gradients(step / steps)
             optimizer.step()
             bar.update()
             if (step + 1) % SHOW_EVERY == 0 or step + 1 == steps:

@@ -24,6 +24,7 @@ from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.objective import Objective
 from hybridprune.engine.parallel import average, average_gradients, share_weights
+from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.models.shakedrop import ShakeDrop
@@ -92,13 +93,17 @@ class Fit:
     """Puts the network into the mode of a training step."""
     sync_batchnorm: bool = False
     """Whether BatchNorm sees the whole batch of all processes."""
+    drive: Drive | None = None
+    """What drives the training towards sparsity."""
+    keep_last: bool = False
+    """The last epoch's weights are the selected ones, and not the best on validation."""
 
     def __post_init__(self) -> None:
         # A group may be empty: not every network has gates.
         self._optimizer = torch.optim.SGD(
             [
-                {"params": self._trained("backbone"), "factor": 1.0},
-                {"params": self._trained("gate"), "factor": self.gate_lr_factor},
+                *parameter_groups(self._trained("backbone"), self.drive),
+                *parameter_groups(self._trained("gate"), None, self.gate_lr_factor),
             ],
             lr=self.optim.lr * self.lr_factor,
             momentum=self.optim.momentum,
@@ -108,9 +113,9 @@ class Fit:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
         self._sums: dict[str, Tensor] = {}
 
-    def _trained(self, part: str) -> list[nn.Parameter]:
+    def _trained(self, part: str) -> list[tuple[str, nn.Parameter]]:
         named = self.net.get_submodule(part).named_parameters(prefix=part)
-        return [parameter for name, parameter in named if name not in self.frozen]
+        return [(name, parameter) for name, parameter in named if name not in self.frozen]
 
     def __call__(self, progress: Progress, state: dict[str, Any] | None) -> Progress:
         """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
@@ -164,10 +169,11 @@ class Fit:
         ) as bar:
             for batch in bar:
                 self._place(progress, batch)
-                self._set_lr((progress.epoch * steps + progress.step) / (self.epochs * steps))
+                done = (progress.epoch * steps + progress.step) / (self.epochs * steps)
+                self._set_lr(done)
                 with autocast:
                     loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
-                self._step(loss, batch.weight)
+                self._step(loss, batch.weight, done)
                 self._add({"loss": loss.detach(), **metrics}, batch.weight)
                 progress.step += 1
                 if progress.step % self.log_interval == 0:
@@ -197,12 +203,15 @@ class Fit:
         place = progress.phase, progress.epoch, progress.step, rank()
         torch.manual_seed(stream_seed(self.batches.seed, "dropout", *place))
 
-    def _step(self, loss: Tensor, weight: float) -> None:
+    def _step(self, loss: Tensor, weight: float, done: float) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss if weight == 1 else loss * weight).backward()
         average_gradients(self.net.parameters())
-        if self.gate_grad_norm is not None:
+        if self.drive is not None or self.gate_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
+        if self.drive is not None:
+            self.drive.pressure.add_gradients(done)
+        if self.gate_grad_norm is not None:
             nn.utils.clip_grad_norm_(list(self.net.gate.parameters()), self.gate_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -238,7 +247,7 @@ class Fit:
 
     def _finish_epoch(self, progress: Progress, writer: SummaryWriter | None, train: dict[str, float]) -> None:
         validation = self.validate(self.net)
-        if validation.score > progress.best_score:
+        if self.keep_last or validation.score > progress.best_score:
             progress.best_score, progress.best_epoch = validation.score, progress.epoch
             self.run.save_weights("model.safetensors", self.net)
         record = {
@@ -270,6 +279,7 @@ class Fit:
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
                 "objective": self.objective.state_dict(),
+                "pressure": {} if self.drive is None else self.drive.pressure.state_dict(),
                 "sums": self._sums,
                 "extra": json.dumps(self.extra_state),
             }
@@ -280,4 +290,6 @@ class Fit:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.objective.load_state_dict(state["objective"])
+        if self.drive is not None:
+            self.drive.pressure.load_state_dict(state["pressure"])
         self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}

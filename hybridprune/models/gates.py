@@ -42,6 +42,11 @@ class Gate(nn.Module):
         """The layers whose single outputs are the logits."""
         raise NotImplementedError
 
+    def open(self) -> None:
+        """Start by executing: every score's bias is set so."""
+        for layer in self.scores():
+            nn.init.constant_(layer.bias, OPEN)
+
     @torch.no_grad()
     def shift(self, by: float) -> None:
         """Add ``by`` to every logit from now on."""
@@ -62,7 +67,7 @@ class RecurrentGate(Gate):
             return
         self.cell = nn.LSTMCell(size, size)
         self.score = nn.Linear(size, 1)
-        nn.init.constant_(self.score.bias, OPEN)
+        self.open()
 
     def decide(self, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
         pooled = features.mean(dim=(2, 3)).float()
@@ -84,8 +89,7 @@ class FeedForwardGate(Gate):
         super().__init__()
         self.convolutions = nn.ModuleList(map(convolutions, channels))
         self.linears = nn.ModuleList(nn.Linear(FEEDFORWARD_CHANNELS, 1) for _ in channels)
-        for layer in self.scores():
-            nn.init.constant_(layer.bias, OPEN)
+        self.open()
 
     def decide(self, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
         pooled = self.convolutions[index](features.float()).mean(dim=(2, 3))

@@ -12,6 +12,7 @@ from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.pruning.channel_scores import ChannelScorer, Statistics
 from hybridprune.pruning.channels.surgery import Update
 from hybridprune.pruning.directions import Decomposition
+from hybridprune.pruning.sparsity import Sparsity
 
 Decompose = Callable[[Tensor, LayerFactors, SecondMoments | None, float], Decomposition]
 """From a weight ``[C_out, C_in, kh, kw]``, its curvature and the regularization to its directions, best first."""
@@ -38,6 +39,10 @@ class ChannelMethod:
     """The statistic that the score is computed from, beside the weights."""
     update: Callable[[Statistics], Update] | None = None
     """Changes the remaining filters to make up for the removed ones, before these go."""
+    sparsity: Sparsity | None = None
+    """What comes before the cut, if it is not enough to cut the network as it is."""
+    least: int = 1
+    """Channels of a group that stay in any case, if it has so many."""
 
 
 Method = DirectionMethod | ChannelMethod

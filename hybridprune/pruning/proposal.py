@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hybridprune.pruning.allocation import allocate
 from hybridprune.pruning.space import Budget, Space
+from hybridprune.pruning.sparsity import Removal
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,13 @@ class Proposal:
     """Cut the network in place, down to so many units of each set."""
     describe: Callable[[Sequence[int]], list[str]]
     """One line for each layer or group."""
+    removed: Callable[[Sequence[int]], Removal] = lambda kept: {}
+    """The channels that would go; none where the units are directions."""
+    fixed: list[int] | None = None
+    """How many units each set keeps where this is decided already."""
 
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
         """How many units each set keeps; raises InfeasibleBudget."""
+        if self.fixed is not None:
+            return list(self.fixed)
         return allocate(self.space, self.allocation, ratio=ratio, budget=budget)

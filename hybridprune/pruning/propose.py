@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from hybridprune.config import CurvatureOptions, CutOptions
-from hybridprune.pruning.method import DirectionMethod
+from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.errors import UserError
+from hybridprune.pruning.method import ChannelMethod, DirectionMethod
 from hybridprune.pruning.methods import METHODS
 from hybridprune.pruning.proposal import Proposal
-from hybridprune.pruning.propose_channels import propose_channels
+from hybridprune.pruning.propose_channels import Wish, propose_channels, target
 from hybridprune.pruning.propose_directions import propose_directions
+from hybridprune.pruning.space import Budget
+from hybridprune.pruning.sparsity import Removal, Sparsity, Target
 from hybridprune.pruning.subject import Subject
 
 
-def propose(subject: Subject, options: CutOptions, curvature: CurvatureOptions) -> Proposal:
-    """Score all units of the network by the method that the options name; UserError if it could cut nothing."""
+def propose(
+    subject: Subject,
+    options: CutOptions,
+    curvature: CurvatureOptions,
+    sparsity: SparsityOptions | None = None,
+    budget: Budget | None = None,
+    removed: Removal | None = None,
+) -> Proposal:
+    """Score all units of the network by the method that the options name; UserError if it could cut nothing.
+
+    ``removed`` is what an earlier proposal selected on this network, which then decides alone.
+    """
     method = METHODS[options.method]
     allocation = method.allocation if options.allocation == "auto" else options.allocation
     if isinstance(method, DirectionMethod):
         return propose_directions(subject, method, allocation, options, curvature)
-    return propose_channels(subject, method, allocation, options, curvature)
+    wish = Wish(sparsity or SparsityOptions(), budget, removed)
+    return propose_channels(subject, method, allocation, options, curvature, wish)
+
+
+def sparsity_of(method: str) -> Sparsity:
+    """What the method does before it cuts."""
+    found = METHODS[method]
+    return (found.sparsity if isinstance(found, ChannelMethod) else None) or Sparsity()
+
+
+def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, removed: Removal) -> Target:
+    """The network as what trains it towards sparsity sees it; UserError if it has no channels to remove."""
+    method = METHODS[options.method]
+    if not isinstance(method, ChannelMethod):
+        raise UserError(f"--method {options.method}: does not train towards sparsity")
+    return target(subject, method, options, budget, removed)

@@ -3,26 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hybridprune.config import CurvatureOptions, CutOptions
+import torch
+from torch import Tensor
+
+from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics, collect_taylor, gates
-from hybridprune.pruning.channels import ChannelGroup, channel_groups, channel_space, remove_channels
+from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, channel_groups, channel_space, remove_channels
 from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.measure import measure_factors
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.proposal import Proposal
+from hybridprune.pruning.space import Budget
+from hybridprune.pruning.sparsity import Removal, Target
 from hybridprune.pruning.subject import Subject
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What a method that selects by itself has to know of the cut."""
+
+    options: SparsityOptions
+    budget: Budget | None
+    removed: Removal | None
+    """What was selected already."""
+
+
 def propose_channels(
-    subject: Subject, method: ChannelMethod, allocation: str, options: CutOptions, curvature: CurvatureOptions
+    subject: Subject,
+    method: ChannelMethod,
+    allocation: str,
+    options: CutOptions,
+    curvature: CurvatureOptions,
+    wish: Wish,
 ) -> Proposal:
     """Score all channels of the network; UserError if no group is left to prune."""
     model = subject.model
+    groups = _groups(subject, options)
+    removal = wish.removed
+    if removal is None and method.sparsity is not None and method.sparsity.select is not None:
+        removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
+    statistics = _statistics(subject, groups, method, options, curvature) if removal is None else None
+    if statistics is None:
+        scores = [_marked(group, removal or {}) for group in groups]
+    else:
+        scores = [method.score(group, statistics) for group in groups]
+    if options.normalize:
+        scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
+    channels = _space(subject, method, options, groups, scores)
+
+    def apply(kept: Sequence[int]) -> None:
+        update = None if method.update is None or statistics is None else method.update(statistics)
+        remove_channels(model, groups, channels.removed(kept), subject.run, subject.example, update)
+
+    def describe(kept: Sequence[int]) -> list[str]:
+        return [f"{g.name}: {n} of {g.channels} channels" for g, n in zip(groups, kept, strict=True)]
+
+    def removed(kept: Sequence[int]) -> Removal:
+        return {g.name: ids.tolist() for g, ids in zip(groups, channels.removed(kept), strict=True) if len(ids)}
+
+    fixed = None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups]
+    return Proposal(channels.space, allocation, apply, describe, removed, fixed)
+
+
+def target(
+    subject: Subject, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
+) -> Target:
+    """The network as what trains it towards sparsity sees it; UserError if no group is left to prune."""
+    return _target(subject, method, options, _groups(subject, options), budget, removed)
+
+
+def _target(
+    subject: Subject,
+    method: ChannelMethod,
+    options: CutOptions,
+    groups: Sequence[ChannelGroup],
+    budget: Budget | None,
+    removed: Removal,
+) -> Target:
+    space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+    return Target(subject.model, groups, space, budget, removed)
+
+
+def _groups(subject: Subject, options: CutOptions) -> list[ChannelGroup]:
     groups = channel_groups(
-        model, subject.run, subject.example, exclude=subject.exclude, coupled=options.use_out_dependencies
+        subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=options.use_out_dependencies
     )
     if not groups:
         joined = "" if options.use_out_dependencies else "--use_out_dependencies for those that residual sums join, or "
@@ -30,29 +98,34 @@ def propose_channels(
             f"--method {options.method}: the network has no channels that can go by themselves; use {joined}a method "
             "that cuts directions (fisher-tucker, eigendamage)"
         )
-    statistics = _statistics(subject, groups, method, options, curvature)
-    scores = [method.score(group, statistics) for group in groups]
-    if options.normalize:
-        scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
-    macs = layer_macs(model, lambda: subject.run(model, subject.example))
-    channels = channel_space(
-        model,
+    return groups
+
+
+def _space(
+    subject: Subject,
+    method: ChannelMethod,
+    options: CutOptions,
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Tensor],
+) -> ChannelSpace:
+    macs = layer_macs(subject.model, lambda: subject.run(subject.model, subject.example))
+    return channel_space(
+        subject.model,
         groups,
         scores,
         {name: value for name, value in macs.items() if subject.counts(name)},
         subject.cost,
         limit=options.prune_ratio_limit,
         dense={group.name: subject.channels.get(group.name, group.channels) for group in groups},
+        least=method.least,
     )
 
-    def apply(kept: Sequence[int]) -> None:
-        update = None if method.update is None else method.update(statistics)
-        remove_channels(model, groups, channels.removed(kept), subject.run, subject.example, update)
 
-    def describe(kept: Sequence[int]) -> list[str]:
-        return [f"{g.name}: {n} of {g.channels} channels" for g, n in zip(groups, kept, strict=True)]
-
-    return Proposal(channels.space, allocation, apply, describe)
+def _marked(group: ChannelGroup, removal: Removal) -> Tensor:
+    """Scores ``[channels]`` of 1, and 0 for the channels that go."""
+    scores = torch.ones(group.channels, dtype=torch.float64)
+    scores[list(removal.get(group.name, ()))] = 0.0
+    return scores
 
 
 def _statistics(

@@ -1,4 +1,4 @@
-"""What one iteration of stage 2 cuts: the gated network as a subject, its budget, and the bring-back."""
+"""What stage 2 cuts and when: its phases, the gated network as a subject, its budget, and the bring-back."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.bring_back import Pool, bring_back
 from hybridprune.pruning.proposal import Proposal
-from hybridprune.pruning.propose import propose
+from hybridprune.pruning.propose import propose, sparse_target, sparsity_of
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget
+from hybridprune.pruning.sparsity import Removal, SparseTraining, Sparsity, Target
 from hybridprune.pruning.subject import Subject
 from hybridprune.stages.common import Images
 from hybridprune.store.seeds import generator, stream_seed
@@ -35,15 +36,32 @@ class CutState:
     """The bring-back pool."""
     units: int = 0
     """How many units the last cut left, before any came back."""
+    removed: Removal | None = None
+    """The channels that were selected to go, before the training that knows them."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, the inverse of ``CutState(**record)``."""
-        return {"lost": dict(self.lost), "units": self.units}
+        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of stage 2, and what precedes it."""
+
+    cut: int
+    """The number of the cut that precedes it, or that it prepares."""
+    sparse: SparseTraining | None = None
+    """Nothing is cut before it: it trains towards sparsity."""
+    selects: bool = False
+    """Channels are selected before it, but not yet cut."""
 
 
 @dataclass(frozen=True)
 class Cutting:
-    """The cuts of one run. Each iteration has one, or two where some of what the first removed comes back."""
+    """The cuts of one run. Each iteration has one, or two where some of what the first removed comes back.
+
+    ``cut`` counts them. A method that trains towards sparsity has one cut, after these trainings.
+    """
 
     config: PruneConfig
     images: Images
@@ -55,8 +73,25 @@ class Cutting:
     """Outputs of each layer of the unpruned network, by name."""
 
     @property
-    def phases(self) -> int:
-        """How many cuts and trainings there are."""
+    def sparsity(self) -> Sparsity:
+        """What the method does before it cuts."""
+        return sparsity_of(self.config.cut.method)
+
+    @property
+    def schedule(self) -> list[Phase]:
+        """The trainings in their order; UserError if the method has one cut and more are asked for."""
+        method = self.sparsity
+        sparse = [Phase(0, training, selects=training is method.after) for training in method.trainings]
+        if sparse and self.cuts > 1:
+            raise UserError(
+                f"--max_iter {self.config.stage.max_iter}, --back_ratio {self.config.stage.back_ratio}: --method "
+                f"{self.config.cut.method} trains towards one cut; give 1 and 0"
+            )
+        return [*sparse, *(Phase(cut) for cut in range(self.cuts))]
+
+    @property
+    def cuts(self) -> int:
+        """How many cuts there are."""
         return self.config.stage.max_iter * self.per_iteration
 
     @property
@@ -64,35 +99,41 @@ class Cutting:
         """Cuts of one iteration."""
         return 2 if self.config.stage.back_ratio else 1
 
-    def brings_back(self, phase: int) -> bool:
-        """Whether units come back after this phase's cut."""
-        return self.per_iteration == 2 and phase % 2 == 0
+    def brings_back(self, cut: int) -> bool:
+        """Whether units come back after this cut."""
+        return self.per_iteration == 2 and cut % 2 == 0
 
-    def propose(self, net: GatedNetwork, phase: int) -> Proposal:
-        """Measure the network and score its units."""
-        return propose(self._subject(net, phase), self.config.cut, self.config.curvature)
+    def propose(self, net: GatedNetwork, cut: int, removed: Removal | None = None) -> Proposal:
+        """Measure the network and score its units; ``removed`` has been selected for this cut already."""
+        config = self.config
+        subject = self._subject(net, cut)
+        return propose(subject, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
 
-    def decide(self, proposal: Proposal, phase: int, state: CutState) -> tuple[list[int], CutState]:
-        """How many units each set keeps in this phase; UserError if the budget cannot be reached."""
+    def target(self, net: GatedNetwork, state: CutState) -> Target:
+        """The network as what trains it towards sparsity sees it."""
+        return sparse_target(self._subject(net, 0), self.config.cut, self._budget(0), state.removed or {})
+
+    def decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], CutState]:
+        """How many units each set keeps in this cut; UserError if the budget cannot be reached."""
         options = self.config.stage
-        kept = self._allocate(proposal, phase, state)
+        kept = self._allocate(proposal, cut, state)
         pool = Pool(state.lost)
-        if self.brings_back(phase):
+        if self.brings_back(cut):
             pool = pool.after(proposal.space, kept, options.pool_momentum)
-            source = generator(self.config.run.seed, "bring-back", phase)
+            source = generator(self.config.run.seed, "bring-back", cut)
             state = CutState(pool.lost, sum(kept))
             return bring_back(proposal.space, kept, pool, options.back_ratio, source), state
         return kept, CutState(pool.lost, sum(kept))
 
-    def lr_factor(self, phase: int, compression: float) -> float:
-        """This phase's learning rate over ``lr``: a bring-back training's goes from 10 to 1 with the compression."""
-        return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(phase) else 1.0
+    def lr_factor(self, cut: int, compression: float) -> float:
+        """The learning rate over ``lr`` after a cut: a bring-back training's goes from 10 to 1 with the compression."""
+        return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0
 
-    def _allocate(self, proposal: Proposal, phase: int, state: CutState) -> list[int]:
+    def _allocate(self, proposal: Proposal, cut: int, state: CutState) -> list[int]:
         options, space = self.config.cut, proposal.space
-        budget = self._budget(phase)
+        budget = self._budget(cut)
         ratio = options.prune_ratio
-        if budget is None and self.per_iteration == 2 and phase % 2:
+        if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(space.everything()))
         try:
@@ -103,25 +144,25 @@ class Cutting:
                 f"--prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(self._dense)}"
             ) from floor
 
-    def _budget(self, phase: int) -> Budget | None:
+    def _budget(self, cut: int) -> Budget | None:
         """This iteration's budget, on a geometric path from the parent to the target; None without a target."""
         target = Budget.of(self.config.cut.target_flops, self.config.cut.target_params, self._dense)
         if target is None:
             return None
-        share = (phase // self.per_iteration + 1) / self.config.stage.max_iter
+        share = (cut // self.per_iteration + 1) / self.config.stage.max_iter
         return Budget(_between(self.start.macs, target.macs, share), _between(self.start.params, target.params, share))
 
     @property
     def _dense(self) -> Cost:
         return Cost(self.dense["macs"], self.dense["params"])
 
-    def _subject(self, net: GatedNetwork, phase: int) -> Subject:
+    def _subject(self, net: GatedNetwork, cut: int) -> Subject:
         config, size = self.config, self.config.data.resize
         cost = count(net, size)
         example = torch.zeros(1, 3, size, size, device=self.images.device)
 
         def sample(images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
-            return _Pairs(self.images.sample(images, CURVATURE_BATCH, f"{purpose}/{phase}"))
+            return _Pairs(self.images.sample(images, CURVATURE_BATCH, f"{purpose}/{cut}"))
 
         return Subject(
             model=net,
@@ -133,7 +174,7 @@ class Cutting:
             cost=Cost(cost.backbone_macs, cost.backbone_params),
             counts=lambda name: name.startswith("backbone."),
             channels=self.channels,
-            seed=stream_seed(config.run.seed, f"labels/{phase}"),
+            seed=stream_seed(config.run.seed, f"labels/{cut}"),
             shard=Shard.current() if config.stage.pruner_id == 1 else ALONE,
         )
 

@@ -1,21 +1,27 @@
-"""Stage 2: cut by a method of pruning/, fine-tune, and so on until the last iteration."""
+"""Stage 2: cut by a method of pruning/, fine-tune, and so on until the last iteration.
+
+A method may train towards sparsity before its cut. Each training is a phase of the run, which can be resumed.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hybridprune.config import Invocation, PruneConfig, resolve
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit, Progress
 from hybridprune.engine.freeze import rotation_parameters
+from hybridprune.engine.initialise import initialise
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.run_data import load_images
@@ -27,6 +33,7 @@ from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import is_first, json_from_first
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.space import Cost
+from hybridprune.pruning.sparsity import SparseTraining
 from hybridprune.stages.common import (
     Images,
     Parent,
@@ -42,7 +49,7 @@ from hybridprune.stages.common import (
     show_result,
     to_device,
 )
-from hybridprune.stages.cutting import CutState, Cutting, layer_channels, plan_lines
+from hybridprune.stages.cutting import CutState, Cutting, Phase, layer_channels, plan_lines
 from hybridprune.stages.sp import routed_accuracy
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
@@ -76,7 +83,8 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         Cost(before.backbone_macs, before.backbone_params),
         layer_channels(unpruned(spec.network)),
     )
-    stage = _Stage(config, images, cutting, Distillation.of(net, config.stage.kd_weight, config.stage.kd_temperature))
+    distillation = Distillation.of(net, config.stage.kd_weight, config.stage.kd_temperature)
+    stage = _Stage(config, images, cutting, cutting.schedule, copy.deepcopy(net.state_dict()), distillation)
     if invocation.dry_run:
         proposal = cutting.propose(net, 0)
         kept, _ = cutting.decide(proposal, 0, CutState())
@@ -119,12 +127,16 @@ def _prune(
     while True:
         progress = fit(progress, saved)
         saved, state = None, CutState(**fit.extra_state["cut"])
-        load_selected(fit.net, folder)
-        if progress.phase + 1 >= stage.cutting.phases:
+        stage.conclude(fit.net, progress.phase, folder)
+        if progress.phase + 1 >= len(stage.schedule):
             break
         progress = progress.next_phase()
         spec, fit = stage.begin(folder, spec, fit.net, progress, state)
-    more = {"iterations": config.stage.max_iter, "method": config.cut.method}
+    more = {
+        "iterations": config.stage.max_iter,
+        "method": config.cut.method,
+        "sparse_epochs": config.sparsity.sparse_epochs * sum(phase.sparse is not None for phase in stage.schedule),
+    }
     result = finish(folder, spec, config, fit.net, images, progress, fit.epochs, parent, more)
     show_result(folder, result)
     return result
@@ -135,6 +147,9 @@ class _Stage:
     config: PruneConfig
     images: Images
     cutting: Cutting
+    schedule: Sequence[Phase]
+    initial: Mapping[str, Tensor]
+    """The parent's weights."""
     distillation: Distillation | None
 
     def place(self, net: GatedNetwork) -> GatedNetwork:
@@ -144,37 +159,66 @@ class _Stage:
     def begin(
         self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, progress: Progress, state: CutState
     ) -> tuple[RunSpec, Fit]:
-        """Cut ``net`` in place for this phase and save that as the start of its fine-tuning."""
-        proposal = self.cutting.propose(net, progress.phase)
-        # The first process's plan and weights, should others have rounded differently.
-        kept, record = json_from_first(lambda: self._decide(proposal, progress.phase, state))
-        state = CutState(**record)
-        proposal.apply(kept)
-        self.images.recalibrate(net)
+        """Do to ``net``, in place, what precedes this phase's training, and save that as its start."""
+        phase = self.schedule[progress.phase]
+        if phase.sparse is None:
+            state = self._cut(net, phase, state)
+        else:
+            state = self._aim(net, phase, phase.sparse, state, first=progress.phase == 0)
         share_weights(net)
         network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
         spec = dataclasses.replace(spec, network=network)
+        cost, dense = count(net, spec.input_size), self.cutting.dense
         fit = self.fit(folder, spec, net, progress.phase, state)
         fit.save(progress)
         folder.write_json("spec.json", spec.to_json())
-        cost, dense = count(net, spec.input_size), self.cutting.dense
-        say(
-            f"cut {progress.phase + 1}/{self.cutting.phases}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
-            f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {fit.epochs} epochs"
-        )
+        if phase.sparse is None:
+            say(
+                f"cut {phase.cut + 1}/{self.cutting.cuts}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
+                f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {fit.epochs} epochs"
+            )
+        else:
+            aim = f", {sum(map(len, state.removed.values()))} channels are to go" if state.removed else ""
+            say(f"training towards sparsity{aim}; {fit.epochs} epochs")
         return spec, fit
 
-    def _decide(self, proposal: Proposal, phase: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
-        kept, after = self.cutting.decide(proposal, phase, state)
+    def _cut(self, net: GatedNetwork, phase: Phase, state: CutState) -> CutState:
+        proposal = self.cutting.propose(net, phase.cut, state.removed)
+        # The first process's plan and weights, should others have rounded differently.
+        kept, record = json_from_first(lambda: self._decide(proposal, phase.cut, state))
+        proposal.apply(kept)
+        if self.config.cut.cut_weights == "scratch":
+            initialise(net, self.config.run.seed, "cut")
+        self.images.recalibrate(net)
+        return CutState(**record)
+
+    def _decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
+        kept, after = self.cutting.decide(proposal, cut, state)
         return kept, after.to_json()
 
-    def fit(self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, phase: int, state: CutState) -> Fit:
-        """The fine-tuning of a cut network."""
-        config, options = self.config, self.config.stage
+    def _aim(self, net: GatedNetwork, phase: Phase, training: SparseTraining, state: CutState, first: bool) -> CutState:
+        """Select what will go, if it is time, and put the network where the training starts."""
+        if phase.selects:
+            proposal = self.cutting.propose(net, phase.cut)
+            removed = json_from_first(lambda: proposal.removed(self.cutting.decide(proposal, phase.cut, state)[0]))
+            state = dataclasses.replace(state, removed=removed)
+        if training.start == "parent":
+            net.load_state_dict(self.initial)
+        if first and training.starts_fresh(self.config.sparsity):
+            initialise(net, self.config.run.seed, "sparse")
+        return state
+
+    def fit(self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, number: int, state: CutState) -> Fit:
+        """The training of this phase, of a network as ``begin`` leaves it."""
+        config, options, phase = self.config, self.config.stage, self.schedule[number]
         cost = count(net, spec.input_size)
-        noise = Draws(len(self.images.dataset.train), net.num_gates, config.run.seed, "gate noise", phase)
+        noise = Draws(len(self.images.dataset.train), net.num_gates, config.run.seed, "gate noise", number)
         compression = 1 - cost.backbone_params / self.cutting.dense["params"]
         epochs = options.epochs_start + (options.epochs_end - options.epochs_start) * compression
+        drive = None
+        if phase.sparse is not None:
+            drive = phase.sparse.prepare(self.cutting.target(net, state), config.sparsity)
+            self.place(net)
         return Fit(
             run=folder,
             net=net,
@@ -184,12 +228,22 @@ class _Stage:
             batches=self.images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),
             optim=config.optim,
-            epochs=max(0, round(epochs)),
+            epochs=config.sparsity.sparse_epochs if phase.sparse else max(0, round(epochs)),
             device=self.images.device,
             log_interval=config.run.log_interval,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
-            lr_factor=self.cutting.lr_factor(phase, compression),
+            lr_factor=self.cutting.lr_factor(phase.cut, compression),
             frozen=rotation_parameters(net) if options.fix_rotation else (),
             extra_state={"edits": [edit.to_json() for edit in spec.network.edits], "cut": state.to_json()},
+            drive=drive,
+            keep_last=phase.sparse is not None,
         )
+
+    def conclude(self, net: GatedNetwork, number: int, folder: RunFolder) -> None:
+        """Leave ``net`` as this phase's training gives it to the next one: plain layers, the selected weights."""
+        if self.schedule[number].sparse is None:
+            load_selected(net, folder)
+        elif self.cutting.sparsity.conclude is not None:
+            self.cutting.sparsity.conclude(net)
+            self.place(net)

@@ -63,6 +63,7 @@ def channel_space(
     *,
     limit: float,
     dense: Mapping[str, int] | None = None,
+    least: int = 1,
 ) -> ChannelSpace:
     """The space of all groups.
 
@@ -72,11 +73,16 @@ def channel_space(
         whole: cost of all that counts.
         limit: the largest share of a group's channels that may ever go.
         dense: channels that each group had before anything was cut, by name; by default as many as now.
+        least: how many channels of a group must stay, if it has so many.
     """
     dense = dense or {group.name: group.channels for group in groups}
     sorts = [values.double().cpu().sort(descending=True, stable=True) for values in scores]
     sets = [
-        UnitSet(group.name, ranked.values, least_kept(dense[group.name], group.channels, limit))
+        UnitSet(
+            group.name,
+            ranked.values,
+            max(least_kept(dense[group.name], group.channels, limit), min(least, group.channels)),
+        )
         for group, ranked in zip(groups, sorts, strict=True)
     ]
     cells: list[ChannelCell] = []

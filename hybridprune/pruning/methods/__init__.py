@@ -15,6 +15,7 @@ from hybridprune.pruning.methods import (
     kron_obs,
     l1,
     random,
+    slimming,
     taylor,
     uniform,
 )
@@ -31,4 +32,5 @@ METHODS: Mapping[str, Method] = {
     "l1": l1.METHOD,
     "random": random.METHOD,
     "uniform": uniform.METHOD,
+    "slimming": slimming.METHOD,
 }

@@ -1,0 +1,59 @@
+"""What drives a training towards sparsity, beside its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Pressure(Protocol):
+    """Adds to the gradients of each step. It is no term of the loss, so mixed precision and compilers do not see it."""
+
+    def add_gradients(self, done: float) -> None:
+        """Add to ``.grad`` in place, ``done`` being the share of the training that is behind, in [0, 1).
+
+        Called once a step, before the optimiser's: the gradients are those of the whole batch of all processes, and
+        unscaled. All processes must add the same.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A pressure, and how the parameters that it works on are optimised."""
+
+    pressure: Pressure
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    """Learning rate of a parameter over that of the others, by name."""
+    undecayed: Collection[str] = ()
+    """Names of the parameters without weight decay."""
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], drive: Drive | None, factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """The parameters as an optimiser's groups, each with ``factor``: its learning rate over the common one.
+
+    Those that a drive does not name are the first group, which may be empty.
+    """
+    if drive is None:
+        return [{"params": [parameter for _, parameter in named], "factor": factor}]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
+    for name, parameter in named:
+        key = drive.lr_factors.get(name, 1.0), name not in drive.undecayed
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "factor": factor * own, **({} if decays else {"weight_decay": 0.0})}
+        for (own, decays), parameters in groups.items()
+    ]

@@ -1,0 +1,22 @@
+"""Network slimming (Liu et al. 2017): L1 on the scales of BatchNorms, then the channels of the smallest ones go."""
+
+from __future__ import annotations
+
+from hybridprune.config import SparsityOptions
+from hybridprune.engine.pressure import Drive
+from hybridprune.pruning.channel_scores.magnitude import bn_scale
+from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.pressures.scale import ScalePressure, all_scales
+from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+
+WEIGHT = 1e-4
+"""Section 4.2; 1e-5 for their ResNet and DenseNet."""
+
+
+def prepare(target: Target, options: SparsityOptions) -> Drive:
+    """``lambda sum |gamma|`` over all BatchNorms of the network (equation 1), also where no channel may go."""
+    weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight
+    return Drive(ScalePressure(all_scales(target.model), weight))
+
+
+METHOD = ChannelMethod(bn_scale, sparsity=Sparsity(before=SparseTraining(prepare)))

@@ -1,0 +1,1 @@
+"""What the methods that train towards sparsity add to the gradients."""
