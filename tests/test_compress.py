@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 import hybridprune
-from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
 
@@ -142,3 +142,44 @@ def test_users_mistakes(tmp_path: Path) -> None:
     pruned = hybridprune.prune(model, data, target_flops=0.6, curvature=QUICK)
     with pytest.raises(UserError, match="another kind of module"):
         hybridprune.load(pruned.spec, into=nn.Linear(2, 2))
+
+
+class Normed(nn.Module):
+    """Two convolutions with BatchNorm, the first of which can be narrowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn1 = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.second, self.bn2 = nn.Conv2d(16, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.classifier = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.first(x)))
+        return self.classifier(F.relu(self.bn2(self.second(x))).mean((2, 3)))
+
+
+def test_a_method_may_train_towards_sparsity_first() -> None:
+    data = batches(size=8)
+    model = settled(Normed, data)
+    runs = {}
+    for weight in (0.0, 0.1):
+        options = SparsityOptions(sparse_epochs=2, sparsity_weight=weight)
+        pruned = hybridprune.prune(model, data, target_flops=0.6, method="slimming", lr=0.1, sparsity=options)
+        assert pruned.spec.macs <= 0.6 * pruned.spec.dense_macs
+        runs[weight] = sum(float(m.weight.detach().abs().mean()) for m in norms(pruned.module))
+    assert runs[0.1] < runs[0.0] - 0.05
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), settled(Normed, data).parameters(), strict=True))
+
+
+def norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_the_pruned_network_may_start_from_scratch() -> None:
+    data = batches(size=8)
+    model = settled(Normed, data)
+    cut = CutOptions(cut_weights="scratch")
+    kept, fresh = (hybridprune.prune(model, data, target_flops=0.6, method="l1", cut=c).module for c in (None, cut))
+    shapes = [[tuple(p.shape) for p in m.parameters()] for m in (kept, fresh)]
+    assert shapes[0] == shapes[1]
+    assert not torch.equal(*(m.get_parameter("classifier.weight") for m in (kept, fresh)))

@@ -17,7 +17,7 @@ from tests.cases import ROOT
 from tests.cli.cases import DIGITS, OWN, assert_refused, contents, folder_of, stage
 
 WIDE = ("--width", "8")
-SHORT = ("--epochs_start", "1", "--epochs_end", "1", "--refit_images", "64")
+SHORT = ("--epochs_start", "1", "--epochs_end", "1", "--refit_images", "64", "--sparse_epochs", "1")
 KEYS = [
     ("--fisher_type", "exp"),
     ("--sua",),
