@@ -1,0 +1,160 @@
+"""Every method of stage 2 side by side: CIFAR-100, a small resnet and a small vgg, half of the FLOPs.
+
+    python -m benchmarks.methods --data_dir DATA/cifar_100     # run what is missing (resumable)
+    python -m benchmarks.methods --table                       # Markdown, plot and JSON of what is there
+
+Each arm is a real run of `main_prune.py` from the same dense network. All train for as many epochs in total: `base` by
+the dense network, then `more`, which a method shares out between its trainings towards sparsity and its fine-tuning (the
+dense network itself is trained on for as long). An arm that starts from newly initialised weights has the epochs of the
+dense network as well. Learning rates and schedules are the same for all. Test images are read once an arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.lines import append_line, find_line, pack, read_lines
+from benchmarks.methods_tables import DENSE, show
+from hybridprune.data import EvalBatches
+from hybridprune.engine.evaluate import evaluate
+from hybridprune.engine.run_data import load_images
+from hybridprune.pruning.methods import METHODS
+from hybridprune.pruning.propose import sparsity_of
+from hybridprune.stages import prune, sp
+from hybridprune.store.run_folder import RunFolder
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "methods.jsonl"
+NETWORKS: Mapping[str, Sequence[str]] = {
+    "resnet20-w8": ("--network", "resnet", "--depth", "20", "--width", "8"),
+    "vgg11-w16": ("--network", "vgg", "--depth", "11", "--width", "16"),
+}
+UP_DOWN = ("--scheduler_id", "up-down", "--scheduler_params", '{"0": 0.2, "0.2": 1, "1": 0}')
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with flags of its own."""
+
+    method: str
+    flags: Sequence[str] = ()
+    scratch: bool = False
+    """Its last training, not a training towards sparsity, starts from newly initialised weights."""
+
+    def epochs(self, base: int, more: int) -> tuple[int, int]:
+        """Epochs of each training towards sparsity, and of the fine-tuning: a half of ``more`` is for the latter."""
+        trainings = sparsity_of(self.method).trainings
+        if self.scratch:
+            return 0, base + more
+        if not trainings:
+            return 0, more
+        if trainings[0].fresh:
+            return base + more - more // 2, more // 2
+        sparse = max(1, (more - more // 2) // len(trainings))
+        return sparse, more - sparse * len(trainings)
+
+
+ARMS: Mapping[str, Arm] = {
+    **{name: Arm(name) for name in METHODS},
+    "uniform, from scratch": Arm("uniform", ("--cut_weights", "scratch"), scratch=True),
+}
+"""A method by its own name, with its published allocation, and inner channels only where it removes channels."""
+
+
+def common(network: str, data_dir: str, work: Path, images: int, seed: int) -> list[str]:
+    """Flags that all runs share."""
+    return [
+        *NETWORKS[network], *UP_DOWN, "--data_dir", data_dir, "--result_dir", str(work), "--seed", str(seed),
+        "--max_train_samples", str(images), "--bs", "128", "--alpha", "0", "--device", "cpu",
+    ]  # fmt: skip
+
+
+def run_of(work: Path, exp_name: str, stage: str) -> RunFolder:
+    """The finished run of a stage in an experiment."""
+    found = [path.parent for path in (work / exp_name).glob("*/result.json")]
+    runs = [RunFolder(path) for path in found if json.loads((path / "result.json").read_text())["stage"] == stage]
+    assert len(runs) == 1, (work, exp_name, runs)
+    return runs[0]
+
+
+def outcome(run: RunFolder, test: EvalBatches) -> dict[str, Any]:
+    """What a run's network costs, and which test images it gets right with every block executed."""
+    net, _ = run.load_network()
+    found = evaluate(net.to(memory_format=torch.channels_last), test, "always_on")  # type: ignore[call-overload]
+    correct = (found.logits.argmax(1) == found.labels).numpy()
+    result = run.read_json("result.json")
+    return {
+        "accuracy": float(correct.mean()),
+        "correct": pack(correct),
+        "images": len(correct),
+        "share": result["macs"]["backbone"] / result["dense"]["macs"],
+        "params": result["params"]["backbone"],
+        "seconds": result["seconds"],
+        "versions": result["versions"],
+        "hardware": result["hardware"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
+    parser.add_argument("--work", default="results/methods", help="folder for the runs")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), help="names of arms (default: all)")
+    parser.add_argument("--target_flops", type=float, default=0.5, help="share of the dense FLOPs")
+    parser.add_argument("--images", type=int, default=20_000, help="training images, spread over the classes")
+    parser.add_argument("--base", type=int, default=4, help="epochs of the dense network")
+    parser.add_argument("--more", type=int, default=4, help="epochs of everything that follows")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="print the table, draw the plot, run nothing")
+    arguments = parser.parse_args()
+    if arguments.table:
+        show(read_lines(RESULTS), HERE.parent / "docs")
+        return
+    for network in arguments.networks:
+        run_network(network, arguments)
+
+
+def run_network(network: str, options: argparse.Namespace) -> None:
+    """All arms that are missing, for one network."""
+    base, more, seed = options.base, options.more, options.seed
+    work = Path(options.work) / f"{network}-{options.images}-{base}"
+    flags = common(network, options.data_dir, work, options.images, seed)
+    sp.main([*flags, "--epochs", str(base), "--lr", "0.1"])
+    dense = run_of(work, "default", "sp")
+    config = sp.resolve(sp.SpConfig(), flags, prog="", description="").config
+    images = sp.Images.of(load_images(config.data), None, config, torch.device("cpu"))
+    key = {"network": network, "images_trained": options.images, "base": base, "more": more, "seed": seed}
+    if find_line(read_lines(RESULTS), arm=DENSE, **key) is None:
+        weights = ["--weights", str(dense.model_file), "--exp_name", f"{DENSE}-{more}"]
+        sp.main([*flags, "--epochs", str(more), "--lr", "0.05", *weights])
+        line = outcome(run_of(work, f"{DENSE}-{more}", "sp"), images.test())
+        append_line(RESULTS, {"arm": DENSE, "target": 1.0, **key, "sparse_epochs": 0, "tune_epochs": more, **line})
+    for name in options.arms:
+        arm, target = ARMS[name], options.target_flops
+        if find_line(read_lines(RESULTS), arm=name, target=target, **key) is not None:
+            continue
+        sparse, tune = arm.epochs(base, more)
+        experiment = f"{name}-{target}-{more}"
+        prune.main(
+            [
+                *flags, *arm.flags, "--config_path", str(HERE.parent / "config.json"), "--exp_name", experiment,
+                "--checkpoint_file", str(dense.path), "--method", arm.method, "--target_flops", str(target),
+                "--sparse_epochs", str(sparse), "--epochs_start", str(tune), "--epochs_end", str(tune), "--lr", "0.05",
+            ]
+        )  # fmt: skip
+        line = outcome(run_of(work, experiment, "prune"), images.test())
+        epochs = {"sparse_epochs": sparse * len(sparsity_of(arm.method).trainings), "tune_epochs": tune}
+        append_line(RESULTS, {"arm": name, "target": target, **key, **epochs, **line})
+        print(network, name, f"{line['accuracy']:.2%} at {line['share']:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
