@@ -4,8 +4,8 @@
     python -m benchmarks.methods --table                       # Markdown, plot and JSON of what is there
 
 Each arm is a real run of `main_prune.py` from the same dense network. All train for as many epochs in total: `base` by
-the dense network, then `more`, which a method shares out between its trainings towards sparsity and its fine-tuning (the
-dense network itself is trained on for as long). An arm that starts from newly initialised weights has the epochs of the
+the dense network, then `more`, which a method shares out between its trainings towards sparsity and its fine-tuning
+(the dense network itself is trained on for as long). An arm that starts from newly initialised weights has the epochs of the
 dense network as well. Learning rates and schedules are the same for all. Test images are read once an arm.
 """
 
@@ -33,7 +33,7 @@ from hybridprune.store.run_folder import RunFolder
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "methods.jsonl"
 NETWORKS: Mapping[str, Sequence[str]] = {
-    "resnet20-w8": ("--network", "resnet", "--depth", "20", "--width", "8"),
+    "resnet14-w8": ("--network", "resnet", "--depth", "14", "--width", "8"),
     "vgg11-w16": ("--network", "vgg", "--depth", "11", "--width", "16"),
 }
 UP_DOWN = ("--scheduler_id", "up-down", "--scheduler_params", '{"0": 0.2, "0.2": 1, "1": 0}')
@@ -109,9 +109,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help="names of arms (default: all)")
     parser.add_argument("--target_flops", type=float, default=0.5, help="share of the dense FLOPs")
-    parser.add_argument("--images", type=int, default=20_000, help="training images, spread over the classes")
-    parser.add_argument("--base", type=int, default=4, help="epochs of the dense network")
-    parser.add_argument("--more", type=int, default=4, help="epochs of everything that follows")
+    parser.add_argument("--images", type=int, default=15_000, help="training images, spread over the classes")
+    parser.add_argument("--base", type=int, default=6, help="epochs of the dense network")
+    parser.add_argument("--more", type=int, default=3, help="epochs of everything that follows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table, draw the plot, run nothing")
     arguments = parser.parse_args()
