@@ -5,8 +5,8 @@
 
 Each arm is a real run of `main_prune.py` from the same dense network. All train for as many epochs in total: `base` by
 the dense network, then `more`, which a method shares out between its trainings towards sparsity and its fine-tuning
-(the dense network itself is trained on for as long). An arm that starts from newly initialised weights has the epochs of the
-dense network as well. Learning rates and schedules are the same for all. Test images are read once an arm.
+(the dense network itself is trained on for as long). An arm that starts from newly initialised weights has the epochs
+of the dense network as well. Learning rates and schedules are the same for all. Test images are read once an arm.
 """
 
 from __future__ import annotations
