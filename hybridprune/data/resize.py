@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 _CHUNK = 1000  # images a step: the interpolation may work in float32, four times the memory
 
@@ -13,6 +12,9 @@ def resize_images(images: Tensor, size: int) -> Tensor:
     """Images uint8 ``[N, 3, h, w]`` to ``[N, 3, size, size]``: bilinear, antialiased, aspect not kept."""
     if images.shape[-2:] == (size, size):
         return images.contiguous()
+    # Here and not above: torchvision brings torch's compiler along, the slowest of all imports.
+    from torchvision.transforms.v2 import functional as transforms
+
     resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
     for target, chunk in zip(resized.split(_CHUNK), images.split(_CHUNK), strict=True):
         target.copy_(transforms.resize(chunk, [size, size], antialias=True))
