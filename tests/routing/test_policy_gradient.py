@@ -195,13 +195,14 @@ def test_the_objective_weighted_over_all_routes_is_the_exact_gradient(
     net.backbone.requires_grad_(not frozen)
     cost = count(net, SIZE)
     options: Any = {"exploration": EXPLORATION, "temperature": TEMPERATURE}
+    sampled = objective(net, 2, baseline=baseline, gamma=gamma, reward_scale=ALPHA, rl_weight=0.5, **options)
+    state = {**sampled.state_dict(), "average": torch.tensor([0.3, -0.7, 1.1])}
     found = torch.zeros_like(exact)
     for route in ROUTES:
         forced(monkeypatch, route)
         probabilities = rollout(net, cost, images, labels, choose_by(1 - route.expand(2, -1)), **options).log_probs
         for image in range(2):
-            sampled = objective(net, 2, baseline=baseline, gamma=gamma, reward_scale=ALPHA, rl_weight=0.5, **options)
-            sampled.load_state_dict({**sampled.state_dict(), "average": torch.tensor([0.3, -0.7, 1.1])})
+            sampled.load_state_dict(copy.deepcopy(state))
             net.zero_grad()
             sampled(net, batch_of(torch.tensor([image]), images, labels), 0)[0].backward()
             found -= probabilities[image].detach().double().sum().exp() * gate_gradient(net) / 0.5 / 2
@@ -339,16 +340,16 @@ def test_counterfactual_rollouts_are_greedy_in_half_of_the_images() -> None:
     net = three_gates()
     images, labels = labelled(1)
     greedy = net(images)
-    sampled = objective(net, 400, baseline="counterfactual")
+    sampled = objective(net, 200, baseline="counterfactual")
     untouched = 0
-    for index in range(400):
+    for index in range(200):
         metrics = sampled(net, Batch(images, labels, torch.tensor([index])), 0)[1]
         if float(metrics["advantage"]) == 0:
             untouched += 1
             assert float(metrics["rate"]) == pytest.approx(float(greedy.decisions.mean()))
             loss = F.cross_entropy(greedy.logits, labels)
             assert float(metrics["cross_entropy"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert 160 < untouched < 240
+    assert 72 < untouched < 128
 
 
 def test_the_gates_do_not_learn_during_the_warm_up() -> None:
