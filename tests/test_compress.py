@@ -87,7 +87,7 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
 
 # torchvision's own modules, with fewer layers than published.
 TORCHVISION: dict[str, Callable[[], nn.Module]] = {
-    "densenet": lambda: DenseNet(16, (2, 3), 32, num_classes=10),
+    "densenet": lambda: DenseNet(16, (2, 2, 1, 1), 32, num_classes=10),
     "efficientnet": lambda: EfficientNet(
         [MBConvConfig(1, 3, 1, 32, 16, 1, 1, 1), MBConvConfig(6, 5, 2, 16, 24, 2, 1, 1)], 0.2, num_classes=10
     ),
