@@ -32,7 +32,7 @@ class Rollout:
     logits: Tensor
     """``[B, classes]``"""
     spent_macs: Tensor
-    """``[B]``"""
+    """``[B]``, whole numbers"""
 
 
 Choose = Callable[[int, Tensor, Tensor], Tensor]
