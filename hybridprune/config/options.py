@@ -78,8 +78,8 @@ class ParentOptions:
 
     checkpoint_file: str | None = option(
         None,
-        "run folder (or its model.safetensors) to start from; by default the newest finished run under result_dir "
-        "with the same data set, network, depth and width",
+        "run folder (or its model.safetensors) to start from; by default the finished run under result_dir with the "
+        "same data set, network, depth and width: the only one of this seed, else the newest",
         identity=False,
     )
 

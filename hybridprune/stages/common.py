@@ -88,14 +88,14 @@ class Parent:
 
     @staticmethod
     def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str, also: tuple[str, ...]) -> Parent:
-        """The run that ``checkpoint_file`` names, else the newest matching run of ``stage``; says which.
+        """The run that ``checkpoint_file`` names, else the matching run of ``stage`` (`find_parent`); says which.
 
         A named run may be of one of the stages ``also``.
         """
         if config.parent.checkpoint_file is not None:
             run = named_parent(Path(config.parent.checkpoint_file), wanted, {stage, *also})
         else:
-            run = find_parent(Path(config.run.result_dir), wanted, stage)
+            run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed)
         say(f"parent run: {run.path}")
         net, spec = run.load_network()
         return Parent(run, spec, net, run.read_json("result.json"))
