@@ -78,8 +78,8 @@ class ParentOptions:
 
     checkpoint_file: str | None = option(
         None,
-        "run folder (or its model.safetensors) to start from; by default the newest finished run under result_dir "
-        "with the same data set, network, depth and width",
+        "run folder (or its model.safetensors) to start from; by default the finished run under result_dir with the "
+        "same data set, network, depth and width: the only one of this seed, else the newest",
         identity=False,
     )
 
@@ -353,9 +353,17 @@ class RoutingOptions:
     baseline: str = option(
         "counterfactual",
         "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same "
-        "images), or counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate "
-        "alone)",
+        "images), or counterfactual (one gate an image is flipped, which credits that gate alone)",
         choices=("none", "moving_average", "self_critical", "counterfactual"),
+    )
+    flip_from: str = option(
+        "greedy",
+        "counterfactual: a gate is flipped while the others decide greedily, or while they are sampled from the policy "
+        "(then, with --no-credit_scale, the gradient is without bias that of the policy's expected return)",
+        choices=("greedy", "sampled"),
+    )
+    credit_scale: bool = option(
+        True, "counterfactual: divide each gate's credits by their own running root mean square"
     )
     exploration: float = option(
         0.1, "reinforce: the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5

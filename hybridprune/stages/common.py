@@ -88,14 +88,14 @@ class Parent:
 
     @staticmethod
     def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str, also: tuple[str, ...]) -> Parent:
-        """The run that ``checkpoint_file`` names, else the newest matching run of ``stage``; says which.
+        """The run that ``checkpoint_file`` names, else the matching run of ``stage`` (`find_parent`); says which.
 
         A named run may be of one of the stages ``also``.
         """
         if config.parent.checkpoint_file is not None:
             run = named_parent(Path(config.parent.checkpoint_file), wanted, {stage, *also})
         else:
-            run = find_parent(Path(config.run.result_dir), wanted, stage)
+            run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed)
         say(f"parent run: {run.path}")
         net, spec = run.load_network()
         return Parent(run, spec, net, run.read_json("result.json"))
@@ -321,6 +321,13 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
         f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
         f"mean execution rate {routed['mean_rate']:.3f}"
     )
+    if (target := result.get("target")) is not None:
+        price = target.get("price")  # runs of older versions do not say
+        print(
+            f"  budget: {target['macs'] * 2 / 1e9:.4f} GFLOPs, of which the validation images take "
+            f"{target['validation_macs'] / target['macs']:.1%}; threshold {target['threshold']:.4g}"
+            + ("" if price is None else f", final alpha {price:.4g}")
+        )
     if routed["block_rates"]:
         print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
 

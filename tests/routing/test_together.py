@@ -33,6 +33,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
     *({"baseline": name} for name in ("none", "moving_average", "self_critical", "counterfactual")),
+    {"baseline": "counterfactual", "flip_from": "sampled"},
     {"estimator": "gumbel"},
 ]
 
