@@ -23,6 +23,8 @@ METHOD_NAMES = (
     "random",
     "uniform",
     "slimming",
+    "lookahead",
+    "group-l2",
 )
 
 

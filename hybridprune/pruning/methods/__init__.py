@@ -11,9 +11,11 @@ from hybridprune.pruning.methods import (
     c_obs,
     eigendamage,
     fisher_tucker,
+    group_l2,
     kron_obd,
     kron_obs,
     l1,
+    lookahead,
     random,
     slimming,
     taylor,
@@ -33,4 +35,6 @@ METHODS: Mapping[str, Method] = {
     "random": random.METHOD,
     "uniform": uniform.METHOD,
     "slimming": slimming.METHOD,
+    "lookahead": lookahead.METHOD,
+    "group-l2": group_l2.METHOD,
 }
