@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.pruning import greedy
-from hybridprune.pruning.space import Budget, Space, UnitSet
+from hybridprune.pruning.space import Budget, InfeasibleBudget, Space, UnitSet
 from hybridprune.pruning.vote import vote, wishes
 
 
@@ -28,9 +28,8 @@ def mask_at_threshold(space: Space, levels: Sequence[Tensor], threshold: float) 
 def mask_at_budget(space: Space, levels: Sequence[Tensor], budget: Budget) -> list[Tensor]:
     """The channels of each group that go at the smallest threshold that meets the budget.
 
-    One more wish can make a group lose several channels: of what the last threshold added, or any before it, those of
-    the highest mean level stay that the budget allows. Raises InfeasibleBudget if nothing that the space lets go meets
-    it.
+    One more wish can make a group lose several channels: of what that threshold takes, those of the highest mean level
+    stay that the budget allows. If the budget cannot be met, all go that the space lets go.
     """
     thresholds = torch.cat([level.flatten() for level in levels]).unique().tolist()
     # A group's loss need not grow with the threshold, so this finds a threshold that meets the budget next to one that
@@ -43,7 +42,11 @@ def mask_at_budget(space: Space, levels: Sequence[Tensor], budget: Budget) -> li
         else:
             low = middle + 1
     ranking = _Ranking.of(space, levels, thresholds[low])
-    return ranking.removed(greedy.cut_at_budget(ranking.space, budget, greedy.importance))
+    try:
+        kept = greedy.cut_at_budget(ranking.space, budget, greedy.importance)
+    except InfeasibleBudget:
+        kept = [units.least for units in space.sets]
+    return ranking.removed(kept)
 
 
 @dataclasses.dataclass(frozen=True)

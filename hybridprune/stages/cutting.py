@@ -38,10 +38,12 @@ class CutState:
     """How many units the last cut left, before any came back."""
     removed: Removal | None = None
     """The channels that were selected to go, before the training that knows them."""
+    gap: Mapping[str, Mapping[str, float]] | None = None
+    """Of a network that was trained for its cut: accuracy and loss on validation just before and just after it."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, the inverse of ``CutState(**record)``."""
-        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed}
+        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed, "gap": self.gap}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridprune.pruning.mask import mask_at_budget, mask_at_threshold
+from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space, UnitSet
 from hybridprune.pruning.vote import vote, wishes
 
@@ -106,8 +107,13 @@ def test_what_a_budget_takes_is_voted_out_at_some_threshold(seed: int, share: fl
     pytest.fail("not a part of any mask")
 
 
-def test_a_budget_that_nothing_meets_names_the_floor() -> None:
+def test_a_budget_that_nothing_meets_takes_all_that_may_go() -> None:
     levels, space = random_levels((2, 1, 3), CHANNELS, 0), space_of(CHANNELS, least=2)
+    budget = Budget(macs=10)
+    kept = kept_of(mask_at_budget(space, levels, budget), CHANNELS)
+    assert kept == [2, 2, 2]
+    proposal = Proposal(space, "importance", lambda kept: None, lambda kept: [], fixed=kept)
     with pytest.raises(InfeasibleBudget) as caught:
-        mask_at_budget(space, levels, Budget(macs=10))
-    assert caught.value.floor == space.cost([2, 2, 2])
+        proposal.allocate(0.5, budget)
+    assert caught.value.floor == space.cost(kept)
+    assert proposal.allocate(0.5, None) == kept
