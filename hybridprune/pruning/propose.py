@@ -9,7 +9,7 @@ from hybridprune.pruning.methods import METHODS
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.propose_channels import Wish, propose_channels, target
 from hybridprune.pruning.propose_directions import propose_directions
-from hybridprune.pruning.space import Budget
+from hybridprune.pruning.space import Budget, InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, Sparsity, Target
 from hybridprune.pruning.subject import Subject
 
@@ -41,8 +41,14 @@ def sparsity_of(method: str) -> Sparsity:
 
 
 def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, removed: Removal) -> Target:
-    """The network as what trains it towards sparsity sees it; UserError if it has no channels to remove."""
+    """The network as what trains it towards sparsity sees it; UserError if it has no channels to remove.
+
+    Raises InfeasibleBudget if no cut could meet the budget, so that nobody trains in vain.
+    """
     method = METHODS[options.method]
     if not isinstance(method, ChannelMethod):
         raise UserError(f"--method {options.method}: does not train towards sparsity")
-    return target(subject, method, options, budget, removed)
+    found = target(subject, method, options, budget, removed)
+    if budget is not None and not budget.allows(found.space.floor()):
+        raise InfeasibleBudget(found.space.floor())
+    return found

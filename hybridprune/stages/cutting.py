@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,8 @@ class Cutting:
 
     def target(self, net: GatedNetwork, state: CutState) -> Target:
         """The network as what trains it towards sparsity sees it."""
-        return sparse_target(self._subject(net, 0), self.config.cut, self._budget(0), state.removed or {})
+        with self._refused_budget():
+            return sparse_target(self._subject(net, 0), self.config.cut, self._budget(0), state.removed or {})
 
     def decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """How many units each set keeps in this cut; UserError if the budget cannot be reached."""
@@ -138,8 +140,15 @@ class Cutting:
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(space.everything()))
-        try:
+        with self._refused_budget():
             return proposal.allocate(ratio, budget)
+
+    @contextmanager
+    def _refused_budget(self) -> Iterator[None]:
+        """Tell the user what can be reached."""
+        options = self.config.cut
+        try:
+            yield
         except InfeasibleBudget as floor:
             raise UserError(
                 f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hybridprune
+from hybridprune import compress
 from hybridprune.config import CutOptions, SparsityOptions
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
@@ -197,6 +198,13 @@ def test_one_permuted_index_set_in_a_residual_stage_is_a_loss(role: str) -> None
         mistaken = [*groups]
         mistaken[stage] = dataclasses.replace(groups[stage], members=tuple(others))
         assert gap(net, mistaken, removed) > 1e-3, members[number].layer
+
+
+def test_a_budget_that_no_mask_meets_is_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress, "finetune", lambda *args, **more: pytest.fail("trained"))
+    data = [(random_images(4), torch.zeros(4, dtype=torch.int64))]
+    with pytest.raises(UserError, match="the floor is"):
+        hybridprune.prune(random_net(8).backbone, data, target_flops=0.001, method="masksparsity")
 
 
 def test_one_call_prunes_a_module_of_ones_own() -> None:
