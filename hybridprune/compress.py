@@ -168,7 +168,8 @@ class _Work:
 
     def propose(self, removed: Removal | None = None) -> Proposal:
         """What would be cut."""
-        return propose(self.subject, self.cut, self.curvature, self.sparsity, self.budget, removed)
+        with self._refused_budget():
+            return propose(self.subject, self.cut, self.curvature, self.sparsity, self.budget, removed)
 
     def allocate(self, proposal: Proposal) -> list[int]:
         """How many units each set keeps; UserError if the budget cannot be reached."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hybridprune.pruning.allocation import allocate
-from hybridprune.pruning.space import Budget, InfeasibleBudget, Space
+from hybridprune.pruning.space import Budget, Space
 from hybridprune.pruning.sparsity import Removal
 
 
@@ -28,8 +28,5 @@ class Proposal:
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
         """How many units each set keeps; raises InfeasibleBudget."""
         if self.fixed is not None:
-            cost = self.space.cost(self.fixed)
-            if budget is not None and not budget.allows(cost):
-                raise InfeasibleBudget(cost)
             return list(self.fixed)
         return allocate(self.space, self.allocation, ratio=ratio, budget=budget)

@@ -9,7 +9,7 @@ from hybridprune.pruning.methods import METHODS
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.propose_channels import Wish, propose_channels, target
 from hybridprune.pruning.propose_directions import propose_directions
-from hybridprune.pruning.space import Budget, InfeasibleBudget
+from hybridprune.pruning.space import Budget
 from hybridprune.pruning.sparsity import Removal, Sparsity, Target
 from hybridprune.pruning.subject import Subject
 
@@ -24,7 +24,8 @@ def propose(
 ) -> Proposal:
     """Score all units of the network by the method that the options name; UserError if it could cut nothing.
 
-    ``removed`` is what an earlier proposal selected on this network, which then decides alone.
+    ``removed`` is what an earlier proposal selected on this network, which then decides alone. A method that selects by
+    itself raises InfeasibleBudget here, and not when the proposal is asked to allocate.
     """
     method = METHODS[options.method]
     allocation = method.allocation if options.allocation == "auto" else options.allocation
@@ -48,7 +49,4 @@ def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, 
     method = METHODS[options.method]
     if not isinstance(method, ChannelMethod):
         raise UserError(f"--method {options.method}: does not train towards sparsity")
-    found = target(subject, method, options, budget, removed)
-    if budget is not None and not budget.allows(found.space.floor()):
-        raise InfeasibleBudget(found.space.floor())
-    return found
+    return target(subject, method, options, budget, removed)

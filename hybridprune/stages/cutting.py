@@ -110,7 +110,8 @@ class Cutting:
         """Measure the network and score its units; ``removed`` has been selected for this cut already."""
         config = self.config
         subject = self._subject(net, cut)
-        return propose(subject, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
+        with self._refused_budget():
+            return propose(subject, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
 
     def target(self, net: GatedNetwork, state: CutState) -> Target:
         """The network as what trains it towards sparsity sees it."""

@@ -101,5 +101,6 @@ def test_a_run_that_stops_between_and_within_its_trainings_ends_as_if_it_had_not
 
 def test_a_budget_that_no_mask_meets_is_refused_before_anything_is_trained(finished: Path, tmp_path: Path) -> None:
     flags = ("--method", "masksparsity", "--target_flops", "0.001")
-    assert_refused(start(finished, tmp_path, *flags), "--target_flops 0.001", "the floor is")
+    for more in ((), ("--dry-run",)):
+        assert_refused(start(finished, tmp_path, *flags, *more), "--target_flops 0.001", "the floor is")
     assert not folder_of(tmp_path, "prune").exists()

@@ -52,6 +52,22 @@ def test_the_filters_that_go_are_pushed_in_all_layers_of_their_group(method: str
         assert parameter.grad is not None and torch.equal(parameter.grad, expected), name
 
 
+def test_depthwise_filters_are_pushed_too() -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+    groups = channel_groups(net, lambda m, x: m(x), random_images(1), exclude=(), coupled=True)
+    training = sparsity("greg-1").after
+    assert training is not None and [group.name for group in groups] == ["0"]
+    training.prepare(Target(net, groups, Space([], [], Cost(0, 0)), None, {"0": [3]}), OPTIONS).pressure.add_gradients(
+        0
+    )
+    for layer in ("0", "2"):
+        weight = net.get_submodule(layer).get_parameter("weight")
+        assert weight.grad is not None and torch.equal(weight.grad[3], 0.5 * weight[3]) and not weight.grad[:3].any()
+
+
 def test_greg_2_first_pushes_all_filters_alike_up_to_a_hundredth(target: Target) -> None:
     assert sparsity("greg-1").before is None
     training = sparsity("greg-2").before
