@@ -23,6 +23,11 @@ METHOD_NAMES = (
     "random",
     "uniform",
     "slimming",
+    "lookahead",
+    "group-l2",
+    "greg-1",
+    "greg-2",
+    "masksparsity",
 )
 
 
@@ -269,6 +274,21 @@ class SparsityOptions:
     )
     sparsity_weight: float | None = option(
         None, "weight of the regulariser in them (default: the method's published one)", low=0
+    )
+    greg_interval: int = option(10, "greg-1, greg-2: steps from one rise of the L2 weight to the next", low=1)
+    greg_rise: float | None = option(
+        None,
+        "greg-1, greg-2: that rise (default: the published 1e-4, or more in a training that would else not get to "
+        "sparsity_weight in two thirds of its steps)",
+        above=0,
+    )
+    mask_rule: str = option(
+        "magnitude",
+        "masksparsity: a BatchNorm wants to lose channels by |gamma|, or by energy, their share of its gamma^2",
+        choices=("magnitude", "energy"),
+    )
+    mask_threshold: float | None = option(
+        None, "masksparsity without a budget: the largest that goes (default: |gamma| of 0.01, energy of 1e-4)", low=0
     )
 
 

@@ -17,7 +17,7 @@ from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.measure import measure_factors
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.proposal import Proposal
-from hybridprune.pruning.space import Budget
+from hybridprune.pruning.space import Budget, InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, Target
 from hybridprune.pruning.subject import Subject
 
@@ -85,6 +85,8 @@ def _target(
     removed: Removal,
 ) -> Target:
     space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+    if budget is not None and not budget.allows(space.floor()):
+        raise InfeasibleBudget(space.floor())
     return Target(subject.model, groups, space, budget, removed)
 
 
