@@ -74,6 +74,7 @@ def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -
         std=dataset.std,
         dataset=dataset.name,
         dataset_digest=dataset.digest,
+        centre_crop=dataset.centre_crop,
     )
 
 
@@ -155,7 +156,7 @@ class Images:
             batch_size=self.options.batch_size,
             mean=self.dataset.mean,
             std=self.dataset.std,
-            padding=self.options.resize // 8 if augment else 0,
+            crop=augment,
             flip=augment and self.dataset.flippable,
             seed=stream_seed(self.seed, purpose),
             device=self.device,

@@ -48,7 +48,7 @@ class Batches(TrainBatches):
         images = torch.randint(256, (24, 3, 8, 8), generator=draw, dtype=torch.uint8)
         data = LabelledImages(images, torch.arange(24) % 3)
         options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": CPU, "channels_last": False}
-        super().__init__(data, torch.arange(24), batch_size=6, padding=1, flip=True, seed=0, **options)
+        super().__init__(data, torch.arange(24), batch_size=6, crop=True, flip=True, seed=0, **options)
         self._event = event
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
