@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -102,13 +103,14 @@ class _Pool:
             sampler=self._requests,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # else each reading would advance the global one
         )
 
     def read(self, requests: Sequence[_Request]) -> Iterator[Tensor | UserError]:
         self._requests[:] = requests
-        yield from self._loader
+        with _interrupts_blocked():  # workers inherit it
+            decoded = iter(self._loader)
+        yield from decoded
 
 
 def _cores() -> int:
@@ -116,9 +118,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ignore_interrupts(worker: int) -> None:
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
     """Ctrl-C goes to all processes of a terminal; the main one still wants its images until it has saved its state."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _sound(images: Tensor | UserError) -> Tensor:
