@@ -143,8 +143,8 @@ class OptimOptions:
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", low=0)
     scheduler_id: str = option(
         "stair",
-        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear), 3 cosine "
-        '(linear up, half a cosine down: {"0": 0, "0.05": 1, "1": 0} is a warm-up and one decay)',
+        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear), 3 "
+        'cosine (linear up, half a cosine down: {"0": 0, "0.05": 1, "1": 0} is a warm-up and one decay)',
         choices=_SCHEDULES,
         aliases={alias: name for number, name in enumerate(_SCHEDULES) for alias in (number, str(number))},
     )

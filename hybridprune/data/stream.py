@@ -84,7 +84,7 @@ class _Decoder(torch_data.Dataset["Tensor | UserError"]):
         images = torch.empty(len(request.ids), 3, self._size, self._size, dtype=torch.uint8)
         try:
             for place, index in enumerate(request.ids):
-                image = decode_file(os.fsdecode(self._paths[index]))
+                image = decode_file(os.fsdecode(bytes(self._paths[index])))
                 seed = mixed_seed(request.seed, int(index))
                 images[place] = resized_crop_flip(image, self._size, crop=request.crop, flip=request.flip, seed=seed)
         except UserError as error:  # raised in a worker, it would come with that worker's traceback

@@ -11,7 +11,8 @@ def factor(kind: str, points: Mapping[str, float], share: float) -> float:
 
     ``stair`` keeps the factor of the last point reached, ``up-down`` is linear and ``exponential`` geometric between
     points. ``cosine`` rises linearly and falls along half a cosine (Loshchilov & Hutter 2017, without restarts):
-    ``{"0": 0, "0.05": 1, "1": 0}`` is a warm-up of 5 % and one decay. Before the first point it is joined to 1 at share 0 (if no point lies at 0).
+    ``{"0": 0, "0.05": 1, "1": 0}`` is a warm-up over 5 % of the training and one decay. Before the first point the
+    factor is joined to 1 at share 0 (if no point lies at 0).
     """
     ordered = sorted((float(at), value) for at, value in points.items())
     if not ordered or ordered[0][0] > 0:

@@ -74,7 +74,9 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     fit = Fit(
         run=folder,
         net=net,
-        objective=Supervised.of(cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise, loss=config.loss),
+        objective=Supervised.of(
+            cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise, loss=config.loss
+        ),
         batches=images.training("sp"),
         validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
         optim=config.optim,

@@ -1,4 +1,4 @@
-"""The dense checkpoint that stage 1 may start from: our own, somebody's state dict, or one that torchvision publishes."""
+"""The dense checkpoint that stage 1 may start from: our own, a state dict, or one that torchvision publishes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hybridprune.store.run_folder import load_tensors, read_tensors
 
 
 def start_from(net: GatedNetwork, spec: NetworkSpec, path: Path) -> None:
-    """Load a dense checkpoint, safetensors or a ``torch.save`` of a state dict, into the backbone of ``spec``'s network.
+    """Load a dense checkpoint, safetensors or a ``torch.save`` of a state dict, into the backbone that ``spec`` names.
 
     Names may carry the prefixes ``module.`` and ``backbone.``. Of a checkpoint for another number of classes all but
     the classifier is taken, and the user is told. Raises UserError if it cannot be read without executing code, or is

@@ -33,6 +33,7 @@ def test_centre_crop_agrees_with_pillow(height: int, width: int, size: int, scal
     assert resized.shape == (2, 3, size, size) and resized.is_contiguous()
     top, left = ((side - size + 1) // 2 for side in scaled)
     for image, result in zip(images, resized, strict=True):
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(scaled[::-1], Image.Resampling.BILINEAR)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture = picture.resize((scaled[1], scaled[0]), Image.Resampling.BILINEAR)
         expected = np.asarray(picture)[top : top + size, left : left + size].astype(int)
         assert np.abs(expected - result.permute(1, 2, 0).numpy().astype(int)).max() <= 1

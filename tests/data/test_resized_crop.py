@@ -65,7 +65,9 @@ def test_what_is_shown_is_distributed_as_published() -> None:
         ratios.append(math.log(width / height))
         mirrored += flipped
     assert 0.08 * 0.9 < min(areas) < 0.12 and 0.85 < max(areas) < 1.05
-    assert math.log(3 / 4) - 0.06 < min(ratios) < math.log(0.8) and math.log(1.25) < max(ratios) < math.log(4 / 3) + 0.06
+    assert (
+        math.log(3 / 4) - 0.06 < min(ratios) < math.log(0.8) and math.log(1.25) < max(ratios) < math.log(4 / 3) + 0.06
+    )
     # Areas are uniform but for the large ones, of which not every aspect fits.
     assert sum(area < 0.31 for area in areas) / count == pytest.approx(0.25, abs=0.07)
     assert sum(ratios) / count == pytest.approx(0, abs=0.05)
