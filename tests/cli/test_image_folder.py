@@ -14,7 +14,7 @@ from PIL import Image
 import hybridprune
 from hybridprune.data.digits import load_digits
 from tests.cases import all_pixels, run_cli
-from tests.cli.cases import OWN, SCRIPTS, STAGES, assert_refused, folder_of, run_here, stage, weights
+from tests.cli.cases import OWN, SCRIPTS, assert_refused, folder_of, run_here, stage, weights
 
 CLASSES, TRAIN, VAL = 4, 12, 4
 DATA = (*("--network", "resnet", "--depth", "8", "--width", "4", "--bs", "8", "--device", "cpu"), "--resize", "32")
@@ -59,10 +59,11 @@ def _data(tree: Path, workers: int = 0) -> tuple[str, ...]:
 @pytest.mark.full
 def test_all_stages_by_workers_and_the_first_without(tree: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
-    for name in STAGES:
-        more = () if name == "rl" else SMOOTH
-        done = run_cli(SCRIPTS[name], *_data(tree, 2), *OWN[name], *more, "--result_dir", results, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    done = run_cli(SCRIPTS["sp"], *_data(tree, 2), *OWN["sp"], *SMOOTH, "--result_dir", results, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, more in (("prune", SMOOTH), ("rl", ())):
+        later = stage(name, *more, "--result_dir", results, data=_data(tree, 2))
+        assert later.returncode == 0, later.stderr
     alone = stage("sp", *SMOOTH, "--result_dir", results, "--exp_name", "alone", data=_data(tree))
     assert alone.returncode == 0, alone.stderr
     helped, unhelped = (folder_of(results, "sp", name, dataset=tree.name) for name in ("default", "alone"))
