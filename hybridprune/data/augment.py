@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from hybridprune.data.resize import resize_images
 
@@ -29,11 +28,13 @@ def resized_crop_flip(image: Tensor, size: int, *, crop: bool, flip: bool, seed:
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         image = _random_resized_crop(size)(image) if crop else resize_images(image[None], size, centre_crop=True)[0]
-        return v2.functional.horizontal_flip(image) if flip and torch.rand(()) < 0.5 else image
+        return image.flip(2) if flip and torch.rand(()) < 0.5 else image
 
 
 @cache
-def _random_resized_crop(size: int) -> v2.RandomResizedCrop:
+def _random_resized_crop(size: int) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2  # slow to import, and only streamed images need it
+
     return v2.RandomResizedCrop(size, antialias=True)
 
 

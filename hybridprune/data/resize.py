@@ -15,14 +15,14 @@ def resize_images(images: Tensor, size: int, centre_crop: bool = False) -> Tenso
     Both sides are scaled to ``size``, which does not keep the aspect. ``centre_crop``: the shorter side is scaled to
     256/224 of it, whatever it was, and the middle is cut out.
     """
-    if centre_crop:
-        scaled = transforms.resize(images, [round(size * _MARGIN)], antialias=True)
-        return transforms.center_crop(scaled, [size, size]).contiguous()
-    if images.shape[-2:] == (size, size):
+    if images.shape[-2:] == (size, size) and not centre_crop:
         return images.contiguous()
     # Here and not above: torchvision brings torch's compiler along, the slowest of all imports.
     from torchvision.transforms.v2 import functional as transforms
 
+    if centre_crop:
+        scaled = transforms.resize(images, [round(size * _MARGIN)], antialias=True)
+        return transforms.center_crop(scaled, [size, size]).contiguous()
     resized = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8)
     for target, chunk in zip(resized.split(_CHUNK), images.split(_CHUNK), strict=True):
         target.copy_(transforms.resize(chunk, [size, size], antialias=True))
