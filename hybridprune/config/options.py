@@ -31,6 +31,9 @@ METHOD_NAMES = (
 )
 
 
+_SCHEDULES = ("exponential", "stair", "up-down", "cosine")
+
+
 def option(
     default: Any,
     help: str,
@@ -94,14 +97,22 @@ class DataOptions:
     """Which images, and how they reach the network."""
 
     dataset: str = option(
-        "tree", "tree (image folders under data_dir), cifar10, cifar100 (torchvision's files) or digits (embedded)"
+        "tree",
+        "tree (image folders under data_dir, decoded once into memory), imagefolder (the same or ImageNet's, streamed: "
+        "random resized crops), cifar10, cifar100 (torchvision's files) or digits (embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
     resize: int = option(32, "height and width of the network's input in pixels", low=8)
     download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
-    num_workers: int = option(4, "workers that decode the image tree on its first read", low=0, identity=False)
+    num_workers: int = option(
+        4,
+        "workers that decode images: those of a tree on its first read, those of imagefolder all the time, in each "
+        "process",
+        low=0,
+        identity=False,
+    )
     batch_size: int = option(128, "images per step, of all processes together", flags=("bs", "batch_size"), low=2)
     augment: bool = option(True, "random crop and, where classes allow it, horizontal flip")
     max_train_samples: int | None = option(None, "train on this many images only, spread over the classes", low=2)
@@ -137,9 +148,10 @@ class OptimOptions:
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", low=0)
     scheduler_id: str = option(
         "stair",
-        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear)",
-        choices=("exponential", "stair", "up-down"),
-        aliases={0: "exponential", 1: "stair", 2: "up-down", "0": "exponential", "1": "stair", "2": "up-down"},
+        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear), 3 "
+        'cosine (linear up, half a cosine down: {"0": 0, "0.05": 1, "1": 0} is a warm-up and one decay)',
+        choices=_SCHEDULES,
+        aliases={alias: name for number, name in enumerate(_SCHEDULES) for alias in (number, str(number))},
     )
     scheduler_params: dict[str, float] = option(
         {"0.5": 0.1, "0.75": 0.01}, "share of the epochs -> factor of lr, as JSON", low=0
@@ -150,6 +162,15 @@ class OptimOptions:
         False,
         "several processes on GPUs: BatchNorm takes its statistics from the whole batch, not from each process's share",
         identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What the supervised stages (1 and 2) minimise."""
+
+    label_smoothing: float = option(
+        0.0, "share of each label that is spread over all classes in the cross-entropy of training", low=0, high=0.999
     )
 
 
@@ -412,6 +433,7 @@ class SpConfig:
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: SupervisedOptions = field(default_factory=SupervisedOptions)
@@ -426,6 +448,7 @@ class PruneConfig:
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.02))
+    loss: LossOptions = field(default_factory=LossOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     cut: CutOptions = field(default_factory=CutOptions)

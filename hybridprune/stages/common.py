@@ -74,6 +74,7 @@ def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -
         std=dataset.std,
         dataset=dataset.name,
         dataset_digest=dataset.digest,
+        centre_crop=dataset.centre_crop,
     )
 
 
@@ -155,7 +156,7 @@ class Images:
             batch_size=self.options.batch_size,
             mean=self.dataset.mean,
             std=self.dataset.std,
-            padding=self.options.resize // 8 if augment else 0,
+            crop=augment,
             flip=augment and self.dataset.flippable,
             seed=stream_seed(self.seed, purpose),
             device=self.device,
@@ -169,13 +170,19 @@ class Images:
         order = torch.randperm(len(self.split.train), generator=generator(self.seed, purpose))
         return self._plain(self.split.train[order[:images]], batch_size, shared)
 
+    @property
+    def eval_batch(self) -> int:
+        """Images of an evaluation's batches: of large ones no more than a training step has to hold."""
+        small = self.options.resize <= 64
+        return EVAL_BATCH if small else max(1, min(EVAL_BATCH, self.options.batch_size // processes()))
+
     def validation(self) -> EvalBatches:
         """The validation split, shared by the processes."""
-        return self._plain(self.split.validation, EVAL_BATCH, True)
+        return self._plain(self.split.validation, self.eval_batch, True)
 
     def test(self) -> EvalBatches:
         """The test images, shared by the processes."""
-        return self._plain(None, EVAL_BATCH, True)
+        return self._plain(None, self.eval_batch, True)
 
     def _plain(self, ids: torch.Tensor | None, batch_size: int, shared: bool) -> EvalBatches:
         return EvalBatches(
@@ -217,7 +224,10 @@ def _claim_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[st
     experiment = Path(config.run.result_dir) / config.run.exp_name
     run, resumed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
     if resumed and (run.path / "spec.json").is_file():
-        spec = run.read_spec()
+        before = run.read_spec()
+        if before.dataset_digest != spec.dataset_digest:
+            raise UserError(f"--resume: {run.path} was started with other images; restore them, or name an --exp_name")
+        spec = before
     else:
         run.write_json("spec.json", spec.to_json())
     return str(run.path), spec.to_json(), resumed

@@ -233,7 +233,7 @@ class _Stage:
             run=folder,
             net=net,
             objective=Supervised.of(
-                cost, options.rate_penalty, self.images.device, self.distillation, config.gating, noise
+                cost, options.rate_penalty, self.images.device, self.distillation, config.gating, noise, config.loss
             ),
             batches=self.images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),

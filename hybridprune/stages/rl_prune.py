@@ -30,7 +30,6 @@ from hybridprune.routing.price import TOLERANCE, Price, met
 from hybridprune.routing.rollout import rollout
 from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages.common import (
-    EVAL_BATCH,
     Images,
     Parent,
     describe,
@@ -175,7 +174,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 
 def search_images(images: Images) -> EvalBatches:
     """The training images that subsets of blocks are compared on."""
-    return images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset", shared=True)
+    return images.sample(SEARCH_IMAGES, images.eval_batch, "subset", shared=True)
 
 
 def gates_from_subset(

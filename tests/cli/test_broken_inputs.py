@@ -52,7 +52,7 @@ FLAGS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--device", "meta"), ("--device", "meta")),
     (("--device", "cuda:99"), ("--device", "cuda:99")),
     (("--precision", "fp8"), ("--precision", "fp8")),
-    (("--scheduler_id", "3"), ("--scheduler_id", "3")),
+    (("--scheduler_id", "4"), ("--scheduler_id", "4")),
     (("--scheduler_params", "{0.5: 1}"), ("--scheduler_params",)),
     (("--max_train_samples", "1"), ("--max_train_samples", "1")),
     (("--seed", "-1"), ("--seed", "-1")),

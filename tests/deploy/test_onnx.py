@@ -22,7 +22,7 @@ from hybridprune.deploy.program import METADATA, export_program, program_bytes
 from hybridprune.errors import UserError
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_decisions
+from tests.cases import all_pixels, random_decisions
 from tests.deploy.cases import SPECS, assert_close, built, preferring
 
 SMALL = NetworkSpec("resnet", 8, 4, 5, (FactorEdit("backbone.blocks.1.conv2", 3, 4),))
@@ -31,7 +31,7 @@ SMALL = NetworkSpec("resnet", 8, 4, 5, (FactorEdit("backbone.blocks.1.conv2", 3,
 def digits(count: int) -> Tensor:
     """Real images, normalised ``[count, 3, 12, 12]``."""
     data = load_digits(resize=12)
-    return normalise(data.test.images[:count], data.mean, data.std, torch.contiguous_format)
+    return normalise(all_pixels(data.test)[:count], data.mean, data.std, torch.contiguous_format)
 
 
 def deployed(spec: NetworkSpec) -> torch.nn.Module:
