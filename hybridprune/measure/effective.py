@@ -7,7 +7,7 @@ the outputs; a weight lives if it is not zero, its input is reached and its outp
 - A BatchNorm's channel with a scale of 0 is a constant, whatever its shift, and cuts the path. Constants (shifts,
   biases, what is computed from them) do not carry the input, and the weights that read nothing else do not live.
 - A product (squeeze-excite) with a constant is a path unless the constant is 0, as a ReLU makes of a negative shift.
-- What only the images could tell, such as a ReLU that happens never to fire, is not looked at.
+- What depends on values, such as a ReLU that no image makes fire, is not looked at.
 - Weights are those of convolutions and linear layers, of a factored layer those of its two or three; biases and
   BatchNorms do not count. All other layers are parts of the paths, as they are.
 """
@@ -26,6 +26,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 SMALL = 2.0**-7
 """Size of the values that mark a path: where every activation rises, and sums of hundreds still do not saturate."""
+SMALLER = 2.0**-40
+"""Of constants beside them: with their signs, but too small to turn a sum."""
 Weighted = _ConvNd | nn.Linear
 
 
@@ -45,7 +47,8 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
     A copy of the network runs once, forwards and backwards, in double precision. The outputs of each layer that are
     reached are made new positive random numbers, others for each of two images: so a channel is reached if its images
     differ, and needed if a gradient comes back to it. Nothing can vanish or overflow on the way, and what a network
-    does between its layers (sums, products, concatenations, pooling) need not be known.
+    does between its layers (sums, products, concatenations, pooling) need not be known. A third image carries the
+    constants as they really are.
 
     Args:
         example: one image ``[1, ...]``, on the model's device; ``model(example)`` is a tensor.
@@ -58,7 +61,7 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
         if isinstance(module, Weighted | _BatchNorm):
             nodes[name] = _Node(module, draw)
             module.forward = nodes[name]
-    images = draw.like(example.double().expand(2, *example.shape[1:])).requires_grad_()
+    images = draw.like(example.double().expand(3, *example.shape[1:])).requires_grad_()
     with torch.enable_grad():
         outputs = net(images)
         assert isinstance(outputs, Tensor), f"the network's output is a {type(outputs).__name__}, not a tensor"
@@ -144,19 +147,17 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, node: _Node) -> Tensor:
-        first, second = x.chunk(2)
+        first, second, constant = x.chunk(3)
         entries, reached = node.entries(), node.channels(first != second)
-        outputs = node.forwards(entries, reached)
-        y = node.real(x)
-        # What is not reached is a constant: the same in both images also where a kernel's rounding is not.
-        y = y[: len(y) // 2].repeat(2, *(1,) * (y.ndim - 1))
-        ctx.node, ctx.entries, ctx.reached, ctx.x = node, entries, reached, x.new_empty(()).expand(x.shape)
-        return node.marked(outputs, y)
+        y = node.real(constant)
+        ctx.node, ctx.entries, ctx.reached, ctx.like = node, entries, reached, x.new_zeros(()).expand(x.shape)
+        return node.marked(node.forwards(entries, reached), torch.cat([SMALLER * y, SMALLER * y, y]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         node: _Node = ctx.node
-        needed = node.channels(gradient != 0)
+        first, _, _ = gradient.chunk(3)
+        needed = node.channels(first != 0)
         node.count(ctx.entries, ctx.reached, needed)
-        return node.marked(node.backwards(ctx.entries, needed), torch.zeros_like(ctx.x)), None
+        return node.marked(node.backwards(ctx.entries, needed), ctx.like), None
