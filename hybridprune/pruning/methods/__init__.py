@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hybridprune.pruning.method import Method
 from hybridprune.pruning.methods import (
+    adapruner,
     bn_scale,
     c_obd,
     c_obs,
@@ -14,6 +15,7 @@ from hybridprune.pruning.methods import (
     kron_obd,
     kron_obs,
     l1,
+    peel,
     random,
     slimming,
     taylor,
@@ -33,4 +35,6 @@ METHODS: Mapping[str, Method] = {
     "random": random.METHOD,
     "uniform": uniform.METHOD,
     "slimming": slimming.METHOD,
+    "peel": peel.METHOD,
+    "adapruner": adapruner.METHOD,
 }
