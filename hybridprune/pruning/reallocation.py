@@ -142,7 +142,11 @@ def grown(space: Space, start: Sequence[int], worth: Sequence[float], goal: Goal
     slopes = [width * own / total if total > 0 else 0.0 for width, own in zip(full, worth, strict=True)]
 
     def widths(t: float) -> list[int]:
-        return _within(space, [growth.rounded(c + t * slope) for c, slope in zip(start, slopes, strict=True)])
+        # What does not grow is not rounded either: a limit may be no multiple.
+        gains = [t * slope for slope in slopes]
+        return _within(
+            space, [growth.rounded(c + gain) if gain > 0 else c for c, gain in zip(start, gains, strict=True)]
+        )
 
     enough = max((width / slope for width, slope in zip(full, slopes, strict=True) if slope > 0), default=0.0)
     kept = widths(_largest(lambda t: goal.allows(space, widths(t)), enough))
