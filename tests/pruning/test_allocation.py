@@ -17,7 +17,6 @@ from hybridprune.pruning.reallocation import Goal, Growth
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space, UnitSet
 from tests.pruning.cases import random_space
 
-
 OF_DIRECTIONS = [name for name in ALLOCATIONS if name not in BY_LAYER]
 
 
