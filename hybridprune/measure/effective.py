@@ -60,7 +60,7 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
     for name, module in net.named_modules():
         if isinstance(module, Weighted | _BatchNorm):
             nodes[name] = _Node(module, draw)
-            module.forward = nodes[name]
+            module.__dict__["forward"] = nodes[name]
     images = draw.like(example.double().expand(3, *example.shape[1:])).requires_grad_()
     with torch.enable_grad():
         outputs = net(images)
@@ -88,7 +88,7 @@ class _Node:
     def __init__(self, module: _ConvNd | nn.Linear | _BatchNorm, draw: _Draw) -> None:
         self.module = module
         self.draw = draw
-        self.real: Callable[[Tensor], Tensor] = module.forward
+        self.real: Callable[..., Tensor] = module.forward
         self.axis = -1 if isinstance(module, nn.Linear) else 1
         self.groups = module.groups if isinstance(module, _ConvNd) else 1
         # Attention uses the weights of its projection without calling it.
@@ -111,14 +111,14 @@ class _Node:
     def forwards(self, entries: Tensor, reached: Tensor) -> Tensor:
         """Which outputs ``[O]`` read any of the inputs ``reached [I]``."""
         if isinstance(self.module, _BatchNorm):
-            return reached & entries
+            return reached & entries.to(reached.device)
         kernels = entries.any(2).unflatten(0, (self.groups, -1))
         return (kernels & reached.view(self.groups, 1, -1)).any(2).flatten()
 
     def backwards(self, entries: Tensor, needed: Tensor) -> Tensor:
         """Which inputs ``[I]`` are read by any of the outputs ``needed [O]``."""
         if isinstance(self.module, _BatchNorm):
-            return needed & entries
+            return needed & entries.to(needed.device)
         kernels = entries.any(2).unflatten(0, (self.groups, -1))
         return (kernels & needed.view(self.groups, -1, 1)).any(1).flatten()
 
@@ -138,26 +138,27 @@ class _Node:
         shape[self.axis] = -1
         return torch.where(channels.view(shape), self.draw.like(values), values)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return _Pass.apply(x, self)  # type: ignore[no-any-return]
+    def __call__(self, input: Tensor, *rest: Any) -> Tensor:
+        """``rest`` is the output's size, which a transposed convolution may be given."""
+        return _Pass.apply(input, self, rest)  # type: ignore[no-any-return]
 
 
 class _Pass(torch.autograd.Function):
     """A layer between marks: its outputs forwards, its inputs backwards."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, node: _Node) -> Tensor:
+    def forward(ctx: Any, x: Tensor, node: _Node, rest: tuple[Any, ...]) -> Tensor:
         first, second, constant = x.chunk(3)
         entries, reached = node.entries(), node.channels(first != second)
-        y = node.real(constant)
+        y = node.real(constant, *rest)
         ctx.node, ctx.entries, ctx.reached, ctx.like = node, entries, reached, x.new_zeros(()).expand(x.shape)
         return node.marked(node.forwards(entries, reached), torch.cat([SMALLER * y, SMALLER * y, y]))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
         node: _Node = ctx.node
         first, _, _ = gradient.chunk(3)
         needed = node.channels(first != 0)
         node.count(ctx.entries, ctx.reached, needed)
-        return node.marked(node.backwards(ctx.entries, needed), ctx.like), None
+        return node.marked(node.backwards(ctx.entries, needed), ctx.like), None, None

@@ -125,8 +125,8 @@ def thinned(seed: int, share: float) -> Small:
             module.weight *= kernels.view(*kernels.shape, *(1,) * (module.weight.ndim - 2))
             module.weight *= torch.rand(module.weight.shape) >= 0.3
         elif isinstance(module, nn.BatchNorm2d):
-            module.weight *= torch.rand(4) >= share
-            module.bias *= torch.rand(4) >= 0.3
+            module.weight.mul_(torch.rand(4) >= share)
+            module.bias.mul_(torch.rand(4) >= 0.3)
     return net.requires_grad_(False)
 
 
@@ -217,7 +217,7 @@ def test_factored_layers_count_as_their_convolutions() -> None:
     net = NetworkSpec("resnet", 8, 4, 5).build().backbone
     assert isinstance(net, nn.Module)
     randomise(net)
-    apply_edits(net, [FactorEdit("blocks.1.conv1", 3, 2), FactorEdit("classifier", 6, None)])
+    apply_edits(net, (FactorEdit("blocks.1.conv1", 3, 2), FactorEdit("classifier", 6, None)))
     for parameter in net.parameters():
         nn.init.uniform_(parameter, 0.1, 1)
     live = live_weights(net, random_images(1, 8))
@@ -234,9 +234,10 @@ def test_factored_layers_count_as_their_convolutions() -> None:
 
 
 def test_a_dead_channel_takes_its_filter_and_its_readers_along() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten())
-    net[1].weight.data[2] = 0
-    net[1].bias.data[2] = 7  # a constant: it reaches the output, but carries nothing of the input
+    norm = nn.BatchNorm2d(4)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten())
+    norm.weight.data[2] = 0
+    norm.bias.data[2] = 7  # a constant: it reaches the output, but carries nothing of the input
     assert live_weights(net, EXAMPLE) == {"0": 3 * 27, "3": 3 * 5}
     assert effective_sparsity(net, EXAMPLE, dense_weights=200) == pytest.approx(1 - 96 / 200)
 
