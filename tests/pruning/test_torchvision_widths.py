@@ -36,7 +36,8 @@ def network(name: str) -> tuple[nn.Module, list[ChannelGroup]]:
     torch.manual_seed(0)
     net = torchvision.models.get_model(name, num_classes=10)
     randomise(net)
-    net = net.double()
+    for parameter in net.double().parameters():  # of millions of random weights one may be 0
+        parameter.data.masked_fill_(parameter == 0, 1e-3)
     example = random_images(1, SIZE).double()
     return net, channel_groups(net, run, example, exclude=(), coupled=True)
 
@@ -66,8 +67,9 @@ def test_every_convolution_and_norm_is_in_a_group(name: str) -> None:
     assert sum("fc2" in m.layer for g in groups for m in g.of("producer")) == sum("fc2" in layer for layer in layers)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("allocate", [peel, adapruner])
+@pytest.mark.parametrize(
+    ("name", "allocate"), [*((name, peel) for name in NETWORKS), ("mobilenet_v3_small", adapruner)]
+)
 def test_half_of_the_flops_without_loss(name: str, allocate: Callable[[Space, Goal, Growth], list[int]]) -> None:
     net, groups = network(name)
     example, images = random_images(1, SIZE).double(), random_images(4, SIZE, seed=1).double()
