@@ -225,12 +225,10 @@ def test_blocks_share_their_importance() -> None:
     assert abs(first - second) <= 1 and stem <= first < other  # 0.3 and 0.3, and the mean of 0.1 and 0.5
     by_layer = grown(space, [0] * 4, mean_scores(space), goal, Growth())
     assert by_layer[1] < by_layer[2] - 1
-    wide = chain([*scores[:1], torch.full((4,), 0.1), *scores[2:]], [1] * 4, [9] * 5, names)
-    # Units count, not layers: (4 x 0.1 + 12 x 0.5) / 16 = 0.4.
-    kept = adapruner(wide, Goal(0.5, None), Growth())
-    ideal = {1: 4 * 0.4, 2: 12 * 0.4, 3: 12 * 0.6, 0: 12 * 0.3}
-    t = 20 / sum(ideal.values())
-    assert all(abs(kept[i] - t * each) <= 1 for i, each in ideal.items())
+    # Units count, not layers: (4 x 0.1 + 24 x 0.9) / 28 is more than 0.6, and the mean of 0.1 and 0.9 is less.
+    uneven = chain([scores[0], torch.full((4,), 0.1), torch.full((24,), 0.9), scores[3]], [1] * 4, [9] * 5, names)
+    kept = adapruner(uneven, Goal(0.5, None), Growth())
+    assert kept[2] / 24 > kept[3] / 12 + 0.05 and abs(kept[1] - kept[2] / 6) <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -256,3 +254,14 @@ def test_a_goal_is_scaled_in_its_own_unit() -> None:
     assert Goal(0.5, Budget(None, 8)).scaled(0.5) == Goal(0.5, Budget(None, 4.0))
     space = chain([torch.rand(10)], [1], [1, 1])
     assert Goal(0.5, None).allows(space, [5]) and not Goal(0.5, None).allows(space, [6])
+
+
+def test_single_steps_come_in_the_order_of_growth() -> None:
+    def alone(number: int, price: int) -> ChannelCell:
+        return ChannelCell(f"conv{number}", (number,), (10,), 1, 10, (0,), (1,), price, 1, 0)
+
+    sets = [UnitSet(name, torch.ones(10), 1) for name in ("dear", "more", "less")]
+    space = Space(sets, [alone(0, 100), alone(1, 1), alone(2, 1)], Cost(0, 0))
+    for left, expected in ((1, [5, 6, 5]), (2, [5, 6, 6]), (3, [5, 7, 6]), (101, [6, 6, 5])):
+        goal = Goal(0.5, Budget(macs=space.cost([5, 5, 5]).macs + left))
+        assert grown(space, [5, 5, 5], [10.0, 2.0, 1.9], goal, Growth()) == expected
