@@ -28,6 +28,8 @@ METHOD_NAMES = (
     "greg-1",
     "greg-2",
     "masksparsity",
+    "peel",
+    "adapruner",
 )
 
 
@@ -244,9 +246,10 @@ class CutOptions:
     allocation: str = option(
         "auto",
         "how many units go from which layer: importance (one ranking of all scores), importance_per_flop (score over "
-        "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), or auto "
-        "(the method's own)",
-        choices=("auto", "importance", "importance_per_flop", "rate_distortion"),
+        "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), peel "
+        "(widths grow from a backbone with their layer's mean score), adapruner (widths in proportion to their "
+        "block's mean score), or auto (the method's own)",
+        choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner"),
     )
     prune_ratio: float = option(0.5, "share of the units cut in each iteration", low=0, high=1)
     prune_ratio_limit: float = option(0.9, "largest share of one side of one layer that may be cut", low=0, high=0.999)
@@ -275,6 +278,21 @@ class CutOptions:
         1024, "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)", low=0
     )
     use_out_dependencies: bool = option(False, "channel methods: also cut channels that residual sums join")
+    round_to: int = option(
+        1,
+        "allocations peel and adapruner: widths are multiples of this, up to the limits of a layer; e.g. 8, what "
+        "processors compute in units of",
+        low=1,
+    )
+    peel_backbone: str = option(
+        "uniform",
+        "allocation peel: what widths grow from: uniform (the same share of each layer's channels), or global-gamma "
+        "(those of one ranking of all scores)",
+        choices=("uniform", "global-gamma"),
+    )
+    peel_pool: float = option(
+        0.3, "allocation peel: share of the budget that the backbone leaves to the informative layers", low=0, high=1
+    )
     cut_weights: str = option(
         "inherit",
         "what the cut network starts from: inherit (its share of the weights), or scratch (newly initialised ones)",
@@ -284,7 +302,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """Methods that train towards sparsity before they cut (slimming)."""
+    """Methods that train towards sparsity before they cut (slimming, peel, adapruner)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -31,6 +32,7 @@ from hybridprune.engine.fit import Progress
 from hybridprune.engine.parallel import share_weights
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import bytes_from_first, is_first, json_from_first, local_device, rank
@@ -277,6 +279,7 @@ def finish(
         "dense": dict(parent.result["dense"])
         if parent
         else {"params": cost.backbone_params, "macs": cost.backbone_macs},
+        "effective_sparsity": _effective_sparsity(net, spec, images.device),
         **json_from_first(
             lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
         ),
@@ -300,6 +303,14 @@ def finish(
     }
     run.write_json("result.json", result)
     return result
+
+
+def _effective_sparsity(net: GatedNetwork, spec: RunSpec, device: torch.device) -> float:
+    """Of the backbone, every block executed, against the unpruned one."""
+    with torch.device("meta"):
+        dense = dataclasses.replace(spec.network, edits=()).build()
+    example = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
+    return effective_sparsity(net.backbone, example, count_weights(dense.backbone))
 
 
 def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> str:
@@ -338,6 +349,8 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
             f"{target['validation_macs'] / target['macs']:.1%}; threshold {target['threshold']:.4g}"
             + ("" if price is None else f", final alpha {price:.4g}")
         )
+    if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
+        print(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
     if routed["block_rates"]:
         print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
 

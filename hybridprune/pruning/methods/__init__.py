@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hybridprune.pruning.method import Method
 from hybridprune.pruning.methods import (
+    adapruner,
     bn_scale,
     c_obd,
     c_obs,
@@ -19,6 +20,7 @@ from hybridprune.pruning.methods import (
     l1,
     lookahead,
     masksparsity,
+    peel,
     random,
     slimming,
     taylor,
@@ -43,4 +45,6 @@ METHODS: Mapping[str, Method] = {
     "greg-1": greg_1.METHOD,
     "greg-2": greg_2.METHOD,
     "masksparsity": masksparsity.METHOD,
+    "peel": peel.METHOD,
+    "adapruner": adapruner.METHOD,
 }
