@@ -28,7 +28,7 @@ demo: venv
 	@echo "the page: demo_results/report.html"
 
 test: venv
-	$(RUN) -m pytest -q -n 2 $(if $(CI),-m "")
+	$(RUN) -m pytest -q -n 2 --dist worksteal $(if $(CI),-m "")
 
 lint: venv
 	.venv/bin/ruff check

@@ -37,7 +37,7 @@ def _batches_rate(data: LabelledImages, batch_size: int, epochs: int, channels_l
         batch_size=batch_size,
         mean=_MEAN,
         std=_STD,
-        padding=_PADDING,
+        crop=True,
         flip=True,
         seed=0,
         device="cpu",

@@ -74,6 +74,7 @@ TRAINED = {"batchnorm": "trained", "gate_lr_factor": 10 * DYNAMIC.lr / STATIC.lr
 DYNAMIC_ARMS: Mapping[str, Mapping[str, Any]] = {
     "counterfactual": {"baseline": "counterfactual"},
     "self-critical": {"baseline": "self_critical"},
+    "counterfactual, sampled": {"baseline": "counterfactual", "flip_from": "sampled"},
     "gumbel": {"estimator": "gumbel"},
     "counterfactual, rate bounds": {"baseline": "counterfactual", "rate_bound": 0.3},
     "gumbel, rate bounds": {"estimator": "gumbel", "rate_bound": 0.3},

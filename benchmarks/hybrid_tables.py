@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from benchmarks.lines import Line, read_lines, unpack
@@ -77,7 +78,7 @@ def draw_images(line: Line, dataset: Dataset, path: Path, count: int = 12) -> No
         labels = dataset.test.labels[order].numpy()
         first = np.sort(np.unique(labels, return_index=True)[1])[:count]
         for axis, image in zip(axes[row], order[first], strict=True):
-            axis.imshow(dataset.test.images[image].permute(1, 2, 0).numpy())
+            axis.imshow(dataset.test.pixels(torch.tensor([int(image)]))[0].permute(1, 2, 0).numpy())
             name = dataset.classes[int(dataset.test.labels[image])]
             axis.set_title(f"{name}\n{executed[image]} blocks", fontsize=6)
             axis.axis("off")

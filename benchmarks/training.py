@@ -74,7 +74,7 @@ class Loops:
             batch_size=self.batch,
             mean=(0.5,) * 3,
             std=(0.25,) * 3,
-            padding=4,
+            crop=True,
             flip=True,
             seed=0,
             device=self.device,

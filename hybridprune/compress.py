@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -167,12 +168,19 @@ class _Work:
 
     def propose(self, removed: Removal | None = None) -> Proposal:
         """What would be cut."""
-        return propose(self.subject, self.cut, self.curvature, self.sparsity, self.budget, removed)
+        with self._refused_budget():
+            return propose(self.subject, self.cut, self.curvature, self.sparsity, self.budget, removed)
 
     def allocate(self, proposal: Proposal) -> list[int]:
         """How many units each set keeps; UserError if the budget cannot be reached."""
-        try:
+        with self._refused_budget():
             return proposal.allocate(self.cut.prune_ratio, self.budget)
+
+    @contextmanager
+    def _refused_budget(self) -> Iterator[None]:
+        """Tell the user what can be reached."""
+        try:
+            yield
         except InfeasibleBudget as floor:
             wanted = f"target_flops {self.cut.target_flops}, target_params {self.cut.target_params}"
             raise UserError(f"{wanted}: {floor.of(self.dense)}") from floor
@@ -196,7 +204,9 @@ class _Work:
         return removed
 
     def _train(self, training: SparseTraining, removed: Removal) -> None:
-        drive = training.prepare(sparse_target(self.subject, self.cut, self.budget, removed), self.sparsity)
+        with self._refused_budget():
+            target = sparse_target(self.subject, self.cut, self.budget, removed)
+        drive = training.prepare(target, self.sparsity)
         model, device = self.subject.model, _device(self.subject.model)
         finetune(model, self.loader, epochs=self.sparsity.sparse_epochs, lr=self.lr, device=device, drive=drive)
 

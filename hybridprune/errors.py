@@ -25,6 +25,9 @@ def ending(error: BaseException) -> tuple[int, str] | None:
         return 2, f"error: {error}"
     if isinstance(error, RunFailed | OSError):  # for example a full disk; what was saved before is whole
         return 1, f"failed: {error}"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # died, says torch
+        reason = str(error).splitlines()[0]
+        return 1, f"failed: {reason}; give fewer --num_workers, or the machine more (shared) memory"
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return 130, f"\ninterrupted: {str(error) or 'give the same command with --resume to go on'}"
     return None

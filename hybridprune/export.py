@@ -76,6 +76,7 @@ def _files(
             "input_size": run.spec.input_size,
             "mean": list(run.spec.mean),
             "std": list(run.spec.std),
+            "centre_crop": run.spec.centre_crop,
         }
     )
     files: dict[Path, bytes] = {}

@@ -78,7 +78,7 @@ def predict(model: Model, images: Sequence[ImageLike], mode: Mode = "executed") 
     if not images:
         return []
     device = next(model.network.parameters()).device
-    pixels = torch.stack([_pixels(image, model.spec.input_size) for image in images]).to(device)
+    pixels = torch.stack([_pixels(image, model.spec) for image in images]).to(device)
     routed = model.network(normalise(pixels, model.spec.mean, model.spec.std, torch.contiguous_format), mode=mode)
     probabilities, labels = routed.logits.softmax(1).max(1)
     executed = routed.decisions.sum(1).int().tolist()
@@ -88,9 +88,9 @@ def predict(model: Model, images: Sequence[ImageLike], mode: Mode = "executed") 
     ]
 
 
-def _pixels(image: ImageLike, size: int) -> Tensor:
+def _pixels(image: ImageLike, spec: RunSpec) -> Tensor:
     if not isinstance(image, Tensor):
         image = decode_file(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UserError(f"an image is {image.dtype} {list(image.shape)}; give uint8 [3, H, W] or [1, H, W]")
-    return resize_images(image.expand(3, -1, -1)[None], size)[0]
+    return resize_images(image.expand(3, -1, -1)[None], spec.input_size, spec.centre_crop)[0]

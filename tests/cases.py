@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hybridprune.data import Batch
+from hybridprune.data import Batch, ImageSet
 from hybridprune.models.edits import Edit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
@@ -77,3 +77,8 @@ def random_decisions(count: int, gates: int, seed: int = 0) -> Tensor:
 def batches_of(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
     """The images in order, the last batch perhaps smaller."""
     return [Batch(images[ids], labels[ids], ids) for ids in torch.arange(len(images)).split(batch_size)]
+
+
+def all_pixels(data: ImageSet) -> Tensor:
+    """The images of a set, uint8 ``[N, 3, H, W]``."""
+    return data.pixels(torch.arange(len(data)))

@@ -19,7 +19,7 @@ from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.report.records import read_runs
 from hybridprune.report.rows import build_rows
-from tests.cases import ROOT
+from tests.cases import ROOT, all_pixels
 from tests.cli.cases import folder_of, run_here, stage
 
 
@@ -46,7 +46,7 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
     # One hidden layer of 16 sees the pooled features and three numbers; it decides at each gate.
     decide = net.num_gates * ((max(net.backbone.block_channels) + 3) * 16 + 16 * 2)
     test = load_images(DataOptions(dataset="digits", resize=8)).test
-    pixels = normalise(test.images, model.spec.mean, model.spec.std, torch.contiguous_format)
+    pixels = normalise(all_pixels(test), model.spec.mean, model.spec.std, torch.contiguous_format)
 
     def run(alpha: float, out: Path) -> dict[str, Tensor]:
         agent.main([str(parent), "--timesteps", "2000", "--alpha", str(alpha), "--device", "cpu", "--out", str(out)])

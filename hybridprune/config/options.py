@@ -23,7 +23,17 @@ METHOD_NAMES = (
     "random",
     "uniform",
     "slimming",
+    "lookahead",
+    "group-l2",
+    "greg-1",
+    "greg-2",
+    "masksparsity",
+    "peel",
+    "adapruner",
 )
+
+
+_SCHEDULES = ("exponential", "stair", "up-down", "cosine")
 
 
 def option(
@@ -78,8 +88,8 @@ class ParentOptions:
 
     checkpoint_file: str | None = option(
         None,
-        "run folder (or its model.safetensors) to start from; by default the newest finished run under result_dir "
-        "with the same data set, network, depth and width",
+        "run folder (or its model.safetensors) to start from; by default the finished run under result_dir with the "
+        "same data set, network, depth and width: the only one of this seed, else the newest",
         identity=False,
     )
 
@@ -89,14 +99,22 @@ class DataOptions:
     """Which images, and how they reach the network."""
 
     dataset: str = option(
-        "tree", "tree (image folders under data_dir), cifar10, cifar100 (torchvision's files) or digits (embedded)"
+        "tree",
+        "tree (image folders under data_dir, decoded once into memory), imagefolder (the same or ImageNet's, streamed: "
+        "random resized crops), cifar10, cifar100 (torchvision's files) or digits (embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
     resize: int = option(32, "height and width of the network's input in pixels", low=8)
     download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
-    num_workers: int = option(4, "workers that decode the image tree on its first read", low=0, identity=False)
+    num_workers: int = option(
+        4,
+        "workers that decode images: those of a tree on its first read, those of imagefolder all the time, in each "
+        "process",
+        low=0,
+        identity=False,
+    )
     batch_size: int = option(128, "images per step, of all processes together", flags=("bs", "batch_size"), low=2)
     augment: bool = option(True, "random crop and, where classes allow it, horizontal flip")
     max_train_samples: int | None = option(None, "train on this many images only, spread over the classes", low=2)
@@ -132,9 +150,10 @@ class OptimOptions:
     weight_decay: float = option(5e-4, "L2 penalty on all parameters", low=0)
     scheduler_id: str = option(
         "stair",
-        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear)",
-        choices=("exponential", "stair", "up-down"),
-        aliases={0: "exponential", 1: "stair", 2: "up-down", "0": "exponential", "1": "stair", "2": "up-down"},
+        "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear), 3 "
+        'cosine (linear up, half a cosine down: {"0": 0, "0.05": 1, "1": 0} is a warm-up and one decay)',
+        choices=_SCHEDULES,
+        aliases={alias: name for number, name in enumerate(_SCHEDULES) for alias in (number, str(number))},
     )
     scheduler_params: dict[str, float] = option(
         {"0.5": 0.1, "0.75": 0.01}, "share of the epochs -> factor of lr, as JSON", low=0
@@ -145,6 +164,15 @@ class OptimOptions:
         False,
         "several processes on GPUs: BatchNorm takes its statistics from the whole batch, not from each process's share",
         identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What the supervised stages (1 and 2) minimise."""
+
+    label_smoothing: float = option(
+        0.0, "share of each label that is spread over all classes in the cross-entropy of training", low=0, high=0.999
     )
 
 
@@ -218,9 +246,10 @@ class CutOptions:
     allocation: str = option(
         "auto",
         "how many units go from which layer: importance (one ranking of all scores), importance_per_flop (score over "
-        "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), or auto "
-        "(the method's own)",
-        choices=("auto", "importance", "importance_per_flop", "rate_distortion"),
+        "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), peel "
+        "(widths grow from a backbone with their layer's mean score), adapruner (widths in proportion to their "
+        "block's mean score), or auto (the method's own)",
+        choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner"),
     )
     prune_ratio: float = option(0.5, "share of the units cut in each iteration", low=0, high=1)
     prune_ratio_limit: float = option(0.9, "largest share of one side of one layer that may be cut", low=0, high=0.999)
@@ -249,6 +278,21 @@ class CutOptions:
         1024, "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)", low=0
     )
     use_out_dependencies: bool = option(False, "channel methods: also cut channels that residual sums join")
+    round_to: int = option(
+        1,
+        "allocations peel and adapruner: widths are multiples of this, up to the limits of a layer; e.g. 8, what "
+        "processors compute in units of",
+        low=1,
+    )
+    peel_backbone: str = option(
+        "uniform",
+        "allocation peel: what widths grow from: uniform (the same share of each layer's channels), or global-gamma "
+        "(those of one ranking of all scores)",
+        choices=("uniform", "global-gamma"),
+    )
+    peel_pool: float = option(
+        0.3, "allocation peel: share of the budget that the backbone leaves to the informative layers", low=0, high=1
+    )
     cut_weights: str = option(
         "inherit",
         "what the cut network starts from: inherit (its share of the weights), or scratch (newly initialised ones)",
@@ -258,7 +302,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """Methods that train towards sparsity before they cut (slimming)."""
+    """Methods that train towards sparsity before they cut (slimming, peel, adapruner)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(
@@ -269,6 +313,21 @@ class SparsityOptions:
     )
     sparsity_weight: float | None = option(
         None, "weight of the regulariser in them (default: the method's published one)", low=0
+    )
+    greg_interval: int = option(10, "greg-1, greg-2: steps from one rise of the L2 weight to the next", low=1)
+    greg_rise: float | None = option(
+        None,
+        "greg-1, greg-2: that rise (default: the published 1e-4, or more in a training that would else not get to "
+        "sparsity_weight in two thirds of its steps)",
+        above=0,
+    )
+    mask_rule: str = option(
+        "magnitude",
+        "masksparsity: a BatchNorm wants to lose channels by |gamma|, or by energy, their share of its gamma^2",
+        choices=("magnitude", "energy"),
+    )
+    mask_threshold: float | None = option(
+        None, "masksparsity without a budget: the largest that goes (default: |gamma| of 0.01, energy of 1e-4)", low=0
     )
 
 
@@ -353,9 +412,17 @@ class RoutingOptions:
     baseline: str = option(
         "counterfactual",
         "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same "
-        "images), or counterfactual (one gate an image is flipped against a greedy rollout, which credits that gate "
-        "alone)",
+        "images), or counterfactual (one gate an image is flipped, which credits that gate alone)",
         choices=("none", "moving_average", "self_critical", "counterfactual"),
+    )
+    flip_from: str = option(
+        "greedy",
+        "counterfactual: a gate is flipped while the others decide greedily, or while they are sampled from the policy "
+        "(then, with --no-credit_scale, the gradient is without bias that of the policy's expected return)",
+        choices=("greedy", "sampled"),
+    )
+    credit_scale: bool = option(
+        True, "counterfactual: divide each gate's credits by their own running root mean square"
     )
     exploration: float = option(
         0.1, "reinforce: the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
@@ -384,6 +451,7 @@ class SpConfig:
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: SupervisedOptions = field(default_factory=SupervisedOptions)
@@ -398,6 +466,7 @@ class PruneConfig:
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.02))
+    loss: LossOptions = field(default_factory=LossOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     cut: CutOptions = field(default_factory=CutOptions)

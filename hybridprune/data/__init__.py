@@ -1,10 +1,10 @@
-"""Image data sets in memory, their splits, and batches of them."""
+"""Image data sets, in memory or streamed, their splits, and batches of them."""
 
 from __future__ import annotations
 
 from hybridprune.data.augment import crop_flip, normalise
 from hybridprune.data.batches import Batch, EvalBatches, Share, TrainBatches, batch_sizes
-from hybridprune.data.dataset import Dataset, LabelledImages
+from hybridprune.data.dataset import Dataset, ImageSet, LabelledImages
 from hybridprune.data.load import DATASETS, load_dataset
 from hybridprune.data.split import Split, make_split
 
@@ -13,6 +13,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "EvalBatches",
+    "ImageSet",
     "LabelledImages",
     "Share",
     "Split",

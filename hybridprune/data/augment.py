@@ -1,12 +1,41 @@
-"""Batched augmentation and normalisation: pure functions on tensors of any device."""
+"""Augmentation and normalisation: pure functions on tensors of any device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from hybridprune.data.resize import resize_images
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A well-mixed 64-bit seed of numbers >= 0: neighbouring ones must not share a stream."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def resized_crop_flip(image: Tensor, size: int, *, crop: bool, flip: bool, seed: int) -> Tensor:
+    """One image of any size, uint8 ``[3, h, w]``, cut, scaled to ``[3, size, size]`` and mirrored by ``seed``.
+
+    ``crop``: a random part of it, 8 to 100 % of the area with an aspect between 3/4 and 4/3 (Szegedy et al. 2015, as
+    torchvision's RandomResizedCrop draws it), else its middle; ``flip``: mirrored left to right every other time.
+    """
+    # torchvision draws from the global stream, which others are using.
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        image = _random_resized_crop(size)(image) if crop else resize_images(image[None], size, centre_crop=True)[0]
+        return image.flip(2) if flip and torch.rand(()) < 0.5 else image
+
+
+@cache
+def _random_resized_crop(size: int) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2  # slow to import, and only streamed images need it
+
+    return v2.RandomResizedCrop(size, antialias=True)
 
 
 def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:

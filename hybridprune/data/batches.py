@@ -1,16 +1,16 @@
-"""Batches of images in memory: repeatable and resumable ones for training, plain ones for evaluation."""
+"""Batches of an image set: repeatable and resumable ones for training, plain ones for evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hybridprune.data.augment import crop_flip, scale_and_shift, scaled
-from hybridprune.data.dataset import LabelledImages
+from hybridprune.data.augment import mixed_seed, scale_and_shift, scaled
+from hybridprune.data.dataset import ImageSet
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 class TrainBatches:
-    """Shuffled, augmented batches of ``data[ids]``.
+    """Shuffled batches of ``data[ids]``, cropped at random and mirrored as wished (`ImageSet.augmented`).
 
     An epoch is a pure function of (seed, epoch). Its crops and flips belong to the image and not to the place
     in the order: an image gets the same ones whatever ``ids`` and ``batch_size`` are. A partial last batch is
@@ -71,13 +71,13 @@ class TrainBatches:
 
     def __init__(
         self,
-        data: LabelledImages,
+        data: ImageSet,
         ids: Tensor,
         *,
         batch_size: int,
         mean: Sequence[float],
         std: Sequence[float],
-        padding: int,
+        crop: bool,
         flip: bool,
         seed: int,
         device: torch.device | str,
@@ -90,8 +90,7 @@ class TrainBatches:
         self._data = data
         self._ids = ids
         self._batch_size = batch_size
-        self._padding = padding
-        self._flip = flip
+        self._augment = partial(data.augmented, crop=crop, flip=flip)
         self.seed = seed
         self._rank, self._processes = rank, processes
         self._output = _Output.of(torch.device(device), mean, std, channels_last)
@@ -101,18 +100,15 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (numbered from 0) from batch ``start`` on."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
-        count = len(self._data)
-        offsets = torch.randint(2 * self._padding + 1, (count, 2), generator=generator)
-        flips = (torch.rand(count, generator=generator) < 0.5) & self._flip
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+        read = self._augment(generator)
         order = self._ids[torch.randperm(len(self._ids), generator=generator)]
-        for whole in order.split(self._batch_size)[start : len(self)]:
-            share = Share.of(len(whole), self._rank, self._processes)
-            index = whole[share.start : share.stop]
-            images = self._output.send(self._data.images.index_select(0, index))
-            draws = self._output.send(offsets[index]), self._output.send(flips[index])
-            cropped = crop_flip(images, *draws, self._padding)
-            yield self._output.batch(cropped, self._data.labels[index], index, None if self._processes == 1 else share)
+        wholes = order.split(self._batch_size)[start : len(self)]
+        shares = [Share.of(len(whole), self._rank, self._processes) for whole in wholes]
+        parts = [whole[share.start : share.stop] for whole, share in zip(wholes, shares, strict=True)]
+        for index, share, images in zip(parts, shares, read(parts, self._output.send), strict=True):
+            shared = None if self._processes == 1 else share
+            yield self._output.batch(images, self._data.labels[index], index, shared)
 
 
 class EvalBatches:
@@ -123,7 +119,7 @@ class EvalBatches:
 
     def __init__(
         self,
-        data: LabelledImages,
+        data: ImageSet,
         ids: Tensor | None,
         *,
         batch_size: int,
@@ -150,8 +146,7 @@ class EvalBatches:
         return self.share.whole
 
     def __iter__(self) -> Iterator[Batch]:
-        for index in self._batches:
-            images = self._output.send(self._data.images.index_select(0, index))
+        for index, images in zip(self._batches, self._data.plain(self._batches, self._output.send), strict=True):
             yield self._output.batch(images, self._data.labels[index], index)
 
 
@@ -177,8 +172,3 @@ class _Output:
     def batch(self, images: Tensor, labels: Tensor, index: Tensor, share: Share | None = None) -> Batch:
         floats = scaled(images, self.scale, self.shift, self.memory_format)
         return Batch(floats, self.send(labels), self.send(index), share)
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """A well-mixed 64-bit seed: neighbouring (seed, epoch) pairs must not share a stream."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

@@ -1,20 +1,60 @@
-"""What every source returns: two labelled sets of uint8 images, held in memory, and their identity."""
+"""What every source returns: two labelled sets of uint8 images and their identity; and the sets held in memory."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hybridprune.data.augment import crop_flip
+
+Send = Callable[[Tensor], Tensor]
+"""Takes a tensor of the CPU to the device that the images are used on."""
+
 _CHUNK = 1000  # images a step, which bounds the memory of the float64 copies
+
+
+class Reader(Protocol):
+    """Gives the pixels of batches, one after the other."""
+
+    def __call__(self, batches: Sequence[Tensor], send: Send) -> Iterator[Tensor]:
+        """The images of each of ``batches``, ids int64 ``[B]``: uint8 ``[B, 3, H, W]``, sent."""
+        ...
+
+
+class ImageSet(Protocol):
+    """Labelled images, all of one size when they are read; wherever they lie."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class ids, int64 ``[N]``."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, ids: Tensor) -> Tensor:
+        """The images ``ids``, int64 ``[B]``, as they are evaluated: uint8 ``[B, 3, H, W]`` on the CPU."""
+        ...
+
+    def plain(self, batches: Sequence[Tensor], send: Send) -> Iterator[Tensor]:
+        """A `Reader` of the images as they are evaluated."""
+        ...
+
+    def augmented(self, generator: torch.Generator, *, crop: bool, flip: bool) -> Reader:
+        """A reader of randomly cropped and mirrored images, for one epoch.
+
+        The draws come from ``generator`` and belong to the image: they are the same in whichever batch it is.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images, uint8 ``[N, 3, H, W]`` (contiguous), and their class ids, int64 ``[N]``."""
+    """Images in memory, uint8 ``[N, 3, H, W]`` (contiguous), and their class ids, int64 ``[N]``."""
 
     images: Tensor
     labels: Tensor
@@ -27,24 +67,46 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def pixels(self, ids: Tensor) -> Tensor:
+        """``images[ids]``"""
+        return self.images.index_select(0, ids)
+
+    def plain(self, batches: Sequence[Tensor], send: Send) -> Iterator[Tensor]:
+        """The images as they are."""
+        return (send(self.pixels(ids)) for ids in batches)
+
+    def augmented(self, generator: torch.Generator, *, crop: bool, flip: bool) -> Reader:
+        """``crop``: zero-padded by an eighth of the size, 4 of 32 pixels, and cropped to it at a random place."""
+        padding = self.images.shape[-1] // 8 if crop else 0
+        offsets = torch.randint(2 * padding + 1, (len(self), 2), generator=generator)
+        flips = (torch.rand(len(self), generator=generator) < 0.5) & flip
+
+        def read(batches: Sequence[Tensor], send: Send) -> Iterator[Tensor]:
+            for ids in batches:
+                yield crop_flip(send(self.pixels(ids)), send(offsets[ids]), send(flips[ids]), padding)
+
+        return read
+
 
 @dataclass(frozen=True)
 class Dataset:
     """A training and a test set with the same classes.
 
-    ``mean`` and ``std`` are those of the train pixels scaled to [0, 1], a value per channel. ``flippable``
-    says whether a mirrored image keeps its class. ``digest`` identifies the content (sha256, hex), wherever
-    it lies.
+    ``mean`` and ``std``, a value per channel, are what pixels scaled to [0, 1] are normalised by: those of the train
+    images, or ImageNet's. ``flippable`` says whether a mirrored image keeps its class. ``digest`` identifies the
+    content (sha256, hex), wherever it lies. ``centre_crop``: how images of other sizes are brought to this one
+    (`resize_images`).
     """
 
     name: str
-    train: LabelledImages
-    test: LabelledImages
+    train: ImageSet
+    test: ImageSet
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flippable: bool
     digest: str
+    centre_crop: bool = False
 
 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -42,7 +42,7 @@ def decode_file(path: str | Path) -> Tensor:
             pixels = _rgb(image)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot be decoded ({reason}); repair or remove the file") from error
+        raise UserError(f"{path}: cannot be decoded ({reason}); repair or replace the file") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn import datasets
 
 from hybridprune.data.dataset import Dataset, LabelledImages, array_digest, pixel_statistics
 from hybridprune.data.resize import resize_images
@@ -18,6 +17,9 @@ def load_digits(*, resize: int) -> Dataset:
 
     A fixed stratified fifth is the test set.
     """
+    # Here and not above: scikit-learn takes longer to import than everything of ours, and no other data needs it.
+    from sklearn import datasets
+
     pixels, target = datasets.load_digits(return_X_y=True)
     grey = (torch.as_tensor(pixels).view(-1, 8, 8) * (255 / 16)).round().to(torch.uint8)
     images = resize_images(grey[:, None].expand(-1, 3, -1, -1), resize)

@@ -6,11 +6,12 @@ import difflib
 
 from hybridprune.data.dataset import Dataset
 from hybridprune.data.digits import load_digits
+from hybridprune.data.image_folder import load_image_folder
 from hybridprune.data.torchvision_cifar import load_cifar
 from hybridprune.data.tree import load_tree
 from hybridprune.errors import UserError
 
-DATASETS = ("tree", "cifar10", "cifar100", "digits")
+DATASETS = ("tree", "imagefolder", "cifar10", "cifar100", "digits")
 _MIN_SIZE = 8
 
 
@@ -26,9 +27,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by its registered name, with all images ``resize`` x ``resize``.
 
-    ``img_type``, ``num_workers`` and ``cache_dir`` (None: the user's cache folder) concern image trees,
-    ``download`` the CIFAR sets; "digits" needs no ``data_dir``. Raises ``UserError`` on whatever the user can
-    mend.
+    ``img_type`` and ``num_workers`` concern image trees, ``cache_dir`` (None: the user's cache folder) those that are
+    decoded once, ``download`` the CIFAR sets; "digits" needs no ``data_dir``. Raises ``UserError`` on whatever the user
+    can mend.
     """
     if dataset not in DATASETS:
         close = difflib.get_close_matches(dataset.lower(), DATASETS, n=1)
@@ -38,6 +39,8 @@ def load_dataset(
         raise UserError(f"--resize {resize} is too small: give at least {_MIN_SIZE}")
     if dataset == "tree":
         return load_tree(data_dir, img_type=img_type, resize=resize, num_workers=num_workers, cache_dir=cache_dir)
+    if dataset == "imagefolder":
+        return load_image_folder(data_dir, img_type=img_type, resize=resize, num_workers=num_workers)
     if dataset == "digits":
         return load_digits(resize=resize)
     return load_cifar(dataset, data_dir, resize=resize, download=download)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from http.client import HTTPException
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from hybridprune.data.dataset import Dataset, LabelledImages, array_digest, pixel_statistics
 from hybridprune.data.resize import resize_images
 from hybridprune.errors import UserError
 
-_CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 
 def load_cifar(name: str, data_dir: str | None, *, resize: int, download: bool) -> Dataset:
@@ -22,8 +23,11 @@ def load_cifar(name: str, data_dir: str | None, *, resize: int, download: bool) 
     """
     if data_dir is None:
         raise UserError(f"--data_dir is missing: give the folder that holds (or is to hold) {name}")
+    # Here and not above: torchvision is slow to import.
+    from torchvision import datasets
+
     root = Path(data_dir).expanduser()
-    dataset = _CLASSES[name]
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
         # torchvision unpickles these files, but only after comparing their md5 with the published ones.
         train, test = dataset(root, train=True, download=download), dataset(root, train=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ import torch
 
 from hybridprune.data.cache import default_cache_dir, read_cache, write_cache
 from hybridprune.data.dataset import Dataset, LabelledImages, pixel_statistics
-from hybridprune.data.decode import IMG_TYPES, decode_files
+from hybridprune.data.decode import decode_files
+from hybridprune.data.listing import ClassFolder, list_tree
 from hybridprune.errors import UserError
 
 # Accepted folder names, the first that exists is taken.
@@ -22,7 +23,7 @@ _CACHE_FORMAT = "hybridprune-tree-1"  # to be counted up when the decoding chang
 
 class _File(NamedTuple):
     path: str
-    name: str  # "train/<class>/<file>", whatever the folder of the split is called
+    name: str  # "train/<class>/<file>"
     size: int
     mtime_ns: int
     label: int
@@ -31,17 +32,15 @@ class _File(NamedTuple):
 def load_tree(data_dir: str | None, *, img_type: str, resize: int, num_workers: int, cache_dir: str | None) -> Dataset:
     """Load an image tree, from its cache file if nothing in the tree has changed since.
 
-    ``img_type`` is a file extension of ``IMG_TYPES`` or "any". Classes are the folder names in alphabetical
-    order. The digest covers relative names, sizes and ``resize``, not the pixels. Raises ``UserError`` on
-    anything in the tree that is not an image of the type in a class folder; hidden files and Thumbs.db are
-    ignored.
+    Classes are the folder names in alphabetical order. The digest covers relative names, sizes and ``resize``, not the
+    pixels. Raises ``UserError`` as `list_tree` does.
     """
     if data_dir is None:
         raise UserError("--data_dir is missing: give the folder that holds train/<class>/ and test/<class>/")
     root = Path(data_dir).expanduser().resolve()
-    suffixes = _suffixes(img_type)
+    classes, folders = list_tree(root, _SPLITS, img_type)
     try:
-        classes, files = _list_tree(root, suffixes, img_type)
+        files = {split: [file for folder in folders[split] for file in _files(folder)] for split in folders}
     except OSError as error:
         raise UserError(f"--data_dir {data_dir}: cannot be read ({error})") from error
 
@@ -77,81 +76,17 @@ def load_tree(data_dir: str | None, *, img_type: str, resize: int, num_workers: 
     )
 
 
-def _hash(files: list[_File], stamps: list[str], header: str) -> str:
+def _files(folder: ClassFolder) -> list[_File]:
+    files = []
+    for name in folder.files:
+        path = os.path.join(folder.path, name)
+        status = os.stat(path)
+        files.append(_File(path, f"{folder.name}/{name}", status.st_size, status.st_mtime_ns, folder.label))
+    return files
+
+
+def _hash(files: Sequence[_File], stamps: Sequence[str], header: str) -> str:
     digest = hashlib.sha256(os.fsencode(header))
     for file, stamp in zip(files, stamps, strict=True):
         digest.update(os.fsencode(f"\0{file.name}\0{stamp}"))
     return digest.hexdigest()
-
-
-def _suffixes(img_type: str) -> tuple[str, ...]:
-    name = img_type.lower().lstrip(".")
-    if name == "any":
-        return tuple(suffix for suffixes in IMG_TYPES.values() for suffix in suffixes)
-    for suffixes in IMG_TYPES.values():
-        if f".{name}" in suffixes:
-            return suffixes
-    raise UserError(f"--img_type {img_type} is unknown: choose one of {', '.join(IMG_TYPES)} or any")
-
-
-def _list_tree(root: Path, suffixes: tuple[str, ...], img_type: str) -> tuple[tuple[str, ...], dict[str, list[_File]]]:
-    if not root.is_dir():
-        raise UserError(f"--data_dir {root} is not a folder")
-    folders = {split: _split_folder(root, split) for split in _SPLITS}
-    names = {split: _class_names(folder) for split, folder in folders.items()}
-    for split, other in (("train", "test"), ("test", "train")):
-        if extra := sorted(set(names[split]) - set(names[other])):
-            listed = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
-            raise UserError(
-                f"--data_dir {root}: {folders[other].name} lacks {len(extra)} of the class folders "
-                f"of {folders[split].name}: {listed}"
-            )
-    classes = names["train"]
-    if len(classes) < 2:
-        raise UserError(f"--data_dir {root}: found {len(classes)} class folder(s), at least two are needed")
-    files = {
-        split: [
-            file
-            for label, name in enumerate(classes)
-            for file in _class_files(folder / name, f"{split}/{name}", label, suffixes, img_type)
-        ]
-        for split, folder in folders.items()
-    }
-    return classes, files
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    for name in _SPLITS[split]:
-        if (root / name).is_dir():
-            return root / name
-    raise UserError(f"--data_dir {root}: no {split} folder (any of {', '.join(_SPLITS[split])})")
-
-
-def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.name.lower() != "thumbs.db":
-                yield entry
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = []
-    for entry in _visible(folder):
-        if not entry.is_dir():
-            raise UserError(f"{entry.path}: expected only class folders here; move the file away")
-        names.append(entry.name)
-    return tuple(sorted(names))
-
-
-def _class_files(folder: Path, name: str, label: int, suffixes: tuple[str, ...], img_type: str) -> list[_File]:
-    files = []
-    for entry in _visible(folder):
-        if not (entry.name.lower().endswith(suffixes) and entry.is_file()):
-            raise UserError(
-                f"{entry.path}: not an image of --img_type {img_type}; remove it or give another --img_type"
-            )
-        status = entry.stat()
-        files.append(_File(entry.path, f"{name}/{entry.name}", status.st_size, status.st_mtime_ns, label))
-    if not files:
-        raise UserError(f"{folder}: the class folder holds no image")
-    return sorted(files)

@@ -16,6 +16,8 @@ from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
 from hybridprune.models.skipnet import GatedNetwork, Routed
 
+_CHUNK = 10_000  # images whose logits are held in float64 at once: of a thousand classes there are many
+
 Routing = Literal["always_on", "masked", "executed"]
 
 
@@ -40,7 +42,9 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
-        return float(F.cross_entropy(self.logits.double(), self.labels))
+        parts = zip(self.logits.split(_CHUNK), self.labels.split(_CHUNK), strict=True)
+        total = sum(float(F.cross_entropy(logits.double(), labels, reduction="sum")) for logits, labels in parts)
+        return total / len(self.labels)
 
     @property
     def block_rates(self) -> list[float]:

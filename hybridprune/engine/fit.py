@@ -26,7 +26,7 @@ from hybridprune.engine.objective import Objective
 from hybridprune.engine.parallel import average, average_gradients, share_weights
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
-from hybridprune.errors import Interrupted, RunFailed
+from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import any_process, count, is_first, rank
@@ -121,7 +121,8 @@ class Fit:
         """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
 
         Leaves the best weights on validation in model.safetensors and the last ones in last.safetensors.
-        Raises RunFailed when the loss is not finite and Interrupted on Ctrl-C, both with the state saved.
+        Raises RunFailed when the loss is not finite, UserError when an image cannot be read and Interrupted on Ctrl-C,
+        all with the state saved.
         """
         if state is not None:
             self._load(state)
@@ -191,7 +192,14 @@ class Fit:
         progress.seconds += time.monotonic() - started
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
-        return self.batches.epoch(progress.phase * 100_000 + progress.epoch, progress.step)
+        try:
+            yield from self.batches.epoch(progress.phase * 100_000 + progress.epoch, progress.step)
+        except UserError as error:  # a streamed image cannot be read
+            # Several processes: the others are in the middle of a step, so what the last epoch saved has to do.
+            if count() == 1 and progress.step:
+                self._check_finite(progress)
+                self.save(progress)
+            raise UserError(f"{error}; {GO_ON}") from error
 
     def _place(self, progress: Progress, batch: Batch) -> None:
         """Let what is random in the network know which process it is in."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.config import GatingOptions
+from hybridprune.config import GatingOptions, LossOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.draws import Draws
@@ -41,7 +41,7 @@ class Supervised:
     """Cross-entropy + ``rate_penalty`` x the mean over images of ``sum_j w_j a_j`` (SkipNet, section 3.3).
 
     ``w_j`` is a block's avoidable share of the backbone's FLOPs. With ``distillation``, part of the cross-entropy
-    gives way to the teacher.
+    gives way to the teacher. The cross-entropy that is logged is that with the labels themselves, never smoothed.
     """
 
     block_shares: Tensor
@@ -54,6 +54,8 @@ class Supervised:
     """Scale of logistic noise on these logits: the network must not rely on saturated gates."""
     draws: Draws | None = None
     """What the noise is made of, ``N`` numbers an image."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes (Szegedy et al. 2016, section 7)."""
 
     def __post_init__(self) -> None:
         assert self.gate_noise == 0 or self.draws is not None
@@ -66,12 +68,13 @@ class Supervised:
         distillation: Distillation | None = None,
         gating: GatingOptions | None = None,
         draws: Draws | None = None,
+        loss: LossOptions | None = None,
     ) -> Supervised:
         """The objective for a network of this cost."""
-        gating = gating or GatingOptions()
+        gating, loss = gating or GatingOptions(), loss or LossOptions()
         shares = torch.tensor(cost.block_shares, device=device)
         decide = {"hard": straight_through, "soft": soft}[gating.gating]
-        return Supervised(shares, rate_penalty, distillation, decide, gating.gate_noise, draws)
+        return Supervised(shares, rate_penalty, distillation, decide, gating.gate_noise, draws, loss.label_smoothing)
 
     def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.gate_noise > 0 and self.draws is not None:
@@ -79,13 +82,15 @@ class Supervised:
             routed = forward(batch.images, decide=self.decide, noise=noise)
         else:
             routed = forward(batch.images, decide=self.decide)
-        cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels)
+        logits = routed.logits.float()
+        cross_entropy = loss = F.cross_entropy(logits, batch.labels)
+        if self.label_smoothing:
+            loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         rate = (routed.decisions.float() @ self.block_shares).mean()
         accuracy = (routed.logits.argmax(1) == batch.labels).float().mean()
         metrics = {"cross_entropy": cross_entropy, "accuracy": accuracy, "rate": routed.mean_rate}
-        loss = cross_entropy
         if self.distillation is not None:
-            loss, metrics["distillation"] = self.distillation(batch.images, routed.logits, cross_entropy)
+            loss, metrics["distillation"] = self.distillation(batch.images, routed.logits, loss)
         loss = loss + self.rate_penalty * rate
         return loss, {name: value.detach() for name, value in metrics.items()}
 

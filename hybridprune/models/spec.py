@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from hybridprune.config import NetworkOptions
@@ -112,6 +113,15 @@ class NetworkSpec:
         net = GatedNetwork(_architecture(self.network).build(self), self.gate)
         apply_edits(net, self.edits)
         return net
+
+    def classifier(self) -> list[str]:
+        """Names of the backbone's parameters whose shapes depend on the number of classes."""
+        with torch.device("meta"):
+            own, other = (
+                dataclasses.replace(self, classes=classes).build().backbone.state_dict()
+                for classes in (self.classes, self.classes + 1)
+            )
+        return [name for name, tensor in own.items() if tensor.shape != other[name].shape]
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

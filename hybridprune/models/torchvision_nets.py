@@ -6,7 +6,6 @@ import difflib
 from typing import Any
 
 from torch import nn
-from torchvision import models
 
 from hybridprune.errors import UserError
 
@@ -16,11 +15,16 @@ _OPTIONS = {"googlenet": _NO_AUXILIARY_HEADS, "inception_v3": _NO_AUXILIARY_HEAD
 
 def torchvision_classifiers() -> list[str]:
     """The names of all classifiers of the installed torchvision."""
+    # Inside of the functions: torchvision is slow to import, and few networks are from there.
+    from torchvision import models
+
     return models.list_models(module=models)
 
 
 def build_torchvision(name: str, classes: int) -> nn.Module:
     """A freshly initialised classifier; nothing is downloaded. ``name`` is one of ``torchvision_classifiers()``."""
+    from torchvision import models
+
     return models.get_model(name, weights=None, num_classes=classes, **_OPTIONS.get(name, {}))
 
 

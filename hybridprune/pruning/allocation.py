@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from hybridprune.errors import UserError
-from hybridprune.pruning import greedy, rate_distortion
+from hybridprune.pruning import greedy, rate_distortion, reallocation
 from hybridprune.pruning.direction_space import DirectionCell
+from hybridprune.pruning.reallocation import Goal, Growth
 from hybridprune.pruning.space import Budget, Space
 
-ALLOCATIONS = ("importance", "importance_per_flop", "rate_distortion")
+BY_LAYER = {"peel": reallocation.peel, "adapruner": reallocation.adapruner}
+ALLOCATIONS = (*greedy.ORDERS, "rate_distortion", *BY_LAYER)
 
 
-def allocate(space: Space, allocation: str, *, ratio: float, budget: Budget | None) -> list[int]:
+def allocate(
+    space: Space, allocation: str, *, ratio: float, budget: Budget | None, growth: Growth | None = None
+) -> list[int]:
     """How many units each set of ``space`` keeps under the budget or, without one, when ``ratio`` of them go.
+
+    Args:
+        growth: of the widths, for the allocations that give to whole layers.
 
     Raises:
         InfeasibleBudget: if nothing that the limits allow meets the budget.
-        UserError: if the allocation needs directions and the units are channels.
+        UserError: if the allocation needs directions and the units are channels, or the other way round.
     """
+    directions = [isinstance(cell, DirectionCell) for cell in space.cells]
+    if allocation in BY_LAYER:
+        if any(directions):
+            raise UserError(
+                f"--allocation {allocation}: gives widths to layers, and this --method cuts directions, of which a "
+                "layer has two kinds; use importance, importance_per_flop or rate_distortion"
+            )
+        return BY_LAYER[allocation](space, Goal(ratio, budget), growth or Growth())
     if allocation == "rate_distortion":
-        if not all(isinstance(cell, DirectionCell) for cell in space.cells):
+        if not all(directions):
             raise UserError(
                 "--allocation rate_distortion: chooses the ranks of both sides of a layer together, which channels do "
                 "not have; use importance or importance_per_flop with this --method"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hybridprune.pruning.allocation import allocate
+from hybridprune.pruning.reallocation import Growth
 from hybridprune.pruning.space import Budget, Space
 from hybridprune.pruning.sparsity import Removal
 
@@ -25,8 +26,11 @@ class Proposal:
     fixed: list[int] | None = None
     """How many units each set keeps where this is decided already."""
 
+    growth: Growth | None = None
+    """Of the widths, for the allocations that give to whole layers."""
+
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
         """How many units each set keeps; raises InfeasibleBudget."""
         if self.fixed is not None:
             return list(self.fixed)
-        return allocate(self.space, self.allocation, ratio=ratio, budget=budget)
+        return allocate(self.space, self.allocation, ratio=ratio, budget=budget, growth=self.growth)

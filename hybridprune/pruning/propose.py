@@ -24,7 +24,8 @@ def propose(
 ) -> Proposal:
     """Score all units of the network by the method that the options name; UserError if it could cut nothing.
 
-    ``removed`` is what an earlier proposal selected on this network, which then decides alone.
+    ``removed`` is what an earlier proposal selected on this network, which then decides alone. A method that selects by
+    itself raises InfeasibleBudget here, and not when the proposal is asked to allocate.
     """
     method = METHODS[options.method]
     allocation = method.allocation if options.allocation == "auto" else options.allocation
@@ -41,7 +42,10 @@ def sparsity_of(method: str) -> Sparsity:
 
 
 def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, removed: Removal) -> Target:
-    """The network as what trains it towards sparsity sees it; UserError if it has no channels to remove."""
+    """The network as what trains it towards sparsity sees it; UserError if it has no channels to remove.
+
+    Raises InfeasibleBudget if no cut could meet the budget, so that nobody trains in vain.
+    """
     method = METHODS[options.method]
     if not isinstance(method, ChannelMethod):
         raise UserError(f"--method {options.method}: does not train towards sparsity")

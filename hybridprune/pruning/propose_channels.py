@@ -17,7 +17,8 @@ from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.measure import measure_factors
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.proposal import Proposal
-from hybridprune.pruning.space import Budget
+from hybridprune.pruning.reallocation import Growth
+from hybridprune.pruning.space import Budget, InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, Target
 from hybridprune.pruning.subject import Subject
 
@@ -66,7 +67,8 @@ def propose_channels(
         return {g.name: ids.tolist() for g, ids in zip(groups, channels.removed(kept), strict=True) if len(ids)}
 
     fixed = None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups]
-    return Proposal(channels.space, allocation, apply, describe, removed, fixed)
+    growth = Growth(options.round_to, options.peel_backbone, options.peel_pool)
+    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth)
 
 
 def target(
@@ -85,6 +87,8 @@ def _target(
     removed: Removal,
 ) -> Target:
     space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+    if budget is not None and not budget.allows(space.floor()):
+        raise InfeasibleBudget(space.floor())
     return Target(subject.model, groups, space, budget, removed)
 
 
@@ -148,4 +152,4 @@ def _statistics(
             subject.model.eval()
             images = subject.sample(curvature.curvature_images, "taylor")
             taylor = collect_taylor(subject.logits, {name: modules[name] for name in names}, images)
-    return Statistics(modules, factors, taylor, curvature.regularization, subject.seed)
+    return Statistics(modules, factors, taylor, groups, curvature.regularization, subject.seed)

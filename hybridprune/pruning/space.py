@@ -137,6 +137,10 @@ class Space:
         """All units kept."""
         return [len(s.scores) for s in self.sets]
 
+    def floor(self) -> Cost:
+        """The network's cost when all is gone that may go."""
+        return self.cost([units.least for units in self.sets])
+
     def cost(self, kept: Sequence[int]) -> Cost:
         """The network's cost when so many units of each set are kept."""
         assert len(kept) == len(self.sets)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
 
 
 class Difference(NamedTuple):
@@ -33,6 +32,9 @@ def paired_bootstrap(
     mean = float(difference.mean())
     if not difference.any():
         return Difference(0.0, 0.0, 0.0)
+    # Here and not above: it is slow to import, and few tables compare image by image.
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
         (difference,),
         np.mean,

@@ -17,6 +17,7 @@ CONVENTION = (
     "FLOPs = 2 x MACs of convolution and linear layers, rotations included. "
     "Rows without dynamic pruning: all blocks executed, without the gates. "
     "Dynamic rows and routed columns: the gates decide, and their cost counts. "
+    "Effective sparsity: share of the dense network's weights that are on no live path from input to output. "
     "Test set; mean ± sample standard deviation over n seeds."
 )
 # Heading, name of the figure, factor to the unit shown, decimals (None: four significant digits).
@@ -27,6 +28,7 @@ COLUMNS = (
     ("Dense FLOPs %", "dense_share", 100, 2),
     ("Parameters", "params", 1, 0),
     ("Compression %", "compression", 100, 2),
+    ("Effective sparsity %", "effective_sparsity", 100, 2),
     ("Routed execution rate", "routed_rate", 1, 3),
     ("Routed accuracy %", "routed_accuracy", 100, 2),
     ("Routed GFLOPs", "routed_flops", 1e-9, None),
@@ -55,7 +57,9 @@ def render(rows: Sequence[Row], format: str) -> str:
     return FORMATS[format](rows)
 
 
-def _text(stat: Stat, factor: float, decimals: int | None) -> str:
+def _text(stat: Stat | None, factor: float, decimals: int | None) -> str:
+    if stat is None:  # runs older than the figure
+        return ""
     mean = stat.mean * factor
     if decimals is None:
         decimals = max(0, 3 - math.floor(math.log10(mean))) if mean > 0 else 0
@@ -87,7 +91,7 @@ def table(rows: Sequence[Row]) -> Table:
     head = [*LEFT, *(column[0] for column in COLUMNS), *(_heading(each, places) for each in settings), "Seeds"]
     body = []
     for row, found in zip(rows, speeds, strict=True):
-        numbers = [_text(row.stats[figure], factor, decimals) for _, figure, factor, decimals in COLUMNS]
+        numbers = [_text(row.stats.get(figure), factor, decimals) for _, figure, factor, decimals in COLUMNS]
         times = [_speed_text(found[each], each, row) if each in found else "" for each in settings]
         seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
         body.append([title(row), row.network, row.dataset, *numbers, *times, seeds])
@@ -152,8 +156,9 @@ def _raw(row: Row, latencies: Mapping[str, Speed]) -> dict[str, object]:
     record: dict[str, object] = {"name": row.name, "stage": stage, "experiment": row.experiment}
     record |= {"network": row.network, "dataset": row.dataset, "dataset_digest": digest}
     record |= {"group": group, "parent_group": parent_group, "n": len(row.seeds), "seeds": row.seeds}
-    for name, stat in row.stats.items():
-        record |= {name: stat.mean, f"{name}_std": stat.std}
+    for _, name, _, _ in COLUMNS:
+        stat = row.stats.get(name)
+        record |= {name: stat and stat.mean, f"{name}_std": stat and stat.std}
     for name, speed in latencies.items():
         record |= {f"{name}_n": speed.runs, f"{name}_ms": speed.median_ms.mean, f"{name}_ms_std": speed.median_ms.std}
         gain = speed.realised_speedup

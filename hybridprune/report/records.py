@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,11 @@ T = TypeVar("T")
 def _at(name: str, kind: type[T], low: float = -math.inf, high: float = math.inf) -> T:
     """A field that stands at this dotted name of a ``result.json`` and, if a number, lies in [low, high]."""
     return field(metadata={"name": name, "kind": kind, "low": low, "high": high})
+
+
+def _perhaps_at(name: str, kind: type[T], low: float = -math.inf, high: float = math.inf) -> T | None:
+    """The same, or None: results that are older than the figure do not have it."""
+    return field(default=None, metadata={"name": name, "kind": kind, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class RunRecord:
     routed_accuracy: float = _at("test.routed.accuracy", float, low=0, high=1)
     routed_macs: float = _at("test.routed.expected_macs", float, low=0)
     routed_rate: float = _at("test.routed.mean_rate", float, low=0, high=1)
+    effective_sparsity: float | None = _perhaps_at("effective_sparsity", float, high=1)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -70,7 +76,8 @@ def read_run(path: Path) -> RunRecord:
         network = _value(data, "network", dict)
         if "label" not in network and {"name", "depth", "width"} <= network.keys():  # written by 0.1.0
             network["label"] = f"{network['name']}{network['depth']}-w{network['width']}"
-        values = {f.name: _value(data, **f.metadata) for f in fields(RunRecord) if f.metadata}
+        known = [f for f in fields(RunRecord) if f.metadata and (f.default is MISSING or f.metadata["name"] in data)]
+        values = {f.name: _value(data, **f.metadata) for f in known}
         is_root = _value(data, "parent", object) is None
         parent_id = None if is_root else _value(data, "parent.run_id", str)
     except (OSError, ValueError) as error:

@@ -29,6 +29,7 @@ class Stat:
 class Row:
     """One configuration over its seeds; ``stats`` holds the `figures` of its runs by their names.
 
+    A figure that one of them does not have is missing: all runs of a row count in each figure.
     ``lineage``: the keys (stage, group, data digest) of the known ancestors and of the row, eldest first.
     """
 
@@ -51,7 +52,7 @@ def figures(run: RunRecord) -> dict[str, float]:
     """What one run contributes to its row: counts as they are, accuracies, shares and rates as fractions.
 
     The main figures of stages sp and prune are those of the backbone with every block executed; of stage rl
-    those of the routed network, gates counted. FLOPs = 2 x MACs.
+    those of the routed network, gates counted. FLOPs = 2 x MACs. A run that is older than a figure is without it.
     """
     routed = run.stage == "rl"
     macs = run.routed_macs if routed else run.backbone_macs
@@ -63,6 +64,7 @@ def figures(run: RunRecord) -> dict[str, float]:
         "dense_share": macs / run.dense_macs,
         "params": params,
         "compression": 1 - params / run.dense_params,
+        **({} if run.effective_sparsity is None else {"effective_sparsity": run.effective_sparsity}),
         "routed_rate": run.routed_rate,
         "routed_accuracy": run.routed_accuracy,
         "routed_flops": 2 * run.routed_macs,
@@ -102,7 +104,8 @@ def _lineage(record: RunRecord, by_id: Mapping[str, RunRecord]) -> list[RunRecor
 def _row(lineages: list[list[RunRecord]]) -> Row:
     runs = sorted((lineage[0] for lineage in lineages), key=lambda run: (run.seed, run.path))
     run, longest = runs[0], max(lineages, key=len)
-    columns = zip(*(figures(run).values() for run in runs), strict=True)
+    each = [figures(run) for run in runs]
+    shared = [name for name in each[0] if all(name in one for one in each)]
     return Row(
         name=_name(longest),
         network=run.network,
@@ -111,7 +114,7 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
         lineage=tuple(run.key for run in reversed(longest)),
         family=(run.dense_macs, run.network, run.dataset, run.dataset_digest),
         runs=tuple(runs),
-        stats={name: Stat.of(column) for name, column in zip(figures(run), columns, strict=True)},
+        stats={name: Stat.of([one[name] for one in each]) for name in shared},
     )
 
 

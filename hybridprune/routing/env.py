@@ -95,18 +95,19 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         """Execute or skip the next block for each image."""
         episode = self._episode
         assert episode is not None, "reset first"
-        chosen = torch.as_tensor(np.asarray(actions), device=episode.spent_macs.device)
+        chosen = torch.as_tensor(np.asarray(actions))
         assert chosen.shape == (self.num_envs,) and bool(((chosen == 0) | (chosen == 1)).all()), chosen
-        before = 0.0 if episode.gate == 0 else episode.spent_macs
-        episode.step(chosen.float())
-        reward = -self._alpha * (episode.spent_macs - before) / self._cost.backbone_macs
+        before = 0 if episode.gate == 0 else episode.spent_macs
+        episode.step(chosen.float().to(episode.spent_macs.device))
+        # Doubles on the CPU: MPS has none.
+        reward = -self._alpha * (episode.spent_macs - before).cpu().double() / self._cost.backbone_macs
         observation, info = self._observation(), {}
         ended = np.full(self.num_envs, episode.done)
         if episode.logits is not None:
             labels = self._labels[self._current].to(episode.logits.device)
             cross_entropy = F.cross_entropy(episode.logits.float(), labels, reduction="none")
-            correct = (episode.logits.argmax(1) == labels).double()
-            reward = reward + (correct if self._terminal == "accuracy" else -cross_entropy.double())
+            last = (episode.logits.argmax(1) == labels) if self._terminal == "accuracy" else -cross_entropy
+            reward = reward + last.cpu().double()
             final = {
                 "logits": episode.logits,
                 "cross_entropy": cross_entropy,
@@ -115,7 +116,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
             }
             info = _final(observation, {name: value.cpu().numpy() for name, value in final.items()})
             observation = self.next_images()
-        return observation, reward.cpu().numpy(), ended, np.zeros_like(ended), info
+        return observation, reward.numpy(), ended, np.zeros_like(ended), info
 
     @torch.no_grad()
     def next_images(self) -> Array:

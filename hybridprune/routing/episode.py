@@ -41,8 +41,8 @@ class Episode:
         self._blocks, self._head = cost.block_macs, cost.head_macs
         with self._backbone():
             self.state = net.start(images)
-        # Doubles: MACs of large networks have more digits than fp32.
-        self.spent_macs = torch.full((len(images),), float(cost.start_macs), dtype=torch.float64, device=images.device)
+        # Whole numbers: MACs of large networks have more digits than fp32, and MPS has no fp64.
+        self.spent_macs = torch.full((len(images),), cost.start_macs, dtype=torch.int64, device=images.device)
         self._hidden: Hidden | None = None
         self.logits: Tensor | None = None
 
@@ -74,7 +74,7 @@ class Episode:
         gate = self.gate
         with self._backbone():
             self.state = self.net.advance(self.state, actions, self._mode)
-        self.spent_macs = self.spent_macs + self._always[gate] + self._blocks[gate] * actions.detach().double()
+        self.spent_macs = self.spent_macs + self._always[gate] + self._blocks[gate] * actions.detach().long()
         if self.done:
             with self._backbone():
                 self.logits = self.net.finish(self.state)

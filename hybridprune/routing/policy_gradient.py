@@ -17,7 +17,15 @@ from hybridprune.models.gates import greedy
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 from hybridprune.routing.regular import entropy
-from hybridprune.routing.rollout import Choose, Rollout, choose_by, choose_flipping, choose_greedily, rollout
+from hybridprune.routing.rollout import (
+    Choose,
+    Rollout,
+    choose_branching,
+    choose_by,
+    choose_flipping,
+    choose_greedily,
+    rollout,
+)
 
 MOMENTUM = 0.9
 
@@ -44,7 +52,11 @@ def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
 
 
 class PolicyGradient:
-    """The objective of stage 3: mean cross-entropy of sampled routes + ``rl_weight`` x policy loss.
+    """The objective of stage 3: mean cross-entropy of explored routes + ``rl_weight`` x policy loss.
+
+    With the baselines ``none``, ``moving_average`` and ``self_critical``, and with ``counterfactual`` from sampled
+    routes and unscaled, the policy loss's gradient is in the mean minus that of the policy's expected return. By
+    default (``counterfactual`` from greedy routes, scaled) it is another one: see ``_flip_greedy`` and ``_credit``.
 
     The actions of an image in an epoch depend on (seed, epoch, image) only. With ``batchnorm`` trained, rollouts are
     made in eval mode for the gates alone, and the backbone learns in a pass of its own through the routes they took.
@@ -68,7 +80,9 @@ class PolicyGradient:
         self._options, self._price = terms.options, terms.price
         self._separate = terms.options.batchnorm == "trained"
         self._backbone_learns = terms.options.train != "gates"
-        self._draws = Draws(images, net.num_gates, seed, "actions")
+        self._samples_flips = terms.options.flip_from == "sampled" and terms.options.baseline == "counterfactual"
+        # The last one says which gate is flipped.
+        self._draws = Draws(images, net.num_gates + self._samples_flips, seed, "actions")
         self._learn_from = learn_from
         self._average = torch.zeros_like(terms.block_shares)
         self._scale = torch.zeros_like(terms.block_shares)
@@ -119,7 +133,7 @@ class PolicyGradient:
     def _explore(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """Routes that differ from the greedy ones, their returns ``[B, N]`` and the advantages ``[B, N]``."""
         if self._options.baseline == "counterfactual":
-            return self._flip(batch, uniform)
+            return self._flip_sampled(batch, uniform) if self._samples_flips else self._flip_greedy(batch, uniform)
         episode = self._rollout(batch, choose_by(uniform))
         reward = self._returns(episode)
         return episode, reward, reward - self._baseline(batch, reward)
@@ -148,34 +162,69 @@ class PolicyGradient:
         with torch.no_grad():
             return self._returns(self._rollout(batch, choose_greedily, backbone_grad=False))
 
-    def _flip(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
+    def _flip_greedy(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
         """In half of the images one random gate decides otherwise; the difference to the greedy return is its credit.
 
-        Weighted by the flip's probability and the number of gates, the gradient is that of the expected return over
-        the gate's two actions, all other gates being greedy: no noise of other gates, and none of the gate's own.
-        The other half stays greedy, so that the backbone does not forget the routes that inference takes.
+        Without the scale (see ``_credit``) the gradient is exactly that of the sum over gates of the expected return
+        when that gate alone is sampled and all others decide greedily, those behind it on the features that they then
+        see. No noise of other gates is in it, nor of the gate's own: that is why it learns faster than the gradient of
+        the policy's own expected return, which `_flip_sampled` estimates, and inference is greedy as well. The two
+        objectives differ where gates undo or rely on what others sample.
 
-        Each gate's gains are divided by their own running root mean square: gates share an LSTM, and a block that
-        must not be skipped (gains of -2 nats) would otherwise push all gates open before the small gains of those
-        that may be skipped (0.05 nats) are heard. A positive factor per gate leaves the sign of its gradient alone.
+        The other half of the images stays greedy, so that the backbone does not forget the routes that inference takes.
         """
         gates = self._net.num_gates
         drawn = (uniform[:, 0] * 2 * gates).long()
         explored = (drawn < gates).nonzero().squeeze(1)
         episode = self._rollout(batch, choose_flipping(drawn))
         reward = self._returns(episode)
-        advantage = torch.zeros_like(reward)
-        # Not one_hot: it may read the largest number first.
-        gain, chosen = reward[explored], (drawn[explored, None] == torch.arange(gates, device=drawn.device)).to(reward)
+        gain = reward[explored]
         if len(explored) > 0:
             others = Batch(batch.images[explored], batch.labels[explored], batch.index[explored])
             gain = gain - self._greedy_returns(others)
-        # Also where nothing was explored: other processes may have.
-        self._update_scale((chosen * gain.square()).sum(0), chosen.sum(0))
-        if len(explored) > 0:
-            weight = 2 * gates * chosen * episode.log_probs.detach().exp()[explored]
-            advantage[explored] = weight * gain / self._scale.sqrt().clamp(min=1e-8)
+        advantage = torch.zeros_like(reward)
+        # Also where nothing was explored: the scale is that of all processes.
+        advantage[explored] = self._credit(episode.log_probs[explored], gain, drawn[explored], 2 * gates)
         return episode, reward, advantage
+
+    def _flip_sampled(self, batch: Batch, uniform: Tensor) -> tuple[Rollout, Tensor, Tensor]:
+        """The policy's own routes; in each image one random gate is flipped, and what that changes is its credit.
+
+        Behind the flipped gate the same policy goes on sampling, by the same numbers. Given the route before gate i,
+        the difference of the two returns is, whichever action the route took, an unbiased estimate of
+        ``Q_i(1) - Q_i(0)`` (up to the sign that belongs to the action), and the gradient of the expected return is
+        ``sum_i E[(Q_i(1) - Q_i(0)) grad p_i]`` over the routes before i: so without the scale (see ``_credit``) the
+        estimate is unbiased, though recurrent gates answer the flip (Sutton et al. 1999, theorem 1, with both actions
+        tried). With ``gamma`` < 1, it is the gradient that discounted returns give all baselines.
+        """
+        gates = self._net.num_gates
+        drawn = (uniform[:, gates] * gates).long()
+        episode = self._rollout(batch, choose_by(uniform))
+        with torch.no_grad():
+            flipped = self._rollout(batch, choose_branching(episode.actions, drawn, uniform), backbone_grad=False)
+            reward, other = self._returns(episode), self._returns(flipped)
+        return episode, reward, self._credit(episode.log_probs, reward - other, drawn, gates)
+
+    def _credit(self, log_probs: Tensor, gain: Tensor, gate: Tensor, times: int) -> Tensor:
+        """Advantages of the one gate of each image that was tried, ``gate [M]`` with chance 1 / ``times``, else 0.
+
+        ``gain [M, N]`` is what the action of ``log_probs [M, N]`` returned above the other one. It is weighted by the
+        action's probability, since ``pi grad log pi = grad pi``: the actions were not sampled to be compared.
+
+        With ``credit_scale``, each gate's gains are divided by their own running root mean square: gates share an LSTM,
+        and a block that must not be skipped (gains of -2 nats) would otherwise push all gates open before the small
+        gains of those that may be skipped (0.05 nats) are heard. What a batch gives through one gate is then the
+        unscaled gradient through that gate times one positive number, but their sum is no longer the gradient of one
+        objective.
+        """
+        assert log_probs.shape == gain.shape and gate.shape == gain.shape[:1], (log_probs.shape, gain.shape, gate.shape)
+        # Not one_hot: it may read the largest number first.
+        tried = (gate[:, None] == torch.arange(gain.shape[1], device=gate.device)).to(gain)
+        weight = times * tried * log_probs.detach().exp()
+        if not self._options.credit_scale:
+            return weight * gain
+        self._update_scale((tried * gain.square()).sum(0), tried.sum(0))
+        return weight * gain / self._scale.sqrt().clamp(min=1e-8)
 
     def _update_scale(self, squares: Tensor, counts: Tensor) -> None:
         """Running mean square of the gains per gate ``[N]``, from this batch's sums; starts at the first ones seen."""

@@ -23,6 +23,9 @@ class Price:
     size serves every scale. Gates answer a price with a delay, so dual ascent alone overshoots and swings; a term
     proportional to the excess damps it (PID Lagrangian, Stooke et al. 2020, section 4; here P and I). It is held while
     validation is within 2 % of the target.
+
+    A budget is an upper bound, and its multiplier is never negative: a price that falls stops charging for FLOPs, it
+    does not pay for them. Gates that would spend less than the target if FLOPs cost nothing go on spending less.
     """
 
     def __init__(self, value: float, target: float | None, step: float, device: torch.device) -> None:

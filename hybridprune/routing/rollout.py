@@ -32,7 +32,7 @@ class Rollout:
     logits: Tensor
     """``[B, classes]``"""
     spent_macs: Tensor
-    """``[B]``"""
+    """``[B]``, whole numbers"""
 
 
 Choose = Callable[[int, Tensor, Tensor], Tensor]
@@ -52,6 +52,20 @@ def choose_by(uniform: Tensor) -> Choose:
 def choose_flipping(flipped: Tensor) -> Choose:
     """Greedy but for one gate per image, ``[B]``, whose decision is inverted; N and more mean none."""
     return lambda gate, logit, execute: torch.where(flipped == gate, 1 - greedy(logit), greedy(logit))
+
+
+def choose_branching(actions: Tensor, branch: Tensor, uniform: Tensor) -> Choose:
+    """Follow the route ``actions [B, N]`` before gate ``branch [B]``, do the opposite there, and sample from there on.
+
+    ``uniform [B, N]`` in [0, 1) is what is sampled with, as in `choose_by`.
+    """
+    sample = choose_by(uniform)
+
+    def choose(gate: int, logit: Tensor, execute: Tensor) -> Tensor:
+        behind = torch.where(branch == gate, 1 - actions[:, gate], sample(gate, logit, execute))
+        return torch.where(branch > gate, actions[:, gate], behind)
+
+    return choose
 
 
 def rollout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -31,6 +32,7 @@ from hybridprune.engine.fit import Progress
 from hybridprune.engine.parallel import share_weights
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import bytes_from_first, is_first, json_from_first, local_device, rank
@@ -74,6 +76,7 @@ def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -
         std=dataset.std,
         dataset=dataset.name,
         dataset_digest=dataset.digest,
+        centre_crop=dataset.centre_crop,
     )
 
 
@@ -88,14 +91,14 @@ class Parent:
 
     @staticmethod
     def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str, also: tuple[str, ...]) -> Parent:
-        """The run that ``checkpoint_file`` names, else the newest matching run of ``stage``; says which.
+        """The run that ``checkpoint_file`` names, else the matching run of ``stage`` (`find_parent`); says which.
 
         A named run may be of one of the stages ``also``.
         """
         if config.parent.checkpoint_file is not None:
             run = named_parent(Path(config.parent.checkpoint_file), wanted, {stage, *also})
         else:
-            run = find_parent(Path(config.run.result_dir), wanted, stage)
+            run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed)
         say(f"parent run: {run.path}")
         net, spec = run.load_network()
         return Parent(run, spec, net, run.read_json("result.json"))
@@ -155,7 +158,7 @@ class Images:
             batch_size=self.options.batch_size,
             mean=self.dataset.mean,
             std=self.dataset.std,
-            padding=self.options.resize // 8 if augment else 0,
+            crop=augment,
             flip=augment and self.dataset.flippable,
             seed=stream_seed(self.seed, purpose),
             device=self.device,
@@ -169,13 +172,19 @@ class Images:
         order = torch.randperm(len(self.split.train), generator=generator(self.seed, purpose))
         return self._plain(self.split.train[order[:images]], batch_size, shared)
 
+    @property
+    def eval_batch(self) -> int:
+        """Images of an evaluation's batches: of large ones no more than a training step has to hold."""
+        small = self.options.resize <= 64
+        return EVAL_BATCH if small else max(1, min(EVAL_BATCH, self.options.batch_size // processes()))
+
     def validation(self) -> EvalBatches:
         """The validation split, shared by the processes."""
-        return self._plain(self.split.validation, EVAL_BATCH, True)
+        return self._plain(self.split.validation, self.eval_batch, True)
 
     def test(self) -> EvalBatches:
         """The test images, shared by the processes."""
-        return self._plain(None, EVAL_BATCH, True)
+        return self._plain(None, self.eval_batch, True)
 
     def _plain(self, ids: torch.Tensor | None, batch_size: int, shared: bool) -> EvalBatches:
         return EvalBatches(
@@ -217,7 +226,10 @@ def _claim_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[st
     experiment = Path(config.run.result_dir) / config.run.exp_name
     run, resumed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
     if resumed and (run.path / "spec.json").is_file():
-        spec = run.read_spec()
+        before = run.read_spec()
+        if before.dataset_digest != spec.dataset_digest:
+            raise UserError(f"--resume: {run.path} was started with other images; restore them, or name an --exp_name")
+        spec = before
     else:
         run.write_json("spec.json", spec.to_json())
     return str(run.path), spec.to_json(), resumed
@@ -267,6 +279,7 @@ def finish(
         "dense": dict(parent.result["dense"])
         if parent
         else {"params": cost.backbone_params, "macs": cost.backbone_macs},
+        "effective_sparsity": _effective_sparsity(net, spec, images.device),
         **json_from_first(
             lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
         ),
@@ -290,6 +303,14 @@ def finish(
     }
     run.write_json("result.json", result)
     return result
+
+
+def _effective_sparsity(net: GatedNetwork, spec: RunSpec, device: torch.device) -> float:
+    """Of the backbone, every block executed, against the unpruned one."""
+    with torch.device("meta"):
+        dense = dataclasses.replace(spec.network, edits=()).build()
+    example = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
+    return effective_sparsity(net.backbone, example, count_weights(dense.backbone))
 
 
 def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> str:
@@ -321,6 +342,15 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
         f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
         f"mean execution rate {routed['mean_rate']:.3f}"
     )
+    if (target := result.get("target")) is not None:
+        price = target.get("price")  # runs of older versions do not say
+        print(
+            f"  budget: {target['macs'] * 2 / 1e9:.4f} GFLOPs, of which the validation images take "
+            f"{target['validation_macs'] / target['macs']:.1%}; threshold {target['threshold']:.4g}"
+            + ("" if price is None else f", final alpha {price:.4g}")
+        )
+    if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
+        print(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
     if routed["block_rates"]:
         print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
 

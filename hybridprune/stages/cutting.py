@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +39,12 @@ class CutState:
     """How many units the last cut left, before any came back."""
     removed: Removal | None = None
     """The channels that were selected to go, before the training that knows them."""
+    gap: Mapping[str, Mapping[str, float]] | None = None
+    """Of a network that was trained for its cut: accuracy and loss on validation just before and just after it."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, the inverse of ``CutState(**record)``."""
-        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed}
+        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed, "gap": self.gap}
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,13 @@ class Cutting:
         """Measure the network and score its units; ``removed`` has been selected for this cut already."""
         config = self.config
         subject = self._subject(net, cut)
-        return propose(subject, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
+        with self._refused_budget():
+            return propose(subject, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
 
     def target(self, net: GatedNetwork, state: CutState) -> Target:
         """The network as what trains it towards sparsity sees it."""
-        return sparse_target(self._subject(net, 0), self.config.cut, self._budget(0), state.removed or {})
+        with self._refused_budget():
+            return sparse_target(self._subject(net, 0), self.config.cut, self._budget(0), state.removed or {})
 
     def decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """How many units each set keeps in this cut; UserError if the budget cannot be reached."""
@@ -136,8 +141,15 @@ class Cutting:
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(space.everything()))
-        try:
+        with self._refused_budget():
             return proposal.allocate(ratio, budget)
+
+    @contextmanager
+    def _refused_budget(self) -> Iterator[None]:
+        """Tell the user what can be reached."""
+        options = self.config.cut
+        try:
+            yield
         except InfeasibleBudget as floor:
             raise UserError(
                 f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "

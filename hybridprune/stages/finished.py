@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from hybridprune.data import Dataset, EvalBatches, LabelledImages
+from hybridprune.data import Dataset, EvalBatches, ImageSet
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
@@ -74,7 +74,7 @@ class FinishedRun:
         ids = read_split(self.run).train
         return self._plain(self.dataset.train, ids[:: max(1, len(ids) // images)])
 
-    def _plain(self, data: LabelledImages, ids: torch.Tensor | None) -> EvalBatches:
+    def _plain(self, data: ImageSet, ids: torch.Tensor | None) -> EvalBatches:
         return EvalBatches(
             data,
             ids,

@@ -135,6 +135,7 @@ def _prune(
     more = {
         "iterations": config.stage.max_iter,
         "method": config.cut.method,
+        **({} if state.gap is None else {"gap": state.gap}),
         "sparse_epochs": config.sparsity.sparse_epochs * sum(phase.sparse is not None for phase in stage.schedule),
     }
     result = finish(folder, spec, config, fit.net, images, progress, fit.epochs, parent, more)
@@ -186,11 +187,20 @@ class _Stage:
         proposal = self.cutting.propose(net, phase.cut, state.removed)
         # The first process's plan and weights, should others have rounded differently.
         kept, record = json_from_first(lambda: self._decide(proposal, phase.cut, state))
+        gap = {"before": self._validate(net)} if self.cutting.sparsity.trainings else None
         proposal.apply(kept)
+        if gap is not None:
+            gap["after"] = self._validate(net)
+            say(f"the cut alone: validation accuracy {gap['before']['accuracy']:.4f} -> {gap['after']['accuracy']:.4f}")
         if self.config.cut.cut_weights == "scratch":
             initialise(net, self.config.run.seed, "cut")
         self.images.recalibrate(net)
-        return CutState(**record)
+        return dataclasses.replace(CutState(**record), gap=gap)
+
+    def _validate(self, net: GatedNetwork) -> dict[str, float]:
+        cost = count(net, self.config.data.resize)
+        metrics = routed_accuracy(net, self.images.validation(), cost).metrics
+        return {name: metrics[name] for name in ("accuracy", "loss")}
 
     def _decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
         kept, after = self.cutting.decide(proposal, cut, state)
@@ -223,7 +233,7 @@ class _Stage:
             run=folder,
             net=net,
             objective=Supervised.of(
-                cost, options.rate_penalty, self.images.device, self.distillation, config.gating, noise
+                cost, options.rate_penalty, self.images.device, self.distillation, config.gating, noise, config.loss
             ),
             batches=self.images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),

@@ -30,7 +30,6 @@ from hybridprune.routing.price import TOLERANCE, Price, met
 from hybridprune.routing.rollout import rollout
 from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages.common import (
-    EVAL_BATCH,
     Images,
     Parent,
     describe,
@@ -165,7 +164,9 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     recalibrated = options.train != "gates" and _recalibrate_if_better(folder, net, images, score)
     extra: dict[str, Any] = {"batchnorm_recalibrated": recalibrated}
     if budget is not None:
-        extra["target"] = _meet(folder, net, images, cost, budget)
+        # `gumbel` has the budget in its loss, and no price.
+        alpha = float(price.value) if options.estimator == "reinforce" else None
+        extra["target"] = {**_meet(folder, net, images, cost, budget, alpha), "price": alpha}
     result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
     show_result(folder, result)
     return result
@@ -173,7 +174,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 
 def search_images(images: Images) -> EvalBatches:
     """The training images that subsets of blocks are compared on."""
-    return images.sample(SEARCH_IMAGES, EVAL_BATCH, "subset", shared=True)
+    return images.sample(SEARCH_IMAGES, images.eval_batch, "subset", shared=True)
 
 
 def gates_from_subset(
@@ -252,9 +253,20 @@ def _recalibrate_if_better(
     return True
 
 
-def _meet(folder: RunFolder, net: GatedNetwork, images: Images, cost: NetworkCost, budget: float) -> dict[str, Any]:
-    """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it."""
-    point = threshold_for(net, images.validation(), cost, budget, TOLERANCE / 2)
+def _meet(
+    folder: RunFolder, net: GatedNetwork, images: Images, cost: NetworkCost, budget: float, alpha: float | None
+) -> dict[str, Any]:
+    """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it.
+
+    ``alpha`` is the price that training ended with, if there was one.
+    """
+    own = operating_point(net, images.validation(), cost, 0.0)
+    if alpha is not None and own.macs < budget and not met(own.macs, budget):
+        say(
+            f"at the final alpha of {alpha:.4g} the gates spend only {own.macs / budget:.1%} of --target_flops (alpha "
+            "can stop charging for FLOPs, not pay for them); a threshold raises that as far as it can"
+        )
+    point = threshold_for(net, images.validation(), cost, budget, TOLERANCE / 2, own)
     if point.threshold != 0:
         net.gate.shift(-point.threshold)
         folder.save_weights("model.safetensors", net)

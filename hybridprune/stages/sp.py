@@ -15,7 +15,6 @@ from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.run_data import load_images
-from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.common import (
@@ -31,7 +30,7 @@ from hybridprune.stages.common import (
     show_result,
     to_device,
 )
-from hybridprune.store.run_folder import load_tensors, read_tensors
+from hybridprune.stages.weights import start_from
 from hybridprune.store.seeds import stream_seed
 
 DESCRIPTION = "Stage 1: train a gated network (cross-entropy plus a FLOPs-weighted rate penalty)."
@@ -56,7 +55,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     torch.manual_seed(stream_seed(config.run.seed, "initialisation"))
     net = spec.network.build()
     if config.stage.weights is not None:
-        start_from(net, Path(config.stage.weights))
+        start_from(net, spec.network, Path(config.stage.weights))
     cost = count(net, spec.input_size)
     if invocation.dry_run:
         steps = len(images.training("sp"))
@@ -75,7 +74,9 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     fit = Fit(
         run=folder,
         net=net,
-        objective=Supervised.of(cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise),
+        objective=Supervised.of(
+            cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise, loss=config.loss
+        ),
         batches=images.training("sp"),
         validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
         optim=config.optim,
@@ -98,25 +99,3 @@ def routed_accuracy(net: GatedNetwork, batches: EvalBatches, cost: NetworkCost) 
     expected = cost.expected_macs(routed.block_rates)
     metrics = {"accuracy": routed.accuracy, "loss": routed.loss, "flops_share": expected / cost.backbone_macs}
     return Validation(routed.accuracy, metrics)
-
-
-def start_from(net: GatedNetwork, path: Path) -> None:
-    """Load a dense checkpoint, safetensors or a ``torch.save`` of a state dict, into the backbone.
-
-    Names may carry the prefixes ``module.`` and ``backbone.``. Raises UserError if it cannot be read without
-    executing code, or is of another architecture.
-    """
-    if path.suffix == ".safetensors":
-        tensors: Any = read_tensors(path)
-    else:
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types on a broken archive
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--weights {path}: not a plain state dict ({reason}); save model.state_dict()") from error
-        tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"--weights {path}: holds no state dict; save model.state_dict()")
-    plain = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in tensors.items()}
-    backbone = {name: value for name, value in plain.items() if not name.startswith("gate.")}
-    load_tensors(net.backbone, backbone, path)

@@ -77,11 +77,11 @@ def runs_under(folder: Path) -> Iterator[RunFolder]:
         yield RunFolder(path.parent)
 
 
-def find_parent(result_dir: Path, wanted: RunSpec, stage: str) -> RunFolder:
-    """The newest finished run of ``stage`` that matches ``wanted``.
+def find_parent(result_dir: Path, wanted: RunSpec, stage: str, seed: int) -> RunFolder:
+    """The finished run of ``stage`` that matches ``wanted`` and is the only one of this ``seed``, else the newest.
 
     It has the same data set and, but for edits, the same network. Raises UserError if there is none, or if those that
-    match differ in their seeds.
+    match differ in their seeds and it is not one alone that has this one.
     """
     matches: list[tuple[float, int, RunFolder]] = []
     others: list[str] = []
@@ -101,11 +101,15 @@ def find_parent(result_dir: Path, wanted: RunSpec, stage: str) -> RunFolder:
             f"--result_dir {result_dir}: no finished run to start from{closest}; run {SCRIPTS[stage]} first, or name a "
             "run with --checkpoint_file"
         )
-    seeds = sorted({seed for _, seed, _ in matches})
+    same = [run for _, other, run in matches if other == seed]
+    if len(same) == 1:
+        return same[0]
+    seeds = sorted({other for _, other, _ in matches})
     if len(seeds) > 1:
         raise UserError(
-            f"--result_dir {result_dir}: runs of seeds {', '.join(map(str, seeds))} match; choose one with "
-            f"--checkpoint_file, e.g. {matches[-1][2].path}"
+            f"--result_dir {result_dir}: runs of seeds {', '.join(map(str, seeds))} match, "
+            f"{len(same) or 'none'} of --seed {seed}; choose one with --checkpoint_file, e.g. "
+            f"{(same or [matches[-1][2]])[-1].path}"
         )
     return max(matches, key=lambda match: match[0])[2]
 

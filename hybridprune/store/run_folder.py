@@ -40,6 +40,8 @@ class RunSpec:
     std: tuple[float, ...]
     dataset: str
     dataset_digest: str
+    centre_crop: bool = False
+    """How images of other sizes become the input: their middle is cut out, or both sides are scaled to the size."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -54,13 +56,20 @@ class RunSpec:
             "std": list(self.std),
             "dataset": self.dataset,
             "dataset_digest": self.dataset_digest,
+            "centre_crop": self.centre_crop,
         }
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> RunSpec:
-        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else.
+
+        Fields younger than the record take their defaults.
+        """
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+        centre_crop = record.get("centre_crop", RunSpec.centre_crop)
+        if type(centre_crop) is not bool:
+            raise TypeError(f"centre_crop is {centre_crop!r}, not true or false")
         return RunSpec(
             record["stage"],
             record["run_id"],
@@ -71,6 +80,7 @@ class RunSpec:
             tuple(record["std"]),
             record["dataset"],
             record["dataset_digest"],
+            centre_crop,
         )
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import hybridprune
 from hybridprune.errors import UserError
-from tests.cases import run_cli
 from tests.cli.cases import (
     DIGITS,
     OWN,
@@ -30,6 +29,7 @@ from tests.cli.cases import (
     run_here,
     stage,
 )
+from tests.forked import run_forked
 
 FLAGS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--epochz", "3"), ("--epochz", "--epochs")),
@@ -52,7 +52,7 @@ FLAGS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--device", "meta"), ("--device", "meta")),
     (("--device", "cuda:99"), ("--device", "cuda:99")),
     (("--precision", "fp8"), ("--precision", "fp8")),
-    (("--scheduler_id", "3"), ("--scheduler_id", "3")),
+    (("--scheduler_id", "4"), ("--scheduler_id", "4")),
     (("--scheduler_params", "{0.5: 1}"), ("--scheduler_params",)),
     (("--max_train_samples", "1"), ("--max_train_samples", "1")),
     (("--seed", "-1"), ("--seed", "-1")),
@@ -384,5 +384,5 @@ def test_images_that_cannot_be_predicted(finished: Path, tmp_path: Path) -> None
 def test_the_real_commands_end_with_the_same_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "results").write_text("in the way")
     args = (*DIGITS, *OWN[name], "--result_dir", tmp_path / "results", "--device", "nonsense")
-    refused = run_cli(SCRIPTS[name], *args, cwd=tmp_path)
+    refused = run_forked(SCRIPTS[name], *args, cwd=tmp_path)
     assert_refused(Result(refused.returncode, refused.stdout, refused.stderr), "--device", "nonsense")

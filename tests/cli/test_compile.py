@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.cases import run_cli
 from tests.cli.cases import DIGITS, OWN, SCRIPTS, folder_of
+from tests.forked import run_forked
 
 pytestmark = pytest.mark.full
 
@@ -26,7 +26,9 @@ STAGES = {
 def train(which: str, name: str, *flags: str, **env: str) -> tuple[list[dict[str, Any]], str]:
     """The lines of metrics and the messages of a run called ``name`` in a process of its own."""
     options = (*DIGITS, *OWN[which], *flags, "--result_dir", "results", "--exp_name", name)
-    done = run_cli(SCRIPTS[which], *options, cwd=Path.cwd(), env=env)
+    # Else the compiler starts as many processes as there are cores, each of which imports torch.
+    alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    done = run_forked(SCRIPTS[which], *options, cwd=Path.cwd(), env=alone | env)
     assert done.returncode == 0, done.stderr
     lines = (folder_of(Path("results"), which, name) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], done.stderr

@@ -17,14 +17,14 @@ import hybridprune
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
 from hybridprune.deploy import DeployedNetwork, load_deployed
-from tests.cases import ROOT
+from tests.cases import ROOT, all_pixels
 from tests.cli.cases import assert_refused, contents, folder_of, run_here
 from tests.deploy.cases import assert_close
 
 
 def images_of(model: hybridprune.Model, count: int) -> torch.Tensor:
     data = load_digits(resize=model.spec.input_size)
-    return normalise(data.test.images[:count], model.spec.mean, model.spec.std, torch.contiguous_format)
+    return normalise(all_pixels(data.test)[:count], model.spec.mean, model.spec.std, torch.contiguous_format)
 
 
 @pytest.mark.parametrize(("name", "batch"), [("prune", 16), pytest.param("rl", 1, marks=pytest.mark.full)])
@@ -65,7 +65,7 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
     run = folder_of(results, "rl")
     done = run_here("hybridprune.export", run, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2")
     assert done.returncode == 0, done.stderr
-    model, images = hybridprune.load(run), load_digits(resize=8).test.images[:1]
+    model, images = hybridprune.load(run), all_pixels(load_digits(resize=8).test)[:1]
     np.save(tmp_path / "pixels.npy", images.numpy())
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 2

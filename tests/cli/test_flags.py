@@ -66,8 +66,11 @@ def test_help_lists_every_flag(script: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("script", COMMANDS)
+@pytest.mark.parametrize(
+    "script", sorted({*COMMANDS} - {*SCRIPTS.values(), "hybridprune.evaluate", "hybridprune.report"})
+)
 def test_help_of_the_real_command(script: str, tmp_path: Path) -> None:
+    """In a fresh interpreter; those left out are run by ``test_the_real_commands_in_sequence``."""
     shown = run_cli(script, "--help", cwd=tmp_path)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert_helpful(script, shown.stdout)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cases import ROOT
 from tests.cli.cases import DIGITS, OWN, SCRIPTS, STAGES, folder_of, stage, weights
+from tests.forked import Forked, start_cli
 
 pytestmark = pytest.mark.full
 PATIENCE = 600.0
@@ -39,19 +39,25 @@ def arguments(name: str, results: Path, exp_name: str) -> list[str]:
     return [*DIGITS, *OWN[name], *LONG[name], *parent, *where]
 
 
-def start(name: str, args: list[str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / SCRIPTS[name]), *args],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a stage's run that nothing has disturbed."""
+    results = Path(shutil.copytree(finished, tmp_path_factory.mktemp("undisturbed") / "results"))
+
+    @functools.cache
+    def of(name: str) -> Path:
+        done = stage(name, *arguments(name, results, "whole"))
+        assert done.returncode == 0, done.stderr
+        return folder_of(results, name, "whole")
+
+    return of
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def start(name: str, args: list[str], cwd: Path) -> Forked:
+    return start_cli(SCRIPTS[name], *args, cwd=cwd)
+
+
+def wait_for(condition: Callable[[], bool], process: Forked) -> None:
     """Until the condition holds or the process has ended."""
     deadline = time.monotonic() + PATIENCE
     while not condition() and process.poll() is None:
@@ -76,8 +82,9 @@ def moments(run: Path) -> list[Callable[[], bool]]:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_killed_runs_end_as_if_nothing_had_happened(name: str, results: Path, tmp_path: Path) -> None:
-    assert stage(name, *arguments(name, results, "whole")).returncode == 0
+def test_killed_runs_end_as_if_nothing_had_happened(
+    name: str, results: Path, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
     run = folder_of(results, name, "killed")
     draw, kills = random.Random(name), 0
     for moment in moments(run):
@@ -96,13 +103,14 @@ def test_killed_runs_end_as_if_nothing_had_happened(name: str, results: Path, tm
     out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert f"finished: {run}" in out
-    assert weights(run) == weights(folder_of(results, name, "whole"))
-    assert lines(run) == lines(folder_of(results, name, "whole"))
+    assert weights(run) == weights(undisturbed(name))
+    assert lines(run) == lines(undisturbed(name))
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_ctrl_c_saves_and_says_how_to_go_on(name: str, results: Path, tmp_path: Path) -> None:
-    assert stage(name, *arguments(name, results, "whole")).returncode == 0
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    name: str, results: Path, undisturbed: Callable[[str], Path], tmp_path: Path
+) -> None:
     run = folder_of(results, name, "interrupted")
     process = start(name, arguments(name, results, "interrupted"), tmp_path)
     wait_for(lambda: lines(run) >= 2, process)
@@ -113,4 +121,4 @@ def test_ctrl_c_saves_and_says_how_to_go_on(name: str, results: Path, tmp_path: 
     process = start(name, [*arguments(name, results, "interrupted"), "--resume"], tmp_path)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
-    assert weights(run) == weights(folder_of(results, name, "whole"))
+    assert weights(run) == weights(undisturbed(name))

@@ -1,4 +1,4 @@
-"""The real commands with networks other than resnet."""
+"""The commands with networks other than resnet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import run_cli
 from tests.cli.cases import assert_refused, run_here
 
 DIGITS = (
@@ -28,7 +27,7 @@ NETWORKS = {
 @pytest.mark.full
 @pytest.mark.parametrize(("label", "flags"), NETWORKS.items())
 def test_a_short_run(label: str, flags: tuple[str, ...], tmp_path: Path) -> None:
-    done = run_cli("main_sp.py", *DIGITS, *flags, cwd=tmp_path)
+    done = run_here("main_sp.py", *DIGITS, *flags)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "results" / "default" / f"digits-{label}-sp-seed0"
     result = json.loads((run / "result.json").read_text())
@@ -39,7 +38,7 @@ def test_a_short_run(label: str, flags: tuple[str, ...], tmp_path: Path) -> None
         assert routed["mean_rate"] == 1 and routed["expected_macs"] == result["macs"]["backbone"]
     losses = [json.loads(line)["validation_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and "NaN" not in (run / "metrics.jsonl").read_text()
-    evaluated = run_cli("hybridprune.evaluate", run, "--device", "cpu", cwd=tmp_path)
+    evaluated = run_here("hybridprune.evaluate", run, "--device", "cpu")
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"accuracy {routed['accuracy']:.4f}" in evaluated.stdout
 

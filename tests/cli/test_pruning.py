@@ -40,6 +40,12 @@ KEYS = [
     ("--method", "eigendamage", "--correct_eigenvalues"),
     ("--method", "eigendamage", "--correct_eigenvalues", "--use_bias", "--decomp_method", "tucker"),
     ("--method", "l1", "--use_out_dependencies", "--allocation", "importance_per_flop"),
+    ("--method", "l1", "--use_out_dependencies", "--allocation", "adapruner"),
+    ("--method", "adapruner", "--use_out_dependencies", "--round_to", "2", "--sparse_start", "scratch"),
+    (
+        *("--method", "peel", "--use_out_dependencies", "--peel_backbone", "global-gamma", "--peel_pool", "0.5"),
+        *("--round_to", "2", "--cut_weights", "scratch"),
+    ),
     ("--method", "kron-obs", "--use_out_dependencies", "--max_iter", "2", "--back_ratio", "0.5"),
     (
         *("--fisher_type", "exp", "--use_full_cov_a", "--use_bias", "--ma", "0.5", "--normalize", "--allow_increase"),

@@ -12,7 +12,7 @@ import torch
 
 import hybridprune
 from hybridprune.data import load_dataset
-from tests.cases import run_cli
+from tests.cases import all_pixels, run_cli
 from tests.cli.cases import (
     DIGITS,
     OWN,
@@ -96,7 +96,7 @@ def test_evaluate_agrees_with_the_result_and_with_masked_execution(name: str, fi
 def test_predict_agrees_with_the_result(name: str, finished: Path) -> None:
     test = load_dataset(**DIGITS_DATA).test
     model = hybridprune.load(folder_of(finished, name))
-    predictions = hybridprune.predict(model, list(test.images))
+    predictions = hybridprune.predict(model, list(all_pixels(test)))
     right = sum(p.label == model.classes[label] for p, label in zip(predictions, test.labels.tolist(), strict=True))
     routed = result_of(finished, name)["test"]["routed"]
     assert right / len(predictions) == pytest.approx(routed["accuracy"], abs=1e-9)

@@ -96,7 +96,7 @@ def test_bs_is_the_batch_size_and_the_file_uses_the_fields_name(config_file: Cal
         parse(SpConfig(), config_path=config_file(bs=32))
 
 
-@pytest.mark.parametrize(("id", "name"), [(0, "exponential"), (1, "stair"), (2, "up-down")])
+@pytest.mark.parametrize(("id", "name"), [(0, "exponential"), (1, "stair"), (2, "up-down"), (3, "cosine")])
 def test_scheduler_by_number_or_name(id: int, name: str, config_file: Callable[..., Path]) -> None:
     for value in (id, str(id), name):
         assert parse(SpConfig(), config_path=config_file(scheduler_id=value)).config.optim.scheduler_id == name
@@ -130,7 +130,7 @@ BAD_VALUES: list[tuple[Config, str, Any, str]] = [
     (SpConfig(), "dataset", 3, "must be a text"),
     (SpConfig(), "network", 3, "must be a text"),
     (SpConfig(), "shakedrop", 1.5, "must be at most 1"),
-    (SpConfig(), "scheduler_id", 3, "must be a text"),
+    (SpConfig(), "scheduler_id", 4, "must be a text"),
     (SpConfig(), "scheduler_id", "stairs", "did you mean stair?"),
     (SpConfig(), "precision", "float16", "must be one of fp32, bf16, fp16"),
     (SpConfig(), "scheduler_params", [0.5, 0.1], "must map shares of the epochs"),
@@ -185,7 +185,7 @@ def test_bad_value_in_the_file(
         (SpConfig(), ["--lr", "nan"], "--lr NaN: must be finite"),
         (SpConfig(), ["--bs", "1"], "--bs 1: must be at least 2"),
         (SpConfig(), ["--scheduler_params", "{0.5: 0.1}"], "must map shares of the epochs"),
-        (SpConfig(), ["--scheduler_id", "3"], "must be one of exponential, stair, up-down"),
+        (SpConfig(), ["--scheduler_id", "4"], "must be one of exponential, stair, up-down, cosine"),
         (PruneConfig(), ["--pruner_id", "2"], "--pruner_id 2: must be one of 0, 1"),
         (PruneConfig(), ["--prune_ratio", "50"], "--prune_ratio 50.0: must be at most 1"),
         # `--resume False` must never mean `--resume`.

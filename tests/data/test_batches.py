@@ -16,12 +16,12 @@ _PLAIN: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "device": "
 def _data() -> LabelledImages:
     """Pixels in 1..255, so that 0 is padding; with _PLAIN a batch holds the bytes themselves."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(1, 256, (_N, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    images = torch.randint(1, 256, (_N, 3, 16, 16), dtype=torch.uint8, generator=generator)
     return LabelledImages(images, torch.arange(_N) % 7)
 
 
 def _batches(ids: torch.Tensor | None = None, **changes: Any) -> TrainBatches:
-    arguments = {"batch_size": 8, "padding": 2, "flip": True, "seed": 3, **_PLAIN, **changes}
+    arguments = {"batch_size": 8, "crop": True, "flip": True, "seed": 3, **_PLAIN, **changes}
     return TrainBatches(_data(), torch.arange(_N) if ids is None else ids, **arguments)
 
 
@@ -61,9 +61,9 @@ def test_each_image_is_some_crop_of_the_image_at_its_index() -> None:
             for flip in (False, True)
             if torch.allclose(
                 image,
-                padded[:, top : top + 8, left : left + 8].flip(2)
+                padded[:, top : top + 16, left : left + 16].flip(2)
                 if flip
-                else padded[:, top : top + 8, left : left + 8],
+                else padded[:, top : top + 16, left : left + 16],
             )
         ]
         assert len(matches) == 1
@@ -94,9 +94,9 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert not _same(list(_batches(seed=0).epoch(1)), list(_batches(seed=1).epoch(0)))
 
 
-def test_without_padding_and_flip_the_images_are_unchanged() -> None:
+def test_without_crop_and_flip_the_images_are_unchanged() -> None:
     data = _data()
-    for index, image in _by_index(_batches(padding=0, flip=False), 0).items():
+    for index, image in _by_index(_batches(crop=False, flip=False), 0).items():
         assert torch.allclose(image, data.images[index].float())
 
 

@@ -10,6 +10,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from hybridprune.data.torchvision_cifar import load_cifar
 from hybridprune.errors import UserError
+from tests.cases import all_pixels
 
 _CLASSES = [f"class {number}" for number in range(100)]
 
@@ -33,7 +34,7 @@ def test_pixels_labels_and_classes(root: Path) -> None:
     dataset = load_cifar("cifar100", str(root), resize=32, download=False)
     assert dataset.name == "cifar100" and dataset.classes == tuple(_CLASSES) and dataset.flippable
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8).reshape(4, 3, 32, 32)
-    assert np.array_equal(dataset.train.images, pixels)
+    assert np.array_equal(all_pixels(dataset.train), pixels)
     assert dataset.train.labels.tolist() == [0, 1, 2, 3] and dataset.test.labels.tolist() == [0, 1]
     assert dataset.mean == pytest.approx((pixels / 255).mean(axis=(0, 2, 3)).tolist())
 
@@ -41,7 +42,7 @@ def test_pixels_labels_and_classes(root: Path) -> None:
 def test_resize_changes_shape_and_digest(root: Path) -> None:
     plain = load_cifar("cifar100", str(root), resize=32, download=False)
     small = load_cifar("cifar100", str(root), resize=16, download=False)
-    assert small.train.images.shape == (4, 3, 16, 16) and small.digest != plain.digest
+    assert all_pixels(small.train).shape == (4, 3, 16, 16) and small.digest != plain.digest
 
 
 def test_missing_data_dir_is_named() -> None:

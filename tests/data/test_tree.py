@@ -15,6 +15,7 @@ from hybridprune.data import Dataset
 from hybridprune.data import tree as tree_module
 from hybridprune.data.tree import load_tree
 from hybridprune.errors import UserError
+from tests.cases import all_pixels
 from tests.data.trees import make_tree, write_image
 
 
@@ -60,14 +61,14 @@ def test_pixels_labels_and_order(tmp_path: Path) -> None:
         1,
     ]
     wanted = [pixels[f"train/{name}/{number}.png"] for name in ("ant", "bee") for number in range(3)]
-    assert np.array_equal(dataset.train.images.permute(0, 2, 3, 1), np.stack(wanted))
+    assert np.array_equal(all_pixels(dataset.train).permute(0, 2, 3, 1), np.stack(wanted))
     wanted = [pixels[f"test/{name}/{number}.png"] for name in ("ant", "bee") for number in range(2)]
-    assert np.array_equal(dataset.test.images.permute(0, 2, 3, 1), np.stack(wanted))
+    assert np.array_equal(all_pixels(dataset.test).permute(0, 2, 3, 1), np.stack(wanted))
 
 
 def test_statistics_are_of_the_train_images(root: Path) -> None:
     dataset = _load(root)
-    pixels = dataset.train.images.double() / 255
+    pixels = all_pixels(dataset.train).double() / 255
     assert dataset.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
     assert dataset.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
 
@@ -75,7 +76,7 @@ def test_statistics_are_of_the_train_images(root: Path) -> None:
 def test_images_of_any_size_are_resized(root: Path) -> None:
     write_image(root / "train" / "ant" / "wide.png", seed=9, size=(20, 50))
     dataset = _load(root, resize=16)
-    assert dataset.train.images.shape == (7, 3, 16, 16) and dataset.test.images.shape == (4, 3, 16, 16)
+    assert all_pixels(dataset.train).shape == (7, 3, 16, 16) and all_pixels(dataset.test).shape == (4, 3, 16, 16)
 
 
 @pytest.mark.parametrize("train", ["train", "training_set", "training"])
@@ -84,7 +85,7 @@ def test_names_of_the_split_folders(tmp_path: Path, train: str, test: str) -> No
     make_tree(tmp_path / "renamed" / "pets", folders=(train, test))
     make_tree(tmp_path / "plain" / "pets")
     renamed, plain = _load(tmp_path / "renamed" / "pets"), _load(tmp_path / "plain" / "pets")
-    assert torch.equal(renamed.train.images, plain.train.images)
+    assert torch.equal(all_pixels(renamed.train), all_pixels(plain.train))
     assert renamed.digest == plain.digest
 
 
@@ -118,7 +119,7 @@ def test_hidden_files_and_thumbs_are_ignored(root: Path) -> None:
         (folder / "Thumbs.db").write_text("x")
         (folder / ".hidden").mkdir()
     after = _load(root)
-    assert torch.equal(after.train.images, before.train.images) and after.digest == before.digest
+    assert torch.equal(all_pixels(after.train), all_pixels(before.train)) and after.digest == before.digest
 
 
 # --- cache ---
@@ -130,7 +131,7 @@ def test_second_load_decodes_nothing_and_is_equal(root: Path, decoded: list[str]
     second = _load(root)
     assert len(decoded) == 10
     for left, right in ((first.train, second.train), (first.test, second.test)):
-        assert torch.equal(left.images, right.images) and torch.equal(left.labels, right.labels)
+        assert torch.equal(all_pixels(left), all_pixels(right)) and torch.equal(left.labels, right.labels)
     assert (first.mean, first.std, first.digest) == (second.mean, second.std, second.digest)
 
 
@@ -163,7 +164,7 @@ def test_any_change_of_the_tree_is_decoded_anew(root: Path, decoded: list[str], 
     change(root)
     dataset = _load(root)
     assert len(decoded) == len(dataset.train) + len(dataset.test)
-    assert torch.equal(dataset.test.images, _load(root, cache_dir=str(root.parent / "other")).test.images)
+    assert torch.equal(all_pixels(dataset.test), all_pixels(_load(root, cache_dir=str(root.parent / "other")).test))
 
 
 def test_sizes_have_their_own_cache_files(root: Path, decoded: list[str]) -> None:
@@ -178,7 +179,7 @@ def test_broken_cache_is_made_anew_in_silence(root: Path, decoded: list[str], re
     whole = cache.read_bytes()
     cache.write_bytes(whole[:-5])
     again = _load(root)
-    assert len(decoded) == 20 and torch.equal(first.test.images, again.test.images)
+    assert len(decoded) == 20 and torch.equal(all_pixels(first.test), all_pixels(again.test))
     assert cache.read_bytes() == whole and not recwarn.list
 
 
@@ -186,7 +187,7 @@ def test_unwritable_cache_only_warns(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(RuntimeWarning, match="not cached"):
         dataset = _load(root, cache_dir=str(tmp_path / "file" / "cache"))
-    assert torch.equal(dataset.train.images, _load(root).train.images)
+    assert torch.equal(all_pixels(dataset.train), all_pixels(_load(root).train))
 
 
 def test_default_cache_folder(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from hybridprune.engine.fit import Fit, Progress, Validation
 from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.schedule import factor
-from hybridprune.errors import Interrupted, RunFailed
+from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
@@ -48,7 +48,7 @@ class Batches(TrainBatches):
         images = torch.randint(256, (24, 3, 8, 8), generator=draw, dtype=torch.uint8)
         data = LabelledImages(images, torch.arange(24) % 3)
         options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": CPU, "channels_last": False}
-        super().__init__(data, torch.arange(24), batch_size=6, padding=1, flip=True, seed=0, **options)
+        super().__init__(data, torch.arange(24), batch_size=6, crop=True, flip=True, seed=0, **options)
         self._event = event
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -72,6 +72,10 @@ def ctrl_c(batch: Batch) -> Batch:
 
 def poison(batch: Batch) -> Batch:
     return dataclasses.replace(batch, images=batch.images * float("nan"))
+
+
+def unreadable(batch: Batch) -> Batch:
+    raise UserError("cat.png: cannot be decoded")
 
 
 def validate(net: GatedNetwork) -> Validation:
@@ -494,3 +498,13 @@ def test_ctrl_c_does_not_save_a_state_that_is_not_finite(tmp_path: Path) -> None
     state = RunFolder(tmp_path).load_state()
     assert state is not None and state["progress"]["epoch"] == 1
     assert all(value.isfinite().all() for value in state["network"].values())
+
+
+@pytest.mark.parametrize("at", [(0, 0), (1, 2)])
+def test_an_image_that_cannot_be_read_costs_nothing(at: tuple[int, int], whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cat\.png: cannot be decoded; the state is saved; .* --resume to go on$"):
+        resume(tmp_path, on_step(at, unreadable))
+    state = RunFolder(tmp_path).load_state()
+    assert state is not None and (state["progress"]["epoch"], state["progress"]["step"]) == at
+    resume(tmp_path)
+    assert_same_run(whole, tmp_path)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.config import GatingOptions
+from hybridprune.config import GatingOptions, LossOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.draws import Draws
@@ -52,6 +52,29 @@ def test_by_hand() -> None:
         {"cross_entropy": cross_entropy, "accuracy": 0.5, "rate": 0.75}, rel=1e-6
     )
     assert loss.requires_grad and not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_labels_are_smoothed_in_the_loss_alone(share: float) -> None:
+    device = torch.device("cpu")
+    loss, metrics = Supervised.of(COST, 0.5, device, loss=LossOptions(share))(Fixed(), BATCH, passes=0)
+    logits = Fixed()(BATCH.images, straight_through).logits
+    smoothed = F.cross_entropy(logits, BATCH.labels, label_smoothing=share)
+    assert loss.item() == pytest.approx(smoothed.item() + 0.5 * 0.4, rel=1e-6)
+    # By hand: the target of class k is (1 - share) [k is the label] + share / 2.
+    right, left = (1 - share / 2), share / 2
+    by_hand = (right * math.log(4 / 3) + left * math.log(4) + right * math.log(5) + left * math.log(5 / 4)) / 2
+    assert smoothed.item() == pytest.approx(by_hand, rel=1e-6)
+    assert metrics["cross_entropy"].item() == pytest.approx((math.log(4 / 3) + math.log(5)) / 2, rel=1e-6)
+
+
+def test_distillation_gives_way_to_smoothed_labels() -> None:
+    net, images, labels = random_net(), random_images(4), torch.tensor([0, 1, 2, 3])
+    teaching = Distillation.of(random_net(seed=1), 0.3, 2.0)
+    batch, cost = Batch(images, labels, torch.arange(4)), count(net, 8)
+    loss, metrics = Supervised.of(cost, 0.0, torch.device("cpu"), teaching, loss=LossOptions(0.2))(net, batch, passes=0)
+    smoothed = F.cross_entropy(net(images, decide=straight_through).logits, labels, label_smoothing=0.2)
+    assert loss.item() == pytest.approx(0.7 * smoothed.item() + 0.3 * metrics["distillation"].item(), rel=1e-5)
 
 
 def test_each_decisions_gradient_is_its_blocks_price() -> None:

@@ -131,7 +131,7 @@ class Batches(TrainBatches):
     def __init__(self, ctrl_c: int | None = None) -> None:
         self._ctrl_c = ctrl_c
         super().__init__(
-            data(), torch.arange(IMAGES), batch_size=7, padding=1, flip=True, seed=0, **PLAIN,
+            data(), torch.arange(IMAGES), batch_size=7, crop=True, flip=True, seed=0, **PLAIN,
             rank=rank(), processes=processes(),
         )  # fmt: skip
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridprune.engine.schedule import factor
 
-KINDS = ["stair", "up-down", "exponential"]
+KINDS = ["stair", "up-down", "exponential", "cosine"]
 POINTS = {"0.75": 0.01, "0.5": 0.1}  # not in order
 shares = st.floats(0, 1)
 
@@ -37,6 +38,41 @@ def test_up_down_from_a_point_at_zero() -> None:
     points = {"0": 0.2, "0.2": 1.0, "1": 0.0}
     assert [factor("up-down", points, share) for share in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0.2, 0.6, 1, 0.5, 0])
     assert [factor("stair", points, share) for share in (0, 0.1, 0.2, 0.6, 1)] == [0.2, 0.2, 1, 1, 0]
+
+
+@given(shares, st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0, 0.9))
+def test_cosine_in_closed_form(share: float, warm_up: float, first: float, last: float) -> None:
+    points = {"0": first, str(warm_up): 1.0, "1": last}
+    if share < warm_up:
+        expected = first + (1 - first) * share / warm_up
+    else:
+        expected = last + (1 - last) * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up))) / 2
+    assert factor("cosine", points, share) == pytest.approx(expected, abs=1e-9)
+
+
+def test_cosine_is_torchs_warm_up_and_annealing() -> None:
+    steps, warm = 200, 20
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedulers = torch.optim.lr_scheduler
+    schedule = schedulers.SequentialLR(
+        optimizer,
+        [
+            schedulers.LinearLR(optimizer, start_factor=0.1, total_iters=warm),
+            schedulers.CosineAnnealingLR(optimizer, T_max=steps - warm, eta_min=0.02),
+        ],
+        milestones=[warm],
+    )
+    for step in range(steps):
+        wanted = factor("cosine", {"0": 0.1, "0.1": 1, "1": 0.02}, step / steps)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted, abs=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+def test_cosine_without_a_warm_up() -> None:
+    assert [factor("cosine", {"1": 0}, share) for share in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert factor("cosine", {"1": 0}, 1 / 3) == pytest.approx(0.75)
 
 
 @given(shares, st.floats(0.01, 0.99), st.floats(0.01, 10))

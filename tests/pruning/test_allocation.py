@@ -12,9 +12,12 @@ import torch
 from hybridprune.config import CutOptions
 from hybridprune.errors import UserError
 from hybridprune.pruning import greedy, rate_distortion
-from hybridprune.pruning.allocation import ALLOCATIONS, allocate
+from hybridprune.pruning.allocation import ALLOCATIONS, BY_LAYER, allocate
+from hybridprune.pruning.reallocation import Goal, Growth
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space, UnitSet
 from tests.pruning.cases import random_space
+
+OF_DIRECTIONS = [name for name in ALLOCATIONS if name not in BY_LAYER]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def test_a_name_is_an_allocation_with_a_budget_or_a_ratio() -> None:
     space = random_space()
     budget = Budget(macs=0.5 * space.cost(space.everything()).macs)
     by_budget, by_ratio = (
-        {name: allocate(space, name, ratio=0.3, budget=each) for name in ALLOCATIONS} for each in (budget, None)
+        {name: allocate(space, name, ratio=0.3, budget=each) for name in OF_DIRECTIONS} for each in (budget, None)
     )
     for name, order in greedy.ORDERS.items():
         assert by_budget[name] == greedy.cut_at_budget(space, budget, order)
@@ -47,10 +50,10 @@ def test_a_name_is_an_allocation_with_a_budget_or_a_ratio() -> None:
     assert by_budget["rate_distortion"] == rate_distortion.cut_at_budget(space, budget)
     assert by_ratio["rate_distortion"] == rate_distortion.cut_at_ratio(space, 0.3)
     for plans in (by_budget, by_ratio):
-        assert len({tuple(plan) for plan in plans.values()}) == len(ALLOCATIONS)
+        assert len({tuple(plan) for plan in plans.values()}) == len(OF_DIRECTIONS)
 
 
-@pytest.mark.parametrize("name", ALLOCATIONS)
+@pytest.mark.parametrize("name", OF_DIRECTIONS)
 def test_an_impossible_budget_is_refused(name: str) -> None:
     space = random_space(limit=0.5)
     with pytest.raises(InfeasibleBudget) as error:
@@ -66,3 +69,15 @@ def test_ranks_need_directions() -> None:
     for name in greedy.ORDERS:
         assert allocate(space, name, ratio=0.5, budget=None) == [2]
         assert allocate(space, name, ratio=0.0, budget=Budget(macs=25)) == [2]
+
+
+@pytest.mark.parametrize("name", BY_LAYER)
+def test_widths_need_channels(name: str) -> None:
+    with pytest.raises(UserError, match=f"--allocation {name}"):
+        allocate(random_space(), name, ratio=0.5, budget=None)
+    space = Space([UnitSet("a", torch.tensor([4.0, 3.0, 2.0, 1.0]), 1)], [Channels()], Cost(5, 5))
+    assert allocate(space, name, ratio=0.5, budget=None) == [2]
+    assert allocate(space, name, ratio=0.0, budget=Budget(macs=35)) == [3]
+    growth = Growth(round_to=2)
+    assert allocate(space, name, ratio=0.0, budget=Budget(macs=35), growth=growth) == [2]
+    assert BY_LAYER[name](space, Goal(0.0, Budget(macs=35)), growth) == [2]

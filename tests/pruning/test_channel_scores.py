@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_pruning as tp
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics, collect_taylor, gates
-from hybridprune.pruning.channels import ChannelGroup, Member
+from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import METHODS
 from tests.cases import random_images, random_net
@@ -298,6 +300,81 @@ def test_magnitudes_by_hand() -> None:
     assert scores("bn-scale") == pytest.approx([0.5 + 1 + 0, 1.5 + 10 + 0.1, 2 + 100 + 0.01])
 
 
+def with_consumer() -> tuple[ChannelGroup, Statistics]:
+    """The same with a consumer that reads each channel twice."""
+    group, statistics = two_layers()
+    reader = nn.Linear(6, 2, bias=False)
+    with torch.no_grad():
+        reader.weight.copy_(torch.tensor([[1.0, 0, 2, 0, 0, 1], [0, 3, 0, 1, 0, 0]]))  # squares 1 + 1, 9 + 0, 4 + 1
+    member = Member("r", "consumer", torch.tensor([[0, 3], [1, 4], [2, 5]]))
+    return dataclasses.replace(group, members=(*group.members, member)), Statistics({**statistics.layers, "r": reader})
+
+
+def test_products_and_sums_of_squares_by_hand() -> None:
+    group, statistics = with_consumer()
+    # Squared: a's filters 5, 9, 20 and b's 1, 0, 4; the scales.
+    filters, columns = torch.tensor([6.0, 9, 24]), torch.tensor([2.0, 9, 5])
+    scales = torch.tensor([0.25 + 1 + 0, 2.25 + 100 + 0.01, 4 + 10000 + 0.0001])
+
+    def found(method: str) -> Tensor:
+        return CHANNEL_METHODS[method].score(group, statistics).float()
+
+    product, total = filters * columns * scales, filters + columns + scales
+    torch.testing.assert_close(found("lookahead"), product / product.mean())
+    torch.testing.assert_close(found("group-l2"), total / total.mean())
+
+
+@pytest.mark.parametrize("method", ["lookahead", "group-l2"])
+def test_what_has_no_scale_counts_by_its_weights(method: str) -> None:
+    group = group_of(("a", "producer", [[i] for i in range(3)]), ("n", "norm", [[i] for i in range(3)]), channels=3)
+    plain = nn.Linear(1, 3, bias=False)
+    plain.weight.data = torch.tensor([[1.0], [-2.0], [3.0]])
+    found = CHANNEL_METHODS[method].score(group, Statistics({"a": plain, "n": nn.BatchNorm2d(3, affine=False)}))
+    torch.testing.assert_close(found, torch.tensor([1.0, 4, 9], dtype=torch.float64) * 3 / 14)
+
+
+def test_depthwise_kernels_are_weights_of_the_channel_too() -> None:
+    plain, deep = nn.Linear(1, 2, bias=False), nn.Conv2d(2, 2, 1, groups=2, bias=False)
+    plain.weight.data, deep.weight.data = torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, -1.0])[:, None, None, None]
+    group = group_of(("a", "producer", [[0], [1]]), ("d", "depthwise", [[0], [1]]), channels=2)
+    statistics = Statistics({"a": plain, "d": deep})
+    for method, expected in (("group-l2", [10.0, 5.0]), ("lookahead", [9.0, 4.0])):
+        found = CHANNEL_METHODS[method].score(group, statistics)
+        torch.testing.assert_close(found, torch.tensor(expected).double() * 2 / sum(expected))
+
+
+def test_lookahead_is_what_the_joint_map_of_two_layers_loses() -> None:
+    """Frobenius norms of the materialised product of the two maps, with and without the channel."""
+    torch.manual_seed(0)
+    first, norm, second = nn.Linear(3, 4, bias=False), nn.BatchNorm2d(4), nn.Linear(4, 5, bias=False)
+    nn.init.uniform_(norm.weight, -1, 1)
+    every = [[i] for i in range(4)]
+    group = group_of(("a", "producer", every), ("n", "norm", every), ("r", "consumer", every))
+    maps = [second.weight[:, [i]] @ (norm.weight[i, None, None] * first.weight[[i]]) for i in range(4)]
+    lost = torch.stack([part.square().sum() for part in maps]).detach().double()
+    found = CHANNEL_METHODS["lookahead"].score(group, Statistics({"a": first, "n": norm, "r": second}))
+    torch.testing.assert_close(found, lost / lost.mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [8, 14])
+def test_group_l2_is_that_of_torch_pruning(depth: int) -> None:
+    """In a network of residual stages, without depthwise convolutions, which torch-pruning leaves out."""
+    net = random_net(depth).backbone.train(False).requires_grad_(True)
+    example = random_images(1)
+    groups = channel_groups(net, lambda model, images: model(images), example, exclude=(), coupled=True)
+    graph = tp.DependencyGraph().build_dependency(net, example, verbose=False)
+    oracle = tp.importance.GroupMagnitudeImportance(p=2)
+    modules = dict(net.named_modules())
+    assert any(group.coupled for group in groups) and any(not group.coupled for group in groups)
+    for group in groups:
+        layer = modules[group.name]
+        pruner = graph.get_pruner_of_module(layer)
+        assert pruner is not None
+        expected = oracle(graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(group.channels))))
+        found = CHANNEL_METHODS["group-l2"].score(group, Statistics(modules))
+        torch.testing.assert_close(found.float(), expected)
+
+
 def test_bn_scale_needs_a_scale() -> None:
     with pytest.raises(UserError, match="channels of a; add it to --exclude"):
         CHANNEL_METHODS["bn-scale"].score(PLAIN, Statistics({}))
@@ -319,14 +396,15 @@ def test_random_scores_depend_on_seed_and_name_alone() -> None:
 def test_scores_of_a_dead_layer_are_finite() -> None:
     conv = nn.Conv2d(3, 4, 1)
     nn.init.zeros_(conv.weight)
-    found = CHANNEL_METHODS["l1"].score(PLAIN, Statistics({"a": conv}))
-    assert torch.equal(found, torch.zeros(4, dtype=torch.float64))
+    for method in ("l1", "lookahead", "group-l2"):
+        found = CHANNEL_METHODS[method].score(PLAIN, Statistics({"a": conv}))
+        assert torch.equal(found, torch.zeros(4, dtype=torch.float64))
 
 
 def test_scores_leave_the_network_as_it_is() -> None:
     conv, factors = layer_of(7, offset=True)
     before = copy.deepcopy(conv.state_dict())
-    for method in ("kron-obd", "kron-obs", "c-obd", "c-obs", "l1", "uniform"):
+    for method in ("kron-obd", "kron-obs", "c-obd", "c-obs", "l1", "uniform", "lookahead", "group-l2"):
         found = CHANNEL_METHODS[method].score(PLAIN, statistics_of(conv, factors, 1e-3))
         assert found.dtype == torch.float64 and found.shape == (C_OUT,) and bool((found > 0).all())
     assert all(torch.equal(tensor, before[name]) for name, tensor in conv.state_dict().items())

@@ -35,6 +35,7 @@ def result(stage: str, run_id: str, parent_id: str | None = None, **changes: Any
         "params": {"backbone": int(DENSE_PARAMS * share), "gates": 3000},
         "macs": {"backbone": macs, "gates": 12_000},
         "dense": {"params": DENSE_PARAMS, "macs": DENSE_MACS},
+        "effective_sparsity": 0.0 if stage == "sp" else 0.625,
         "stored_bytes": 1_900_000, "test": split, "validation": split,
         "epochs": 12, "selected_epoch": 11, "seconds": 1234.5,
         "versions": {"hybridprune": "0.1.0", "torch": "2", "python": "3"},

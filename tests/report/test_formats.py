@@ -48,12 +48,12 @@ def test_unknown_format_is_a_user_error(rows: list[Row]) -> None:
 
 def test_markdown_cells(rows: list[Row]) -> None:
     head, rule, *body = markdown_table(render(rows, "markdown"))
-    assert {len(line) for line in (head, rule, *body)} == {14}
+    assert {len(line) for line in (head, rule, *body)} == {15}
     static = dict(zip(head, body[1], strict=True))
     assert static == {
         "Row": "static only", "Network": "resnet32-w16", "Dataset": "tree", "Accuracy %": "69.50 ± 3.77",
         "GFLOPs": "0.05000 ± 0.00000", "GMACs": "0.02500 ± 0.00000", "Dense FLOPs %": "50.00 ± 0.00",
-        "Parameters": "200,000 ± 0", "Compression %": "50.00 ± 0.00",
+        "Parameters": "200,000 ± 0", "Compression %": "50.00 ± 0.00", "Effective sparsity %": "62.50 ± 0.00",
         "Routed execution rate": "0.700 ± 0.000",
         "Routed accuracy %": "57.50 ± 0.00", "Routed GFLOPs": "0.03750 ± 0.00000",
         "Stored bytes": "1,900,000 ± 0", "Seeds": "0, 1, 2 (n = 3)",
@@ -62,6 +62,24 @@ def test_markdown_cells(rows: list[Row]) -> None:
     assert single["Row"] == r"without pruning (a\|b & 50%_$x)"
     assert single["Accuracy %"] == "75.00" and single["Seeds"] == "0 (n = 1)"
     assert not any("±" in cell for cell in body[3])
+
+
+def test_runs_that_are_older_than_a_figure_leave_it_empty(tmp_path: Path) -> None:
+    old, new = result("sp", "s0", group="old"), result("prune", "p0", effective_sparsity=0.25)
+    del old["effective_sparsity"]
+    write(tmp_path / "old", old)
+    rows = {"old": collect(tmp_path)}
+    write(tmp_path / "new", new)
+    rows["both"] = collect(tmp_path)
+    for name, expected in {"old": [""], "both": ["", "25.00"]}.items():
+        head, _, *body = markdown_table(render(rows[name], "markdown"))
+        assert [line[head.index("Effective sparsity %")] for line in body] == expected
+        table = latex_table(render(rows[name], "latex"))
+        assert [line[head.index("Effective sparsity %")] for line in table[1:]] == expected
+        raw = json.loads(render(rows[name], "json"))["rows"]
+        assert [row["effective_sparsity"] for row in raw] == [float(text) / 100 if text else None for text in expected]
+        records = list(csv.DictReader(io.StringIO(render(rows[name], "csv").split("\n", 1)[1])))
+        assert [row["effective_sparsity"] for row in records] == [text and "0.25" for text in expected]
 
 
 def test_small_and_large_flops_keep_four_digits(tmp_path: Path) -> None:
@@ -81,7 +99,7 @@ def test_latex_has_one_column_count_and_escapes(rows: list[Row]) -> None:
     alignment = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
     assert alignment is not None
     table = latex_table(text)
-    assert {len(line) for line in table} == {len(alignment[1])} == {14}
+    assert {len(line) for line in table} == {len(alignment[1])} == {15}
     assert table[0][3] == r"Accuracy \%"
     assert table[2][3] == r"69.50 $\pm$ 3.77"
     assert table[4][0] == r"without pruning (a|b \& 50\%\_\$x)"
@@ -130,14 +148,14 @@ def timed(tmp_path: Path) -> Path:
 
 def test_latencies_are_columns_of_what_was_measured(timed: Path) -> None:
     head, _, dense, static, dynamic = markdown_table(render(collect(timed), "markdown"))
-    assert head[13:] == ["Eager ms, batch 1 (speed-up)", "Deployed ms, batch 1 (speed-up)", "Seeds"]
-    assert dense[13:15] == ["", ""]
-    assert static[13:15] == ["", "123,456 (2.00x, eager, n = 1)"]
+    assert head[14:] == ["Eager ms, batch 1 (speed-up)", "Deployed ms, batch 1 (speed-up)", "Seeds"]
+    assert dense[14:16] == ["", ""]
+    assert static[14:16] == ["", "123,456 (2.00x, eager, n = 1)"]
     # 10 / 4, 10 / 5 and 10 / 6 have mean 2.056 and sample deviation 0.4194
-    assert dynamic[13:15] == ["8.000 ± 0.000 (1.25 ± 0.00x)", "5.000 ± 1.000 (2.06 ± 0.42x, onnx)"]
+    assert dynamic[14:16] == ["8.000 ± 0.000 (1.25 ± 0.00x)", "5.000 ± 1.000 (2.06 ± 0.42x, onnx)"]
     note = render(collect(timed), "markdown").splitlines()[-1]
     assert note.startswith("FLOPs = 2 x MACs") and note.endswith("Measured on cpu, 2 threads.")
-    assert {len(line) for line in latex_table(render(collect(timed), "latex"))} == {16}
+    assert {len(line) for line in latex_table(render(collect(timed), "latex"))} == {17}
 
 
 def test_without_measurements_nothing_is_said_of_latency(rows: list[Row]) -> None:
@@ -151,12 +169,12 @@ def test_other_threads_and_hardware_are_columns_of_their_own(timed: Path) -> Non
     write_bench(timed / "a" / "rl-2", {("deployed", "onnx"): 1.0}, hardware={"name": "EPYC"})
     text = render(collect(timed), "markdown")
     head, _, dense, _, dynamic = markdown_table(text)
-    assert head[13:-1] == [
+    assert head[14:-1] == [
         f"{kind} ms, batch 1 [{place}] (speed-up)"
         for kind, place in (("Deployed", 1), ("Eager", 2), ("Deployed", 2), ("Deployed", 3))
     ]
-    assert dense[13:-1] == ["10.00 (1.00x, eager, n = 1)", "", "", ""]
-    assert dynamic[15:-1] == ["4.500 ± 0.707 (2.25 ± 0.35x, onnx, n = 2)", "1.000 (10.00x, onnx, n = 1)"]
+    assert dense[14:-1] == ["10.00 (1.00x, eager, n = 1)", "", "", ""]
+    assert dynamic[16:-1] == ["4.500 ± 0.707 (2.25 ± 0.35x, onnx, n = 2)", "1.000 (10.00x, onnx, n = 1)"]
     assert "not averaged: [1] cpu, 1 thread; [2] cpu, 2 threads; [3] cpu, EPYC, 2 threads." in text
     record = json.loads(render(collect(timed), "json"))["rows"][2]
     assert (record["deployed_onnx_b1_at2_ms"], record["deployed_onnx_b1_at3_ms"]) == (4.5, 1.0)

@@ -1,43 +1,39 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hybridprune.report import collect, render
 from hybridprune.report.__main__ import main
+from tests.forked import run_forked
 
 from .cases import result, write, write_lineage
 
-ROOT = Path(__file__).parents[2]
 
-
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hybridprune.report", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
-
-
-def test_command_prints_markdown_and_mentions_unfinished_runs(tmp_path: Path) -> None:
+def test_command_prints_markdown_and_mentions_unfinished_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_lineage(tmp_path)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "spec.json").write_text("{}")
-    done = run(tmp_path)
-    assert (done.returncode, done.stderr) == (0, f"not finished: {tmp_path / 'begun'}\n")
-    assert done.stdout == render(collect(tmp_path), "markdown")
+    assert main([str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err == f"not finished: {tmp_path / 'begun'}\n"
+    assert said.out == render(collect(tmp_path), "markdown")
 
 
-def test_help_names_every_flag() -> None:
-    done = run("--help")
-    assert done.returncode == 0
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--help"])
+    said = capsys.readouterr().out
     for word in ("python -m hybridprune.report", "RESULTS", "--format", "--output", "--plot", "latex"):
-        assert word in done.stdout
+        assert word in said
 
 
 def test_mistake_exits_2_with_one_line(tmp_path: Path) -> None:
-    done = run(tmp_path)
+    done = run_forked("hybridprune.report", tmp_path, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
 

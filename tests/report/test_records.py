@@ -22,6 +22,13 @@ def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:
         50_000_000,
     )
     assert (record.always_on_accuracy, record.routed_accuracy, record.routed_rate) == (0.7, 0.575, 0.7)
+    assert record.effective_sparsity == 0.625
+
+
+def test_results_without_effective_sparsity_are_read(tmp_path: Path) -> None:
+    data = result("prune", "p0")
+    del data["effective_sparsity"]
+    assert read_run(write(tmp_path / "run", data)).effective_sparsity is None
 
 
 def test_reads_what_was_measured_beside_it_and_refuses_what_is_broken(tmp_path: Path) -> None:
@@ -55,6 +62,8 @@ def test_reads_test_figures_not_validation_figures(tmp_path: Path) -> None:
         ({"params__backbone": "many"}, "params.backbone"),
         ({"macs__backbone": -1}, "macs.backbone"),
         ({"dense__macs": 0}, "dense.macs"),
+        ({"effective_sparsity": "half"}, "effective_sparsity"),
+        ({"effective_sparsity": 1.5}, "effective_sparsity"),
         ({"test__always_on__accuracy": 65.0}, "test.always_on.accuracy"),
         ({"test__routed__accuracy": float("nan")}, "test.routed.accuracy"),
         ({"test__routed__expected_macs": float("inf")}, "test.routed.expected_macs"),

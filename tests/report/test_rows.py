@@ -27,21 +27,33 @@ def test_figures_of_the_three_stages_in_closed_form(tmp_path: Path) -> None:
     dense, static, dynamic = collect(tmp_path)
     assert means(dense) == {
         "accuracy": 0.75, "flops": 100_000_000, "macs": 50_000_000, "dense_share": 1.0, "params": 400_000,
-        "compression": 0.0, "routed_rate": 0.7, "routed_accuracy": 0.625, "routed_flops": 75_000_000,
-        "stored_bytes": 1_900_000,
+        "compression": 0.0, "effective_sparsity": 0.0, "routed_rate": 0.7, "routed_accuracy": 0.625,
+        "routed_flops": 75_000_000, "stored_bytes": 1_900_000,
     }  # fmt: skip
     assert means(static) == {
         "accuracy": 0.7, "flops": 50_000_000, "macs": 25_000_000, "dense_share": 0.5, "params": 200_000,
-        "compression": 0.5, "routed_rate": 0.7, "routed_accuracy": pytest.approx(0.575),
+        "compression": 0.5, "effective_sparsity": 0.625, "routed_rate": 0.7, "routed_accuracy": pytest.approx(0.575),
         "routed_flops": 37_500_000, "stored_bytes": 1_900_000,
     }  # fmt: skip
     assert means(dynamic) == {
         "accuracy": pytest.approx(0.595), "flops": 37_500_000, "macs": 18_750_000, "dense_share": 0.375,
-        "params": 203_000, "compression": pytest.approx(1 - 203 / 400), "routed_rate": 0.7,
+        "params": 203_000, "compression": pytest.approx(1 - 203 / 400), "effective_sparsity": 0.625,
+        "routed_rate": 0.7,
         "routed_accuracy": pytest.approx(0.595), "routed_flops": 37_500_000, "stored_bytes": 1_900_000,
     }  # fmt: skip
     assert all(stat.std is None for row in (dense, static, dynamic) for stat in row.stats.values())
     assert isinstance(static.stats["macs"].mean, int) and isinstance(static.stats["params"].mean, int)
+
+
+def test_a_figure_that_a_run_does_not_have_is_missing_from_its_row(tmp_path: Path) -> None:
+    for seed in range(2):
+        data = result("prune", f"p{seed}", seed=seed)
+        if seed:
+            del data["effective_sparsity"]
+        write(tmp_path / str(seed), data)
+    (row,) = collect(tmp_path)
+    assert row.seeds == (0, 1) and "effective_sparsity" not in row.stats
+    assert row.stats["compression"] == Stat(0.5, 0.0)
 
 
 def test_gates_can_make_compression_negative(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork, Mode
@@ -38,9 +42,44 @@ def test_every_route_costs_what_the_accounting_expects(mode: Mode) -> None:
     assert all(cost.gate_macs) and all(cost.block_macs) and any(cost.shortcut_macs)  # otherwise they could be left out
     episode = started(net, labelled(len(ROUTES))[0], mode)
     walk(episode, ROUTES)
-    assert episode.spent_macs.dtype == torch.float64
+    assert episode.spent_macs.dtype == torch.int64
     assert episode.spent_macs.tolist() == [cost.expected_macs(route) for route in ROUTES.tolist()]
     assert float(episode.spent_macs[-1]) == cost.backbone_macs + sum(cost.gate_macs)
+
+
+def test_macs_of_large_networks_are_counted_to_the_last_one() -> None:
+    net = three_gates()
+    cost = dataclasses.replace(
+        count(net, SIZE), start_macs=10**15 + 1, block_macs=(10**12 + 1, 10**9 + 3, 7), head_macs=10**6 + 1
+    )
+    episode = Episode(net, cost, labelled(len(ROUTES))[0])
+    walk(episode, ROUTES)
+    always = cost.fixed_macs + sum(cost.gate_macs)
+    assert episode.spent_macs.tolist() == [
+        always + sum(macs for macs, runs in zip(cost.block_macs, route, strict=True) if runs)
+        for route in ROUTES.tolist()
+    ]
+
+
+class Dtypes(TorchDispatchMode):
+    """Remembers the types of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.seen |= {leaf.dtype for leaf in tree_leaves(found) if isinstance(leaf, Tensor)}
+        return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_computed_in_fp64_which_mps_does_not_have(mode: Mode) -> None:
+    net, images = three_gates(), labelled(len(ROUTES))[0]
+    with Dtypes() as dtypes:
+        walk(started(net, images, mode), ROUTES)
+    assert {torch.float32, torch.int64} <= dtypes.seen and torch.float64 not in dtypes.seen
 
 
 def test_macs_are_spent_as_blocks_and_gates_run() -> None:

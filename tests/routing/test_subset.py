@@ -123,7 +123,7 @@ def test_gates_are_paid_for_by_the_budget() -> None:
         batch_size=4,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
-        padding=0,
+        crop=False,
         flip=False,
         seed=0,
         device="cpu",

@@ -33,6 +33,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
     *({"baseline": name} for name in ("none", "moving_average", "self_critical", "counterfactual")),
+    {"baseline": "counterfactual", "flip_from": "sampled"},
     {"estimator": "gumbel"},
 ]
 
@@ -73,7 +74,7 @@ def subset() -> list[Any]:
         "rank": rank(), "processes": processes(),
     }  # fmt: skip
     search = EvalBatches(data, None, batch_size=7, **common)
-    training = TrainBatches(data, torch.arange(20), batch_size=5, padding=1, flip=True, seed=0, **common)
+    training = TrainBatches(data, torch.arange(20), batch_size=5, crop=True, flip=True, seed=0, **common)
     cost = count(net, SIZE)
     found = start_from_subset(net, cost, 0.75 * cost.backbone_macs, search, training)
     return [found.route, found.worth, net.gate.state_dict()]

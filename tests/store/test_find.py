@@ -114,19 +114,19 @@ def test_the_newest_matching_run_of_the_stage_is_the_parent(tmp_path: Path) -> N
     make_run(tmp_path / "e" / "unfinished", finished=False)
     for number, (other, _) in enumerate(OTHERS):
         make_run(tmp_path / "f" / str(number), other, age=0)
-    assert find_parent(tmp_path, SPEC, "sp") == newest
+    assert find_parent(tmp_path, SPEC, "sp", 0) == newest
 
 
 def test_edits_of_the_parent_do_not_matter(tmp_path: Path) -> None:
     pruned = make_run(tmp_path / "pruned", FACTORED)
-    assert find_parent(tmp_path, SPEC, "prune") == pruned
+    assert find_parent(tmp_path, SPEC, "prune", 0) == pruned
 
 
 @pytest.mark.parametrize(("other", "difference"), OTHERS, ids=[difference for _, difference in OTHERS])
 def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", other)
     with pytest.raises(UserError) as caught:
-        find_parent(tmp_path, SPEC, "sp")
+        find_parent(tmp_path, SPEC, "sp", 0)
     message = str(caught.value)
     assert f"no finished run to start from ({run.path} has {difference})" in message
     assert "run main_sp.py first" in message and "--checkpoint_file" in message
@@ -139,14 +139,29 @@ def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: 
 def test_an_empty_or_absent_folder_names_the_stage_to_run(stage: str, script: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match=f"no finished run to start from; run {script} first"):
-            find_parent(folder, SPEC, stage)
+            find_parent(folder, SPEC, stage, 0)
 
 
-def test_several_seeds_must_be_chosen_between(tmp_path: Path) -> None:
-    for seed in (0, 7):
-        make_run(tmp_path / f"seed{seed}", seed=seed)
-    with pytest.raises(UserError, match=r"runs of seeds 0, 7 match; choose one with --checkpoint_file, e\.g\. "):
-        find_parent(tmp_path, SPEC, "sp")
+@pytest.mark.parametrize(("stage", "spec"), [("sp", SPEC), ("prune", FACTORED)])
+def test_of_several_seeds_the_own_one_is_taken(stage: str, spec: RunSpec, tmp_path: Path) -> None:
+    runs = {seed: make_run(tmp_path / f"seed{seed}", spec, seed=seed, age=10 * seed) for seed in (0, 1, 7)}
+    for seed, run in runs.items():
+        assert find_parent(tmp_path, SPEC, stage, seed) == run
+
+
+def test_the_own_seed_does_not_make_another_network_match(tmp_path: Path) -> None:
+    make_run(tmp_path / "other", OTHERS[0][0], seed=1)
+    run = make_run(tmp_path / "run", seed=0)
+    assert find_parent(tmp_path, SPEC, "sp", 1) == run
+
+
+def test_seeds_must_be_chosen_between_where_the_own_one_does_not_tell(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 7))]
+    message = r"runs of seeds 0, 7 match, {} of --seed {}; choose one with --checkpoint_file, e\.g\. {}$"
+    with pytest.raises(UserError, match=message.format("none", 3, re.escape(str(runs[2].path)))):
+        find_parent(tmp_path, SPEC, "sp", 3)
+    with pytest.raises(UserError, match=message.format(2, 0, re.escape(str(runs[1].path)))):
+        find_parent(tmp_path, SPEC, "sp", 0)
 
 
 def test_a_named_run_is_taken_by_folder_or_weights(tmp_path: Path) -> None:
@@ -197,7 +212,7 @@ def test_options_that_shape_the_network_are_a_difference(tmp_path: Path) -> None
         wanted = dataclasses.replace(SPEC, network=dataclasses.replace(pyramid, **change))
         with pytest.raises(UserError, match=f"has {difference}"):
             named_parent(tmp_path / "run", wanted, STAGES)
-    assert find_parent(tmp_path, there, "sp").path == tmp_path / "run"
+    assert find_parent(tmp_path, there, "sp", 0).path == tmp_path / "run"
 
 
 @pytest.mark.parametrize(

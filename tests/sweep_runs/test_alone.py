@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from hybridprune.errors import UserError
 from hybridprune.sweep_runs.alone import alone
-from tests.cases import ROOT
-
-HOLD = """
-import sys
-from pathlib import Path
-from hybridprune.sweep_runs.alone import alone
-with alone(Path(sys.argv[1])):
-    print("locked", flush=True)
-    sys.stdin.readline()
-"""
+from tests.forked import Forked
 
 
-def holder(folder: Path) -> subprocess.Popen[str]:
-    """A process that holds the folder until it reads a line."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "locked\n"
-    return process
+def hold(folder: Path, held: Path, enough: Path) -> None:
+    """Hold the folder, which ``held`` says, until there is a file ``enough``."""
+    with alone(folder):
+        held.touch()
+        while not enough.exists():
+            time.sleep(0.005)
 
 
 @pytest.mark.parametrize("end", [None, signal.SIGTERM, signal.SIGKILL])
 def test_a_folder_is_refused_until_its_sweep_has_ended_however_that_was(tmp_path: Path, end: int | None) -> None:
     folder = tmp_path / "new" / "results"
-    with holder(folder) as process:
-        with pytest.raises(UserError, match=r"result_dir .*results: another sweep") as raised, alone(folder):
-            pytest.fail("two sweeps in one folder")
-        assert "\n" not in str(raised.value)
-        with alone(tmp_path / "other"):
-            pass
-        if end is None:
-            assert process.communicate("\n")[1] == "" and process.returncode == 0
-        else:
-            process.send_signal(end)
-            assert process.wait(30) == -end
-        with alone(folder):
-            pass
+    held, enough = tmp_path / "held", tmp_path / "enough"
+    process = Forked(hold, folder, held, enough, cwd=tmp_path, env={})
+    while not held.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    with pytest.raises(UserError, match=r"result_dir .*results: another sweep") as raised, alone(folder):
+        pytest.fail("two sweeps in one folder")
+    assert "\n" not in str(raised.value)
+    with alone(tmp_path / "other"):
+        pass
+    if end is None:
+        enough.touch()
+    else:
+        os.kill(process.pid, end)
+    assert process.communicate() == ("", "") and process.returncode == -(end or 0)
+    with alone(folder):
+        pass
     with alone(folder):  # and once more, over the file that is left
         pass
 

@@ -22,6 +22,8 @@ class Statistics:
     """Of all producers; for the second-order scores."""
     taylor: Mapping[str, Tensor] = field(default_factory=dict)
     """By `collect_taylor`; for its score."""
+    groups: Sequence[ChannelGroup] = ()
+    """All that are scored; for scores that follow other groups'."""
     regularization: float = 0.0
     """Damping of what is inverted: a share of the layer's mean eigenvalue, split by pi."""
     seed: int = 0

@@ -6,14 +6,21 @@ from collections.abc import Mapping
 
 from hybridprune.pruning.method import Method
 from hybridprune.pruning.methods import (
+    adapruner,
     bn_scale,
     c_obd,
     c_obs,
     eigendamage,
     fisher_tucker,
+    greg_1,
+    greg_2,
+    group_l2,
     kron_obd,
     kron_obs,
     l1,
+    lookahead,
+    masksparsity,
+    peel,
     random,
     slimming,
     taylor,
@@ -33,4 +40,11 @@ METHODS: Mapping[str, Method] = {
     "random": random.METHOD,
     "uniform": uniform.METHOD,
     "slimming": slimming.METHOD,
+    "lookahead": lookahead.METHOD,
+    "group-l2": group_l2.METHOD,
+    "greg-1": greg_1.METHOD,
+    "greg-2": greg_2.METHOD,
+    "masksparsity": masksparsity.METHOD,
+    "peel": peel.METHOD,
+    "adapruner": adapruner.METHOD,
 }

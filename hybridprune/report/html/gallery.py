@@ -80,7 +80,7 @@ def gallery(
             prediction=spec.class_names[int(routed.logits[place].argmax())],
             executed=int(decisions.sum()),
             share=macs / dense_macs,
-            png=data_uri(test.images[ids[place]]),
+            png=data_uri(test.pixels(ids[place : place + 1])[0]),
         )
 
     half = min(shown, len(order) // 2)

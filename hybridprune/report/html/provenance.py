@@ -24,6 +24,8 @@ class Provenance:
     """When, in UTC."""
     epochs: str
     seconds: str
+    budget: str
+    """Stage 3's, and the alpha that it ended with."""
     weights: str
     """sha256 of the selected weights."""
     parent: str
@@ -49,6 +51,7 @@ def provenance(run: RunRecord, result: Mapping[str, Any]) -> Provenance:
         finished=datetime.fromtimestamp(run.modified_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         epochs="" if epochs is None else f"{epochs}" + ("" if selected is None else f", epoch {selected} selected"),
         seconds=f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
+        budget=_budget(result.get("target")),
         weights=str(result.get("model_sha256", "")),
         parent=str(parent.get("path", "")),
         parent_weights=str(parent.get("model_sha256", "")),
@@ -69,6 +72,17 @@ def _command(run: RunRecord, config: Any, parent: Mapping[str, Any]) -> str:
     if parent and config.get("checkpoint_file") is None:
         words += ["--checkpoint_file", str(Path(str(parent.get("path", ""))))]
     return shlex.join(words)
+
+
+def _budget(target: Any) -> str:
+    """What stage 3 aimed at; nothing for runs without a budget."""
+    if not isinstance(target, dict):
+        return ""
+    price = target.get("price")
+    reached = (
+        f"{target['macs'] * 2 / 1e9:.4f} GFLOPs, {target['validation_macs'] / target['macs']:.1%} of it on validation"
+    )
+    return reached if price is None else f"{reached}, final alpha {price:.4g}"
 
 
 def _listed(record: Any) -> str:

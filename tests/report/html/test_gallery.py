@@ -17,6 +17,7 @@ from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.report.html.gallery import cheapest_first, data_uri, gallery
+from tests.cases import all_pixels
 from tests.report.html.cases import routed_run
 
 
@@ -52,7 +53,7 @@ def test_what_is_shown_is_what_the_network_does(tmp_path: Path, image_tree: Path
     assert found is not None and (found.images, found.total) == (30, 30)
     net, spec = run.load_network()
     test, cost = load_dataset_of(run, spec, None).test, count(net, 16)
-    pixels = normalise(test.images, spec.mean, spec.std, torch.contiguous_format)
+    pixels = normalise(all_pixels(test), spec.mean, spec.std, torch.contiguous_format)
     with torch.no_grad():
         routed = net.eval()(pixels, mode="executed")
     executed = routed.decisions.sum(1).int().tolist()
@@ -63,7 +64,7 @@ def test_what_is_shown_is_what_the_network_does(tmp_path: Path, image_tree: Path
         assert image.share == pytest.approx(macs[image.index] / 1e6)
         assert image.label == spec.class_names[int(test.labels[image.index])]
         assert image.prediction == spec.class_names[int(routed.logits[image.index].argmax())]
-        assert image.png == data_uri(test.images[image.index])
+        assert image.png == data_uri(all_pixels(test)[image.index])
     assert [round(image.share * 1e6) for image in found.least] == [round(m) for m in sorted(macs)[:3]]
     assert [round(image.share * 1e6) for image in found.most] == [round(m) for m in sorted(macs)[:-4:-1]]
     evaluation = Evaluation(routed.logits, routed.decisions, test.labels, routed.gate_logits)

@@ -25,6 +25,20 @@ def test_origin_is_what_the_result_says(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_budget_and_the_alpha_it_took(tmp_path: Path) -> None:
+    data = result("rl", "r")
+    path = write(tmp_path / "run", data)
+    target = {"macs": 2e9, "validation_macs": 1.98e9, "price": 0.12345}
+    shown = "4.0000 GFLOPs, 99.0% of it on validation"
+    for each, budget in (
+        (target, f"{shown}, final alpha 0.1235"),
+        ({**target, "price": None}, shown),
+        ({"macs": 2e9, "validation_macs": 1.98e9}, shown),
+        (None, ""),
+    ):
+        assert provenance(read_run(path), {**data, "target": each}).budget == budget
+
+
 def test_little_is_enough(tmp_path: Path) -> None:
     data = result("rl", "r")
     path = write(tmp_path / "run", data)

@@ -1,0 +1,58 @@
+"""The mean scale of a group's BatchNorms, and of what groups without any follow (pure)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.errors import UserError
+from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.channel_scores.statistics import Statistics, sum_over
+from hybridprune.pruning.channels import ChannelGroup
+
+
+def mean_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """Mean ``|gamma|`` of the channel over the group's BatchNorms: their number does not make a group important.
+
+    A group without one (the squeezed channels of squeeze-excite, a hidden linear layer) follows the groups that its
+    layers read: its channels, in the order of their L1 norms, get the same scores. So it is as important as these, and
+    one threshold takes the same share of both.
+
+    Raises UserError if it follows no group with a BatchNorm.
+    """
+    scores = _scores(group, statistics, {group.name})
+    if scores is None:
+        raise UserError(
+            f"--method: no BatchNorm scales the channels of {group.name}, or those that it is computed from; add it "
+            "to --exclude, or use l1"
+        )
+    return scores
+
+
+def _scores(group: ChannelGroup, statistics: Statistics, visited: set[str]) -> Tensor | None:
+    scales = {
+        member.layer: statistics.layers[member.layer].get_parameter("weight").detach().abs()
+        for member in group.of("norm")
+        if _affine(statistics.layers[member.layer])
+    }
+    if scales:
+        norms = [member for member in group.of("norm") if member.layer in scales]
+        return sum_over(group, norms, scales.__getitem__) / sum(member.index.shape[1] for member in norms)
+    layers = {member.layer for member in group.of("producer")}
+    read = []
+    for other in statistics.groups:
+        if other.name not in visited and any(member.layer in layers for member in other.of("consumer")):
+            read.append(_scores(other, statistics, visited | {other.name}))
+    followed = [scores for scores in read if scores is not None]
+    if not followed:
+        return None
+    ranked = torch.cat(followed).sort().values
+    places = (torch.arange(group.channels) + 0.5) / group.channels * len(ranked)
+    scores = torch.empty(group.channels, dtype=ranked.dtype)
+    scores[l1(group, statistics).argsort(stable=True)] = ranked[places.long()]
+    return scores
+
+
+def _affine(module: nn.Module) -> bool:
+    assert isinstance(module, nn.BatchNorm2d)
+    return module.affine

@@ -1,0 +1,22 @@
+"""Growing regularisation of filters chosen by their magnitude (GReg-1, Wang et al. 2021)."""
+
+from __future__ import annotations
+
+from hybridprune.config import SparsityOptions
+from hybridprune.engine.pressure import Drive
+from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.pressures.growing import GrowingL2, Growth, doomed_filters
+from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+
+CEILING = 1.0
+
+
+def prepare(target: Target, options: SparsityOptions) -> Drive:
+    """L2 on the filters that will go, growing to ``sparsity_weight``; 1 by default."""
+    ceiling = CEILING if options.sparsity_weight is None else options.sparsity_weight
+    growth = Growth(ceiling, options.greg_interval, options.greg_rise)
+    return Drive(GrowingL2(doomed_filters(target), growth))
+
+
+METHOD = ChannelMethod(l1, sparsity=Sparsity(after=SparseTraining(prepare)))

@@ -1,0 +1,25 @@
+"""Growing regularisation, which also chooses the filters (GReg-2, Wang et al. 2021).
+
+The same small L2 on all filters tells them apart: those whose weights the loss holds least (its curvature there is
+small) shrink most. Then they are chosen by their magnitude and pushed as in GReg-1.
+"""
+
+from __future__ import annotations
+
+from hybridprune.config import SparsityOptions
+from hybridprune.engine.pressure import Drive
+from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.methods import greg_1
+from hybridprune.pruning.pressures.growing import GrowingL2, Growth, all_filters
+from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+
+PICK_CEILING = 0.01
+
+
+def prepare_pick(target: Target, options: SparsityOptions) -> Drive:
+    """The same L2 on all filters that may go, growing to a hundredth."""
+    return Drive(GrowingL2(all_filters(target), Growth(PICK_CEILING, options.greg_interval, options.greg_rise)))
+
+
+METHOD = ChannelMethod(l1, sparsity=Sparsity(before=SparseTraining(prepare_pick), after=SparseTraining(greg_1.prepare)))

@@ -1,0 +1,48 @@
+"""Which channels the BatchNorms of a group want to lose, and what they agree on (pure; Jiang et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def magnitude(gammas: Tensor) -> Tensor:
+    """``|gamma|`` of scales ``[norms, channels]``: a BatchNorm wants to lose what is at most a threshold."""
+    return gammas.double().abs()
+
+
+def energy_share(gammas: Tensor) -> Tensor:
+    """The share of a BatchNorm's ``gamma^2`` in its channels up to each one, smallest first; ``[norms, channels]``.
+
+    A BatchNorm then wants to lose those smallest channels that hold at most a threshold of its energy together.
+    """
+    squares = gammas.double().square()
+    ascending, order = squares.sort(dim=1, stable=True)
+    # The largest is the whole, whatever the rounding, and so is everything where there is nothing.
+    shares = ascending.cumsum(1) / ascending.sum(1, keepdim=True)
+    return torch.empty_like(squares).scatter_(1, order, shares.nan_to_num(0.0))
+
+
+RULES: Mapping[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "energy": energy_share}
+"""By name: a level ``[norms, channels]``, and what is at most the threshold is to go."""
+
+
+def wishes(levels: Tensor, threshold: float) -> Tensor:
+    """What each BatchNorm wants to lose, ``[norms, channels]``: levels of at most the threshold, but never all."""
+    wanted = levels <= threshold
+    best = levels.argmax(1)
+    wanted[torch.arange(len(levels)), best] = False
+    return wanted
+
+
+def vote(wanted: Tensor) -> Tensor:
+    """The channels ``[channels]`` that a group loses, from what each of its BatchNorms wants, ``[norms, channels]``.
+
+    They are those that at least i BatchNorms want to lose, i being the largest number for which these are as many as
+    the BatchNorm that wants least loses.
+    """
+    assert wanted.ndim == 2 and wanted.dtype == torch.bool
+    votes, fewest = wanted.sum(0), int(wanted.sum(1).min())
+    return next(agreed for i in range(len(wanted), 0, -1) if int((agreed := votes >= i).sum()) >= fewest)
