@@ -1,0 +1,157 @@
+"""What shapes the masks of nuspm: a budget of MACs, and the nuclear norms of the filters that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.engine.parallel import average
+from hybridprune.pruning.channels import ChannelGroup
+from hybridprune.pruning.channels.widths import WidthMacs
+from hybridprune.pruning.greedy import cut_at_budget, importance
+from hybridprune.pruning.masks import THRESHOLD, ChannelMask
+from hybridprune.pruning.pressures.nuclear import nuclear_gap
+from hybridprune.pruning.space import Budget, Space, UnitSet
+
+GMACS_OF_RESNET50 = 3.73
+"""The published weight of the MACs is one of squared GMACs of this network; ours is of shares of any network's."""
+TOLERANCE = 0.02
+"""The largest share of the budget that may be left unused."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A convolution and the masks of its outputs."""
+
+    layer: nn.Conv2d
+    masks: Sequence[tuple[ChannelMask, Tensor]]
+    """Each with the outputs ``[channels, m]`` that go with its channels"""
+
+    def kept(self) -> Tensor:
+        """``[C_out]``, bool: which outputs no mask takes away."""
+        kept = torch.ones(self.layer.out_channels, dtype=torch.bool, device=self.layer.weight.device)
+        for mask, index in self.masks:
+            kept[index] = mask.kept[:, None].expand_as(index)
+        return kept
+
+
+def masked_filters(
+    model: nn.Module, groups: Sequence[ChannelGroup], masks: Mapping[str, ChannelMask]
+) -> list[Filters]:
+    """The convolutions whose outputs are in ``groups``, with the groups' masks by name."""
+    found: dict[str, list[tuple[ChannelMask, Tensor]]] = {}
+    for group in groups:
+        for member in group.of("producer", "depthwise"):
+            index = member.index.to(masks[group.name].scalars.device)
+            found.setdefault(member.layer, []).append((masks[group.name], index))
+    layers = {name: model.get_submodule(name) for name in found}
+    return [Filters(layer, found[name]) for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+
+
+class MaskPressure:
+    """Adds the gradients of two penalties to the masks', and freezes the masks after a share of the training.
+
+    ``mac_weight 3.73^2 (MACs / MACs of the whole - target)^2``, where a layer's input width is a constant, and
+    ``nuclear_weight`` x the mean of ``nuclear_gap`` over the convolutions that have masks, to whose filters it gives no
+    gradient. When the masks freeze, they are made to meet the budget should the loss have missed it: if they take more
+    MACs, or less than 98 % of the budget, the threshold moves to where they do not exceed it, and what is left is
+    spent on the masked channels that fit, highest scalars first. From then on no optimiser changes a bit of them.
+    """
+
+    def __init__(
+        self,
+        masks: Sequence[ChannelMask],
+        filters: Sequence[Filters],
+        space: Space,
+        target_macs: float,
+        *,
+        mac_weight: float,
+        nuclear_weight: float,
+        nuclear_interval: int,
+        freeze_at: float,
+    ) -> None:
+        """``masks`` of the sets of ``space``, in their order; ``nuclear_interval``: steps between two decompositions."""
+        assert len(masks) == len(space.sets)
+        self._masks, self._filters, self._space, self._target = masks, filters, space, target_macs
+        self._macs = WidthMacs.of(space, masks[0].scalars.device)
+        self._whole = space.cost(space.everything()).macs
+        self._mac_weight, self._nuclear_weight = mac_weight * GMACS_OF_RESNET50**2, nuclear_weight
+        self._interval, self._freeze_at = nuclear_interval, freeze_at
+        self._step, self._frozen = 0, False
+        self._nuclear: list[Tensor] = []
+
+    def add_gradients(self, done: float) -> None:
+        """To the masks' gradients; none is left once they are frozen."""
+        if done >= self._freeze_at:
+            if not self._frozen:
+                settle(self._masks, self._space, self._target)
+                self._frozen = True
+            for mask in self._masks:
+                # Without a gradient, an optimiser passes a parameter over: no momentum, no decay.
+                mask.scalars.grad = None
+            return
+        if self._step % self._interval == 0 or not self._nuclear:
+            self._nuclear = self._nuclear_gradients()
+        self._step += 1
+        for mask, macs, nuclear in zip(self._masks, self._mac_gradients(), self._nuclear, strict=True):
+            scalars = mask.scalars
+            added = (macs + nuclear * mask.kept).to(scalars.dtype)
+            scalars.grad = added if scalars.grad is None else scalars.grad.add_(added)
+
+    def _mac_gradients(self) -> Sequence[Tensor]:
+        """For each mask, the gradient with respect to any of its channels (0-d)."""
+        # A layer without channels keeps one: its first channel costs nothing.
+        counts = torch.stack([mask.kept.sum() for mask in self._masks]).double().requires_grad_()
+        with torch.enable_grad():
+            excess = (self._macs(counts.clamp(min=1)) - self._target) / self._whole
+            (gradient,) = torch.autograd.grad(self._mac_weight * excess.square(), counts)
+        return gradient.unbind()
+
+    @torch.no_grad()
+    def _nuclear_gradients(self) -> list[Tensor]:
+        """For each mask ``[channels]``."""
+        gradients = {mask: torch.zeros_like(mask.scalars, dtype=torch.float64) for mask in self._masks}
+        for filters in self._filters:
+            _, rows = nuclear_gap(filters.layer.weight, filters.kept())
+            for mask, index in filters.masks:
+                gradients[mask] += rows[index].sum(1)
+        found = [gradient * (self._nuclear_weight / len(self._filters)) for gradient in gradients.values()]
+        average(found)  # should processes have rounded differently
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, and the gradients that it has not yet computed anew."""
+        return {"step": self._step, "frozen": self._frozen, "nuclear": [g.cpu() for g in self._nuclear]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict``; the masks themselves are parameters of the network."""
+        self._step, self._frozen = state["step"], state["frozen"]
+        self._nuclear = [g.to(self._masks[0].scalars.device) for g in state["nuclear"]]
+
+
+@torch.no_grad()
+def settle(masks: Sequence[ChannelMask], space: Space, target_macs: float) -> None:
+    """Move channels over the threshold, in place, unless the masks take 98 to 100 % of ``target_macs`` already.
+
+    A layer keeps one channel at least. Raises InfeasibleBudget if that takes more than the target.
+    """
+    counts = [max(1, int(mask.kept.sum())) for mask in masks]
+    if (1 - TOLERANCE) * target_macs <= space.cost(counts).macs <= target_macs:
+        return
+    orders = [mask.scalars.detach().double().cpu().sort(descending=True, stable=True) for mask in masks]
+    ranked = Space(
+        [UnitSet(units.name, order.values, 1) for units, order in zip(space.sets, orders, strict=True)],
+        space.cells,
+        space.other,
+    )
+    counts = cut_at_budget(ranked, Budget(macs=target_macs), importance)
+    for mask, order, count in zip(masks, orders, counts, strict=True):
+        kept = torch.zeros(len(mask.scalars), dtype=torch.bool)
+        kept[order.indices[:count]] = True
+        kept = kept.to(mask.scalars.device)
+        above = torch.nextafter(mask.scalars.new_tensor(THRESHOLD), mask.scalars.new_tensor(1.0))
+        mask.scalars.copy_(torch.where(kept, mask.scalars.clamp(min=above), mask.scalars.clamp(max=THRESHOLD)))
