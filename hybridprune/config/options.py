@@ -23,6 +23,7 @@ METHOD_NAMES = (
     "random",
     "uniform",
     "slimming",
+    "nuspm",
 )
 
 
@@ -258,7 +259,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """Methods that train towards sparsity before they cut (slimming)."""
+    """Methods that train towards sparsity before they cut (slimming, nuspm)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(
@@ -269,6 +270,14 @@ class SparsityOptions:
     )
     sparsity_weight: float | None = option(
         None, "weight of the regulariser in them (default: the method's published one)", low=0
+    )
+    alpha_mac: float = option(
+        0.5, "nuspm: weight of the squared distance of the masks' MACs from target_flops, in squared shares x 3.73^2", low=0
+    )
+    alpha_nuc: float = option(0.001, "nuspm: weight of the nuclear norm that masks take from the filters", low=0)
+    nuclear_interval: int = option(1, "nuspm: steps between two decompositions of the filters", low=1)
+    freeze_at: float = option(
+        0.7, "nuspm: share of sparse_epochs after which the masks do not change any more", above=0, high=0.95
     )
 
 

@@ -73,7 +73,7 @@ def attach_masks(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
     for group in groups:
         layer = model.get_submodule(group.name)
         assert group.name not in masks, group.name
-        mask = masks[group.name] = ChannelMask(layer.get_parameter("weight"), group.channels)
+        mask = masks[group.name] = ChannelMask(unmasked_weight(layer), group.channels)
         layer.add_module(CHILD, mask)
         for member in group.of("consumer"):
             readers.setdefault(member.layer, []).append((mask, member.index))
@@ -82,6 +82,12 @@ def attach_masks(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
         # Unsafe: shape and type are known not to change.
         parametrize.register_parametrization(layer, "weight", _Reading(inputs_of(layer), parts), unsafe=True)
     return masks
+
+
+def unmasked_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer whatever it reads; that of a plain layer is its weight."""
+    masked = parametrize.is_parametrized(layer, "weight")
+    return layer.get_parameter("parametrizations.weight.original" if masked else "weight")
 
 
 def attached_masks(model: nn.Module) -> dict[str, ChannelMask]:
@@ -118,3 +124,9 @@ def unread(model: nn.Module, group: ChannelGroup) -> Tensor:
         inputs = (weight != 0).transpose(0, 1).flatten(1).any(1).cpu()
         read |= inputs[member.index].any(1)
     return ~read
+
+
+def unread_channels(model: nn.Module, group: ChannelGroup) -> list[int]:
+    """The unread channels of a group, ascending; without the first one if all are, since no layer can have none."""
+    gone = unread(model, group)
+    return gone.nonzero().flatten()[int(gone.all()) :].tolist()

@@ -14,6 +14,7 @@ from hybridprune.pruning.methods import (
     kron_obd,
     kron_obs,
     l1,
+    nuspm,
     random,
     slimming,
     taylor,
@@ -33,4 +34,5 @@ METHODS: Mapping[str, Method] = {
     "random": random.METHOD,
     "uniform": uniform.METHOD,
     "slimming": slimming.METHOD,
+    "nuspm": nuspm.METHOD,
 }

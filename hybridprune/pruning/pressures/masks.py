@@ -13,7 +13,7 @@ from hybridprune.engine.parallel import average
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.widths import WidthMacs
 from hybridprune.pruning.greedy import cut_at_budget, importance
-from hybridprune.pruning.masks import THRESHOLD, ChannelMask
+from hybridprune.pruning.masks import THRESHOLD, ChannelMask, unmasked_weight
 from hybridprune.pruning.pressures.nuclear import nuclear_gap
 from hybridprune.pruning.space import Budget, Space, UnitSet
 
@@ -33,7 +33,7 @@ class Filters:
 
     def kept(self) -> Tensor:
         """``[C_out]``, bool: which outputs no mask takes away."""
-        kept = torch.ones(self.layer.out_channels, dtype=torch.bool, device=self.layer.weight.device)
+        kept = torch.ones(self.layer.out_channels, dtype=torch.bool, device=unmasked_weight(self.layer).device)
         for mask, index in self.masks:
             kept[index] = mask.kept[:, None].expand_as(index)
         return kept
@@ -55,8 +55,8 @@ def masked_filters(
 class MaskPressure:
     """Adds the gradients of two penalties to the masks', and freezes the masks after a share of the training.
 
-    ``mac_weight 3.73^2 (MACs / MACs of the whole - target)^2``, where a layer's input width is a constant, and
-    ``nuclear_weight`` x the mean of ``nuclear_gap`` over the convolutions that have masks, to whose filters it gives no
+    ``alpha_mac 3.73^2 (MACs / MACs of the whole - target)^2``, where a layer's input width is a constant, and
+    ``alpha_nuc`` x the mean of ``nuclear_gap`` over the convolutions that have masks, to whose filters it gives no
     gradient. When the masks freeze, they are made to meet the budget should the loss have missed it: if they take more
     MACs, or less than 98 % of the budget, the threshold moves to where they do not exceed it, and what is left is
     spent on the masked channels that fit, highest scalars first. From then on no optimiser changes a bit of them.
@@ -69,8 +69,8 @@ class MaskPressure:
         space: Space,
         target_macs: float,
         *,
-        mac_weight: float,
-        nuclear_weight: float,
+        alpha_mac: float,
+        alpha_nuc: float,
         nuclear_interval: int,
         freeze_at: float,
     ) -> None:
@@ -79,7 +79,7 @@ class MaskPressure:
         self._masks, self._filters, self._space, self._target = masks, filters, space, target_macs
         self._macs = WidthMacs.of(space, masks[0].scalars.device)
         self._whole = space.cost(space.everything()).macs
-        self._mac_weight, self._nuclear_weight = mac_weight * GMACS_OF_RESNET50**2, nuclear_weight
+        self._alpha_mac, self._alpha_nuc = alpha_mac * GMACS_OF_RESNET50**2, alpha_nuc
         self._interval, self._freeze_at = nuclear_interval, freeze_at
         self._step, self._frozen = 0, False
         self._nuclear: list[Tensor] = []
@@ -108,7 +108,7 @@ class MaskPressure:
         counts = torch.stack([mask.kept.sum() for mask in self._masks]).double().requires_grad_()
         with torch.enable_grad():
             excess = (self._macs(counts.clamp(min=1)) - self._target) / self._whole
-            (gradient,) = torch.autograd.grad(self._mac_weight * excess.square(), counts)
+            (gradient,) = torch.autograd.grad(self._alpha_mac * excess.square(), counts)
         return gradient.unbind()
 
     @torch.no_grad()
@@ -116,10 +116,10 @@ class MaskPressure:
         """For each mask ``[channels]``."""
         gradients = {mask: torch.zeros_like(mask.scalars, dtype=torch.float64) for mask in self._masks}
         for filters in self._filters:
-            _, rows = nuclear_gap(filters.layer.weight, filters.kept())
+            _, rows = nuclear_gap(unmasked_weight(filters.layer), filters.kept())
             for mask, index in filters.masks:
                 gradients[mask] += rows[index].sum(1)
-        found = [gradient * (self._nuclear_weight / len(self._filters)) for gradient in gradients.values()]
+        found = [gradient * (self._alpha_nuc / len(self._filters)) for gradient in gradients.values()]
         average(found)  # should processes have rounded differently
         return found
 
