@@ -104,14 +104,27 @@ def mask_parameters(model: nn.Module) -> list[str]:
     return [f"{name}.{CHILD}.scalars" for name in attached_masks(model)]
 
 
+@torch.no_grad()
 def fold_masks(model: nn.Module) -> None:
     """Make the masks a part of the weights and the layers plain again, in place; the function stays the same, exactly.
 
     All that a layer reads of a masked channel is 0 then.
     """
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight") and isinstance(module.parametrizations.weight[-1], _Reading):  # type: ignore[union-attr,index]
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        # Not by remove_parametrizations: it changes the class, which copies of the layer share.
+        plain, weight = parametrize.type_before_parametrizations(module), unmasked_weight(module)
+        assert isinstance(weight, nn.Parameter) and isinstance(module.weight, Tensor)
+        weight.copy_(module.weight)
+        del module.parametrizations
+        module.__class__ = plain
+        # First again: optimisers know parameters by their order.
+        others = dict(module.named_parameters(recurse=False))
+        for name in others:
+            delattr(module, name)
+        for name, parameter in {"weight": weight, **others}.items():
+            module.register_parameter(name, parameter)
     for name in attached_masks(model):
         del model.get_submodule(name)._modules[CHILD]
 

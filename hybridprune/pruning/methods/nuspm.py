@@ -48,7 +48,7 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
         nuclear_interval=options.nuclear_interval,
         freeze_at=options.freeze_at,
     )
-    return Drive(pressure, undecayed=frozenset(mask_parameters(target.model)))
+    return Drive(pressure, undecayed=frozenset(mask_parameters(target.model)), metrics=pressure.metrics)
 
 
 def select(target: Target, options: SparsityOptions) -> Removal | None:

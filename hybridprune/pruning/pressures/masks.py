@@ -81,14 +81,14 @@ class MaskPressure:
         self._whole = space.cost(space.everything()).macs
         self._alpha_mac, self._alpha_nuc = alpha_mac * GMACS_OF_RESNET50**2, alpha_nuc
         self._interval, self._freeze_at = nuclear_interval, freeze_at
-        self._step, self._frozen = 0, False
+        self._step, self._frozen, self._moved = 0, False, 0
         self._nuclear: list[Tensor] = []
 
     def add_gradients(self, done: float) -> None:
         """To the masks' gradients; none is left once they are frozen."""
         if done >= self._freeze_at:
             if not self._frozen:
-                settle(self._masks, self._space, self._target)
+                self._moved = settle(self._masks, self._space, self._target)
                 self._frozen = True
             for mask in self._masks:
                 # Without a gradient, an optimiser passes a parameter over: no momentum, no decay.
@@ -123,35 +123,45 @@ class MaskPressure:
         average(found)  # should processes have rounded differently
         return found
 
+    def metrics(self) -> dict[str, float]:
+        """What the masks cost, as a share of the budget, and how many the budget has moved when they froze."""
+        return {"masks_of_budget": mask_macs(self._masks, self._space) / self._target, "masks_moved": self._moved}
+
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and the gradients that it has not yet computed anew."""
-        return {"step": self._step, "frozen": self._frozen, "nuclear": [g.cpu() for g in self._nuclear]}
+        return {"step": self._step, "frozen": self._frozen, "moved": self._moved, "nuclear": [g.cpu() for g in self._nuclear]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the masks themselves are parameters of the network."""
-        self._step, self._frozen = state["step"], state["frozen"]
+        self._step, self._frozen, self._moved = state["step"], state["frozen"], state["moved"]
         self._nuclear = [g.to(self._masks[0].scalars.device) for g in state["nuclear"]]
 
 
+def mask_macs(masks: Sequence[ChannelMask], space: Space) -> int:
+    """MACs of the network that the masks of its sets leave; of a layer without channels one stays."""
+    return space.cost([max(1, int(mask.kept.sum())) for mask in masks]).macs
+
+
 @torch.no_grad()
-def settle(masks: Sequence[ChannelMask], space: Space, target_macs: float) -> None:
+def settle(masks: Sequence[ChannelMask], space: Space, target_macs: float) -> int:
     """Move channels over the threshold, in place, unless the masks take 98 to 100 % of ``target_macs`` already.
 
-    A layer keeps one channel at least. Raises InfeasibleBudget if that takes more than the target.
+    Returns how many. Raises InfeasibleBudget if one channel of every layer takes more than the target.
     """
-    counts = [max(1, int(mask.kept.sum())) for mask in masks]
-    if (1 - TOLERANCE) * target_macs <= space.cost(counts).macs <= target_macs:
-        return
+    if (1 - TOLERANCE) * target_macs <= mask_macs(masks, space) <= target_macs:
+        return 0
     orders = [mask.scalars.detach().double().cpu().sort(descending=True, stable=True) for mask in masks]
     ranked = Space(
         [UnitSet(units.name, order.values, 1) for units, order in zip(space.sets, orders, strict=True)],
         space.cells,
         space.other,
     )
-    counts = cut_at_budget(ranked, Budget(macs=target_macs), importance)
+    moved, counts = 0, cut_at_budget(ranked, Budget(macs=target_macs), importance)
     for mask, order, count in zip(masks, orders, counts, strict=True):
         kept = torch.zeros(len(mask.scalars), dtype=torch.bool)
         kept[order.indices[:count]] = True
         kept = kept.to(mask.scalars.device)
+        moved += int((kept != mask.kept).sum())
         above = torch.nextafter(mask.scalars.new_tensor(THRESHOLD), mask.scalars.new_tensor(1.0))
         mask.scalars.copy_(torch.where(kept, mask.scalars.clamp(min=above), mask.scalars.clamp(max=THRESHOLD)))
+    return moved
