@@ -272,7 +272,10 @@ class SparsityOptions:
         None, "weight of the regulariser in them (default: the method's published one)", low=0
     )
     alpha_mac: float = option(
-        0.5, "nuspm: weight of the squared distance of the masks' MACs from target_flops, in squared shares x 3.73^2", low=0
+        0.5,
+        "nuspm: weight of the squared distance of the masks' share of the FLOPs from the budget's (times 3.73^2, which "
+        "makes it the published one of squared GMACs in ResNet-50)",
+        low=0,
     )
     alpha_nuc: float = option(0.001, "nuspm: weight of the nuclear norm that masks take from the filters", low=0)
     nuclear_interval: int = option(1, "nuspm: steps between two decompositions of the filters", low=1)

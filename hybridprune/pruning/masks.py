@@ -65,8 +65,8 @@ def attach_masks(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, 
 
     A mask acts where the group's channels are read, behind all BatchNorms, activations and residual sums: the weights
     of a masked channel count as 0 there. That is what a mask behind BatchNorm and ReLU computes (as every block of a
-    residual stage has the same one), in any network, also without BatchNorm; and its gradient is the one with respect to
-    the activations that are read, summed over the readers. Of a masked channel no gradient gets to its filters.
+    residual stage has the same one), in any network, also without BatchNorm. Its gradient is the product of the
+    activations that are read and their gradients, summed over the readers; none gets to a masked channel's filters.
     """
     masks: dict[str, ChannelMask] = {}
     readers: dict[str, list[tuple[ChannelMask, Tensor]]] = {}

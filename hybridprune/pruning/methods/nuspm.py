@@ -1,7 +1,7 @@
 """Pruning from scratch by shared masks, a budget of MACs and nuclear norms (Lee et al., WACV 2024).
 
-One mask for all layers of a channel group, so one for a residual stage, is learnt with the weights; see ``masks`` for how
-it acts and ``pressures.masks`` for what shapes it. After the training exactly the masked channels go.
+One mask for all layers of a channel group, so one for a residual stage, is learnt with the weights; see ``masks`` for
+how it acts and ``pressures.masks`` for what shapes it. After the training exactly the masked channels go.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.masks import MaskPressure, masked_filters
 from hybridprune.pruning.space import InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, SparseTraining, Sparsity, Target
+
 MASKED = "masked"
 """The masked network, beside the reconfigured one of a run."""
 
@@ -28,7 +29,7 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
         raise UserError("--sparse_epochs 0: --method nuspm learns in them what to cut; give some")
     if options.sparsity_weight is not None:
         raise UserError(
-            f"--sparsity_weight {options.sparsity_weight}: --method nuspm has two weights; give --alpha_mac, --alpha_nuc"
+            f"--sparsity_weight {options.sparsity_weight}: --method nuspm has two; give --alpha_mac, --alpha_nuc"
         )
     floor = target.space.cost([1] * len(target.groups))
     if floor.macs > budget:
@@ -63,8 +64,6 @@ def select(target: Target, options: SparsityOptions) -> Removal | None:
 
 METHOD = ChannelMethod(
     read_weight,
-    sparsity=Sparsity(
-        before=SparseTraining(prepare, fresh=True), conclude=fold_masks, select=select, keeps=MASKED
-    ),
+    sparsity=Sparsity(before=SparseTraining(prepare, fresh=True), conclude=fold_masks, select=select, keeps=MASKED),
     coupled=True,
 )

@@ -39,9 +39,7 @@ class Filters:
         return kept
 
 
-def masked_filters(
-    model: nn.Module, groups: Sequence[ChannelGroup], masks: Mapping[str, ChannelMask]
-) -> list[Filters]:
+def masked_filters(model: nn.Module, groups: Sequence[ChannelGroup], masks: Mapping[str, ChannelMask]) -> list[Filters]:
     """The convolutions whose outputs are in ``groups``, with the groups' masks by name."""
     found: dict[str, list[tuple[ChannelMask, Tensor]]] = {}
     for group in groups:
@@ -74,7 +72,7 @@ class MaskPressure:
         nuclear_interval: int,
         freeze_at: float,
     ) -> None:
-        """``masks`` of the sets of ``space``, in their order; ``nuclear_interval``: steps between two decompositions."""
+        """``masks`` are those of the sets of ``space``; ``nuclear_interval`` steps lie between two decompositions."""
         assert len(masks) == len(space.sets)
         self._masks, self._filters, self._space, self._target = masks, filters, space, target_macs
         self._macs = WidthMacs.of(space, masks[0].scalars.device)
@@ -104,10 +102,11 @@ class MaskPressure:
 
     def _mac_gradients(self) -> Sequence[Tensor]:
         """For each mask, the gradient with respect to any of its channels (0-d)."""
-        # A layer without channels keeps one: its first channel costs nothing.
         counts = torch.stack([mask.kept.sum() for mask in self._masks]).double().requires_grad_()
         with torch.enable_grad():
-            excess = (self._macs(counts.clamp(min=1)) - self._target) / self._whole
+            # A layer without channels keeps one, so its first channel costs nothing.
+            widths = torch.where(counts > 0, counts, 1.0)
+            excess = (self._macs(widths) - self._target) / self._whole
             (gradient,) = torch.autograd.grad(self._alpha_mac * excess.square(), counts)
         return gradient.unbind()
 
@@ -129,7 +128,12 @@ class MaskPressure:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and the gradients that it has not yet computed anew."""
-        return {"step": self._step, "frozen": self._frozen, "moved": self._moved, "nuclear": [g.cpu() for g in self._nuclear]}
+        return {
+            "step": self._step,
+            "frozen": self._frozen,
+            "moved": self._moved,
+            "nuclear": [g.cpu() for g in self._nuclear],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the masks themselves are parameters of the network."""
