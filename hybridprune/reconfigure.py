@@ -1,7 +1,7 @@
 """``python -m hybridprune.reconfigure RUN``: the small network that the masks of a nuspm run leave, without loss.
 
-Cuts the masked channels out of the network as its masks were trained, before any fine-tuning, checks in double precision
-that the logits stay the same and that the MACs are those of the masks, and writes the result as a run of stage 2.
+Cuts the masked channels out of the network as it was when its masks were learnt, before any fine-tuning, checks in
+double precision that the logits stay the same and that the MACs are those of the masks, and writes a run of stage 2.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def furthest(one: Tensor, other: Tensor) -> float:
 
 
 def multiplied(net: nn.Module, groups: Sequence[ChannelGroup], masks: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the plain network in which what each layer reads is multiplied by the mask ``[channels]`` of its group."""
+    """A copy of the plain network in which what each layer reads is multiplied by its group's mask ``[channels]``."""
     net = copy.deepcopy(net)
 
     def multiply(index: Tensor, mask: Tensor) -> Any:

@@ -34,9 +34,10 @@ def test_they_are_those_of_the_cut_network(name: str) -> None:
     net = NETS[name]()
     groups, space = groups_of(net), space_of(net)
     macs = WidthMacs.of(space, CPU)
-    for seed in range(3):
-        widths = random_widths(space, seed)
-        assert int(macs(torch.tensor(widths))) == float(macs(torch.tensor(widths))) == space.cost(widths).macs
+    several = [random_widths(space, seed) for seed in range(3)]
+    for widths in several:
+        assert float(macs(torch.tensor(widths))) == space.cost(widths).macs
+    widths = several[-1]
     removed = [torch.arange(width, g.channels) for g, width in zip(groups, widths, strict=True)]
     remove_channels(net, groups, removed, run, random_images(1, SIZE))
     assert sum(module_macs(net, SIZE).values()) == int(macs(torch.tensor(widths)))

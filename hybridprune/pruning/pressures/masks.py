@@ -128,12 +128,8 @@ class MaskPressure:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and the gradients that it has not yet computed anew."""
-        return {
-            "step": self._step,
-            "frozen": self._frozen,
-            "moved": self._moved,
-            "nuclear": [g.cpu() for g in self._nuclear],
-        }
+        nuclear = [gradient.cpu() for gradient in self._nuclear]
+        return {"step": self._step, "frozen": self._frozen, "moved": self._moved, "nuclear": nuclear}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the masks themselves are parameters of the network."""

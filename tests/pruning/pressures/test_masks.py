@@ -60,25 +60,17 @@ def published_loss(masked: Masked, share: float, alpha_mac: float, alpha_nuc: fl
             outputs = outputs - out * (full - width)
         total = total + cell.macs * inputs * outputs  # type: ignore[attr-defined]
     gaps = []
-    for group in masked.groups:
-        mask = masked.masks[masked.groups.index(group)]
+    for group, mask in zip(masked.groups, masked.masks, strict=True):
         for member in group.of("producer", "depthwise"):
             layer = masked.net.get_submodule(member.layer)
             if isinstance(layer, nn.Conv2d):
-                rows = unmasked_weight(layer).detach().flatten(1)
-                kept = mask.kept[torch.zeros(len(rows), dtype=torch.int64).index_put((member.index,), _numbers(member))]
-                scale = values[mask][
-                    torch.zeros(len(rows), dtype=torch.int64).index_put((member.index,), _numbers(member))
-                ]
-                whole = torch.linalg.svdvals(rows.double()).sum()
-                masked_norm = torch.linalg.svdvals((rows.double() * scale[:, None])[kept]).sum()
-                gaps.append((whole - masked_norm).abs() if not kept.all() else 0 * masked_norm)
+                rows = unmasked_weight(layer).detach().flatten(1).double()
+                assert member.index.flatten().tolist() == list(range(len(rows)))
+                whole = torch.linalg.svdvals(rows).sum()
+                left = torch.linalg.svdvals((rows * values[mask][:, None])[mask.kept]).sum()
+                gaps.append((whole - left).abs() if not mask.kept.all() else 0 * left)
     mac_term = 3.73**2 * alpha_mac * (total / masked.whole - share) ** 2
     return mac_term + alpha_nuc * torch.stack(gaps).mean()
-
-
-def _numbers(member: Any) -> Tensor:
-    return torch.arange(len(member.index))[:, None].expand_as(member.index)
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg"])
