@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     masked.to(run.device)
     small.to(run.device)
     difference = largest_difference(masked, small, run.batches("validation"))
-    spec = RunSpec.from_json(folder.read_json(f"{MASKED}.json"))
+    spec = folder.read_spec(f"{MASKED}.json")
     spec = dataclasses.replace(
         spec,
         run_id=uuid.uuid4().hex,
@@ -81,9 +81,12 @@ def reconfigured(folder: RunFolder) -> tuple[GatedNetwork, GatedNetwork, int]:
 
     Raises UserError if the run's masked network is missing or broken.
     """
-    spec = RunSpec.from_json(folder.read_json(f"{MASKED}.json"))
-    exclude = folder.read_json("config.json")["exclude"]
-    masked = spec.network.build().eval()
+    spec = folder.read_spec(f"{MASKED}.json")
+    exclude = folder.read_json("config.json").get("exclude", ())
+    try:
+        masked = spec.network.build().eval()
+    except ValueError as error:
+        raise UserError(f"{folder.path / MASKED}.json: not a run's specification ({error})") from error
     example = torch.zeros(1, 3, spec.input_size, spec.input_size)
     groups = channel_groups(masked, execute_all, example, exclude=(GATES, *exclude), coupled=True)
     cost = count(masked, spec.input_size)
