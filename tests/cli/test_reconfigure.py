@@ -17,11 +17,11 @@ from hybridprune import reconfigure
 from hybridprune.engine.fit import Fit
 from hybridprune.errors import Interrupted
 from hybridprune.measure.cost import count
-from hybridprune.stages import prune
 from hybridprune.store.run_folder import RunFolder
 from tests.cases import random_decisions, random_images, run_cli
-from tests.cli.cases import DIGITS, Result, assert_refused, contents, folder_of, run_here, stage
+from tests.cli.cases import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
 
+MODEL = "model.safetensors"
 STEPS = 10
 NUSPM = ("--method", "nuspm", "--target_flops", "0.5", "--sparse_epochs", "3", "--lr", "0.05", "--alpha", "0")
 """The masks freeze after 21 of 30 steps."""
@@ -79,13 +79,9 @@ def test_the_budget_is_met_by_masks_that_the_run_keeps(whole: Path) -> None:
 
 
 def test_it_trains_from_scratch(parent: Path, whole: Path) -> None:
-    """With the classifier's weights of the parent, or weights near to them, it would not have learnt from scratch."""
-    original, trained = (load_file(path) for path in (parent / "model.safetensors", whole / "masked.safetensors"))
-    name = "backbone.blocks.0.bn1.running_mean"
-    masked = trained["backbone.conv.weight"] if "backbone.conv.weight" in trained else None
-    assert masked is not None
-    cosine = torch.cosine_similarity(masked.flatten(), original["backbone.conv.weight"].flatten(), 0)
-    assert abs(float(cosine)) < 0.5 and not torch.equal(trained[name], original[name])
+    """Three epochs do not turn a filter by a right angle."""
+    before, after = (load_file(path)["backbone.conv.weight"] for path in (parent / MODEL, whole / "masked.safetensors"))
+    assert abs(float(torch.cosine_similarity(before.flatten(), after.flatten(), 0))) < 0.5
 
 
 @pytest.mark.parametrize("at", [STEPS // 2, 25, 3 * STEPS + 4])
@@ -223,14 +219,16 @@ def test_options_that_do_not_go_with_it(
 
 
 def test_without_a_budget_it_is_refused(parent: Path, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="give --target_flops"):
-        prune.main([*DIGITS, "--method", "nuspm", "--checkpoint_file", str(parent), "--result_dir", str(tmp_path)])
+    (tmp_path / "nuspm.json").write_text('{"method": "nuspm"}')
+    where = ("--config_path", tmp_path / "nuspm.json", "--result_dir", tmp_path / "results")
+    refused = run_here("main_prune.py", *DIGITS, *where, "--checkpoint_file", parent)
+    assert_refused(refused, "--method nuspm", "give --target_flops")
 
 
 @pytest.mark.full
 def test_as_a_user_runs_it(parent: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
-    flags = (*DIGITS, "--checkpoint_file", parent, "--result_dir", results, *NUSPM)
+    flags = (*DIGITS, *OWN["prune"], "--checkpoint_file", parent, "--result_dir", results, *NUSPM)
     trained = run_cli("main_prune.py", *flags, "--epochs_start", "0", "--epochs_end", "0", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     run = folder_of(results, "prune")
