@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from hybridprune.engine.parallel import average
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.widths import WidthMacs
-from hybridprune.pruning.greedy import cut_at_budget, importance
-from hybridprune.pruning.masks import THRESHOLD, ChannelMask, unmasked_weight
+from hybridprune.pruning.mask_budget import mask_macs, settle
+from hybridprune.pruning.masks import ChannelMask, unmasked_weight
 from hybridprune.pruning.pressures.nuclear import nuclear_gap
-from hybridprune.pruning.space import Budget, Space, UnitSet
+from hybridprune.pruning.space import Space
 
 GMACS_OF_RESNET50 = 3.73
 """The published weight of the MACs is one of squared GMACs of this network; ours is of shares of any network's."""
-TOLERANCE = 0.02
-"""The largest share of the budget that may be left unused."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,8 @@ class MaskPressure:
 
     ``alpha_mac 3.73^2 (MACs / MACs of the whole - target)^2``, where a layer's input width is a constant, and
     ``alpha_nuc`` x the mean of ``nuclear_gap`` over the convolutions that have masks, to whose filters it gives no
-    gradient. When the masks freeze, they are made to meet the budget should the loss have missed it: if they take more
-    MACs, or less than 98 % of the budget, the threshold moves to where they do not exceed it, and what is left is
-    spent on the masked channels that fit, highest scalars first. From then on no optimiser changes a bit of them.
+    gradient. When the masks freeze, they are made to meet the budget should the loss have missed it (see ``settle``).
+    From then on no optimiser changes a bit of them.
     """
 
     def __init__(
@@ -135,33 +132,3 @@ class MaskPressure:
         """Go on from a ``state_dict``; the masks themselves are parameters of the network."""
         self._step, self._frozen, self._moved = state["step"], state["frozen"], state["moved"]
         self._nuclear = [g.to(self._masks[0].scalars.device) for g in state["nuclear"]]
-
-
-def mask_macs(masks: Sequence[ChannelMask], space: Space) -> int:
-    """MACs of the network that the masks of its sets leave; of a layer without channels one stays."""
-    return space.cost([max(1, int(mask.kept.sum())) for mask in masks]).macs
-
-
-@torch.no_grad()
-def settle(masks: Sequence[ChannelMask], space: Space, target_macs: float) -> int:
-    """Move channels over the threshold, in place, unless the masks take 98 to 100 % of ``target_macs`` already.
-
-    Returns how many. Raises InfeasibleBudget if one channel of every layer takes more than the target.
-    """
-    if (1 - TOLERANCE) * target_macs <= mask_macs(masks, space) <= target_macs:
-        return 0
-    orders = [mask.scalars.detach().double().cpu().sort(descending=True, stable=True) for mask in masks]
-    ranked = Space(
-        [UnitSet(units.name, order.values, 1) for units, order in zip(space.sets, orders, strict=True)],
-        space.cells,
-        space.other,
-    )
-    moved, counts = 0, cut_at_budget(ranked, Budget(macs=target_macs), importance)
-    for mask, order, count in zip(masks, orders, counts, strict=True):
-        kept = torch.zeros(len(mask.scalars), dtype=torch.bool)
-        kept[order.indices[:count]] = True
-        kept = kept.to(mask.scalars.device)
-        moved += int((kept != mask.kept).sum())
-        above = torch.nextafter(mask.scalars.new_tensor(THRESHOLD), mask.scalars.new_tensor(1.0))
-        mask.scalars.copy_(torch.where(kept, mask.scalars.clamp(min=above), mask.scalars.clamp(max=THRESHOLD)))
-    return moved

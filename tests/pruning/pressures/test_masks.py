@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from hybridprune.measure.cost import module_macs
 from hybridprune.pruning.channels import ChannelGroup, channel_space
+from hybridprune.pruning.mask_budget import mask_macs
 from hybridprune.pruning.masks import ChannelMask, attach_masks, mask_parameters, unmasked_weight
-from hybridprune.pruning.pressures.masks import MaskPressure, mask_macs, masked_filters, settle
-from hybridprune.pruning.space import Cost, InfeasibleBudget, Space
+from hybridprune.pruning.pressures.masks import MaskPressure, masked_filters
+from hybridprune.pruning.space import Cost, Space
 from tests.cases import random_images
 from tests.pruning.test_channels import NETS, groups_of
 
@@ -136,39 +137,6 @@ def test_frozen_masks_keep_every_bit_and_the_budget() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, masked.net.parameters(), strict=True))
     assert 0.9 * 0.5 * masked.whole <= mask_macs(masked.masks, masked.space) <= 0.5 * masked.whole
     assert pressure.metrics()["masks_of_budget"] == mask_macs(masked.masks, masked.space) / (0.5 * masked.whole)
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
-def test_settling_meets_the_budget_and_moves_what_is_nearest(share: float) -> None:
-    masked = Masked(seed=3)
-    target = share * masked.whole
-    scalars = [mask.scalars.detach().clone() for mask in masked.masks]
-    kept = [mask.kept for mask in masked.masks]
-    assert not 0.98 * target <= mask_macs(masked.masks, masked.space) <= target
-    moved = settle(masked.masks, masked.space, target)
-    assert 0.98 * target <= mask_macs(masked.masks, masked.space) <= target
-    changed = [old != mask.kept for old, mask in zip(kept, masked.masks, strict=True)]
-    assert moved == sum(int(c.sum()) for c in changed) > 0
-    for before, mask in zip(scalars, masked.masks, strict=True):
-        off, on = before[~mask.kept], before[mask.kept]
-        assert not len(off) or not len(on) or float(off.max()) <= float(on.min())
-    for before, mask, change in zip(scalars, masked.masks, changed, strict=True):
-        assert torch.equal(before[~change], mask.scalars[~change])
-    assert settle(masked.masks, masked.space, target) == 0
-
-
-def test_masks_within_two_percent_are_left_alone() -> None:
-    masked = Masked(seed=1)
-    macs = mask_macs(masked.masks, masked.space)
-    for target, moves in ((macs, False), (macs * 1.0199, False), (macs * 1.025, True), (macs * 0.999, True)):
-        again = Masked(seed=1)
-        assert (settle(again.masks, again.space, target) > 0) == moves, target / macs
-
-
-def test_a_budget_below_one_channel_a_layer_is_refused() -> None:
-    masked = Masked()
-    with pytest.raises(InfeasibleBudget):
-        settle(masked.masks, masked.space, 10.0)
 
 
 def test_decompositions_are_kept_for_some_steps_and_over_a_resume() -> None:
