@@ -181,3 +181,20 @@ def test_masks_and_filters_belong_together() -> None:
     left, right = masked.masks[0], masked.masks[1]
     assert isinstance(left, ChannelMask)
     assert torch.equal(depthwise.kept(), torch.cat([left.kept, right.kept]))
+
+
+def test_what_has_been_masked_since_the_decomposition_gets_no_nuclear_gradient() -> None:
+    masked = Masked()
+    pressure = masked.pressure(nuclear_interval=2, alpha_mac=0.0, alpha_nuc=1.0)
+    pressure.add_gradients(0.0)
+    mask, first = masked.masks[-1], masked.gradients()[-1]
+    channel = int(first.argmin())
+    assert bool(mask.kept[channel]) and float(first[channel]) < 0
+    with torch.no_grad():
+        mask.scalars[channel] = 0.1
+    mask.scalars.grad = None
+    pressure.add_gradients(0.0)
+    second = masked.gradients()[-1]
+    assert float(second[channel]) == 0
+    others = torch.arange(len(first)) != channel
+    assert torch.equal(second[others], first[others])
