@@ -29,6 +29,15 @@ def l1(group: ChannelGroup, statistics: Statistics) -> Tensor:
     return sum_over(group, group.of("producer"), scores)
 
 
+def read_weight(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """L1 norm of all weights that read the channel: 0 for one that nobody does."""
+
+    def scores(layer: str) -> Tensor:
+        return statistics.weight(layer).abs().sum((0, 2))
+
+    return sum_over(group, group.of("consumer"), scores)
+
+
 def uniform(group: ChannelGroup, statistics: Statistics) -> Tensor:
     """Rank of the L1 score within the group, (rank + 1) / n: one threshold takes the same share of every group."""
     ranks = l1(group, statistics).argsort(stable=True).argsort()

@@ -20,6 +20,7 @@ from hybridprune.pruning.methods import (
     l1,
     lookahead,
     masksparsity,
+    nuspm,
     peel,
     random,
     slimming,
@@ -47,4 +48,5 @@ METHODS: Mapping[str, Method] = {
     "masksparsity": masksparsity.METHOD,
     "peel": peel.METHOD,
     "adapruner": adapruner.METHOD,
+    "nuspm": nuspm.METHOD,
 }
