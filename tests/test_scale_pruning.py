@@ -1,0 +1,253 @@
+"""Training and pruning by BatchNorms' scales in memory: what is trained, what goes, and what is said of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hybridprune
+from hybridprune import scale_pruning
+from hybridprune.config import DataOptions
+from hybridprune.data import Dataset, EvalBatches, LabelledImages, load_dataset
+from hybridprune.errors import UserError
+from hybridprune.models.resnet import BasicBlock
+from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
+from hybridprune.scale_pruning import prune_finetune, train
+
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 40, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """120 training and 60 test images of the embedded digits."""
+    options: dict[str, Any] = {"data_dir": None, "img_type": "any", "num_workers": 0, "download": False}
+    whole = load_dataset(dataset="digits", resize=8, cache_dir=None, **options)
+    some = {
+        name: LabelledImages(part.images[:count].contiguous(), part.labels[:count])
+        for name, part, count in (("train", whole.train, 120), ("test", whole.test, 60))
+    }
+    return dataclasses.replace(whole, **some)
+
+
+@pytest.fixture(scope="module")
+def receded(digits: Dataset) -> tuple[nn.Module, scale_pruning.Logs]:
+    """A trained network with bounded norms; not to be changed."""
+    return train(digits, "resnet8-w8", "rni", reg_weight=0.1, **QUICK)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())
+
+
+def test_the_api_is_exported() -> None:
+    assert hybridprune.train is train and hybridprune.prune_finetune is prune_finetune
+
+
+def test_the_same_seed_trains_the_same_network(digits: Dataset, receded: tuple[nn.Module, Any]) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    again, logs = train(digits, "resnet8-w8", "rni", reg_weight=0.1, **QUICK)
+    assert torch.rand(3).equal(expected)  # the caller's random numbers are his
+    assert same(state(again), state(receded[0])) and logs == receded[1]
+    other, _ = train(digits, "resnet8-w8", "rni", reg_weight=0.1, seed=1, **QUICK)
+    assert not same(state(other), state(again))
+
+
+def test_every_norm_is_bounded_and_weak_importances_recede(
+    digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
+) -> None:
+    free, _ = train(digits, "resnet8-w8", "rni", reg_weight=0.0, **QUICK)
+    fresh, _ = train(digits, "resnet8-w8", "rni", **{**QUICK, "epochs": 0})
+    pushed, unpushed, before = (
+        torch.cat([m.importance.detach() for m in net.modules() if isinstance(m, SigmoidBatchNorm2d)])
+        for net in (receded[0], free, fresh)
+    )
+    assert len(pushed) == 8 + 2 * 8 + 3 * 16 + 3 * 32
+    assert {type(m) for m in receded[0].modules() if "BatchNorm" in type(m).__name__} == {
+        SigmoidBatchNorm2d,
+        nn.BatchNorm2d,
+    }
+    assert all(not m.affine for m in receded[0].modules() if isinstance(m, nn.BatchNorm2d))
+    weak = before < 0.3
+    assert float(pushed[weak].mean()) < 0.7 * float(unpushed[weak].mean())
+    assert float((pushed - unpushed)[~weak].abs().mean()) < 0.25 * float((pushed - unpushed)[weak].abs().mean()) + 0.05
+    # gamma ~ N(0, 1)
+    gammas = before.logit()
+    assert abs(float(gammas.mean())) < 0.25 and abs(float(gammas.std()) - 1) < 0.2
+
+
+def test_plain_norms_start_at_a_half(digits: Dataset) -> None:
+    net, logs = train(digits, "vgg11-w2", "ucs", **{**QUICK, "epochs": 0})
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(bool((n.weight == 0.5).all()) and bool((n.bias == 0).all()) for n in norms)
+    assert len(logs) == 1 and logs[0]["selected_epoch"] == 0
+
+
+def test_l1_is_slimming_here_and_ucs_is_neither(digits: Dataset) -> None:
+    nets = {
+        (method, weight): state(train(digits, "resnet8-w2", method, reg_weight=weight, **QUICK)[0])
+        for method, weight in (("l1", 0.01), ("slimming", 0.01), ("ucs", 0.01), ("slimming", 0.0))
+    }
+    assert same(nets["l1", 0.01], nets["slimming", 0.01])
+    assert same(nets["ucs", 0.01], nets["slimming", 0.0]) and not same(nets["ucs", 0.01], nets["l1", 0.01])
+
+
+def test_the_logs(digits: Dataset) -> None:
+    _, logs = train(digits, "resnet8-w2", "slimming", lr=0.1, **{**QUICK, "epochs": 4})
+    assert [record["epoch"] for record in logs] == [0, 1, 2, 3, 4]
+    assert [record["lr"] for record in logs[1:]] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    assert logs[0]["params"] == 1438 and all(0 < record["train_loss"] < 10 for record in logs[1:])
+    validation = [record["validation_accuracy"] for record in logs]
+    best = max(validation)
+    assert logs[-1]["selected_epoch"] == max(epoch for epoch, found in enumerate(validation) if found == best)
+    assert 0 <= logs[-1]["test_accuracy"] <= 1 and "test_accuracy" not in logs[-2]
+
+
+def test_validation_selects_and_the_test_images_are_read_once(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    seen: list[dict[str, Tensor]] = []
+    scores = iter([0.1, 0.5, 0.7, 0.7, 0.3, 0.9])  # before, four epochs, test
+
+    def accuracy(net: nn.Module, batches: EvalBatches) -> float:
+        read.append(batches.num_images)
+        seen.append(state(net))
+        return next(scores)
+
+    monkeypatch.setattr(scale_pruning, "_accuracy", accuracy)
+    net, logs = train(digits, "resnet8-w2", "ucs", **{**QUICK, "epochs": 4})
+    validation = read[0]
+    assert read == [validation] * 5 + [60] and validation < 60
+    assert logs[-1]["selected_epoch"] == 3 and logs[-1]["test_accuracy"] == 0.9
+    assert same(state(net), seen[3]) and same(seen[3], seen[5]) and not same(seen[3], seen[4])
+
+
+@pytest.mark.parametrize("method", ["rni", "ucs", "slimming"])
+def test_what_goes_is_below_the_quantile(
+    method: str, digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
+) -> None:
+    model, before = receded[0], state(receded[0])
+    net, logs = prune_finetune(model, digits, method, prune_pc=0.6, **{**QUICK, "epochs": 0})
+    assert same(state(model), before)
+    scores = {
+        f"blocks.{i}.conv1": block.bn1.importance.detach().double().numpy()
+        for i, block in enumerate(b for b in model.get_submodule("blocks").children() if isinstance(b, BasicBlock))
+    }
+    everything = np.concatenate(list(scores.values()))
+    expected = {}
+    for name, layer in scores.items():
+        threshold = np.quantile(layer if method == "ucs" else everything, 0.6)
+        kept = layer > threshold if (layer > threshold).sum() >= 3 else layer >= np.sort(layer)[-3]
+        expected[name] = int(kept.sum())
+        filters = model.get_submodule(name).get_parameter("weight")[torch.from_numpy(kept)]
+        assert net.get_submodule(name).get_parameter("weight").equal(filters)
+    assert logs[0]["channels"] == expected
+    assert logs[0]["flops"] < logs[0]["flops_before"] and logs[0]["params"] == sum(
+        p.numel() for p in net.parameters()
+    )
+
+
+def test_what_is_cut_computes_what_the_silenced_network_does(
+    digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
+) -> None:
+    model = copy.deepcopy(receded[0]).double()
+    images = scale_pruning._Images.of(digits, 40, 0, "cpu", "train")
+    images = dataclasses.replace(images, sample=images.validation)
+    silent = copy.deepcopy(model)
+    thresholds = torch.cat([b.bn1.importance for b in _blocks(silent)]).quantile(0.5)
+    for block in _blocks(silent):
+        weak = block.bn1.importance <= thresholds
+        weak[block.bn1.importance.argsort(descending=True)[:3]] = False
+        with torch.no_grad():
+            block.bn1.gamma[weak] = -1e4  # importance exactly 0
+    scale_pruning.conclude(model)
+    pixels = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    class Double(type(images)):
+        @property
+        def example(self) -> Tensor:
+            return torch.zeros(1, 3, 8, 8, dtype=torch.float64)
+
+    left = scale_pruning._cut(model, Double(**vars(images)), 0.5, by_layer=False)
+    assert sum(left.values()) < 8 + 16 + 32
+    torch.testing.assert_close(model(pixels), silent(pixels), rtol=1e-10, atol=1e-10)
+
+
+def _blocks(net: nn.Module) -> list[Any]:
+    return [block for block in net.modules() if isinstance(block, BasicBlock)]
+
+
+def test_fine_tuning_keeps_norms_bounded_and_gives_plain_ones(
+    digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
+) -> None:
+    cut, _ = prune_finetune(receded[0], digits, "rni", prune_pc=0.5, **{**QUICK, "epochs": 0})
+    net, logs = prune_finetune(receded[0], digits, "rni", prune_pc=0.5, **QUICK)
+    norms = {n: m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert not any(isinstance(m, SigmoidBatchNorm2d) for m in net.modules()) and not net.training
+    assert all(bool((n.bias == 0).all()) and bool(((n.weight > 0) & (n.weight < 1)).all()) for n in norms.values())
+    assert [record["epoch"] for record in logs] == [0, 1, 2] and logs[-1]["selected_epoch"] > 0
+    assert any(not n.weight.equal(cut.get_submodule(name).get_parameter("weight")) for name, n in norms.items())
+
+
+def test_a_plain_network_is_fine_tuned_with_its_shifts(digits: Dataset) -> None:
+    model, _ = train(digits, "vgg11-w4", "slimming", **QUICK)
+    net, logs = prune_finetune(model, digits, "l1", prune_pc=0.3, **{**QUICK, "batch_size": 20})
+    assert set(logs[0]["channels"]) == {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert min(logs[0]["channels"].values()) >= 3
+    assert any(bool((m.bias != 0).any()) for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert logs == prune_finetune(model, digits, "slimming", prune_pc=0.3, **{**QUICK, "batch_size": 20})[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_nothing_or_all_but_three(
+    share: float, digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
+) -> None:
+    _, logs = prune_finetune(receded[0], digits, "rni", prune_pc=share, **{**QUICK, "epochs": 0})
+    assert list(logs[0]["channels"].values()) == ([3, 3, 3] if share else [8, 16, 32])
+
+
+def test_users_mistakes(digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]) -> None:
+    with pytest.raises(UserError, match="method magnitude: must be one of rni, slimming, ucs"):
+        train(digits, "resnet8-w2", "magnitude")
+    with pytest.raises(UserError, match="arch lenet: give vgg16"):
+        train(digits, "lenet", "rni", device="cpu")
+    with pytest.raises(UserError, match="--depth 9"):
+        train(digits, "resnet9", "rni", device="cpu")
+    with pytest.raises(UserError, match=r"prune_pc 1\.5"):
+        prune_finetune(receded[0], digits, "rni", prune_pc=1.5)
+    with pytest.raises(UserError, match="cifar is unknown: did you mean cifar10"):
+        train("cifar", "resnet8-w2", "rni")
+    with pytest.raises(UserError, match="10 outputs for 3 classes"):
+        few = dataclasses.replace(digits, classes=("a", "b", "c"))
+        prune_finetune(receded[0], few, "rni", device="cpu")
+    with pytest.raises(UserError, match="no BatchNorm scales"):
+        plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10))
+        prune_finetune(plain, digits, "rni", device="cpu")
+
+
+def test_data_by_name_and_by_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[DataOptions] = []
+
+    def load(options: DataOptions) -> Dataset:
+        asked.append(options)
+        raise UserError("seen")
+
+    monkeypatch.setattr(scale_pruning, "load_images", load)
+    for source in ("digits", "cifar100", DataOptions(dataset="tree", data_dir="there", resize=16)):
+        with pytest.raises(UserError, match="seen"):
+            train(source, "vgg16", "rni")
+    assert (asked[0].dataset, asked[0].resize, asked[0].download) == ("digits", 8, False)
+    assert (asked[1].dataset, asked[1].data_dir, asked[1].resize, asked[1].download) == ("cifar100", "data", 32, True)
+    assert (asked[2].dataset, asked[2].data_dir, asked[2].resize) == ("tree", "there", 16)
