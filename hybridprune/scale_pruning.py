@@ -136,6 +136,7 @@ def prune_finetune(
         raise UserError(f"prune_pc {prune_pc}: give the share of the channels to remove, in [0, 1]")
     images = _Images.of(dataset, batch_size, seed, device, "finetune")
     net = images.place(copy.deepcopy(model))
+    _check_outputs(net, images)
     were_bound = [name for name, module in net.named_modules() if isinstance(module, SigmoidBatchNorm2d)]
     conclude(net)
     flops_before, params_before = _cost(net, images)
@@ -147,6 +148,13 @@ def prune_finetune(
     logs = _fit(net, images, receding_drive(net, 0.0, 0.0), epochs, lr, {**facts, "channels": channels})
     conclude(net)
     return net, logs
+
+
+def _check_outputs(net: nn.Module, images: _Images) -> None:
+    with torch.no_grad(), kept_modes(net):
+        outputs, classes = net.eval()(images.example).shape[1], len(images.dataset.classes)
+    if outputs != classes:
+        raise UserError(f"the network has {outputs} outputs for {classes} classes; give the data it was trained on")
 
 
 def _cut(net: nn.Module, images: _Images, share: float, by_layer: bool) -> dict[str, int]:

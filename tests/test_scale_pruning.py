@@ -114,9 +114,7 @@ def test_the_logs(digits: Dataset) -> None:
     assert 0 <= logs[-1]["test_accuracy"] <= 1 and "test_accuracy" not in logs[-2]
 
 
-def test_validation_selects_and_the_test_images_are_read_once(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_selects_and_the_test_images_are_read_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     seen: list[dict[str, Tensor]] = []
     scores = iter([0.1, 0.5, 0.7, 0.7, 0.3, 0.9])  # before, four epochs, test
@@ -154,9 +152,7 @@ def test_what_goes_is_below_the_quantile(
         filters = model.get_submodule(name).get_parameter("weight")[torch.from_numpy(kept)]
         assert net.get_submodule(name).get_parameter("weight").equal(filters)
     assert logs[0]["channels"] == expected
-    assert logs[0]["flops"] < logs[0]["flops_before"] and logs[0]["params"] == sum(
-        p.numel() for p in net.parameters()
-    )
+    assert logs[0]["flops"] < logs[0]["flops_before"] and logs[0]["params"] == sum(p.numel() for p in net.parameters())
 
 
 def test_what_is_cut_computes_what_the_silenced_network_does(
@@ -211,9 +207,7 @@ def test_a_plain_network_is_fine_tuned_with_its_shifts(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_nothing_or_all_but_three(
-    share: float, digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
-) -> None:
+def test_nothing_or_all_but_three(share: float, digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]) -> None:
     _, logs = prune_finetune(receded[0], digits, "rni", prune_pc=share, **{**QUICK, "epochs": 0})
     assert list(logs[0]["channels"].values()) == ([3, 3, 3] if share else [8, 16, 32])
 

@@ -23,6 +23,8 @@ METHOD_NAMES = (
     "random",
     "uniform",
     "slimming",
+    "ucs",
+    "rni",
 )
 
 
@@ -258,7 +260,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """Methods that train towards sparsity before they cut (slimming)."""
+    """Methods that train towards sparsity before they cut (slimming, rni)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(
@@ -270,6 +272,7 @@ class SparsityOptions:
     sparsity_weight: float | None = option(
         None, "weight of the regulariser in them (default: the method's published one)", low=0
     )
+    rni_shift: float = option(3.0, "rni: the b of its regulariser; larger values push weaker channels only")
 
 
 @dataclass(frozen=True)

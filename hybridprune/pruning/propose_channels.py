@@ -85,7 +85,7 @@ def _target(
     removed: Removal,
 ) -> Target:
     space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
-    return Target(subject.model, groups, space, budget, removed)
+    return Target(subject.model, groups, space, budget, removed, subject.seed)
 
 
 def _groups(subject: Subject, options: CutOptions) -> list[ChannelGroup]:

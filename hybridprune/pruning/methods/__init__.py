@@ -15,8 +15,10 @@ from hybridprune.pruning.methods import (
     kron_obs,
     l1,
     random,
+    rni,
     slimming,
     taylor,
+    ucs,
     uniform,
 )
 
@@ -33,4 +35,6 @@ METHODS: Mapping[str, Method] = {
     "random": random.METHOD,
     "uniform": uniform.METHOD,
     "slimming": slimming.METHOD,
+    "ucs": ucs.METHOD,
+    "rni": rni.METHOD,
 }

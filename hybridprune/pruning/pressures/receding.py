@@ -61,7 +61,9 @@ def receding_drive(model: nn.Module, weight: float, b: float) -> Drive:
     With a weight of 0 that is only how these are trained.
     """
     gammas = {
-        f"{name}.gamma": module.gamma for name, module in model.named_modules() if isinstance(module, SigmoidBatchNorm2d)
+        f"{name}.gamma": module.gamma
+        for name, module in model.named_modules()
+        if isinstance(module, SigmoidBatchNorm2d)
     }
     pressed = list(gammas.values()) if weight else []
     return Drive(RecedingPressure(pressed, weight, b), dict.fromkeys(gammas, LR_FACTOR), frozenset(gammas))

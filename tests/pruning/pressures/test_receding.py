@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hybridprune.pruning.receding import penalty, penalty_gradient
+from hybridprune.pruning.pressures.receding import penalty, penalty_gradient
 
 GRID = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
 
