@@ -296,10 +296,12 @@ def test_magnitudes_by_hand() -> None:
     assert scores("l1") == pytest.approx([3 / 4 + 1 / 1, 3 / 4 + 0, 6 / 4 + 2 / 1])
     assert scores("uniform") == pytest.approx([2 / 3, 1 / 3, 3 / 3])
     assert scores("bn-scale") == pytest.approx([0.5 + 1 + 0, 1.5 + 10 + 0.1, 2 + 100 + 0.01])
+    assert scores("rni") == scores("slimming") == scores("bn-scale")
+    assert scores("ucs") == pytest.approx([1 / 3, 2 / 3, 3 / 3])
 
 
 def test_bn_scale_needs_a_scale() -> None:
-    with pytest.raises(UserError, match="channels of a; add it to --exclude"):
+    with pytest.raises(UserError, match="no BatchNorm scales the channels of a: add it to --exclude"):
         CHANNEL_METHODS["bn-scale"].score(PLAIN, Statistics({}))
     every = [[i] for i in range(C_OUT)]
     group = group_of(("a", "producer", every), ("bn", "norm", every))
