@@ -95,7 +95,7 @@ def test_the_weight_and_the_shift_are_those_of_the_options() -> None:
 
     net = network()
     rni.prepare(target_of(net), SparsityOptions())
-    gamma = torch.cat(gammas(net)).detach()
+    gamma = torch.cat([each.detach() for each in gammas(net)])
     for options, weight, b in (({}, 1e-4, 3.0), ({"sparsity_weight": 0.5, "rni_shift": 1.0}, 0.5, 1.0)):
         s = 1 / (1 + (-gamma - b).exp())
         torch.testing.assert_close(push(**options), -weight * s * (1 - s) * s.log())
