@@ -16,6 +16,7 @@ import hybridprune
 from hybridprune import scale_pruning
 from hybridprune.config import DataOptions
 from hybridprune.data import Dataset, EvalBatches, LabelledImages, load_dataset
+from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.errors import UserError
 from hybridprune.models.resnet import BasicBlock
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
@@ -125,6 +126,50 @@ def test_validation_selects_and_the_test_images_are_read_once(digits: Dataset, m
     assert read == [validation] * 5 + [60] and validation < 60
     assert logs[-1]["selected_epoch"] == 3 and logs[-1]["test_accuracy"] == 0.9
     assert same(state(net), seen[3]) and same(seen[3], seen[5]) and not same(seen[3], seen[4])
+
+
+def test_the_protocol_is_the_published_one(
+    digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    epochs: list[int] = []
+
+    def finetune(model: nn.Module, loader: Any, **options: Any) -> None:
+        calls.append(options)
+        epochs.append(len(list(loader)))
+
+    monkeypatch.setattr(scale_pruning, "finetune", finetune)
+    for run in (
+        lambda: train(digits, "vgg11-w2", "ucs", device="cpu"),
+        lambda: train(digits, "vgg11-w2", "slimming", device="cpu"),
+        lambda: train(digits, "vgg11-w2", "rni", device="cpu"),
+        lambda: prune_finetune(receded[0], digits, "rni", device="cpu"),
+    ):
+        run()
+    for options in calls:
+        assert (options["epochs"], options["lr"], options["weight_decay"]) == (160, 0.1, 1e-4)
+        assert [options["schedule"](share) for share in (0.01, 0.49, 0.51, 0.74, 0.76, 0.99)] == pytest.approx(
+            [1, 1, 0.1, 0.1, 0.01, 0.01]
+        )
+        assert options.get("momentum", 0.9) == 0.9
+    assert epochs == [2] * 4  # batches of 64 of 108 images
+    drives = [options["drive"] for options in calls]
+    assert drives[0] is None and not drives[1].lr_factors and not drives[1].undecayed
+    assert len(drives[2].lr_factors) == 8 and len(drives[3].lr_factors) == 9  # every norm: 8 of the VGG, 9 here
+    assert all(set(d.lr_factors.values()) == {10.0} and set(d.undecayed) == set(d.lr_factors) for d in drives[2:])
+    assert drives[3].pressure._gammas == []  # fine-tuning has no regulariser
+
+
+def test_statistics_are_those_of_the_cut_network(
+    digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
+) -> None:
+    net, _ = prune_finetune(receded[0], digits, "rni", prune_pc=0.5, **{**QUICK, "epochs": 0})
+    again = copy.deepcopy(net)
+    recalibrate(again, scale_pruning._Images.of(digits, 40, 0, "cpu", "finetune").sample)
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, net.state_dict()[name], msg=name)
+    kept = dict(receded[0].named_buffers())["blocks.2.bn2.norm.running_mean"]
+    assert not torch.allclose(kept, net.state_dict()["blocks.2.bn2.running_mean"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["rni", "ucs", "slimming"])
