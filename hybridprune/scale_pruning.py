@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridprune.config import DataOptions
-from hybridprune.data import Batch, Dataset, EvalBatches, TrainBatches, make_split
+from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.batchnorm import recalibrate
-from hybridprune.engine.device import device_of
 from hybridprune.engine.finetune import finetune
+from hybridprune.engine.in_memory import Data, Images
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.pressure import Drive
-from hybridprune.engine.run_data import load_images
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
@@ -36,7 +33,6 @@ from hybridprune.pruning.quantile import above_quantile
 from hybridprune.store.seeds import generator, stream_seed
 
 Logs = list[dict[str, Any]]
-Data = str | DataOptions | Dataset
 
 METHODS = ("rni", "slimming", "ucs")
 ALIASES = {"l1": "slimming"}
@@ -47,10 +43,6 @@ FIRST_SCALE = 0.5
 STAIR = {"0.5": 0.1, "0.75": 0.01}
 """The schedule of network slimming and its successors: a tenth of lr after half, a hundredth after three quarters."""
 WEIGHT_DECAY = 1e-4
-NATIVE_SIZE = {"digits": 8}
-CIFAR_FOLDER = "data"
-EVAL_BATCH = 500
-RECALIBRATION_IMAGES = 10_000
 
 
 def train(
@@ -88,7 +80,10 @@ def train(
         an image) and ``params``; ``logs[-1]`` says ``selected_epoch`` and ``test_accuracy`` too.
     """
     method = _method(method)
-    images = _Images.of(dataset, batch_size, seed, device, "train")
+    _check_training(epochs, lr, batch_size)
+    if reg_weight < 0:
+        raise UserError(f"reg_weight {reg_weight}: give 0 or more")
+    images = Images.of(dataset, batch_size, seed, device, "train")
     net = _network(arch, images, seed)
     flops, params = _cost(net, images)
     drive = None
@@ -132,9 +127,10 @@ def prune_finetune(
     lose some. Raises UserError if nothing can be removed.
     """
     method = _method(method)
+    _check_training(epochs, lr, batch_size)
     if not 0 <= prune_pc <= 1:
         raise UserError(f"prune_pc {prune_pc}: give the share of the channels to remove, in [0, 1]")
-    images = _Images.of(dataset, batch_size, seed, device, "finetune")
+    images = Images.of(dataset, batch_size, seed, device, "finetune")
     net = images.place(copy.deepcopy(model))
     _check_outputs(net, images)
     were_bound = [name for name, module in net.named_modules() if isinstance(module, SigmoidBatchNorm2d)]
@@ -150,14 +146,14 @@ def prune_finetune(
     return net, logs
 
 
-def _check_outputs(net: nn.Module, images: _Images) -> None:
+def _check_outputs(net: nn.Module, images: Images) -> None:
     with torch.no_grad(), kept_modes(net):
         outputs, classes = net.eval()(images.example).shape[1], len(images.dataset.classes)
     if outputs != classes:
         raise UserError(f"the network has {outputs} outputs for {classes} classes; give the data it was trained on")
 
 
-def _cut(net: nn.Module, images: _Images, share: float, by_layer: bool) -> dict[str, int]:
+def _cut(net: nn.Module, images: Images, share: float, by_layer: bool) -> dict[str, int]:
     """Remove channels of ``net``, in place; how many are left in each layer that could lose some."""
     groups = channel_groups(net, _run, images.example, exclude=(), coupled=False)
     if not groups:
@@ -169,9 +165,7 @@ def _cut(net: nn.Module, images: _Images, share: float, by_layer: bool) -> dict[
     return {group.name: int(mask.sum()) for group, mask in zip(groups, kept, strict=True)}
 
 
-def _fit(
-    net: nn.Module, images: _Images, drive: Drive | None, epochs: int, lr: float, facts: Mapping[str, Any]
-) -> Logs:
+def _fit(net: nn.Module, images: Images, drive: Drive | None, epochs: int, lr: float, facts: Mapping[str, Any]) -> Logs:
     """Train ``net`` in place and leave it with the selected weights, in eval mode."""
     logs: Logs = [{"epoch": 0, "validation_accuracy": _accuracy(net, images.validation), **facts}]
     best = logs[0]["validation_accuracy"], 0, copy.deepcopy(net.state_dict())
@@ -201,75 +195,7 @@ def _fit(
     return logs
 
 
-@dataclass(frozen=True)
-class _Images:
-    """A data set as the two functions use it."""
-
-    dataset: Dataset
-    device: torch.device
-    training: _Epochs
-    sample: EvalBatches
-    """Training images, not augmented."""
-    validation: EvalBatches
-    test: EvalBatches
-
-    @staticmethod
-    def of(source: Data, batch_size: int, seed: int, device: str, purpose: str) -> _Images:
-        data, place = _load(source), device_of(device)
-        split = make_split(data.train.labels, seed=0)
-        common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": place, "channels_last": True}
-        training = TrainBatches(
-            data.train,
-            split.train,
-            batch_size=batch_size,
-            padding=data.train.images.shape[-1] // 8,
-            flip=data.flippable,
-            seed=stream_seed(seed, purpose),
-            **common,
-        )
-        order = torch.randperm(len(split.train), generator=generator(seed, "recalibration"))
-        sample = split.train[order[:RECALIBRATION_IMAGES]]
-        plain = [
-            EvalBatches(part, ids, batch_size=EVAL_BATCH, **common)
-            for part, ids in ((data.train, sample), (data.train, split.validation), (data.test, None))
-        ]
-        return _Images(data, place, _Epochs(training), *plain)
-
-    @property
-    def example(self) -> Tensor:
-        """A blank image ``[1, 3, H, W]``."""
-        return torch.zeros(1, *self.dataset.train.images.shape[1:], device=self.device)
-
-    def place(self, net: nn.Module) -> nn.Module:
-        """``net`` on the device, in the memory format of the images."""
-        return net.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-class _Epochs:
-    """Pairs of images and labels; each pass is the next epoch."""
-
-    def __init__(self, batches: TrainBatches) -> None:
-        self._batches, self._epoch = batches, -1
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self._epoch += 1
-        return ((batch.images, batch.labels) for batch in self._batches.epoch(self._epoch))
-
-
-def _load(source: Data) -> Dataset:
-    if isinstance(source, Dataset):
-        return source
-    if isinstance(source, str):
-        folder = CIFAR_FOLDER if source.startswith("cifar") else None
-        size = NATIVE_SIZE.get(source, 32)
-        source = DataOptions(dataset=source, data_dir=folder, resize=size, download=folder is not None)
-    return load_images(source)
-
-
-def _network(arch: str, images: _Images, seed: int) -> nn.Module:
+def _network(arch: str, images: Images, seed: int) -> nn.Module:
     """A new network called ``arch``, always the same for a seed."""
     named = re.fullmatch(r"([a-z]+)(\d+)(?:-w(\d+))?", arch)
     if named is None or named[1] not in ARCHITECTURES:
@@ -288,7 +214,16 @@ def _method(name: str) -> str:
     return method
 
 
-def _cost(net: nn.Module, images: _Images) -> tuple[int, int]:
+def _check_training(epochs: int, lr: float, batch_size: int) -> None:
+    if epochs < 0:
+        raise UserError(f"epochs {epochs}: give 0 or more")
+    if lr <= 0:
+        raise UserError(f"lr {lr}: give more than 0")
+    if batch_size < 2:
+        raise UserError(f"batch_size {batch_size}: BatchNorm needs 2 images or more")
+
+
+def _cost(net: nn.Module, images: Images) -> tuple[int, int]:
     """FLOPs of one image, and parameters."""
     macs, params = count_module(net, images.example)
     return 2 * macs, params

@@ -16,7 +16,9 @@ import hybridprune
 from hybridprune import scale_pruning
 from hybridprune.config import DataOptions
 from hybridprune.data import Dataset, EvalBatches, LabelledImages, load_dataset
+from hybridprune.engine import in_memory
 from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.engine.in_memory import Images
 from hybridprune.errors import UserError
 from hybridprune.models.resnet import BasicBlock
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
@@ -64,6 +66,16 @@ def test_the_same_seed_trains_the_same_network(digits: Dataset, receded: tuple[n
     assert same(state(again), state(receded[0])) and logs == receded[1]
     other, _ = train(digits, "resnet8-w8", "rni", reg_weight=0.1, seed=1, **QUICK)
     assert not same(state(other), state(again))
+
+
+def test_a_seed_is_of_the_filters_and_of_the_gammas(digits: Dataset) -> None:
+    states = [
+        state(train(digits, "resnet8-w2", method, seed=seed, device="cpu", epochs=0)[0])
+        for method, seed in (("rni", 0), ("rni", 1), ("ucs", 1))
+    ]
+    for name in ("conv.weight", "blocks.1.conv2.weight", "bn.gamma", "blocks.2.bn1.gamma"):
+        assert not states[0][name].equal(states[1][name]), name
+    assert states[1]["conv.weight"].equal(states[2]["conv.weight"])  # methods start alike
 
 
 def test_every_norm_is_bounded_and_weak_importances_recede(digits: Dataset) -> None:
@@ -142,7 +154,7 @@ def test_the_protocol_is_the_published_one(
     for run in (
         lambda: train(digits, "vgg11-w2", "ucs", device="cpu"),
         lambda: train(digits, "vgg11-w2", "slimming", device="cpu"),
-        lambda: train(digits, "vgg11-w2", "rni", device="cpu"),
+        lambda: train(digits, "vgg11-w2", "rni", reg_weight=0.5, b=1.5, device="cpu"),
         lambda: prune_finetune(receded[0], digits, "rni", device="cpu"),
     ):
         run()
@@ -157,6 +169,7 @@ def test_the_protocol_is_the_published_one(
     assert drives[0] is None and not drives[1].lr_factors and not drives[1].undecayed
     assert len(drives[2].lr_factors) == 8 and len(drives[3].lr_factors) == 9  # every norm: 8 of the VGG, 9 here
     assert all(set(d.lr_factors.values()) == {10.0} and set(d.undecayed) == set(d.lr_factors) for d in drives[2:])
+    assert (drives[2].pressure._weight, drives[2].pressure._b, len(drives[2].pressure._gammas)) == (0.5, 1.5, 8)
     assert drives[3].pressure._gammas == []  # fine-tuning has no regulariser
 
 
@@ -165,7 +178,7 @@ def test_statistics_are_those_of_the_cut_network(
 ) -> None:
     net, _ = prune_finetune(receded[0], digits, "rni", prune_pc=0.5, **{**QUICK, "epochs": 0})
     again = copy.deepcopy(net)
-    recalibrate(again, scale_pruning._Images.of(digits, 40, 0, "cpu", "finetune").sample)
+    recalibrate(again, Images.of(digits, 40, 0, "cpu", "finetune").sample)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, net.state_dict()[name], msg=name)
     kept = dict(receded[0].named_buffers())["blocks.2.bn2.norm.running_mean"]
@@ -198,7 +211,7 @@ def test_what_is_cut_computes_what_the_silenced_network_does(
     digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]
 ) -> None:
     model = copy.deepcopy(receded[0]).double()
-    images = scale_pruning._Images.of(digits, 40, 0, "cpu", "train")
+    images = Images.of(digits, 40, 0, "cpu", "train")
     images = dataclasses.replace(images, sample=images.validation)
     silent = copy.deepcopy(model)
     thresholds = torch.cat([b.bn1.importance for b in _blocks(silent)]).quantile(0.5)
@@ -254,6 +267,13 @@ def test_nothing_or_all_but_three(share: float, digits: Dataset, receded: tuple[
 
 
 def test_users_mistakes(digits: Dataset, receded: tuple[nn.Module, scale_pruning.Logs]) -> None:
+    for name, value in (("epochs", -1), ("batch_size", 1), ("lr", 0.0)):
+        with pytest.raises(UserError, match=f"{name} {value}: "):
+            train(digits, "resnet8-w2", "rni", **{name: value})
+        with pytest.raises(UserError, match=f"{name} {value}: "):
+            prune_finetune(receded[0], digits, "rni", **{name: value})
+    with pytest.raises(UserError, match=r"reg_weight -0\.1: "):
+        train(digits, "resnet8-w2", "rni", reg_weight=-0.1)
     with pytest.raises(UserError, match="method magnitude: must be one of rni, slimming, ucs"):
         train(digits, "resnet8-w2", "magnitude")
     with pytest.raises(UserError, match="arch lenet: give vgg16"):
@@ -272,6 +292,18 @@ def test_users_mistakes(digits: Dataset, receded: tuple[nn.Module, scale_pruning
         prune_finetune(plain, digits, "rni", device="cpu")
 
 
+def test_options_of_the_data_count() -> None:
+    options = DataOptions(dataset="digits", resize=8, max_train_samples=50, augment=False)
+    some = Images.of(options, 25, 0, "cpu", "train")
+    seen = torch.cat([images for images, _ in some.training])
+    plain = torch.cat([batch.images for batch in some.sample])
+    assert len(plain) == 50 and some.validation.num_images == 144
+    assert {image.numpy().tobytes() for image in seen} == {image.numpy().tobytes() for image in plain}
+    augmented = Images.of(dataclasses.replace(options, augment=True), 25, 0, "cpu", "train")
+    passes = [torch.cat([images for images, _ in augmented.training]) for _ in range(2)]
+    assert not passes[0].sort(0).values.equal(passes[1].sort(0).values)  # each pass is another epoch
+
+
 def test_data_by_name_and_by_options(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[DataOptions] = []
 
@@ -279,7 +311,7 @@ def test_data_by_name_and_by_options(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(options)
         raise UserError("seen")
 
-    monkeypatch.setattr(scale_pruning, "load_images", load)
+    monkeypatch.setattr(in_memory, "load_images", load)
     for source in ("digits", "cifar100", DataOptions(dataset="tree", data_dir="there", resize=16)):
         with pytest.raises(UserError, match="seen"):
             train(source, "vgg16", "rni")

@@ -300,6 +300,14 @@ def test_magnitudes_by_hand() -> None:
     assert scores("ucs") == pytest.approx([1 / 3, 2 / 3, 3 / 3])
 
 
+def test_ranks_of_scales_in_any_order() -> None:
+    norm = nn.BatchNorm2d(C_OUT)
+    norm.weight.data = torch.tensor([0.3, -0.4, 0.1, 0.2])
+    every = [[i] for i in range(C_OUT)]
+    found = CHANNEL_METHODS["ucs"].score(group_of(("bn", "norm", every)), Statistics({"bn": norm}))
+    assert found.tolist() == [3 / 4, 4 / 4, 1 / 4, 2 / 4]
+
+
 def test_bn_scale_needs_a_scale() -> None:
     with pytest.raises(UserError, match="no BatchNorm scales the channels of a: add it to --exclude"):
         CHANNEL_METHODS["bn-scale"].score(PLAIN, Statistics({}))
