@@ -31,6 +31,8 @@ METHOD_NAMES = (
     "peel",
     "adapruner",
     "nuspm",
+    "ucs",
+    "rni",
 )
 
 
@@ -303,9 +305,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """Methods that train towards sparsity before they cut (slimming, peel, adapruner)."""
-
-    """Methods that train towards sparsity before they cut (slimming, nuspm)."""
+    """Methods that train towards their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(
@@ -343,6 +343,7 @@ class SparsityOptions:
     freeze_at: float = option(
         0.7, "nuspm: share of sparse_epochs after which the masks do not change any more", above=0, high=0.95
     )
+    rni_shift: float = option(3.0, "rni: the b of its regulariser; larger values push weaker channels only")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _target(
     space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor())
-    return Target(subject.model, groups, space, budget, removed)
+    return Target(subject.model, groups, space, budget, removed, subject.seed)
 
 
 def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> list[ChannelGroup]:

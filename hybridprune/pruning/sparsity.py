@@ -31,6 +31,8 @@ class Target:
     """What the cut has to meet."""
     removed: Removal
     """The channels that were selected to go; empty before the selection."""
+    seed: int = 0
+    """Of what is drawn at random."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from hybridprune.pruning.methods import (
     nuspm,
     peel,
     random,
+    rni,
     slimming,
     taylor,
+    ucs,
     uniform,
 )
 
@@ -49,4 +51,6 @@ METHODS: Mapping[str, Method] = {
     "peel": peel.METHOD,
     "adapruner": adapruner.METHOD,
     "nuspm": nuspm.METHOD,
+    "ucs": ucs.METHOD,
+    "rni": rni.METHOD,
 }
