@@ -8,6 +8,7 @@ from hybridprune.compress import Pruned, PrunedSpec, prune, save
 from hybridprune.deploy import Deployed, deploy  # the function takes the place of its package as an attribute
 from hybridprune.inference import Model, Prediction, load, predict
 from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.scale_pruning import prune_finetune, train
 from hybridprune.version import __version__
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "load",
     "predict",
     "prune",
+    "prune_finetune",
     "save",
+    "train",
 ]

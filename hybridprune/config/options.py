@@ -30,6 +30,9 @@ METHOD_NAMES = (
     "masksparsity",
     "peel",
     "adapruner",
+    "nuspm",
+    "ucs",
+    "rni",
 )
 
 
@@ -302,7 +305,7 @@ class CutOptions:
 
 @dataclass(frozen=True)
 class SparsityOptions:
-    """Methods that train towards sparsity before they cut (slimming, peel, adapruner)."""
+    """Methods that train towards their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(
@@ -329,6 +332,18 @@ class SparsityOptions:
     mask_threshold: float | None = option(
         None, "masksparsity without a budget: the largest that goes (default: |gamma| of 0.01, energy of 1e-4)", low=0
     )
+    alpha_mac: float = option(
+        0.5,
+        "nuspm: weight of the squared distance of the masks' share of the FLOPs from the budget's (times 3.73^2, which "
+        "makes it the published one of squared GMACs in ResNet-50)",
+        low=0,
+    )
+    alpha_nuc: float = option(0.001, "nuspm: weight of the nuclear norm that masks take from the filters", low=0)
+    nuclear_interval: int = option(1, "nuspm: steps between two decompositions of the filters", low=1)
+    freeze_at: float = option(
+        0.7, "nuspm: share of sparse_epochs after which the masks do not change any more", above=0, high=0.95
+    )
+    rni_shift: float = option(3.0, "rni: the b of its regulariser; larger values push weaker channels only")
 
 
 @dataclass(frozen=True)

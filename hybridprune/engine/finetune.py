@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -25,6 +25,11 @@ SHOW_EVERY = 20
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 
+def warm_up(share: float) -> float:
+    """The usual schedule over the share of a training: a linear rise over the first tenth, then a linear fall to 0."""
+    return factor("up-down", WARM_UP, share)
+
+
 def finetune(
     model: nn.Module,
     loader: Loader,
@@ -40,13 +45,17 @@ def finetune(
     frozen: Collection[str] = (),
     precision: torch.dtype = torch.float32,
     drive: Drive | None = None,
+    schedule: Callable[[float], float] = warm_up,
+    after_epoch: Callable[[int, float], object] | None = None,
 ) -> None:
     """Train ``model`` (images ``[B, ...]`` to logits ``[B, classes]``) in place by SGD with Nesterov momentum.
 
-    The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0. ``epochs``
-    counts passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a
-    ``kd_weight`` the loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. A ``drive``
-    pushes the weights towards sparsity. The model stays on ``device`` and in its mode. Raises UserError for a loader
+    The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0, or is ``lr``
+    times the ``schedule`` of the share in (0, 1) of the training that the step is in the middle of. ``epochs`` counts
+    passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a ``kd_weight`` the
+    loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. A ``drive`` pushes the weights
+    towards sparsity. After each full pass, ``after_epoch`` gets its number, from 1, and the mean loss of its steps; it
+    may change the modes of the model. The model stays on ``device`` and in its mode. Raises UserError for a loader
     without a length or batches, a missing teacher or a weight out of range, and RunFailed when the loss is not finite.
     """
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device)
@@ -58,6 +67,7 @@ def finetune(
         tqdm(total=steps, unit="step", leave=False, desc="fine-tuning", disable=None, file=sys.stderr) as bar,
     ):
         model.train()
+        losses: list[Tensor] = []
         optimizer = torch.optim.SGD(
             parameter_groups([(n, p) for n, p in model.named_parameters() if p.requires_grad], drive),
             lr=lr,
@@ -67,7 +77,7 @@ def finetune(
         )
         for step, (images, labels) in enumerate(_cycle(loader, steps)):
             # The middle of the step: neither the first nor the last one is wasted on a rate of 0.
-            scheduled = lr * factor("up-down", WARM_UP, (step + 0.5) / steps)
+            scheduled = lr * schedule((step + 0.5) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = scheduled * group["factor"]
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -82,10 +92,17 @@ def finetune(
             if drive is not None:
                 drive.pressure.add_gradients(step / steps)
             optimizer.step()
+            losses.append(loss.detach())
             bar.update()
             if (step + 1) % SHOW_EVERY == 0 or step + 1 == steps:
                 _check_finite(loss, step, lr)
                 bar.set_postfix(loss=f"{loss.item():.4f}")
+            if len(losses) == _length(loader):
+                if after_epoch is not None:
+                    _check_finite(loss, step, lr)
+                    with kept_modes(model):
+                        after_epoch((step + 1) // len(losses), float(torch.stack(losses).double().mean()))
+                losses.clear()
         optimizer.zero_grad(set_to_none=True)
 
 

@@ -264,6 +264,7 @@ class Fit:
             "lr": self._optimizer.param_groups[0]["lr"],
             "seconds": round(progress.seconds, 3),
             **{f"train_{name}": value for name, value in train.items()},
+            **{f"train_{name}": value for name, value in (self.drive.metrics() if self.drive else {}).items()},
             **{f"validation_{name}": value for name, value in validation.metrics.items()},
         }
         self._sums = {}

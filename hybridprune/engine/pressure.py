@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,6 +38,8 @@ class Drive:
     """Learning rate of a parameter over that of the others, by name."""
     undecayed: Collection[str] = ()
     """Names of the parameters without weight decay."""
+    metrics: Callable[[], Mapping[str, float]] = dict
+    """What is worth logging after each epoch."""
 
 
 def parameter_groups(

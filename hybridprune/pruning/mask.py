@@ -26,7 +26,7 @@ def mask_at_threshold(space: Space, levels: Sequence[Tensor], threshold: float) 
 
 
 def mask_at_budget(space: Space, levels: Sequence[Tensor], budget: Budget) -> list[Tensor]:
-    """The channels of each group that go at the smallest threshold that meets the budget.
+    """The channels of each group that go at a threshold that meets the budget, while the next smaller one does not.
 
     One more wish can make a group lose several channels: of what that threshold takes, those of the highest mean level
     stay that the budget allows. If the budget cannot be met, all go that the space lets go.

@@ -43,6 +43,8 @@ class ChannelMethod:
     """What comes before the cut, if it is not enough to cut the network as it is."""
     least: int = 1
     """Channels of a group that stay in any case, if it has so many."""
+    coupled: bool = False
+    """Whether channels that residual sums join are among the units, without ``use_out_dependencies``."""
 
 
 Method = DirectionMethod | ChannelMethod

@@ -43,7 +43,7 @@ def propose_channels(
 ) -> Proposal:
     """Score all channels of the network; UserError if no group is left to prune."""
     model = subject.model
-    groups = _groups(subject, options)
+    groups = _groups(subject, method, options)
     removal = wish.removed
     if removal is None and method.sparsity is not None and method.sparsity.select is not None:
         removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
@@ -75,7 +75,7 @@ def target(
     subject: Subject, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
 ) -> Target:
     """The network as what trains it towards sparsity sees it; UserError if no group is left to prune."""
-    return _target(subject, method, options, _groups(subject, options), budget, removed)
+    return _target(subject, method, options, _groups(subject, method, options), budget, removed)
 
 
 def _target(
@@ -89,15 +89,14 @@ def _target(
     space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor())
-    return Target(subject.model, groups, space, budget, removed)
+    return Target(subject.model, groups, space, budget, removed, subject.seed)
 
 
-def _groups(subject: Subject, options: CutOptions) -> list[ChannelGroup]:
-    groups = channel_groups(
-        subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=options.use_out_dependencies
-    )
+def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> list[ChannelGroup]:
+    coupled = options.use_out_dependencies or method.coupled
+    groups = channel_groups(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
     if not groups:
-        joined = "" if options.use_out_dependencies else "--use_out_dependencies for those that residual sums join, or "
+        joined = "" if coupled else "--use_out_dependencies for those that residual sums join, or "
         raise UserError(
             f"--method {options.method}: the network has no channels that can go by themselves; use {joined}a method "
             "that cuts directions (fisher-tucker, eigendamage)"

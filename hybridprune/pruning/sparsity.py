@@ -31,6 +31,8 @@ class Target:
     """What the cut has to meet."""
     removed: Removal
     """The channels that were selected to go; empty before the selection."""
+    seed: int = 0
+    """Of what is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class Sparsity:
     """Turns what ``prepare`` made into plain layers again, in place; the function of the network stays the same."""
     select: Callable[[Target, SparsityOptions], Removal | None] | None = None
     """Selects from a concluded network in the place of scores and allocation; None where these decide."""
+    keeps: str | None = None
+    """The name of the files of a run (.safetensors and .json, its specification) in which the network stays as it was
+    trained, before ``conclude``."""
 
     @property
     def trainings(self) -> list[SparseTraining]:

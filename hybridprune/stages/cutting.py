@@ -179,7 +179,7 @@ class Cutting:
         return Subject(
             model=net,
             logits=lambda images: net(images, mode="executed").logits,
-            run=_execute_all,
+            run=execute_all,
             example=example,
             exclude=(GATES, *config.cut.exclude),
             sample=sample,
@@ -191,7 +191,7 @@ class Cutting:
         )
 
 
-def _execute_all(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def execute_all(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Every block and every gate, whose inputs are a block's outputs and go with its channels."""
     assert isinstance(net, GatedNetwork)
     routed = net(images, images.new_ones(len(images), net.num_gates))

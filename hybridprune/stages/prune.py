@@ -252,8 +252,13 @@ class _Stage:
 
     def conclude(self, net: GatedNetwork, number: int, folder: RunFolder) -> None:
         """Leave ``net`` as this phase's training gives it to the next one: plain layers, the selected weights."""
+        method = self.cutting.sparsity
         if self.schedule[number].sparse is None:
             load_selected(net, folder)
-        elif self.cutting.sparsity.conclude is not None:
-            self.cutting.sparsity.conclude(net)
+            return
+        if method.keeps is not None:
+            folder.save_weights(f"{method.keeps}.safetensors", net)
+            folder.write_json(f"{method.keeps}.json", folder.read_spec().to_json())
+        if method.conclude is not None:
+            method.conclude(net)
             self.place(net)

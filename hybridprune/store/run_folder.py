@@ -147,13 +147,13 @@ class RunFolder:
         if self.writes:
             write_json(self.path / name, record)
 
-    def read_spec(self) -> RunSpec:
+    def read_spec(self, name: str = "spec.json") -> RunSpec:
         """The run's specification; UserError when it is missing or broken."""
-        record = self.read_json("spec.json")
+        record = self.read_json(name)
         try:
             return RunSpec.from_json(record)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.path / 'spec.json'}: not a run's specification ({error})") from error
+            raise UserError(f"{self.path / name}: not a run's specification ({error})") from error
 
     def save_weights(self, name: str, net: torch.nn.Module) -> None:
         """Save the weights as safetensors, atomically."""

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridprune import bench, evaluate, export, sweep
+from hybridprune import bench, evaluate, export, reconfigure, sweep
 from hybridprune.errors import run_command
 from hybridprune.report import __main__ as report
 from hybridprune.stages import prune, rl_prune, sp
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "hybridprune.bench": bench.main,
     "hybridprune.evaluate": evaluate.main,
     "hybridprune.export": export.main,
+    "hybridprune.reconfigure": reconfigure.main,
     "hybridprune.report": report.main,
     "hybridprune.sweep": sweep.main,
     "hybridprune.sweep_runs": sweep_runs.main,

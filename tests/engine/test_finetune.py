@@ -130,6 +130,37 @@ def test_weight_zero_never_runs_the_teacher() -> None:
     assert_equal(tuned(teacher=teacher), tuned())
 
 
+def test_another_schedule_and_a_look_after_each_pass() -> None:
+    """One rate throughout, and weights read after each pass; half a pass is none."""
+    asked: list[float] = []
+    seen: list[tuple[int, float, torch.Tensor]] = []
+    model = build().eval()
+
+    def constant(share: float) -> float:
+        asked.append(share)
+        return 0.5
+
+    def look(epoch: int, loss: float) -> None:
+        seen.append((epoch, loss, model.state_dict()["4.weight"].clone()))
+        model.eval()  # undone for the next pass
+
+    tuned(model=model, epochs=2.5, schedule=constant, after_epoch=look)
+    assert asked == pytest.approx([(step + 0.5) / 25 for step in range(25)])
+    reference = build().train()
+    optimizer = torch.optim.SGD(reference.parameters(), 0.5 * LR, 0.9, weight_decay=5e-4, nesterov=True)
+    for number, (epoch, loss, weight) in enumerate(seen, start=1):
+        losses = []
+        for images, labels in LOADER:
+            optimizer.zero_grad()
+            cross_entropy = F.cross_entropy(reference(images), labels)
+            cross_entropy.backward()
+            optimizer.step()
+            losses.append(cross_entropy.item())
+        assert epoch == number and loss == pytest.approx(sum(losses) / 10, rel=1e-4)
+        torch.testing.assert_close(weight, reference.state_dict()["4.weight"], rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2 and not model.training
+
+
 def test_user_errors() -> None:
     model = build()
     with pytest.raises(UserError, match=r"kd_weight 0\.5: needs a teacher"):

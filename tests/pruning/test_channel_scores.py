@@ -298,6 +298,16 @@ def test_magnitudes_by_hand() -> None:
     assert scores("l1") == pytest.approx([3 / 4 + 1 / 1, 3 / 4 + 0, 6 / 4 + 2 / 1])
     assert scores("uniform") == pytest.approx([2 / 3, 1 / 3, 3 / 3])
     assert scores("bn-scale") == pytest.approx([0.5 + 1 + 0, 1.5 + 10 + 0.1, 2 + 100 + 0.01])
+    assert scores("rni") == scores("slimming") == scores("bn-scale")
+    assert scores("ucs") == pytest.approx([1 / 3, 2 / 3, 3 / 3])
+
+
+def test_ranks_of_scales_in_any_order() -> None:
+    norm = nn.BatchNorm2d(C_OUT)
+    norm.weight.data = torch.tensor([0.2, -0.4, 0.3, 0.1])
+    every = [[i] for i in range(C_OUT)]
+    found = CHANNEL_METHODS["ucs"].score(group_of(("bn", "norm", every)), Statistics({"bn": norm}))
+    assert found.tolist() == [2 / 4, 4 / 4, 3 / 4, 1 / 4]
 
 
 def with_consumer() -> tuple[ChannelGroup, Statistics]:
@@ -376,11 +386,11 @@ def test_group_l2_is_that_of_torch_pruning(depth: int) -> None:
 
 
 def test_bn_scale_needs_a_scale() -> None:
-    with pytest.raises(UserError, match="channels of a; add it to --exclude"):
+    with pytest.raises(UserError, match="no BatchNorm scales the channels of a: add it to --exclude"):
         CHANNEL_METHODS["bn-scale"].score(PLAIN, Statistics({}))
     every = [[i] for i in range(C_OUT)]
     group = group_of(("a", "producer", every), ("bn", "norm", every))
-    with pytest.raises(UserError, match="bn-scale"):
+    with pytest.raises(UserError, match=r"no BatchNorm scales.*bn-scale"):
         CHANNEL_METHODS["bn-scale"].score(group, Statistics({"bn": nn.BatchNorm2d(4, affine=False)}))
 
 

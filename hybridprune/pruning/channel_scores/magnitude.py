@@ -29,10 +29,18 @@ def l1(group: ChannelGroup, statistics: Statistics) -> Tensor:
     return sum_over(group, group.of("producer"), scores)
 
 
+def read_weight(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """L1 norm of all weights that read the channel: 0 for one that nobody does."""
+
+    def scores(layer: str) -> Tensor:
+        return statistics.weight(layer).abs().sum((0, 2))
+
+    return sum_over(group, group.of("consumer"), scores)
+
+
 def uniform(group: ChannelGroup, statistics: Statistics) -> Tensor:
     """Rank of the L1 score within the group, (rank + 1) / n: one threshold takes the same share of every group."""
-    ranks = l1(group, statistics).argsort(stable=True).argsort()
-    return (ranks + 1).double() / group.channels
+    return _share_of_rank(l1(group, statistics))
 
 
 def bn_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
@@ -43,7 +51,8 @@ def bn_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
     norms = group.of("norm")
     if not norms or any(not _norm(statistics, m.layer).affine for m in norms):
         raise UserError(
-            f"--method bn-scale: no BatchNorm scales the channels of {group.name}; add it to --exclude, or use l1"
+            f"no BatchNorm scales the channels of {group.name}: add it to --exclude, or choose a --method that does "
+            "without (bn-scale, slimming, ucs and rni do not), such as l1"
         )
     return sum_over(group, norms, lambda layer: _norm(statistics, layer).weight.detach().abs())
 
@@ -88,6 +97,15 @@ def _squared_norms(group: ChannelGroup, statistics: Statistics) -> list[Tensor]:
 def _relative(values: Tensor) -> Tensor:
     """The values over their mean; zeros stay."""
     return values / values.mean().clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def bn_rank(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """Rank of `bn_scale` within the group, (rank + 1) / n: one threshold takes the same share of every group."""
+    return _share_of_rank(bn_scale(group, statistics))
+
+
+def _share_of_rank(scores: Tensor) -> Tensor:
+    return (scores.argsort(stable=True).argsort() + 1).double() / len(scores)
 
 
 def _norm(statistics: Statistics, layer: str) -> nn.BatchNorm2d:

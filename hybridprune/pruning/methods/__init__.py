@@ -20,10 +20,13 @@ from hybridprune.pruning.methods import (
     l1,
     lookahead,
     masksparsity,
+    nuspm,
     peel,
     random,
+    rni,
     slimming,
     taylor,
+    ucs,
     uniform,
 )
 
@@ -47,4 +50,7 @@ METHODS: Mapping[str, Method] = {
     "masksparsity": masksparsity.METHOD,
     "peel": peel.METHOD,
     "adapruner": adapruner.METHOD,
+    "nuspm": nuspm.METHOD,
+    "ucs": ucs.METHOD,
+    "rni": rni.METHOD,
 }

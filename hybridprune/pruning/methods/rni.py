@@ -1,0 +1,39 @@
+"""Receding Neuron Importances (Suteu & Guo 2022): bounded scales, of which the weak ones recede before the cut."""
+
+from __future__ import annotations
+
+from hybridprune.config import SparsityOptions
+from hybridprune.engine.pressure import Drive
+from hybridprune.models.sigmoid_norm import bound, conclude
+from hybridprune.pruning.channel_scores import Statistics
+from hybridprune.pruning.channel_scores.magnitude import bn_scale
+from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.pressures.receding import receding_drive
+from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+from hybridprune.store.seeds import generator
+
+WEIGHT = 1e-4
+"""Of the authors' code."""
+
+
+def prepare(target: Target, options: SparsityOptions) -> Drive:
+    """Bind the BatchNorms of the channels that may go (`bounded`), and let the weak ones recede.
+
+    The parent's scales become the importances, and ``gamma ~ N(0, 1)`` only where there is no parent (``sparse_start:
+    scratch``, as published): redrawn scales would throw away what the network knows of its channels, and sparse
+    training is short. The shifts are lost in either case; as are the signs of the scales, which are hardly ever
+    negative but for channels near zero. Published nets have bounded scales everywhere; here the norms whose channels
+    stay anyway keep their scale and shift. Raises UserError if channels have no BatchNorm with a scale.
+    """
+    modules = dict(target.model.named_modules())
+    for group in target.groups:
+        bn_scale(group, Statistics(modules))  # not after hours of training
+    norms = sorted({member.layer for group in target.groups for member in group.of("norm")})
+    bound(target.model, norms, generator(target.seed, "gamma"))
+    weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight
+    return receding_drive(target.model, weight, options.rni_shift)
+
+
+# Concluded, a scale is the importance sigmoid(gamma). Fine-tuning then has shifts again, which start at 0: nothing
+# after the cut has to know another kind of BatchNorm.
+METHOD = ChannelMethod(bn_scale, sparsity=Sparsity(before=SparseTraining(prepare), conclude=conclude), least=3)
