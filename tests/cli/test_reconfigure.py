@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,10 +16,10 @@ from torch import Tensor
 import hybridprune
 from hybridprune import reconfigure
 from hybridprune.engine.fit import Fit
-from hybridprune.errors import Interrupted
+from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count
 from hybridprune.store.run_folder import RunFolder
-from tests.cases import random_decisions, random_images, run_cli
+from tests.cases import batches_of, random_decisions, random_images, random_net, run_cli
 from tests.cli.cases import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
 
 MODEL = "model.safetensors"
@@ -175,6 +176,17 @@ def test_what_is_not_lossless_is_not_written(whole: Path, tmp_path: Path, monkey
     monkeypatch.setattr(reconfigure, "unread_channels", lambda net, group: right(net, group)[1:])
     done = reconfigured(whole, "--output", tmp_path / "small")
     assert done.returncode == 1 and "other MACs than its masks" in done.stderr and not any(tmp_path.iterdir())
+
+
+def test_logits_that_differ_by_more_than_rounding_are_noticed() -> None:
+    net = random_net(8, 4)
+    batches = batches_of(random_images(4), torch.zeros(4), 2)
+    assert reconfigure.largest_difference(net, net, batches) == 0
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.backbone.classifier.bias.add_(1e-6)
+    with pytest.raises(RunFailed, match="other logits"):
+        reconfigure.largest_difference(net, other, batches)
 
 
 def test_users_mistakes(whole: Path, run: Path, finished: Path, tmp_path: Path) -> None:
