@@ -12,8 +12,7 @@ of the dense network as well. Learning rates and schedules are the same for all.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,12 +75,20 @@ def common(network: str, data_dir: str, work: Path, images: int, seed: int) -> l
     ]  # fmt: skip
 
 
-def run_of(work: Path, exp_name: str, stage: str) -> RunFolder:
-    """The finished run of a stage in an experiment."""
-    found = [path.parent for path in (work / exp_name).glob("*/result.json")]
-    runs = [RunFolder(path) for path in found if json.loads((path / "result.json").read_text())["stage"] == stage]
-    assert len(runs) == 1, (work, exp_name, runs)
-    return runs[0]
+def finished(
+    work: Path, exp_name: str, stage: str, run: Callable[[Sequence[str]], object], argv: list[str]
+) -> RunFolder:
+    """The run of a stage in an experiment: the one that is there, or what ``run`` makes of ``argv`` (resumed)."""
+    folder = work / exp_name
+
+    def found() -> list[RunFolder]:
+        runs = [RunFolder(path.parent) for path in folder.glob("*/result.json")]
+        return [each for each in runs if each.read_json("result.json")["stage"] == stage]
+
+    if not found():
+        run([*argv, "--exp_name", exp_name, *(["--resume"] if list(folder.glob("*/train_state.pt")) else [])])
+    (one,) = found()
+    return one
 
 
 def outcome(run: RunFolder, test: EvalBatches) -> dict[str, Any]:
@@ -127,30 +134,25 @@ def run_network(network: str, options: argparse.Namespace) -> None:
     base, more, seed = options.base, options.more, options.seed
     work = Path(options.work) / f"{network}-{options.images}-{base}"
     flags = common(network, options.data_dir, work, options.images, seed)
-    sp.main([*flags, "--epochs", str(base), "--lr", "0.1"])
-    dense = run_of(work, "default", "sp")
+    dense = finished(work, "default", "sp", sp.main, [*flags, "--epochs", str(base), "--lr", "0.1"])
     config = sp.resolve(sp.SpConfig(), flags, prog="", description="").config
     images = sp.Images.of(load_images(config.data), None, config, torch.device("cpu"))
     key = {"network": network, "images_trained": options.images, "base": base, "more": more, "seed": seed}
     if find_line(read_lines(RESULTS), arm=DENSE, **key) is None:
-        weights = ["--weights", str(dense.model_file), "--exp_name", f"{DENSE}-{more}"]
-        sp.main([*flags, "--epochs", str(more), "--lr", "0.05", *weights])
-        line = outcome(run_of(work, f"{DENSE}-{more}", "sp"), images.test())
+        argv = [*flags, "--epochs", str(more), "--lr", "0.05", "--weights", str(dense.model_file)]
+        line = outcome(finished(work, f"{DENSE}-{more}", "sp", sp.main, argv), images.test())
         append_line(RESULTS, {"arm": DENSE, "target": 1.0, **key, "sparse_epochs": 0, "tune_epochs": more, **line})
     for name in options.arms:
         arm, target = ARMS[name], options.target_flops
         if find_line(read_lines(RESULTS), arm=name, target=target, **key) is not None:
             continue
         sparse, tune = arm.epochs(base, more)
-        experiment = f"{name}-{target}-{more}"
-        prune.main(
-            [
-                *flags, *arm.flags, "--config_path", str(HERE.parent / "config.json"), "--exp_name", experiment,
-                "--checkpoint_file", str(dense.path), "--method", arm.method, "--target_flops", str(target),
-                "--sparse_epochs", str(sparse), "--epochs_start", str(tune), "--epochs_end", str(tune), "--lr", "0.05",
-            ]
-        )  # fmt: skip
-        line = outcome(run_of(work, experiment, "prune"), images.test())
+        argv = [
+            *flags, *arm.flags, "--config_path", str(HERE.parent / "config.json"), "--checkpoint_file", str(dense.path),
+            "--method", arm.method, "--target_flops", str(target), "--sparse_epochs", str(sparse),
+            "--epochs_start", str(tune), "--epochs_end", str(tune), "--lr", "0.05",
+        ]  # fmt: skip
+        line = outcome(finished(work, f"{name}-{target}-{more}", "prune", prune.main, argv), images.test())
         epochs = {"sparse_epochs": sparse * len(sparsity_of(arm.method).trainings), "tune_epochs": tune}
         append_line(RESULTS, {"arm": name, "target": target, **key, **epochs, **line})
         print(network, name, f"{line['accuracy']:.2%} at {line['share']:.3f}", flush=True)
