@@ -1,4 +1,4 @@
-"""A data set for a training in memory: by name, by options or given."""
+"""A data set for a training without a run folder: by name, by options or given."""
 
 from __future__ import annotations
 
@@ -61,8 +61,10 @@ class Images:
         )
         order = torch.randperm(len(split.train), generator=generator(seed, "recalibration"))
         sample = split.train[order[:RECALIBRATION_IMAGES]]
+        small = data.train.pixels(order[:1]).shape[-1] <= 64
+        eval_batch = EVAL_BATCH if small else min(EVAL_BATCH, batch_size)  # no more than a training step has to hold
         plain = [
-            EvalBatches(part, ids, batch_size=EVAL_BATCH, **common)
+            EvalBatches(part, ids, batch_size=eval_batch, **common)
             for part, ids in ((data.train, sample), (data.train, split.validation), (data.test, None))
         ]
         return Images(data, place, Epochs(training), *plain)
