@@ -310,8 +310,8 @@ class SparsityOptions:
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
     sparse_start: str = option(
         "auto",
-        "what the first of them starts from: parent (its weights), scratch (newly initialised ones), or auto (as the "
-        "method was published)",
+        "what the first of them starts from: parent (its weights), scratch (newly initialised ones), or auto (scratch "
+        "for nuspm, which was made for it, else parent)",
         choices=("auto", "parent", "scratch"),
     )
     sparsity_weight: float | None = option(

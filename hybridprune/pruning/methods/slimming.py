@@ -19,4 +19,4 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
     return Drive(ScalePressure(all_scales(target.model), weight))
 
 
-METHOD = ChannelMethod(bn_scale, sparsity=Sparsity(before=SparseTraining(prepare)))
+METHOD = ChannelMethod(bn_scale, sparsity=Sparsity(before=SparseTraining(prepare)), least=3)
