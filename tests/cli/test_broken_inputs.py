@@ -196,9 +196,10 @@ def test_an_unfinished_parent(results: Path) -> None:
 
 def test_parents_of_several_seeds(results: Path) -> None:
     assert stage("sp", "--result_dir", results, "--seed", 7, "--epochs", 1).returncode == 0
-    assert_refused(prune(results), "0, 7", "--checkpoint_file")
-    done = prune(results, "--checkpoint_file", folder_of(results, "sp", seed=7), "--dry-run")
-    assert done.returncode == 0 and "sp-seed7" in done.stderr
+    assert_refused(prune(results, "--seed", 3), "0, 7", "--seed 3", "--checkpoint_file")
+    for wanted in (("--seed", 7), ("--checkpoint_file", folder_of(results, "sp", seed=7))):
+        done = prune(results, *wanted, "--dry-run")
+        assert done.returncode == 0 and "sp-seed7" in done.stderr
 
 
 def truncated(run: Path) -> None:

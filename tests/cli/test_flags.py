@@ -34,6 +34,7 @@ OWN_FLAGS = {
         "--data_dir --device --batch --bs --output --onnx --program --harden --never --always --unprofitable "
         "--keep_state"
     ),
+    "hybridprune.reconfigure": "--output --data_dir --batch_size --bs --device",
     "hybridprune.report": "--format --output --plot --html --gallery --gallery_images --data_dir --device",
     "hybridprune.sweep": "--data_dir --batch_size --bs --device --points --split --output",
     "hybridprune.sweep_runs": (

@@ -33,7 +33,7 @@ def test_specification_of_another_format_is_refused(tmp_path: Path) -> None:
         run.read_spec()
 
 
-@pytest.mark.parametrize("key", [*SPEC.to_json()])
+@pytest.mark.parametrize("key", sorted(SPEC.to_json().keys() - {"centre_crop"}))  # younger than other runs
 def test_incomplete_specification_is_refused(key: str, tmp_path: Path) -> None:
     record = SPEC.to_json()
     del record[key]
