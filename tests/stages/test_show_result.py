@@ -1,0 +1,30 @@
+"""What a stage prints of a finished run, whichever version made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridprune.stages.common import show_result
+from hybridprune.store.run_folder import RunFolder
+
+RESULT: dict[str, Any] = {
+    "test": {
+        "always_on": {"accuracy": 0.5},
+        "routed": {"accuracy": 0.4, "expected_macs": 50.0, "mean_rate": 0.5, "block_rates": [0.25, 0.75]},
+    },
+    "dense": {"macs": 100, "params": 10},
+    "macs": {"backbone": 60, "gates": 1},
+}
+
+
+@pytest.mark.parametrize(("more", "shown"), [({}, False), ({"effective_sparsity": 0.375}, True)])
+def test_runs_of_older_versions_are_shown_too(
+    more: dict[str, Any], shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_result(RunFolder(tmp_path), {**RESULT, **more})
+    said = capsys.readouterr().out
+    assert "test accuracy 50.00%" in said and "(60.0% of dense)" in said and "0.25 0.75" in said
+    assert ("effective sparsity: 37.5%" in said) == shown
