@@ -6,6 +6,7 @@ resolver needs: the help text, the bounds, the choices and, where the published 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,13 @@ METHOD_NAMES = (
 )
 
 
-_SCHEDULES = ("exponential", "stair", "up-down", "cosine")
+# Kind -> the points that it has if none are given.
+_SCHEDULES = {
+    "exponential": {"0": 1.0, "1": 0.01},
+    "stair": {"0.5": 0.1, "0.75": 0.01},
+    "up-down": {"0": 0.2, "0.1": 1.0, "1": 0.0},
+    "cosine": {"0": 0.01, "0.05": 1.0, "1": 0.0},
+}
 
 
 def option(
@@ -51,12 +58,14 @@ def option(
     high: float | None = None,
     above: float | None = None,
     identity: bool = True,
+    follows: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """Declare one option of a stage.
 
     ``key`` is its name in config.json and ``flags`` are its names on the command line (default: the field's name).
     Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice.
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
+    ``follows`` names an earlier option of the same concern, and for each of its values the default that goes with it.
     """
     metadata = {
         "help": help,
@@ -68,6 +77,7 @@ def option(
         "high": high,
         "above": above,
         "identity": identity,
+        "follows": follows,
     }
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -154,12 +164,16 @@ class OptimOptions:
     scheduler_id: str = option(
         "stair",
         "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear), 3 "
-        'cosine (linear up, half a cosine down: {"0": 0, "0.05": 1, "1": 0} is a warm-up and one decay)',
-        choices=_SCHEDULES,
+        "cosine (linear up, half a cosine down)",
+        choices=tuple(_SCHEDULES),
         aliases={alias: name for number, name in enumerate(_SCHEDULES) for alias in (number, str(number))},
     )
     scheduler_params: dict[str, float] = option(
-        {"0.5": 0.1, "0.75": 0.01}, "share of the epochs -> factor of lr, as JSON", low=0
+        _SCHEDULES["stair"],
+        "share of the epochs -> factor of lr, as JSON; without it those of the kind: "
+        + ", ".join(f"{kind} {json.dumps(points)}" for kind, points in _SCHEDULES.items()),
+        low=0,
+        follows=("scheduler_id", _SCHEDULES),
     )
     precision: str = option("fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"))
     channels_last: bool = option(True, "memory format of images and convolutions")

@@ -91,10 +91,18 @@ def resolve(
         elif o.key in file:
             value = _check(o, file[o.key], f"{path}: {o.key}")
         else:
-            value = o.default
+            value = _default(o, concerns.get(o.concern, {}))
         concerns.setdefault(o.concern, {})[o.name] = value
     replaced = {name: dataclasses.replace(getattr(default, name), **values) for name, values in concerns.items()}
     return Invocation(dataclasses.replace(default, **replaced), **wishes)
+
+
+def _default(o: _Option, earlier: Mapping[str, Any]) -> Any:
+    """What an option is if nobody says, given the earlier ones of its concern."""
+    if o.metadata["follows"] is None:
+        return o.default
+    name, defaults = o.metadata["follows"]
+    return dict(defaults[earlier[name]])
 
 
 class _Parser(argparse.ArgumentParser):

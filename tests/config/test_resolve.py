@@ -103,6 +103,21 @@ def test_scheduler_by_number_or_name(id: int, name: str, config_file: Callable[.
         assert parse(SpConfig(), "--scheduler_id", str(value)).config.optim.scheduler_id == name
 
 
+@pytest.mark.parametrize("default", STAGES)
+def test_a_scheduler_brings_its_own_points_unless_some_are_given(
+    default: Config, config_file: Callable[..., Path]
+) -> None:
+    def points(*argv: str, **keys: Any) -> dict[str, float]:
+        return to_json(parse(default, *argv, config_path=config_file(**keys)).config)["scheduler_params"]
+
+    assert points() == points("--scheduler_id", "stair") == {"0.5": 0.1, "0.75": 0.01}
+    assert points("--scheduler_id", "cosine") == points(scheduler_id=3) == {"0": 0.01, "0.05": 1, "1": 0}
+    assert points("--scheduler_id", "up-down") == {"0": 0.2, "0.1": 1, "1": 0}
+    assert points("--scheduler_id", "exponential") == {"0": 1, "1": 0.01}
+    assert points("--scheduler_id", "cosine", scheduler_params={"1": 0.5}) == {"1": 0.5}
+    assert points("--scheduler_id", "cosine", "--scheduler_params", "{}") == {}
+
+
 def test_a_key_of_another_stage_is_legal_and_ignored(config_file: Callable[..., Path]) -> None:
     assert parse(SpConfig(), config_path=config_file(prune_ratio=0.3, gamma=0.9)).config == SpConfig()
 
