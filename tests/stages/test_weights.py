@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,10 @@ NETWORKS = {
 }
 
 
-def _published(name: str, path: Path, classes: int = 7) -> nn.Module:
+def _published(name: str, path: Path, classes: int = 7, **options: bool) -> nn.Module:
     """An untrained network of torchvision's, its state dict saved as torchvision publishes them."""
     torch.manual_seed(1)
-    net = models.get_model(name, weights=None, num_classes=classes)
+    net = models.get_model(name, weights=None, num_classes=classes, **options)
     with torch.no_grad():
         for tensor in net.state_dict().values():
             if tensor.is_floating_point():
@@ -70,6 +71,37 @@ def test_all_but_the_classifier(name: str, tmp_path: Path, capsys: pytest.Captur
 def test_as_many_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = _published("mobilenet_v3_small", tmp_path / "net.pth", 3)
     net, images = _started("mobilenet_v3_small", 3, tmp_path / "net.pth"), random_images(2, 64)
+    torch.testing.assert_close(_logits(net.backbone, images), _logits(published, images))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("name", "heads"), [("googlenet", "(aux1, aux2)"), ("inception_v3", "(AuxLogits)")])
+def test_auxiliary_heads_are_left_out(
+    name: str, heads: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = _published(name, tmp_path / "net.pth", 3, init_weights=False)
+    net, images = _started(name, 3, tmp_path / "net.pth"), random_images(2, 96)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and heads in said[0] and f"{name} has none here" in said[0]
+    torch.testing.assert_close(_logits(net.backbone, images), _logits(published, images))
+
+
+def test_auxiliary_heads_of_other_networks_are_refused(tmp_path: Path) -> None:
+    _published("mobilenet_v3_small", tmp_path / "net.pth")
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    torch.save({**state, "aux1.fc.weight": torch.ones(2, 2)}, tmp_path / "spoilt.pth")
+    with pytest.raises(UserError, match=r"aux1\.fc\.weight is \[2, 2\], the network has nothing"):
+        _started("mobilenet_v3_small", 3, tmp_path / "spoilt.pth")
+
+
+def test_densenets_have_dots_in_published_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = _published("densenet121", tmp_path / "net.pth", 3)
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    # The other way round than torchvision's loader: denselayer1.norm1.weight was denselayer1.norm.1.weight.
+    dotted = {re.sub(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3", key): value for key, value in state.items()}
+    assert len(dotted) == len(state) and "features.denseblock1.denselayer1.norm.1.weight" in dotted
+    torch.save(dotted, tmp_path / "net.pth")
+    net, images = _started("densenet121", 3, tmp_path / "net.pth"), random_images(2, 32)
     torch.testing.assert_close(_logits(net.backbone, images), _logits(published, images))
     assert capsys.readouterr().err == ""
 
