@@ -3,8 +3,8 @@
     python -m benchmarks.data --images 50000 --batch 128 256 --epochs 5 --threads 2 --files 512 --workers 0 2
 
 Random 32x32 images in memory; as files (`--dataset imagefolder`), smooth noise of about 500x400 pixels in a temporary
-folder, from which random resized crops of 224x224 are taken. Each figure is the median over epochs, in images per second.
-The first, untimed epoch starts the workers and brings the files into the operating system's cache.
+folder, from which random resized crops of 224x224 are taken. Each figure is the median over epochs, in images per
+second. The first, untimed epoch starts the workers and brings the files into the operating system's cache.
 """
 
 from __future__ import annotations

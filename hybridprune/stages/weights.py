@@ -20,8 +20,8 @@ def start_from(net: GatedNetwork, spec: NetworkSpec, path: Path) -> None:
     """Load a dense checkpoint, safetensors or a ``torch.save`` of a state dict, into the backbone that ``spec`` names.
 
     Names may carry the prefixes ``module.`` and ``backbone.``. Of a checkpoint for another number of classes all but
-    the classifier is taken, auxiliary heads never are, and the user is told. Raises UserError if it cannot be read without executing code, or is
-    of another architecture.
+    the classifier is taken, auxiliary heads never are, and the user is told. Raises UserError if it cannot be read
+    without executing code, or is of another architecture.
     """
     plain = {name.removeprefix("module.").removeprefix("backbone."): value for name, value in _read(path).items()}
     found = {name: value for name, value in plain.items() if not name.startswith("gate.")}
