@@ -25,7 +25,7 @@ from hybridprune.measure.cost import count_module
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d, bound, conclude
 from hybridprune.models.spec import ARCHITECTURES, NetworkSpec
 from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.magnitude import bn_scale
+from hybridprune.pruning.channel_scores.scale import bn_scale
 from hybridprune.pruning.channels import channel_groups, remove_channels
 from hybridprune.pruning.pressures.receding import receding_drive
 from hybridprune.pruning.pressures.scale import ScalePressure, all_scales

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
-from hybridprune.pruning.method import ChannelMethod, DirectionMethod
+from hybridprune.pruning.allocation import allocate
+from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
 from hybridprune.pruning.methods import METHODS
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.propose_channels import Wish, propose_channels, target
@@ -28,7 +29,7 @@ def propose(
     itself raises InfeasibleBudget here, and not when the proposal is asked to allocate.
     """
     method = METHODS[options.method]
-    allocation = method.allocation if options.allocation == "auto" else options.allocation
+    allocation = _allocation(method, options)
     if isinstance(method, DirectionMethod):
         return propose_directions(subject, method, allocation, options, curvature)
     wish = Wish(sparsity or SparsityOptions(), budget, removed)
@@ -49,4 +50,17 @@ def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, 
     method = METHODS[options.method]
     if not isinstance(method, ChannelMethod):
         raise UserError(f"--method {options.method}: does not train towards sparsity")
-    return target(subject, method, options, budget, removed)
+    found = target(subject, method, options, budget, removed)
+    allocate(found.space, _allocation(method, options), ratio=0.0, budget=None)  # refused now, not after the training
+    return found
+
+
+def _allocation(method: Method, options: CutOptions) -> str:
+    """What ``auto`` means; UserError if the scores could not be compared as it needs."""
+    allocation = method.allocation if options.allocation == "auto" else options.allocation
+    if options.normalize and allocation in ("peel", "adapruner"):
+        raise UserError(
+            f"--normalize: gives all layers the same mean score but for their widths, by which allocation {allocation} "
+            "would share out the budget; leave it out"
+        )
+    return allocation

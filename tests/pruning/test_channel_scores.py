@@ -386,11 +386,11 @@ def test_group_l2_is_that_of_torch_pruning(depth: int) -> None:
 
 
 def test_bn_scale_needs_a_scale() -> None:
-    with pytest.raises(UserError, match="no BatchNorm scales the channels of a: add it to --exclude"):
+    with pytest.raises(UserError, match=r"no BatchNorm scales the channels of a, .*; add it to --exclude"):
         CHANNEL_METHODS["bn-scale"].score(PLAIN, Statistics({}))
     every = [[i] for i in range(C_OUT)]
     group = group_of(("a", "producer", every), ("bn", "norm", every))
-    with pytest.raises(UserError, match=r"no BatchNorm scales.*bn-scale"):
+    with pytest.raises(UserError, match="no BatchNorm scales"):
         CHANNEL_METHODS["bn-scale"].score(group, Statistics({"bn": nn.BatchNorm2d(4, affine=False)}))
 
 

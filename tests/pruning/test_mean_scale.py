@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.scale import mean_scale
+from hybridprune.pruning.channel_scores.scale import bn_rank, bn_scale, mean_scale
 from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
 
 
@@ -70,6 +70,24 @@ def test_groups_without_a_norm_follow_what_they_read() -> None:
     for threshold, share in ((0.25, 0.25), (0.45, 0.5), (0.65, 0.75)):
         assert float((mean_scale(groups["squeeze"], statistics) < threshold).double().mean()) == share
         assert abs(float((stem < threshold).double().mean()) - share) <= 1 / 8
+
+
+def test_scores_by_scale_rank_groups_without_a_norm_too() -> None:
+    net = Excited()
+    groups = channel_groups(net, lambda m, x: m(x), torch.zeros(1, 3, 8, 8), exclude=(), coupled=True)
+    statistics = Statistics(dict(net.named_modules()), groups=groups)
+    for group in groups:  # one norm: the sum over the norms is their mean
+        assert torch.equal(bn_scale(group, statistics), mean_scale(group, statistics))
+    nn.init.constant_(net.squeeze.weight, 1.0)
+    net.squeeze.weight.data *= torch.tensor([3.0, 1.0, -4.0, 2.0]).view(4, 1, 1, 1)
+    assert bn_rank(groups[1], statistics).tolist() == [0.75, 0.25, 1.0, 0.5]
+
+
+def test_the_scale_of_a_group_is_the_sum_of_its_norms() -> None:
+    every = [[0], [1]]
+    group = ChannelGroup("a", 2, True, (member("x", "norm", every), member("y", "norm", every)))
+    statistics = Statistics({"x": norm(1.0, -2.0), "y": norm(0.5, 0.25)}, groups=[group])
+    assert bn_scale(group, statistics).tolist() == [1.5, 2.25]
 
 
 def test_what_follows_nothing_is_refused() -> None:

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores.statistics import Statistics, sum_over
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.group import Role
@@ -40,21 +39,7 @@ def read_weight(group: ChannelGroup, statistics: Statistics) -> Tensor:
 
 def uniform(group: ChannelGroup, statistics: Statistics) -> Tensor:
     """Rank of the L1 score within the group, (rank + 1) / n: one threshold takes the same share of every group."""
-    return _share_of_rank(l1(group, statistics))
-
-
-def bn_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
-    """``|gamma|`` of the channel's BatchNorms, compared between layers as it is (Liu et al. 2017, section 3).
-
-    Raises UserError if a group has no BatchNorm, or one without a scale.
-    """
-    norms = group.of("norm")
-    if not norms or any(not _norm(statistics, m.layer).affine for m in norms):
-        raise UserError(
-            f"no BatchNorm scales the channels of {group.name}: add it to --exclude, or choose a --method that does "
-            "without (bn-scale, slimming, ucs and rni do not), such as l1"
-        )
-    return sum_over(group, norms, lambda layer: _norm(statistics, layer).weight.detach().abs())
+    return share_of_rank(l1(group, statistics))
 
 
 def group_l2(group: ChannelGroup, statistics: Statistics) -> Tensor:
@@ -99,12 +84,8 @@ def _relative(values: Tensor) -> Tensor:
     return values / values.mean().clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def bn_rank(group: ChannelGroup, statistics: Statistics) -> Tensor:
-    """Rank of `bn_scale` within the group, (rank + 1) / n: one threshold takes the same share of every group."""
-    return _share_of_rank(bn_scale(group, statistics))
-
-
-def _share_of_rank(scores: Tensor) -> Tensor:
+def share_of_rank(scores: Tensor) -> Tensor:
+    """(rank + 1) / n of each score ``[n]``."""
     return (scores.argsort(stable=True).argsort() + 1).double() / len(scores)
 
 

@@ -1,4 +1,4 @@
-"""The mean scale of a group's BatchNorms, and of what groups without any follow (pure)."""
+"""The scales of a group's BatchNorms, and of what groups without any follow (pure)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.errors import UserError
-from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.channel_scores.magnitude import l1, share_of_rank
 from hybridprune.pruning.channel_scores.statistics import Statistics, sum_over
 from hybridprune.pruning.channels import ChannelGroup
 
 
-def mean_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
-    """Mean ``|gamma|`` of the channel over the group's BatchNorms: their number does not make a group important.
+def bn_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """``|gamma|`` of the channel's BatchNorms, compared between layers as it is (Liu et al. 2017, section 3).
 
     A group without one (the squeezed channels of squeeze-excite, a hidden linear layer) follows the groups that its
     layers read: its channels, in the order of their L1 norms, get the same scores. So it is as important as these, and
@@ -20,7 +20,24 @@ def mean_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
 
     Raises UserError if it follows no group with a BatchNorm.
     """
-    scores = _scores(group, statistics, {group.name})
+    return _followed(group, statistics, mean=False)
+
+
+def bn_rank(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """Rank of `bn_scale` within the group, (rank + 1) / n: one threshold takes the same share of every group."""
+    return share_of_rank(bn_scale(group, statistics))
+
+
+def mean_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    """`bn_scale`, but the mean over the group's BatchNorms: their number does not make a group important.
+
+    Raises UserError if it follows no group with a BatchNorm.
+    """
+    return _followed(group, statistics, mean=True)
+
+
+def _followed(group: ChannelGroup, statistics: Statistics, *, mean: bool) -> Tensor:
+    scores = _scores(group, statistics, {group.name}, mean)
     if scores is None:
         raise UserError(
             f"--method: no BatchNorm scales the channels of {group.name}, or those that it is computed from; add it "
@@ -29,7 +46,7 @@ def mean_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
     return scores
 
 
-def _scores(group: ChannelGroup, statistics: Statistics, visited: set[str]) -> Tensor | None:
+def _scores(group: ChannelGroup, statistics: Statistics, visited: set[str], mean: bool) -> Tensor | None:
     scales = {
         member.layer: statistics.layers[member.layer].get_parameter("weight").detach().abs()
         for member in group.of("norm")
@@ -37,12 +54,13 @@ def _scores(group: ChannelGroup, statistics: Statistics, visited: set[str]) -> T
     }
     if scales:
         norms = [member for member in group.of("norm") if member.layer in scales]
-        return sum_over(group, norms, scales.__getitem__) / sum(member.index.shape[1] for member in norms)
+        total = sum_over(group, norms, scales.__getitem__)
+        return total / sum(member.index.shape[1] for member in norms) if mean else total
     layers = {member.layer for member in group.of("producer")}
     read = []
     for other in statistics.groups:
         if other.name not in visited and any(member.layer in layers for member in other.of("consumer")):
-            read.append(_scores(other, statistics, visited | {other.name}))
+            read.append(_scores(other, statistics, visited | {other.name}, mean))
     followed = [scores for scores in read if scores is not None]
     if not followed:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import UserError
-from hybridprune.pruning.channel_scores.magnitude import bn_scale
+from hybridprune.pruning.channel_scores.scale import bn_scale
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.mask import mask_at_budget, mask_at_threshold
 from hybridprune.pruning.method import ChannelMethod
@@ -25,17 +25,31 @@ THRESHOLDS = {"magnitude": 0.01, "energy": 1e-4}
 
 
 def prepare_all(target: Target, options: SparsityOptions) -> Drive:
-    """``lambda sum |gamma|`` over all BatchNorms of the network."""
+    """``lambda sum |gamma|`` over all BatchNorms of the network.
+
+    Raises UserError if a group has none that could vote afterwards.
+    """
+    for group in target.groups:
+        scales(target.model, group)  # not after hours of training
     return Drive(ScalePressure(all_scales(target.model), _weight(options)))
 
 
 def prepare_masked(target: Target, options: SparsityOptions) -> Drive:
-    """``lambda sum |gamma|`` over the channels that will go."""
+    """``lambda sum |gamma|`` over the channels that will go; UserError if the threshold is below all scales."""
+    if target.budget is None and not any(target.removed.values()):
+        raise UserError(
+            f"--mask_threshold {_threshold(options):g}: no BatchNorm can lose a channel at it (--mask_rule "
+            f"{options.mask_rule}); raise it, --sparsity_weight or --sparse_epochs, or give --target_flops"
+        )
     return Drive(ScalePressure(doomed_scales(target), _weight(options)))
 
 
 def _weight(options: SparsityOptions) -> float:
     return WEIGHT if options.sparsity_weight is None else options.sparsity_weight
+
+
+def _threshold(options: SparsityOptions) -> float:
+    return THRESHOLDS[options.mask_rule] if options.mask_threshold is None else options.mask_threshold
 
 
 def select(target: Target, options: SparsityOptions) -> Removal:
@@ -45,8 +59,7 @@ def select(target: Target, options: SparsityOptions) -> Removal:
     """
     levels = [RULES[options.mask_rule](scales(target.model, group)) for group in target.groups]
     if target.budget is None:
-        threshold = THRESHOLDS[options.mask_rule] if options.mask_threshold is None else options.mask_threshold
-        gone = mask_at_threshold(target.space, levels, threshold)
+        gone = mask_at_threshold(target.space, levels, _threshold(options))
     else:
         gone = mask_at_budget(target.space, levels, target.budget)
     return {group.name: channels.tolist() for group, channels in zip(target.groups, gone, strict=True)}

@@ -6,7 +6,7 @@ from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
 from hybridprune.models.sigmoid_norm import bound, conclude
 from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.magnitude import bn_scale
+from hybridprune.pruning.channel_scores.scale import bn_scale
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.receding import receding_drive
 from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
@@ -23,11 +23,12 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
     scratch``, as published): redrawn scales would throw away what the network knows of its channels, and sparse
     training is short. The shifts are lost in either case; as are the signs of the scales, which are hardly ever
     negative but for channels near zero. Published nets have bounded scales everywhere; here the norms whose channels
-    stay anyway keep their scale and shift. Raises UserError if channels have no BatchNorm with a scale.
+    stay anyway keep their scale and shift. Raises UserError if channels neither have
+    a BatchNorm with a scale nor follow such.
     """
     modules = dict(target.model.named_modules())
     for group in target.groups:
-        bn_scale(group, Statistics(modules))  # not after hours of training
+        bn_scale(group, Statistics(modules, groups=target.groups))  # not after hours of training
     norms = sorted({member.layer for group in target.groups for member in group.of("norm")})
     bound(target.model, norms, generator(target.seed, "gamma"))
     weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight

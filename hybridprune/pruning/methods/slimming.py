@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
-from hybridprune.pruning.channel_scores.magnitude import bn_scale
+from hybridprune.pruning.channel_scores import Statistics
+from hybridprune.pruning.channel_scores.scale import bn_scale
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.scale import ScalePressure, all_scales
 from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
@@ -14,7 +15,13 @@ WEIGHT = 1e-4
 
 
 def prepare(target: Target, options: SparsityOptions) -> Drive:
-    """``lambda sum |gamma|`` over all BatchNorms of the network (equation 1), also where no channel may go."""
+    """``lambda sum |gamma|`` over all BatchNorms of the network (equation 1), also where no channel may go.
+
+    Raises UserError if there are channels that the scales could not rank afterwards.
+    """
+    modules = dict(target.model.named_modules())
+    for group in target.groups:
+        bn_scale(group, Statistics(modules, groups=target.groups))  # not after hours of training
     weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight
     return Drive(ScalePressure(all_scales(target.model), weight))
 

@@ -3,7 +3,7 @@
 The baseline of Suteu & Guo 2022 that trains without a regulariser.
 """
 
-from hybridprune.pruning.channel_scores.magnitude import bn_rank
+from hybridprune.pruning.channel_scores.scale import bn_rank
 from hybridprune.pruning.method import ChannelMethod
 
 METHOD = ChannelMethod(bn_rank, least=3)
