@@ -219,6 +219,7 @@ def layer_channels(unpruned: GatedNetwork) -> dict[str, int]:
     }
 
 
-def plan_lines(proposal: Proposal, kept: Sequence[int]) -> list[str]:
-    """A plan for ``--dry-run``."""
-    return ["plan of the first iteration:", *proposal.describe(kept)]
+def plan_lines(proposal: Proposal, kept: Sequence[int], trains: bool) -> list[str]:
+    """A plan for ``--dry-run``; ``trains``: the network will be another one by then."""
+    when = " (of the parent as it is; the run trains it towards sparsity first)" if trains else ""
+    return [f"plan of the first iteration{when}:", *proposal.describe(kept)]

@@ -86,12 +86,13 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     distillation = Distillation.of(net, config.stage.kd_weight, config.stage.kd_temperature)
     stage = _Stage(config, images, cutting, cutting.schedule, copy.deepcopy(net.state_dict()), distillation)
     if invocation.dry_run:
-        if training := stage.schedule[0].sparse:
+        training = stage.schedule[0].sparse
+        if training is not None:
             # Refuses what the run itself would.
             training.prepare(cutting.target(copy.deepcopy(net), CutState()), config.sparsity)
         proposal = cutting.propose(net, 0)
         kept, _ = cutting.decide(proposal, 0, CutState())
-        show_plan("prune", spec, images, before, plan_lines(proposal, kept))
+        show_plan("prune", spec, images, before, plan_lines(proposal, kept, training is not None))
         return None
     return _prune(invocation, stage, spec, net, parent)
 

@@ -77,6 +77,8 @@ PRUNE_FLAGS = [
     (("--allocation", "greedy"), ("--allocation", "greedy", "rate_distortion")),
     (("--pruner_id", "2"), ("--pruner_id", "2")),
     (("--exclude", "*"), ("--exclude", "*")),
+    (("--method", "nuspm", "--target_flops", "none"), ("nuspm", "give --target_flops")),
+    (("--method", "peel", "--normalize"), ("--normalize", "peel")),
     (("--ma", "1"), ("--ma",)),
 ]
 

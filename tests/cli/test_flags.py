@@ -108,6 +108,12 @@ def test_dry_run_writes_nothing(name: str, finished: Path, tmp_path: Path) -> No
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_dry_run_says_that_the_network_will_have_been_trained(finished: Path) -> None:
+    for method, first in (("slimming", True), ("ucs", False)):
+        shown = stage("prune", "--result_dir", finished, "--dry-run", "--method", method).stdout
+        assert "plan of the first iteration" in shown and ("trains it towards sparsity first" in shown) == first
+
+
 def test_dry_run_of_pruning_shows_every_layers_ranks(finished: Path) -> None:
     shown = stage("prune", "--result_dir", finished, "--dry-run").stdout.splitlines()
     ranks = [line.strip() for line in shown if "input rank" in line]
