@@ -32,9 +32,9 @@ from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.masks import attach_masks, fold_masks, unread_channels
 from hybridprune.pruning.methods.nuspm import MASKED
 from hybridprune.pruning.space import Cost
+from hybridprune.stages.common import unpruned
 from hybridprune.stages.cutting import GATES, execute_all
 from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
-from hybridprune.stages.prune import unpruned
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder, RunSpec, load_weights
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridprune.data import Batch, EvalBatches
+from hybridprune.data import EvalBatches
+from hybridprune.deploy.validate import evaluate_module
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.in_memory import Data, Images
@@ -229,17 +230,10 @@ def _cost(net: nn.Module, images: Images) -> tuple[int, int]:
     return 2 * macs, params
 
 
-@torch.no_grad()
 def _accuracy(net: nn.Module, batches: EvalBatches) -> float:
     """Share of the images that are classified right, in eval mode."""
     with kept_modes(net):
-        net.eval()
-        right = [_right(net, batch) for batch in batches]
-    return float(torch.cat(right).double().mean())
-
-
-def _right(net: nn.Module, batch: Batch) -> Tensor:
-    return (net(batch.images).argmax(1) == batch.labels).cpu()
+        return evaluate_module(net.eval(), batches).accuracy
 
 
 def _run(net: nn.Module, images: Tensor) -> Tensor:

@@ -305,12 +305,16 @@ def finish(
     return result
 
 
+def unpruned(network: NetworkSpec) -> GatedNetwork:
+    """The architecture before any edit, on the meta device."""
+    with torch.device("meta"):
+        return dataclasses.replace(network, edits=()).build()
+
+
 def _effective_sparsity(net: GatedNetwork, spec: RunSpec, device: torch.device) -> float:
     """Of the backbone, every block executed, against the unpruned one."""
-    with torch.device("meta"):
-        dense = dataclasses.replace(spec.network, edits=()).build()
     example = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
-    return effective_sparsity(net.backbone, example, count_weights(dense.backbone))
+    return effective_sparsity(net.backbone, example, count_weights(unpruned(spec.network).backbone))
 
 
 def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hybridprune.config import Invocation, PruneConfig, resolve
@@ -48,6 +47,7 @@ from hybridprune.stages.common import (
     show_plan,
     show_result,
     to_device,
+    unpruned,
 )
 from hybridprune.stages.cutting import CutState, Cutting, Phase, layer_channels, plan_lines
 from hybridprune.stages.sp import routed_accuracy
@@ -95,12 +95,6 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         show_plan("prune", spec, images, before, plan_lines(proposal, kept, training is not None))
         return None
     return _prune(invocation, stage, spec, net, parent)
-
-
-def unpruned(network: NetworkSpec) -> GatedNetwork:
-    """The architecture before any edit, on the meta device."""
-    with torch.device("meta"):
-        return dataclasses.replace(network, edits=()).build()
 
 
 def _prune(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,13 @@ def bn_scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
     Raises UserError if it follows no group with a BatchNorm.
     """
     return _followed(group, statistics, mean=False)
+
+
+def check_scaled(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+    """Raise what `bn_scale` would: before hours of training, not after them."""
+    statistics = Statistics(dict(model.named_modules()), groups=groups)
+    for group in groups:
+        bn_scale(group, statistics)
 
 
 def bn_rank(group: ChannelGroup, statistics: Statistics) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
 from hybridprune.models.sigmoid_norm import bound, conclude
-from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.scale import bn_scale
+from hybridprune.pruning.channel_scores.scale import bn_scale, check_scaled
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.receding import receding_drive
 from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
@@ -26,9 +25,7 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
     stay anyway keep their scale and shift. Raises UserError if channels neither have
     a BatchNorm with a scale nor follow such.
     """
-    modules = dict(target.model.named_modules())
-    for group in target.groups:
-        bn_scale(group, Statistics(modules, groups=target.groups))  # not after hours of training
+    check_scaled(target.model, target.groups)
     norms = sorted({member.layer for group in target.groups for member in group.of("norm")})
     bound(target.model, norms, generator(target.seed, "gamma"))
     weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight

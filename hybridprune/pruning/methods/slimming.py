@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
-from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.scale import bn_scale
+from hybridprune.pruning.channel_scores.scale import bn_scale, check_scaled
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.scale import ScalePressure, all_scales
 from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
@@ -19,9 +18,7 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
 
     Raises UserError if there are channels that the scales could not rank afterwards.
     """
-    modules = dict(target.model.named_modules())
-    for group in target.groups:
-        bn_scale(group, Statistics(modules, groups=target.groups))  # not after hours of training
+    check_scaled(target.model, target.groups)
     weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight
     return Drive(ScalePressure(all_scales(target.model), weight))
 
