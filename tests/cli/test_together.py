@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,7 +172,9 @@ def test_torchrun_starts_a_stage(tmp_path: Path) -> None:
 
     refused = torchrun("--epochs", "0")
     assert refused.returncode != 0 and refused.stderr.count("error: --epochs 0") == 1
-    assert refused.stderr.count("exitcode  : 2 ") == 2  # torchrun's own account of both
+    # Torchrun's own account: it may end the one (SIGTERM) while that is still leaving after the other.
+    codes = re.findall(r"exitcode +: (-?\d+) ", refused.stderr)
+    assert len(codes) == 2 and "2" in codes and set(codes) <= {"2", "-15"}, refused.stderr
     assert not (tmp_path / "results").exists()
     done = torchrun()
     assert done.returncode == 0, done.stderr
