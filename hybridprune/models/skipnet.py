@@ -6,6 +6,7 @@ rollouts and the environment drive the same steps, so there is one implementatio
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -16,7 +17,7 @@ from hybridprune.models.gates import GATES, Decide, Hidden, greedy, straight_thr
 
 Mode = Literal["masked", "executed"]
 PIECE = 32
-"""Least images of a batch that are executed together."""
+"""Least images of a batch that are not executed all together."""
 
 
 class Routed(NamedTuple):
@@ -159,7 +160,8 @@ def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
         return block.execute(x, skipped)
     shares_memory = skipped.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     output = skipped.clone() if shares_memory or torch.is_grad_enabled() else skipped
-    for ids in chosen.split(_images_at_once(block, len(x))):
+    pieces = math.ceil(len(chosen) / _images_at_once(block, len(x)))
+    for ids in chosen.chunk(pieces):  # of one size: a few images left over do not fill the processor
         some = images_at(x, ids)
         executed = block.execute(some, some if skipped is x else images_at(skipped, ids))
         output.index_copy_(0, ids, executed.to(output.dtype))
@@ -168,14 +170,15 @@ def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
 
 
 def _images_at_once(block: ResidualBlock, batch: int) -> int:
-    """How many of ``batch`` images to execute together: in quarters the peak of memory is below the dense block's.
+    """How many of ``batch`` images to execute together: with half of them the peak of memory is the dense block's.
 
-    Never fewer than `PIECE`: a few images do not fill the processor, and take little memory anyway. All, where it
-    matters which are together: for gradients' graphs, and for layers in training mode.
+    It holds four tensors, in and out and two between; here all images are in and out, and the chosen ones four times.
+    Fewer images than `PIECE` take little memory anyway. All, where it matters which are together: for gradients'
+    graphs, and for layers in training mode.
     """
     if torch.is_grad_enabled() or any(module.training for module in cast(nn.Module, block).modules()):
         return batch
-    return max(batch // 4, PIECE)
+    return batch // 2 if batch >= PIECE else batch
 
 
 def images_at(x: Tensor, ids: Tensor) -> Tensor:
