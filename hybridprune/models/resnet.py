@@ -33,8 +33,9 @@ class BasicBlock(nn.Module):
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""
         # In place: nobody else reads what a BatchNorm gives, and allocating large tensors costs more than adding them.
-        hidden = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(hidden)).add_(skipped), inplace=True)
+        # Nor has the input of conv2 a name, which would keep it alive.
+        residual = self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        return F.relu(self.bn2(residual).add_(skipped), inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.execute(x, self.skip(x))

@@ -16,8 +16,8 @@ from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.gates import GATES, Decide, Hidden, greedy, straight_through
 
 Mode = Literal["masked", "executed"]
-PIECE = 32
-"""Least images of a batch that are not executed all together."""
+LARGE = 8 << 20
+"""Bytes of a block's input from which on the memory of copies matters."""
 
 
 class Routed(NamedTuple):
@@ -160,7 +160,7 @@ def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
         return block.execute(x, skipped)
     shares_memory = skipped.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     output = skipped.clone() if shares_memory or torch.is_grad_enabled() else skipped
-    pieces = math.ceil(len(chosen) / _images_at_once(block, len(x)))
+    pieces = math.ceil(len(chosen) / _images_at_once(block, x))
     for ids in chosen.chunk(pieces):  # of one size: a few images left over do not fill the processor
         some = images_at(x, ids)
         executed = block.execute(some, some if skipped is x else images_at(skipped, ids))
@@ -169,16 +169,17 @@ def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
     return output
 
 
-def _images_at_once(block: ResidualBlock, batch: int) -> int:
-    """How many of ``batch`` images to execute together: with half of them the peak of memory is the dense block's.
+def _images_at_once(block: ResidualBlock, x: Tensor) -> int:
+    """How many images of ``x`` to execute together: with a third of them the peak of memory is the dense block's.
 
-    It holds four tensors, in and out and two between; here all images are in and out, and the chosen ones four times.
-    Fewer images than `PIECE` take little memory anyway. All, where it matters which are together: for gradients'
-    graphs, and for layers in training mode.
+    It holds three tensors, its input and a layer's in and out; here all images are in and out, the chosen ones thrice.
+    All, where ``x`` is not `LARGE`, for a few images do not fill the processor, and where it matters which are
+    together: for gradients' graphs, and for layers in training mode.
     """
-    if torch.is_grad_enabled() or any(module.training for module in cast(nn.Module, block).modules()):
-        return batch
-    return batch // 2 if batch >= PIECE else batch
+    small = x.nbytes < LARGE
+    if small or torch.is_grad_enabled() or any(module.training for module in cast(nn.Module, block).modules()):
+        return len(x)
+    return math.ceil(len(x) / 3)
 
 
 def images_at(x: Tensor, ids: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hybridprune.models import skipnet
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.gates import GATES
-from hybridprune.models.skipnet import PIECE, GatedNetwork, Mode, RoutingState
+from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import random_decisions, random_images, random_net, randomised
 
@@ -226,9 +227,10 @@ def test_nothing_is_copied_where_all_or_none_are_executed(batch: int) -> None:
 
 
 @torch.no_grad()
-def test_images_that_are_executed_in_pieces_are_all_executed() -> None:
-    net, images = NETS["dense"], random_images(3 * PIECE + 1)
+def test_images_that_are_executed_in_pieces_are_all_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skipnet, "LARGE", 0)
+    net, images = NETS["dense"], random_images(97)
     decisions = torch.ones(len(images), net.num_gates)
-    decisions[::5] = 0  # 77 of 97 images are chosen: pieces of 39 and 38
+    decisions[::5] = 0  # 77 of 97 images are chosen: three pieces
     masked, executed = (net(images, decisions, mode).logits for mode in MODES)
     torch.testing.assert_close(executed, masked, rtol=1e-4, atol=1e-5)
