@@ -126,13 +126,12 @@ class DeployedNetwork(nn.Module):
         if not asked:
             none = logits.new_empty(logits.shape[0], 0)
             return Routed(logits, none, none)
-        one = logits.new_ones(logits.shape[0])
-        scores, taken = [], []
+        every, scores, taken = logits.shape[:1], [], []
         for (score, decision), step in zip(asked, list(self.steps)[1:], strict=True):
             runs = isinstance(step, Step) and step.action == "run"
-            scores.append((one if runs else -one) * math.inf if decision is None else score)
-            taken.append(one * runs if decision is None else decision.to(one.dtype))
-        return Routed(logits, torch.stack(scores, 1), torch.stack(taken, 1))
+            scores.append(logits.new_full(every, math.inf if runs else -math.inf) if decision is None else score)
+            taken.append(logits.new_full(every, runs, dtype=torch.bool) if decision is None else decision)
+        return Routed(logits, torch.stack(scores, 1), torch.stack(taken, 1).to(logits.dtype))
 
     def _walk(self, images: Tensor, given: Tensor | None) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
         """Logits, and for each gate its logits ``[B]`` and, where it decides, its decisions, bool ``[B]``."""
