@@ -3,8 +3,8 @@
     python -m benchmarks.grow --depth 56 --output grown56.safetensors
 
 New blocks stand between the old ones of their stage. The last BatchNorm of a new block is zero, so that the block is
-the identity until it is trained (Goyal et al. 2017, section 5.1, start their residual blocks so); its gate is that of
-the block before it.
+the identity until it is trained (Goyal et al. 2017, section 5.1, start their residual blocks so). The gate that reads it
+is that which reads the block before it, if there is one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def deepen(net: GatedNetwork, into: GatedNetwork) -> None:
                 block.load_state_dict(net.backbone.blocks[stage * old + source].state_dict())
             else:
                 torch.nn.init.zeros_(block.bn2.weight)
-            if stage * new + index < into.num_gates:
-                gate = min(stage * old + source, net.num_gates - 1)  # the last block had none
-                into.gate.embeddings[stage * new + index].load_state_dict(net.gate.embeddings[gate].state_dict())
+            if stage * old + source < net.num_gates:
+                gate = net.gate.embeddings[stage * old + source]
+                into.gate.embeddings[stage * new + index].load_state_dict(gate.state_dict())
 
 
 def main() -> None:
