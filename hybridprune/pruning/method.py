@@ -35,6 +35,8 @@ class ChannelMethod:
 
     score: ChannelScorer
     allocation: str = "importance"
+    relative: bool = False
+    """Whether scores are relative to those of their layer, so that means of layers say nothing."""
     needs: Literal["factors", "taylor"] | None = None
     """The statistic that the score is computed from, beside the weights."""
     update: Callable[[Statistics], Update] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
-from hybridprune.pruning.allocation import allocate
+from hybridprune.pruning.allocation import BY_LAYER, allocate
 from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
 from hybridprune.pruning.methods import METHODS
 from hybridprune.pruning.proposal import Proposal
@@ -56,11 +56,25 @@ def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, 
 
 
 def _allocation(method: Method, options: CutOptions) -> str:
-    """What ``auto`` means; UserError if the scores could not be compared as it needs."""
-    allocation = method.allocation if options.allocation == "auto" else options.allocation
-    if options.normalize and allocation in ("peel", "adapruner"):
+    """What ``auto`` means; UserError if there is no choice, or if the scores could not be compared as it needs."""
+    if options.allocation == "auto":
+        allocation = method.allocation
+    else:
+        allocation = options.allocation
+        if isinstance(method, ChannelMethod) and method.sparsity is not None and method.sparsity.select is not None:
+            raise UserError(
+                f"--allocation {allocation}: --method {options.method} says itself which channels go; leave it out"
+            )
+    if allocation not in BY_LAYER:
+        return allocation
+    if options.normalize:
         raise UserError(
             f"--normalize: gives all layers the same mean score but for their widths, by which allocation {allocation} "
             "would share out the budget; leave it out"
+        )
+    if isinstance(method, ChannelMethod) and method.relative:
+        raise UserError(
+            f"--allocation {allocation}: shares the budget out by layers' mean scores, and those of --method "
+            f"{options.method} are relative to their layer's; use another method, e.g. bn-scale or slimming"
         )
     return allocation

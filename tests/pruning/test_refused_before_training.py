@@ -32,7 +32,12 @@ def test_channels_that_no_scale_ranks(method: str, monkeypatch: pytest.MonkeyPat
     [
         ("peel", "auto", True, "--normalize: .*allocation peel"),
         ("adapruner", "auto", True, "--normalize: .*allocation adapruner"),
-        ("l1", "peel", True, "--normalize: .*allocation peel"),
+        ("bn-scale", "peel", True, "--normalize: .*allocation peel"),
+        ("l1", "peel", False, "--allocation peel: .*--method l1 are relative"),
+        ("ucs", "adapruner", False, "--allocation adapruner: .*--method ucs are relative"),
+        ("greg-1", "peel", False, "--allocation peel: .*--method greg-1 are relative"),
+        ("masksparsity", "importance", False, "--allocation importance: --method masksparsity says itself"),
+        ("nuspm", "importance_per_flop", False, "--allocation importance_per_flop: --method nuspm says itself"),
         ("slimming", "rate_distortion", False, "--allocation rate_distortion: "),
     ],
 )

@@ -19,4 +19,4 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
     return Drive(GrowingL2(doomed_filters(target), growth))
 
 
-METHOD = ChannelMethod(l1, sparsity=Sparsity(after=SparseTraining(prepare)))
+METHOD = ChannelMethod(l1, relative=True, sparsity=Sparsity(after=SparseTraining(prepare)))

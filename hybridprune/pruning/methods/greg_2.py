@@ -22,4 +22,6 @@ def prepare_pick(target: Target, options: SparsityOptions) -> Drive:
     return Drive(GrowingL2(all_filters(target), Growth(PICK_CEILING, options.greg_interval, options.greg_rise)))
 
 
-METHOD = ChannelMethod(l1, sparsity=Sparsity(before=SparseTraining(prepare_pick), after=SparseTraining(greg_1.prepare)))
+METHOD = ChannelMethod(
+    l1, relative=True, sparsity=Sparsity(before=SparseTraining(prepare_pick), after=SparseTraining(greg_1.prepare))
+)

@@ -3,4 +3,4 @@
 from hybridprune.pruning.channel_scores.magnitude import group_l2
 from hybridprune.pruning.method import ChannelMethod
 
-METHOD = ChannelMethod(group_l2)
+METHOD = ChannelMethod(group_l2, relative=True)

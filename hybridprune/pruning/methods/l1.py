@@ -3,4 +3,4 @@
 from hybridprune.pruning.channel_scores.magnitude import l1
 from hybridprune.pruning.method import ChannelMethod
 
-METHOD = ChannelMethod(l1)
+METHOD = ChannelMethod(l1, relative=True)

@@ -3,4 +3,4 @@
 from hybridprune.pruning.channel_scores.magnitude import lookahead
 from hybridprune.pruning.method import ChannelMethod
 
-METHOD = ChannelMethod(lookahead)
+METHOD = ChannelMethod(lookahead, relative=True)

@@ -3,4 +3,4 @@
 from hybridprune.pruning.channel_scores.magnitude import random
 from hybridprune.pruning.method import ChannelMethod
 
-METHOD = ChannelMethod(random)
+METHOD = ChannelMethod(random, relative=True)

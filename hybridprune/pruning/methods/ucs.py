@@ -6,4 +6,4 @@ The baseline of Suteu & Guo 2022 that trains without a regulariser.
 from hybridprune.pruning.channel_scores.scale import bn_rank
 from hybridprune.pruning.method import ChannelMethod
 
-METHOD = ChannelMethod(bn_rank, least=3)
+METHOD = ChannelMethod(bn_rank, relative=True, least=3)

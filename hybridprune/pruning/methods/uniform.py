@@ -3,4 +3,4 @@
 from hybridprune.pruning.channel_scores.magnitude import uniform
 from hybridprune.pruning.method import ChannelMethod
 
-METHOD = ChannelMethod(uniform)
+METHOD = ChannelMethod(uniform, relative=True)
