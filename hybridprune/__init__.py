@@ -8,6 +8,7 @@ from hybridprune.compress import Pruned, PrunedSpec, prune, save
 from hybridprune.deploy import Deployed, deploy  # the function takes the place of its package as an attribute
 from hybridprune.inference import Model, Prediction, load, predict
 from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.scale_pruning import prune_finetune, train
 from hybridprune.version import __version__
 
@@ -20,7 +21,9 @@ __all__ = [
     "PrunedSpec",
     "__version__",
     "count",
+    "count_weights",
     "deploy",
+    "effective_sparsity",
     "load",
     "predict",
     "prune",

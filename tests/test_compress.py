@@ -194,3 +194,16 @@ def test_the_pruned_network_may_start_from_scratch() -> None:
     shapes = [[tuple(p.shape) for p in m.parameters()] for m in (kept, fresh)]
     assert shapes[0] == shapes[1]
     assert not torch.equal(*(m.get_parameter("classifier.weight") for m in (kept, fresh)))
+
+
+def test_effective_sparsity_is_that_of_the_weights_that_are_gone() -> None:
+    data = batches(2)
+    model = settled(Padded, data)
+    pruned = hybridprune.prune(model, data, target_flops=0.6, curvature=QUICK)
+    dense = hybridprune.count_weights(model)
+    found = hybridprune.effective_sparsity(pruned.module, data[0][0][:1], dense)
+    assert 0.1 < found == pytest.approx(1 - hybridprune.count_weights(pruned.module) / dense)
+    assert isinstance(model, Padded)
+    torch.nn.init.zeros_(model.wide.weight[:4])  # nothing is added to them: the columns that read them are dead, too
+    dead = hybridprune.effective_sparsity(model, data[0][0][:1], dense)
+    assert dead == pytest.approx((4 * 16 * 9 + 32 * 4 * 9) / dense)
