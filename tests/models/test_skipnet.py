@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hybridprune.models import skipnet
 from hybridprune.models.factored import FactorEdit
@@ -234,3 +236,39 @@ def test_images_that_are_executed_in_pieces_are_all_executed(monkeypatch: pytest
     decisions[::5] = 0  # 77 of 97 images are chosen: three pieces
     masked, executed = (net(images, decisions, mode).logits for mode in MODES)
     torch.testing.assert_close(executed, masked, rtol=1e-4, atol=1e-5)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made in this context hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._sizes: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {StorageWeakRef(each.untyped_storage()) for each in tree_leaves(args) if isinstance(each, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and (key := StorageWeakRef(each.untyped_storage())) not in given:
+                self._sizes[key] = each.untyped_storage().nbytes()
+        self._sizes = {key: size for key, size in self._sizes.items() if not key.expired()}
+        self.bytes = max(self.bytes, sum(self._sizes.values()))
+        return result
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+@torch.no_grad()
+def test_executed_blocks_hold_no_more_memory_than_dense_ones(
+    net: GatedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skipnet, "LARGE", 0)
+    images = random_images(96)
+    features = images[:, :1].numel() * 4 * 4  # bytes of the first stage's, of four channels
+    with Peak() as dense:
+        net.backbone(images)
+    assert dense.bytes == 3 * features  # a block's hidden features are dropped once they are read
+    for seed in range(3):
+        with Peak() as executed:
+            net(images, random_decisions(len(images), net.num_gates, seed), "executed")
+        assert executed.bytes <= 3.05 * features  # pooled features, gates and indices are small
