@@ -3,8 +3,8 @@
     python -m benchmarks.grow --depth 56 --output grown56.safetensors
 
 New blocks stand between the old ones of their stage. The last BatchNorm of a new block is zero, so that the block is
-the identity until it is trained (Goyal et al. 2017, section 5.1, start their residual blocks so). The gate that reads it
-is that which reads the block before it, if there is one.
+the identity until it is trained (Goyal et al. 2017, section 5.1, start their residual blocks so). The gate that reads
+it is that which reads the block before it, if there is one.
 """
 
 from __future__ import annotations
