@@ -40,7 +40,7 @@ KEYS = [
     ("--method", "eigendamage", "--correct_eigenvalues"),
     ("--method", "eigendamage", "--correct_eigenvalues", "--use_bias", "--decomp_method", "tucker"),
     ("--method", "l1", "--use_out_dependencies", "--allocation", "importance_per_flop"),
-    ("--method", "l1", "--use_out_dependencies", "--allocation", "adapruner"),
+    ("--method", "bn-scale", "--use_out_dependencies", "--allocation", "adapruner"),
     ("--method", "adapruner", "--use_out_dependencies", "--round_to", "2", "--sparse_start", "scratch"),
     (
         *("--method", "peel", "--use_out_dependencies", "--peel_backbone", "global-gamma", "--peel_pool", "0.5"),
