@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.clock import median_seconds
+from benchmarks.memory import growth_bytes
 from hybridprune.config import CurvatureOptions
 from hybridprune.curvature import LayerFactors, collect_factors, collect_second_moments, eigenbasis
 from hybridprune.models.spec import NetworkSpec
@@ -77,17 +78,7 @@ def peak_bytes(width: int, batch_size: int, threads: int, arm: str) -> int:
     torch.set_num_threads(threads)
     for run in arms_of(width, 1).values():
         run()  # libraries and compiled kernels
-    run = arms_of(width, batch_size)[arm]
-    # resets the peak; ru_maxrss would be that of the parent process
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_resident_bytes()
-    run()
-    return _peak_resident_bytes() - before
-
-
-def _peak_resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return growth_bytes(arms_of(width, batch_size)[arm])
 
 
 def measure(width: int, batch_size: int, rounds: int, threads: int) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ import itertools
 import multiprocessing
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.clock import median_seconds
+from benchmarks.memory import growth_bytes
 from hybridprune.deploy import DeployedNetwork, deploy
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import apply_edits
@@ -95,16 +95,7 @@ def peak_mebibytes(form: str, width: int, pruned: bool, batch: int, active: floa
     run: Callable[[], object] = (lambda: net.backbone(images)) if form == "dense" else lambda: net(images, routes, form)
     with torch.inference_mode():
         run()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak (man 5 proc)
-        before = _status_mebibytes("VmRSS")
-        run()
-    return _status_mebibytes("VmHWM") - before
-
-
-def _status_mebibytes(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (kibibytes,) = (line.split()[1] for line in lines if line.startswith(f"{key}:"))
-    return int(kibibytes) / 1024
+        return growth_bytes(run) / 2**20
 
 
 def show_memory(widths: list[int], batches: list[int], active: list[float]) -> None:
