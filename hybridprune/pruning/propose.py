@@ -57,14 +57,11 @@ def sparse_target(subject: Subject, options: CutOptions, budget: Budget | None, 
 
 def _allocation(method: Method, options: CutOptions) -> str:
     """What ``auto`` means; UserError if there is no choice, or if the scores could not be compared as it needs."""
-    if options.allocation == "auto":
-        allocation = method.allocation
-    else:
-        allocation = options.allocation
-        if isinstance(method, ChannelMethod) and method.sparsity is not None and method.sparsity.select is not None:
-            raise UserError(
-                f"--allocation {allocation}: --method {options.method} says itself which channels go; leave it out"
-            )
+    if options.allocation != "auto" and sparsity_of(options.method).select is not None:
+        raise UserError(
+            f"--allocation {options.allocation}: --method {options.method} says itself which channels go; leave it out"
+        )
+    allocation = method.allocation if options.allocation == "auto" else options.allocation
     if allocation not in BY_LAYER:
         return allocation
     if options.normalize:
