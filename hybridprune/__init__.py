@@ -4,11 +4,12 @@
 >>> hybridprune.predict(model, ["cat.png"])
 """
 
-from hybridprune.compress import Pruned, PrunedSpec, prune, save
+from hybridprune.compress import prune
 from hybridprune.deploy import Deployed, deploy  # the function takes the place of its package as an attribute
 from hybridprune.inference import Model, Prediction, load, predict
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.measure.effective import count_weights, effective_sparsity
+from hybridprune.pruned import Pruned, PrunedSpec, save
 from hybridprune.scale_pruning import prune_finetune, train
 from hybridprune.version import __version__
 

@@ -1,15 +1,13 @@
-"""Static pruning of any module of the user's own, and putting the result back together elsewhere."""
+"""Static pruning of any module of the user's own."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,52 +20,19 @@ from hybridprune.engine.finetune import finetune
 from hybridprune.engine.initialise import initialise
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
-from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
+from hybridprune.models.edits import edits_between
+from hybridprune.pruned import Pruned, PrunedSpec
+from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.propose import propose, sparse_target, sparsity_of
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, SparseTraining
 from hybridprune.pruning.subject import Subject
-from hybridprune.store.files import write_json
-from hybridprune.store.run_folder import load_weights, save_weights
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 """Batches of images and class ids; gone through several times."""
 
 RECALIBRATION_IMAGES = 4096
-
-
-@dataclass(frozen=True)
-class PrunedSpec:
-    """What ``prune`` did to a module: enough to do it again to a fresh instance, and what it saved."""
-
-    edits: tuple[Edit, ...]
-    macs: int
-    """Of one image."""
-    params: int
-    dense_macs: int
-    dense_params: int
-
-    def to_json(self) -> dict[str, object]:
-        """A plain dictionary."""
-        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "edits"}
-        return {"edits": [edit.to_json() for edit in self.edits], **numbers}
-
-    @staticmethod
-    def read(path: Path) -> PrunedSpec:
-        """The specification that ``save`` wrote; UserError if it is missing or broken."""
-        try:
-            record = json.loads(path.read_text())
-            return PrunedSpec(tuple(map(edit_from_json, record.pop("edits"))), **record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a pruned module's specification ({error}); save it again") from error
-
-
-class Pruned(NamedTuple):
-    """A pruned copy of a module and what was done to it."""
-
-    module: nn.Module
-    spec: PrunedSpec
 
 
 def prune(
@@ -127,6 +92,8 @@ def prune(
     work = _Work(subject, cut, curvature or CurvatureOptions(), sparsity or SparsityOptions(), dense, train_loader, lr)
     removed = work.train_sparse()
     proposal = work.propose(removed)
+    if (told := notice(proposal.left_alone)) is not None:
+        warnings.warn(told, stacklevel=2)
     proposal.apply(work.allocate(proposal))
     if cut.cut_weights == "scratch":
         initialise(module, seed, "cut")
@@ -145,7 +112,8 @@ def prune(
             kd_weight=kd_weight,
         )
     cost = Cost(*count_module(module, example))
-    spec = PrunedSpec(edits_between(model, module), cost.macs, cost.params, dense.macs, dense.params)
+    edits = edits_between(model, module)
+    spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
     return Pruned(module.train(model.training), spec)
 
 
@@ -209,29 +177,6 @@ class _Work:
         drive = training.prepare(target, self.sparsity)
         model, device = self.subject.model, _device(self.subject.model)
         finetune(model, self.loader, epochs=self.sparsity.sparse_epochs, lr=self.lr, device=device, drive=drive)
-
-
-def save(pruned: Pruned, folder: str | Path) -> None:
-    """Write ``spec.json`` and ``model.safetensors`` of a pruned module into ``folder``, atomically."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_weights(pruned.module, path / "model.safetensors")
-    write_json(path / "spec.json", pruned.spec.to_json())
-
-
-def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
-    """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
-
-    From a folder of ``save`` it also gets the weights, loaded strictly. Raises UserError if they do not fit.
-    """
-    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
-    try:
-        apply_edits(into, spec.edits)
-    except ValueError as error:
-        raise UserError(f"{source}: belongs to another kind of module ({error})") from error
-    if not isinstance(source, PrunedSpec):
-        load_weights(into, Path(source) / "model.safetensors")
-    return into
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from hybridprune.compress import PrunedSpec, restore
 from hybridprune.data import normalise
 from hybridprune.data.decode import decode_file
 from hybridprune.data.resize import resize_images
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.pruned import PrunedSpec, restore
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 ImageLike = str | Path | Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
     pruned = assert_pruned(Padded, tmp_path)
     edited = {edit.layer for edit in pruned.spec.edits}
     assert edited and not edited & {"grouped", "twice"}
+    assert pruned.left_alone == {
+        "grouped": "its channels are in groups",
+        "twice": "it runs several times in one pass",
+    }
+    assert hybridprune.PrunedSpec.read(tmp_path / "saved" / "spec.json") == pruned.spec
 
 
 # torchvision's own modules, with fewer layers than published.
@@ -139,6 +145,29 @@ def test_channels_of_a_sequential_network(tmp_path: Path) -> None:
     fresh = hybridprune.load(tmp_path, into=make()).eval()
     with torch.no_grad():
         assert fresh(data[0][0]).equal(pruned.module(data[0][0]))
+
+
+class ByKeyword(Padded):
+    """Its ``same`` gets its input by keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.wide(F.relu_(self.stem(x))))
+        x = self.grouped(self.same(input=x)) + x
+        return self.classifier(self.twice(F.relu(x)).mean((2, 3)))
+
+
+def test_what_a_user_would_expect_to_be_cut_is_named() -> None:
+    data = batches(2)
+    with pytest.warns(UserWarning, match=r"left alone: same \(it is called by keyword, so its input cannot be seen\)$"):
+        pruned = hybridprune.prune(settled(ByKeyword, data), data, target_flops=0.9, curvature=QUICK)
+    assert pruned.left_alone.keys() == {"same", "grouped"}
+
+
+def test_specifications_from_before_the_reasons_are_read(tmp_path: Path) -> None:
+    record = hybridprune.PrunedSpec((), 1, 2, 3, 4, {"a": "b"}).to_json()
+    del record["left_alone"]
+    (tmp_path / "spec.json").write_text(json.dumps(record))
+    assert hybridprune.PrunedSpec.read(tmp_path / "spec.json") == hybridprune.PrunedSpec((), 1, 2, 3, 4)
 
 
 def test_users_mistakes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredLayer, form, is_pointwise
 from hybridprune.pruning.forms import ConvShape, Ranks
+from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,35 @@ class _Call:
     """What a layer read and wrote in the example's forward pass, over all of its calls."""
 
     count: int = 0
+    by_keyword: bool = False
     in_positions: int = 0
     out_positions: int = 0
+
+
+class Survey(NamedTuple):
+    """The layers of a network that can be cut, in its order, and the reason for each of the others."""
+
+    layers: list[PrunableLayer]
+    left_alone: dict[str, str]
 
 
 def prunable_layers(
     model: nn.Module, run: Callable[[], object], exclude: Sequence[str] = ("gate.*",)
 ) -> list[PrunableLayer]:
-    """All layers with a Kronecker-factored Fisher that run exactly once, in the model's order.
+    """All layers with a Kronecker-factored Fisher that run exactly once, in the model's order; see `survey`."""
+    return survey(model, run, exclude).layers
+
+
+def survey(model: nn.Module, run: Callable[[], object], exclude: Sequence[str] = ("gate.*",)) -> Survey:
+    """Which convolutions and linear layers have directions that can be cut, and why the others have not.
 
     Left alone are grouped convolutions, padding other than with zeros, layers that run several times or never in
-    ``run`` (which passes one image through ``model``), weights that are shared or computed, subclasses of the plain
-    layers, whose forward pass is unknown, and names that match one of the patterns ``exclude``.
+    ``run`` (which passes one image through ``model``), weights that are shared or computed, and subclasses of the
+    plain layers, whose forward pass is unknown. Names that match one of the patterns ``exclude`` are in neither list.
     """
     calls = _trace(model, run)
     users = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
-    found: list[PrunableLayer] = []
+    found = Survey([], {})
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
@@ -74,16 +89,33 @@ def prunable_layers(
         if isinstance(module, FactoredLayer):
             inside |= set(module.modules())
             leaf = module.core
-        if any(fnmatchcase(name, pattern) for pattern in exclude):
+        if not isinstance(leaf, nn.Conv2d | nn.Linear) or any(fnmatchcase(name, pattern) for pattern in exclude):
             continue
-        if type(leaf) not in (nn.Conv2d, nn.Linear) or users[id(leaf.weight)] != 1 or calls[module].count != 1:
-            continue
-        try:
-            geometry_of(leaf)
-        except ValueError:
-            continue
-        found.append(_layer(name, module, calls[module]))
+        reason = _obstacle(leaf, calls[module], users[id(leaf.weight)])
+        if reason is None:
+            found.layers.append(_layer(name, module, calls[module]))
+        else:
+            found.left_alone[name] = reason
     return found
+
+
+def _obstacle(leaf: nn.Conv2d | nn.Linear, call: _Call, users: int) -> str | None:
+    """Why a layer's directions cannot be cut; None if they can."""
+    if isinstance(leaf, nn.Conv2d) and leaf.groups != 1:
+        return GROUPED
+    if type(leaf) not in (nn.Conv2d, nn.Linear):
+        return SUBCLASS
+    if users != 1:
+        return SHARED
+    if call.by_keyword:
+        return BY_KEYWORD
+    if call.count != 1:
+        return SEVERAL if call.count else NEVER
+    try:
+        geometry_of(leaf)
+    except ValueError:
+        return PADDED
+    return None
 
 
 def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
@@ -133,8 +165,8 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call
         call, spatial = calls[module], isinstance(module, nn.Conv2d) or (y.ndim == 4 and not _linear(module))
         axis = 1 if spatial else -1
         call.out_positions += y[:1].numel() // y.shape[axis]
-        # A layer that is called by keyword hides its input from hooks: it counts as one that cannot be measured.
-        call.count += 1 if args else 2
+        call.count += 1
+        call.by_keyword |= not args  # which hides the input from hooks
         if args:
             call.in_positions += args[0][:1].numel() // args[0].shape[axis]
 

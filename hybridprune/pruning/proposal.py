@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hybridprune.pruning.allocation import allocate
 from hybridprune.pruning.reallocation import Growth
@@ -28,6 +28,8 @@ class Proposal:
 
     growth: Growth | None = None
     """Of the widths, for the allocations that give to whole layers."""
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    """Layers with weights from which nothing can be cut, by name, each with the reason; excluded ones are not named."""
 
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
         """How many units each set keeps; raises InfeasibleBudget."""

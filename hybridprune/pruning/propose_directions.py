@@ -10,7 +10,7 @@ from hybridprune.errors import UserError
 from hybridprune.pruning.apply import apply_ranks
 from hybridprune.pruning.direction_space import DirectionCell, direction_space
 from hybridprune.pruning.forms import DENSE, Ranks
-from hybridprune.pruning.layers import prunable_layers
+from hybridprune.pruning.layers import survey
 from hybridprune.pruning.measure import measure_factors, measure_moments
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.proposal import Proposal
@@ -23,7 +23,7 @@ def propose_directions(
     subject: Subject, method: DirectionMethod, allocation: str, options: CutOptions, curvature: CurvatureOptions
 ) -> Proposal:
     """Score all directions of the network; UserError if no layer is left to prune."""
-    layers = prunable_layers(subject.model, lambda: subject.run(subject.model, subject.example), subject.exclude)
+    layers, left_alone = survey(subject.model, lambda: subject.run(subject.model, subject.example), subject.exclude)
     if not layers:
         raise UserError(
             "--exclude: no layer is left to prune; the network needs plain convolutions or linear layers that match "
@@ -72,4 +72,4 @@ def propose_directions(
             for name, r in ranks(kept).items()
         ]
 
-    return Proposal(space, allocation, apply, describe)
+    return Proposal(space, allocation, apply, describe, left_alone=left_alone)

@@ -30,6 +30,7 @@ from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import is_first, json_from_first
+from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.space import Cost
 from hybridprune.pruning.sparsity import SparseTraining
@@ -183,6 +184,8 @@ class _Stage:
 
     def _cut(self, net: GatedNetwork, phase: Phase, state: CutState) -> CutState:
         proposal = self.cutting.propose(net, phase.cut, state.removed)
+        if (told := notice(proposal.left_alone)) is not None:
+            say(told)
         # The first process's plan and weights, should others have rounded differently.
         kept, record = json_from_first(lambda: self._decide(proposal, phase.cut, state))
         gap = {"before": self._validate(net)} if self.cutting.sparsity.trainings else None

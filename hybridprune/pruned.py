@@ -1,0 +1,80 @@
+"""What ``prune`` gives back, as files: a module and what was done to it, saved, and put together again elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from hybridprune.errors import UserError
+from hybridprune.models.edits import Edit, apply_edits, edit_from_json
+from hybridprune.store.files import write_json
+from hybridprune.store.run_folder import load_weights, save_weights
+
+
+@dataclass(frozen=True)
+class PrunedSpec:
+    """What ``prune`` did to a module: enough to do it again to a fresh instance, and what it saved."""
+
+    edits: tuple[Edit, ...]
+    macs: int
+    """Of one image."""
+    params: int
+    dense_macs: int
+    dense_params: int
+    left_alone: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Layers with weights that nothing was cut from because nothing could be, by name, each with the reason."""
+
+    def to_json(self) -> dict[str, object]:
+        """A plain dictionary."""
+        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**numbers, "edits": [edit.to_json() for edit in self.edits], "left_alone": dict(self.left_alone)}
+
+    @staticmethod
+    def read(path: Path) -> PrunedSpec:
+        """The specification that ``save`` wrote; UserError if it is missing or broken."""
+        try:
+            record = json.loads(path.read_text())
+            return PrunedSpec(tuple(map(edit_from_json, record.pop("edits"))), **record)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a pruned module's specification ({error}); save it again") from error
+
+
+class Pruned(NamedTuple):
+    """A pruned copy of a module and what was done to it."""
+
+    module: nn.Module
+    spec: PrunedSpec
+
+    @property
+    def left_alone(self) -> Mapping[str, str]:
+        """Layers with weights that nothing was cut from because nothing could be, by name, each with the reason."""
+        return self.spec.left_alone
+
+
+def save(pruned: Pruned, folder: str | Path) -> None:
+    """Write ``spec.json`` and ``model.safetensors`` of a pruned module into ``folder``, atomically."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_weights(pruned.module, path / "model.safetensors")
+    write_json(path / "spec.json", pruned.spec.to_json())
+
+
+def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
+    """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
+
+    From a folder of ``save`` it also gets the weights, loaded strictly. Raises UserError if they do not fit.
+    """
+    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
+    try:
+        apply_edits(into, spec.edits)
+    except ValueError as error:
+        raise UserError(f"{source}: belongs to another kind of module ({error})") from error
+    if not isinstance(source, PrunedSpec):
+        load_weights(into, Path(source) / "model.safetensors")
+    return into

@@ -1,0 +1,22 @@
+"""Why layers are left alone, and which of these reasons a user has to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GROUPED = "its channels are in groups"
+SUBCLASS = "its forward pass is its own"
+SHARED = "its weight is shared or computed"
+PADDED = "its padding has no curvature rule"
+NEVER = "it did not run"
+SEVERAL = "it runs several times in one pass"
+BY_KEYWORD = "it is called by keyword, so its input cannot be seen"
+
+BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, PADDED, NEVER, SEVERAL})
+"""What the documentation says of every network. Any other reason is one of this network, and is told."""
+
+
+def notice(left_alone: Mapping[str, str]) -> str | None:
+    """One sentence on the layers that a user would expect to be cut; None if there are none."""
+    told = [f"{name} ({reason})" for name, reason in left_alone.items() if reason not in BY_DESIGN]
+    return f"left alone: {'; '.join(told)}" if told else None
