@@ -120,7 +120,7 @@ class Fit:
     def __call__(self, progress: Progress, state: dict[str, Any] | None) -> Progress:
         """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
 
-        Leaves the best weights on validation in model.safetensors and the last ones in last.safetensors.
+        Leaves the best weights on validation in selected.safetensors and the last ones in last.safetensors.
         Raises RunFailed when the loss is not finite, UserError when an image cannot be read and Interrupted on Ctrl-C,
         all with the state saved.
         """
@@ -257,7 +257,7 @@ class Fit:
         validation = self.validate(self.net)
         if self.keep_last or validation.score > progress.best_score:
             progress.best_score, progress.best_epoch = validation.score, progress.epoch
-            self.run.save_weights("model.safetensors", self.net)
+            self.run.save_weights(self.run.selected_file.name, self.net)
         record = {
             "phase": progress.phase,
             "epoch": progress.epoch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 import uuid
@@ -27,20 +26,15 @@ from hybridprune.config import (
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, make_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of as device_of
-from hybridprune.engine.evaluate import summary
 from hybridprune.engine.fit import Progress
-from hybridprune.engine.parallel import share_weights
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import NetworkCost, count
-from hybridprune.measure.effective import count_weights, effective_sparsity
+from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import bytes_from_first, is_first, json_from_first, local_device, rank
 from hybridprune.processes import count as processes
-from hybridprune.store.files import sha256
 from hybridprune.store.find import claim, find_parent, named_parent
-from hybridprune.store.provenance import hardware, versions
-from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec, load_weights
+from hybridprune.store.run_folder import RunFolder, RunSpec
 from hybridprune.store.seeds import generator, stream_seed
 
 VALIDATION_SHARE = 0.1
@@ -244,119 +238,16 @@ def saved_progress(run: RunFolder) -> tuple[Progress, dict[str, Any] | None]:
     return Progress(**state["progress"]), state
 
 
-def load_selected(net: GatedNetwork, run: RunFolder) -> None:
-    """Give ``net`` the run's selected weights, in all processes."""
-    if is_first():
-        load_weights(net, run.model_file)
-    share_weights(net)
-
-
-def finish(
-    run: RunFolder,
-    spec: RunSpec,
-    config: SpConfig | PruneConfig | RlConfig,
-    net: GatedNetwork,
-    images: Images,
-    progress: Progress,
-    epochs: int,
-    parent: Parent | None,
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Measure the selected network on validation and, once, on test, and write result.json: the run is finished."""
-    cost = count(net, spec.input_size)
-    test, validation = summary(net, images.test(), cost), summary(net, images.validation(), cost)
-    result = {
-        "format": FORMAT,
-        "stage": spec.stage,
-        "run_id": spec.run_id,
-        "exp_name": config.run.exp_name,
-        "seed": config.run.seed,
-        "group": _group(config, parent),
-        "dataset": {"name": spec.dataset, "digest": spec.dataset_digest, "classes": len(spec.class_names)},
-        "network": {"name": spec.network.network, "label": spec.network.label},
-        "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
-        "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
-        "dense": dict(parent.result["dense"])
-        if parent
-        else {"params": cost.backbone_params, "macs": cost.backbone_macs},
-        "effective_sparsity": _effective_sparsity(net, spec, images.device),
-        **json_from_first(
-            lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
-        ),
-        "test": test,
-        "validation": validation,
-        "epochs": epochs,
-        "selected_epoch": progress.best_epoch,
-        "seconds": round(progress.seconds, 1),
-        "versions": versions(),
-        "hardware": hardware(images.device),
-        "processes": processes(),
-        "config": to_json(config),
-        "parent": {
-            "path": str(parent.run.path),
-            "run_id": parent.spec.run_id,
-            "model_sha256": parent.result["model_sha256"],
-        }
-        if parent
-        else None,
-        **extra,
-    }
-    run.write_json("result.json", result)
-    return result
-
-
 def unpruned(network: NetworkSpec) -> GatedNetwork:
     """The architecture before any edit, on the meta device."""
     with torch.device("meta"):
         return dataclasses.replace(network, edits=()).build()
 
 
-def _effective_sparsity(net: GatedNetwork, spec: RunSpec, device: torch.device) -> float:
-    """Of the backbone, every block executed, against the unpruned one."""
-    example = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
-    return effective_sparsity(net.backbone, example, count_weights(unpruned(spec.network).backbone))
-
-
-def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> str:
-    """A digest of what repeated runs share: everything but the seed, through all generations."""
-    shared = {key: value for key, value in to_json(config).items() if key in identity(config) - {"seed"}}
-    lineage = parent.result["group"] if parent else ""
-    return hashlib.sha256((json.dumps(shared, sort_keys=True) + lineage).encode()).hexdigest()[:16]
-
-
 def show_config(invocation: Invocation[Any]) -> None:
     """What ``--print-config`` prints; of several processes, the first one does."""
     if is_first():
         print(json.dumps(to_json(invocation.config), indent=2))
-
-
-def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
-    """Print a finished run's figures; of several processes, the first one does."""
-    if not is_first():
-        return
-    test, dense = result["test"], result["dense"]
-    routed = test["routed"]
-    print(f"finished: {run.path}")
-    print(
-        f"  all blocks executed: test accuracy {test['always_on']['accuracy']:.2%}, "
-        f"{result['macs']['backbone'] * 2 / 1e9:.4f} GFLOPs ({result['macs']['backbone'] / dense['macs']:.1%} of dense)"
-    )
-    print(
-        f"  routed by the gates: test accuracy {routed['accuracy']:.2%}, expected "
-        f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
-        f"mean execution rate {routed['mean_rate']:.3f}"
-    )
-    if (target := result.get("target")) is not None:
-        price = target.get("price")  # runs of older versions do not say
-        print(
-            f"  budget: {target['macs'] * 2 / 1e9:.4f} GFLOPs, of which the validation images take "
-            f"{target['validation_macs'] / target['macs']:.1%}; threshold {target['threshold']:.4g}"
-            + ("" if price is None else f", final alpha {price:.4g}")
-        )
-    if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
-        print(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
-    if routed["block_rates"]:
-        print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
 
 
 def show_plan(stage: str, spec: RunSpec, images: Images, cost: NetworkCost, lines: list[str]) -> None:

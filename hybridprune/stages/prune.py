@@ -39,18 +39,16 @@ from hybridprune.stages.common import (
     Parent,
     describe,
     device_for,
-    finish,
-    load_selected,
     open_run,
     saved_progress,
     say,
     show_config,
     show_plan,
-    show_result,
     to_device,
     unpruned,
 )
 from hybridprune.stages.cutting import CutState, Cutting, Phase, layer_channels, plan_lines
+from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.sp import routed_accuracy
 from hybridprune.store.run_folder import RunFolder, RunSpec
 

@@ -34,17 +34,14 @@ from hybridprune.stages.common import (
     Parent,
     describe,
     device_for,
-    finish,
-    load_selected,
     open_run,
     saved_progress,
     say,
     show_config,
     show_plan,
-    show_result,
     to_device,
 )
-from hybridprune.store.run_folder import RunFolder
+from hybridprune.stages.result import finish, load_selected, show_result
 
 SEARCH_IMAGES = 2000
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
@@ -161,12 +158,12 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     progress = fit(progress, state)
     load_selected(net, folder)
     # With --train gates the backbone's statistics stay as well: what is shipped is the parent with other gates.
-    recalibrated = options.train != "gates" and _recalibrate_if_better(folder, net, images, score)
+    recalibrated = options.train != "gates" and _recalibrate_if_better(net, images, score)
     extra: dict[str, Any] = {"batchnorm_recalibrated": recalibrated}
     if budget is not None:
         # `gumbel` has the budget in its loss, and no price.
         alpha = float(price.value) if options.estimator == "reinforce" else None
-        extra["target"] = {**_meet(folder, net, images, cost, budget, alpha), "price": alpha}
+        extra["target"] = {**_meet(net, images, cost, budget, alpha), "price": alpha}
     result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
     show_result(folder, result)
     return result
@@ -240,7 +237,7 @@ def _dense(parent: Parent) -> GatedNetwork:
 
 
 def _recalibrate_if_better(
-    folder: RunFolder, net: GatedNetwork, images: Images, score: Callable[[GatedNetwork, EvalBatches], Validation]
+    net: GatedNetwork, images: Images, score: Callable[[GatedNetwork, EvalBatches], Validation]
 ) -> bool:
     """Re-estimate the BatchNorm statistics of ``net`` for its new routes; keep them if validation does not object."""
     candidate = copy.deepcopy(net)
@@ -249,13 +246,10 @@ def _recalibrate_if_better(
     if score(candidate, images.validation()).score < score(net, images.validation()).score:
         return False
     net.load_state_dict(candidate.state_dict())
-    folder.save_weights("model.safetensors", net)
     return True
 
 
-def _meet(
-    folder: RunFolder, net: GatedNetwork, images: Images, cost: NetworkCost, budget: float, alpha: float | None
-) -> dict[str, Any]:
+def _meet(net: GatedNetwork, images: Images, cost: NetworkCost, budget: float, alpha: float | None) -> dict[str, Any]:
     """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it.
 
     ``alpha`` is the price that training ended with, if there was one.
@@ -269,7 +263,6 @@ def _meet(
     point = threshold_for(net, images.validation(), cost, budget, TOLERANCE / 2, own)
     if point.threshold != 0:
         net.gate.shift(-point.threshold)
-        folder.save_weights("model.safetensors", net)
     reached = met(point.macs, budget)
     if not reached:
         say(

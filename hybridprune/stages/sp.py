@@ -21,15 +21,13 @@ from hybridprune.stages.common import (
     Images,
     describe,
     device_for,
-    finish,
-    load_selected,
     open_run,
     saved_progress,
     show_config,
     show_plan,
-    show_result,
     to_device,
 )
+from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.weights import start_from
 from hybridprune.store.seeds import stream_seed
 

@@ -1,8 +1,9 @@
 """A run folder: everything one run of one stage reads again or shows.
 
 ``spec.json`` (what the network is), ``config.json`` (resolved), ``split.json``, ``metrics.jsonl``, ``tb/``,
-``train_state.pt`` (for resuming), ``model.safetensors`` (best on validation), ``last.safetensors`` and, written last,
-``result.json``: a run is finished exactly when it is there.
+``train_state.pt`` (for resuming), ``selected.safetensors`` (best on validation, as trained), ``last.safetensors``,
+``model.safetensors`` (what is shipped: made of the selected weights in one go, once training has ended) and, written
+last, ``result.json``: a run is finished exactly when it is there.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.store.files import sha256, write_atomic, write_bytes, write_json
+from hybridprune.store.files import append, sha256, write_atomic, write_bytes, write_json
 
 FORMAT = 1
 
@@ -101,8 +102,13 @@ class RunFolder:
 
     @property
     def model_file(self) -> Path:
-        """The selected weights."""
+        """The weights of the finished run."""
         return self.path / "model.safetensors"
+
+    @property
+    def selected_file(self) -> Path:
+        """The weights that training selects. Nothing that follows it rewrites them, so it can be done again."""
+        return self.path / "selected.safetensors"
 
     @property
     def finished(self) -> bool:
@@ -183,7 +189,7 @@ class RunFolder:
         """Save what resuming needs, atomically."""
         if not self.writes:
             return
-        write_atomic(self.state_file, lambda temporary: torch.save(dict(state), temporary))
+        write_atomic(self.state_file, lambda file: _torch_save(dict(state), file))
 
     @property
     def state_file(self) -> Path:
@@ -204,8 +210,7 @@ class RunFolder:
         """Add one line to ``metrics.jsonl``."""
         if not self.writes:
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(_line(record))
+        append(self.path / "metrics.jsonl", _line(record))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of ``metrics.jsonl`` up to the first line that is torn; none if the file is missing."""
@@ -237,7 +242,16 @@ def save_weights(net: torch.nn.Module, path: Path) -> None:
     """Save the weights as safetensors, atomically."""
     # A copy each: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    write_bytes(path, save(tensors))
+
+
+def _torch_save(content: Any, file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # raised while torch closes its archive, over the system's own error
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -115,7 +115,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Bit-identical weights, both best and last, and the same metrics but for the time."""
-    for name in ("model.safetensors", "last.safetensors"):
+    for name in ("selected.safetensors", "last.safetensors"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert read_metrics(one) == read_metrics(other)
 
@@ -172,7 +172,7 @@ def test_the_first_best_weights_on_validation_are_kept(scores: list[float], best
     progress = resume(tmp_path, validate=scored)
     assert (progress.best_epoch, progress.best_score) == (best, scores[best])
     name = "backbone.conv.weight"
-    assert torch.equal(load_file(tmp_path / "model.safetensors")[name], seen[best])
+    assert torch.equal(load_file(tmp_path / "selected.safetensors")[name], seen[best])
     assert torch.equal(load_file(tmp_path / "last.safetensors")[name], seen[-1])
 
 

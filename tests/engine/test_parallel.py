@@ -181,7 +181,7 @@ def records(path: Path) -> list[dict[str, float]]:
 
 
 def assert_close_runs(one: Path, other: Path) -> None:
-    for name in ("model.safetensors", "last.safetensors"):
+    for name in ("selected.safetensors", "last.safetensors"):
         torch.testing.assert_close(load_file(one / name), load_file(other / name), rtol=1e-4, atol=1e-5)
     assert len(records(one)) == len(records(other)) == 3
     for here, there in zip(records(one), records(other), strict=True):

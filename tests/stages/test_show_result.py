@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybridprune.stages.common import show_result
+from hybridprune.stages.result import show_result
 from hybridprune.store.run_folder import RunFolder
 
 RESULT: dict[str, Any] = {

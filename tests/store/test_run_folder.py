@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import math
 import pickle
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +283,38 @@ def test_another_run_in_the_parents_place_is_not_taken_for_it(tmp_path: Path) ->
     child = finished(tmp_path / "second", "2", {"path": str(tmp_path / "first"), "run_id": "1"})
     with pytest.raises(UserError, match=r"first: the parent of .*second is gone; restore it there or beside second"):
         child.parent()
+
+
+# --- a full disk ---
+
+
+@pytest.mark.parametrize("what", ["state", "weights", "json", "metrics"])
+def test_what_cannot_be_written_is_the_systems_error_and_leaves_what_was_there(what: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    net, record = random_net(8, 8, 3), {"phase": 0, "epoch": 0, "text": "x" * 5000}
+    write = {
+        "state": lambda: run.save_state({"network": net.state_dict()}),
+        "weights": lambda: run.save_weights("model.safetensors", net),
+        "json": lambda: run.write_json("spec.json", record),
+        "metrics": lambda: run.append_metrics(record),
+    }[what]
+    run.save_state({"epoch": 1})
+    run.append_metrics({"phase": 0, "epoch": 0})
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with file_size_limit(3000), pytest.raises(OSError) as raised:
+        write()
+    assert raised.value.errno == errno.EFBIG and raised.value.filename.startswith(f"{run.path}/")
+    after = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    assert len(run.read_metrics()) == 1  # a line may be torn
+    assert after == before or (what == "metrics" and after["metrics.jsonl"].startswith(before["metrics.jsonl"]))
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Inside, the system refuses to make files larger, in the way in which a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
