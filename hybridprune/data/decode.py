@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from hybridprune.data.pixels import rgb_pixels
 from hybridprune.data.resize import resize_images
 from hybridprune.errors import UserError
 
@@ -31,30 +31,18 @@ _CHUNK = 64  # files a task: with one each, the pool would cost more than decodi
 
 
 def decode_file(path: str | Path) -> Tensor:
-    """The image in a file as RGB, uint8 ``[3, h, w]``.
+    """The image in a file, upright and as RGB, uint8 ``[3, h, w]``.
 
-    Grey is repeated, alpha dropped, 16 bit cut to the high byte; of an animation the first frame is
-    taken. Raises ``UserError`` with the file's name if it cannot be decoded.
+    Raises ``UserError`` with the file's name if it cannot be decoded, or has no such form (`rgb_pixels`).
     """
     # Pillow and not torchvision.io, which is deprecated (it warns at every call) and slower on small files.
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            pixels = _rgb(image)
+            pixels = rgb_pixels(image)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be decoded ({reason}); repair or replace the file") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "P":  # a palette may hold transparency, which only RGBA can express
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
 
 
 def decode_files(paths: Sequence[str], *, resize: int, num_workers: int, title: str) -> Tensor:

@@ -18,7 +18,7 @@ from hybridprune.errors import UserError
 
 # Accepted folder names, the first that exists is taken.
 _SPLITS = {"train": ("train", "training_set", "training"), "test": ("test", "test_set", "val")}
-_CACHE_FORMAT = "hybridprune-tree-1"  # to be counted up when the decoding changes
+_CACHE_FORMAT = "hybridprune-tree-2"  # to be counted up when the decoding changes
 
 
 class _File(NamedTuple):
