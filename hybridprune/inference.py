@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridprune.data import normalise
-from hybridprune.data.decode import decode_file
+from hybridprune.data.image_like import ImageLike, each_image
 from hybridprune.data.resize import resize_images
-from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork, Mode
 from hybridprune.pruned import PrunedSpec, restore
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
-ImageLike = str | Path | Tensor
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,26 @@ def load(
 
 
 @torch.inference_mode()
-def predict(model: Model, images: Sequence[ImageLike], mode: Mode = "executed") -> list[Prediction]:
-    """Classify images given as files or as uint8 tensors ``[3, H, W]`` (grey: ``[1, H, W]``) of any size.
+def predict(model: Model, images: ImageLike | Iterable[ImageLike], mode: Mode = "executed") -> list[Prediction]:
+    """Classify images of any size: always a list of a prediction for each, in their order.
 
-    Raises UserError naming a file that cannot be read.
+    ``images`` is one image, a batch or a list (any iterable) of these: a path, a Pillow image, a uint8 array
+    ``[H, W, 3]``, ``[H, W, 1]`` or ``[H, W]``, a uint8 tensor ``[3, H, W]`` or ``[1, H, W]``, an array ``[N, H, W, C]``
+    or a tensor ``[N, C, H, W]``. Grey is repeated, alpha dropped, EXIF's orientation heeded. They are read and run 128
+    at a time.
+
+    Raises UserError naming a file that cannot be read, or the place of what is no image.
     """
-    if not images:
-        return []
     device = next(model.network.parameters()).device
-    pixels = torch.stack([_pixels(image, model.spec) for image in images]).to(device)
-    routed = model.network(normalise(pixels, model.spec.mean, model.spec.std, torch.contiguous_format), mode=mode)
-    probabilities, labels = routed.logits.softmax(1).max(1)
-    executed = routed.decisions.sum(1).int().tolist()
-    return [
-        Prediction(model.classes[label], probability, blocks)
-        for label, probability, blocks in zip(labels.tolist(), probabilities.tolist(), executed, strict=True)
-    ]
-
-
-def _pixels(image: ImageLike, spec: RunSpec) -> Tensor:
-    if not isinstance(image, Tensor):
-        image = decode_file(image)
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise UserError(f"an image is {image.dtype} {list(image.shape)}; give uint8 [3, H, W] or [1, H, W]")
-    return resize_images(image.expand(3, -1, -1)[None], spec.input_size, spec.centre_crop)[0]
+    given, spec = each_image(images), model.spec
+    predictions: list[Prediction] = []
+    while few := [resize_images(image[None], spec.input_size, spec.centre_crop) for image in islice(given, _BATCH)]:
+        pixels = torch.cat(few).to(device)
+        routed = model.network(normalise(pixels, spec.mean, spec.std, torch.contiguous_format), mode=mode)
+        probabilities, labels = routed.logits.softmax(1).max(1)
+        executed = routed.decisions.sum(1).int().tolist()
+        predictions += [
+            Prediction(model.classes[label], probability, blocks)
+            for label, probability, blocks in zip(labels.tolist(), probabilities.tolist(), executed, strict=True)
+        ]
+    return predictions

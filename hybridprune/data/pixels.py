@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 # Not ImageOps.exif_transpose: it writes the rest of the EXIF back, which fails where a camera left it damaged.
-_TURNS = {
+_TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

@@ -368,16 +368,7 @@ def test_evaluate(args: tuple[str, ...], words: tuple[str, ...], finished: Path)
     assert_refused(run_here("hybridprune.evaluate", *(run if arg == "RUN" else arg for arg in args)), *words)
 
 
-def test_images_that_cannot_be_predicted(finished: Path, tmp_path: Path) -> None:
-    model = hybridprune.load(folder_of(finished, "sp"))
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "empty.png").write_text("")
-    floats, flat = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)
-    two = torch.zeros(2, 8, 8, dtype=torch.uint8)
-    for image in (tmp_path / "text.png", tmp_path / "empty.png", tmp_path / "nowhere.png", tmp_path, floats, flat, two):
-        with pytest.raises(UserError):
-            hybridprune.predict(model, [image])
-    assert hybridprune.predict(model, []) == []
+def test_a_run_that_is_not_there_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         hybridprune.load(tmp_path / "nowhere")
 
