@@ -63,10 +63,15 @@ def deploy(
         time: how alternatives are timed; None: interleaved, by the clock of the device.
 
     Raises:
-        UserError: if ``harden`` is given without ``validation`` or without gates.
+        UserError: if ``harden`` is given without ``validation`` or without gates, or if ``model`` takes or gives
+            something else than one tensor.
         RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
             by other ways than through its parents.
     """
+    if not isinstance(example_input, Tensor):
+        raise UserError(
+            f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
+        )
     device = torch.device(device or example_input.device)
     images = example_input.to(device)
     time = time or stopwatch(device)
@@ -74,6 +79,10 @@ def deploy(
     gates = module.num_gates if isinstance(module, GatedNetwork) else 0
     if harden is not None and (validation is None or not gates):
         raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
+    if not isinstance(module, GatedNetwork) and not isinstance(given := module(images), Tensor):
+        raise UserError(
+            f"{type(model).__name__}: gives a {type(given).__name__}; only modules that give one tensor can be deployed"
+        )
     before = None if validation is None else evaluate_module(module, validation)
     if rates is not None:
         expected = list(rates)

@@ -125,7 +125,11 @@ class _Trace(TorchDispatchMode):
 
 def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, bool]]:
     """(scaling, layer, whether the layer comes first) of what can be folded."""
-    modules = {name: m for name, m in model.named_modules() if is_plain_layer(m) or isinstance(m, Scaling)}
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if is_plain_layer(module) or (isinstance(module, Scaling) and not is_hooked(module))
+    }
     owners: dict[int, int] = defaultdict(int)  # tied weights cannot be changed for one of their owners
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -157,10 +161,14 @@ def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, 
 
 
 def is_plain_layer(module: nn.Module) -> bool:
-    """Whether it computes with the weight that it holds: no subclass, parametrization or pre-hook makes another one."""
-    return type(module) in (nn.Conv2d, nn.Linear, PointwiseProduct) and "weight" in dict(
-        module.named_parameters(recurse=False)
-    )
+    """Whether it computes with the weight that it holds, and nothing else: no subclass, parametrization or hook."""
+    plain = type(module) in (nn.Conv2d, nn.Linear, PointwiseProduct)
+    return plain and "weight" in dict(module.named_parameters(recurse=False)) and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether code hangs on the module that sees, and may change, what it reads or gives."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def _is_constant(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.deploy.choice import Choice
-from hybridprune.deploy.fold import is_plain_layer, replace_everywhere
+from hybridprune.deploy.fold import is_hooked, is_plain_layer, replace_everywhere
 from hybridprune.deploy.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name, replace_module
@@ -135,8 +135,9 @@ def choose_forms(
 ) -> dict[str, Choice]:
     """The form in which each layer of ``model`` is fastest on the input that reaches it in ``run``; none is changed.
 
-    The layers are the factored ones and the 1x1 convolutions, where they are not computed with in other ways. Of the
-    batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are left alone.
+    The layers are the factored ones and the 1x1 convolutions, where they are not computed with in other ways and have
+    no hooks. Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are
+    left alone.
     """
     choices: dict[str, Choice] = {}
 
@@ -161,6 +162,8 @@ def choose_forms(
         for name, layer in model.named_modules():
             if isinstance(layer, FactoredLayer):
                 inside.update(layer.children())
+                if is_hooked(layer):
+                    continue
             elif layer in inside or not (is_product(layer) and is_plain_layer(layer)):
                 continue
             stack.enter_context(layer.register_forward_pre_hook(hook(name, layer)))
@@ -174,8 +177,12 @@ def dense_forms(choices: Mapping[str, Choice]) -> dict[str, Choice]:
 
 
 def recomposed(model: nn.Module) -> dict[str, str]:
-    """The name of the dense form for each factored layer that has one."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, FactoredLayer)}
+    """The name of the dense form for each factored layer that has one, and no hooks."""
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, FactoredLayer) and not is_hooked(layer)
+    }
     return {name: DENSE for name, layer in layers.items() if DENSE in forms_of(layer)}
 
 

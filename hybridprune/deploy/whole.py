@@ -23,7 +23,7 @@ from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.skipnet import GatedNetwork
 
 TOLERANCE = 1e-3
-"""How far rounding may change logits, relative to the largest."""
+"""How far rounding may change logits, relative to the largest; in half precision it is `tolerance`."""
 BY_LAYER = "layer by layer"
 """The name of the network in which each layer has the form that is fastest by itself."""
 
@@ -63,7 +63,7 @@ class Assembly:
         # Now, since a shift before a rotation keeps it from being multiplied into a core that pads.
         folded_inputs = fold_inputs(module, lambda: all_of(module, self.images[:1]))
         difference = relative_difference(self.logits, exact_logits(module, self.images))
-        if not difference <= TOLERANCE:  # nor if it is not a number
+        if not difference <= tolerance(self.logits):  # nor if it is not a number
             raise RunFailed(
                 f"deploying: folding changes the logits by {difference:.1e} (relative); this network can't be deployed"
             )
@@ -116,7 +116,7 @@ class Assembly:
     def _separable(self) -> bool:
         """Whether an image's logits do not depend on the images beside it."""
         parts = torch.cat([exact_logits(self.folded, each) for each in self.images.split(SMALLEST)])
-        return parts.shape == self.logits.shape and relative_difference(self.logits, parts) <= TOLERANCE
+        return parts.shape == self.logits.shape and relative_difference(self.logits, parts) <= tolerance(parts)
 
 
 def all_of(module: nn.Module, images: Tensor) -> Tensor:
@@ -145,6 +145,11 @@ def spread(rates: Sequence[float], batch: int) -> Tensor:
     offset = torch.arange(len(rates), dtype=torch.float64) * (5**0.5 - 1) / 2 % 1
     passed = torch.floor(torch.arange(batch + 1, dtype=torch.float64).unsqueeze(1) * rate + offset)
     return passed.diff(dim=0).float()
+
+
+def tolerance(logits: Tensor) -> float:
+    """How far rounding may change logits of this type, relative to the largest."""
+    return max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps)
 
 
 def relative_difference(before: Tensor, after: Tensor) -> float:

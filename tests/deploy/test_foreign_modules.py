@@ -15,7 +15,9 @@ from torchvision import models
 from hybridprune.compress import prune
 from hybridprune.config import CutOptions
 from hybridprune.deploy import Harden, deploy
+from hybridprune.deploy.whole import relative_difference
 from hybridprune.errors import RunFailed, UserError
+from hybridprune.models.factored import factored
 from tests.cases import random_images, randomise
 from tests.deploy.cases import SPECS, assert_close, built, preferring
 
@@ -75,6 +77,12 @@ def linear_layers() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(432, 8), norm(8), nn.ReLU(), norm(8), nn.Linear(8, 5))
 
 
+def hooked(layer: nn.Module) -> nn.Module:
+    """With code that changes what the layer gives."""
+    layer.register_forward_hook(lambda module, args, output: output * 1.5 + 1)
+    return layer
+
+
 MODULES: OrderedDict[str, tuple[Callable[[], nn.Module], int]] = OrderedDict(
     {
         "aliases": (Aliased, 0),
@@ -91,6 +99,9 @@ MODULES: OrderedDict[str, tuple[Callable[[], nn.Module], int]] = OrderedDict(
             lambda: behind(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, groups=2)),
             1,
         ),
+        "a hook between": (lambda: behind(hooked(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8)), 1),
+        "a hook behind": (lambda: behind(nn.Conv2d(3, 8, 3), hooked(nn.BatchNorm2d(8))), 1),
+        "a factored layer's hook": (lambda: behind(hooked(factored(nn.Conv2d(3, 8, 3), 2, 4)), nn.BatchNorm2d(8)), 1),
         "double precision": (lambda: behind(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).double(), 0),
     }
 )
@@ -158,6 +169,30 @@ def test_what_cannot_be_seen_is_found_out() -> None:
     randomise(model)
     with pytest.raises(RunFailed, match="changes the logits"):
         deploy(model, random_images(2, 12), time=preferring("dense"))
+
+
+class Named(nn.Module):
+    """Gives a dictionary."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": x}
+
+
+def test_other_than_one_tensor_is_refused() -> None:
+    with pytest.raises(UserError, match="Named: gives a dict; only modules that give one tensor"):
+        deploy(Named(), random_images(2, 12))
+    with pytest.raises(UserError, match="example_input: is a list; only modules that take one tensor"):
+        deploy(Named(), [random_images(2, 12)])  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_half_precision_may_round_as_it_does() -> None:
+    torch.manual_seed(0)
+    model = behind(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).bfloat16()
+    randomise(model)
+    images = random_images(3, 12).bfloat16()
+    module, report = deploy(model, images, time=preferring("dense"))
+    assert not report.kept and relative_difference(model(images).float(), module(images).float()) <= 2**-6
 
 
 def test_hardening_needs_gates_and_images_to_judge_it_by() -> None:
