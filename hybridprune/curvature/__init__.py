@@ -3,16 +3,20 @@
 from hybridprune.curvature.collect import SecondMoments, collect_factors, collect_second_moments
 from hybridprune.curvature.eigen import EigenBasis, eigenbasis, pi_damping, power
 from hybridprune.curvature.layer import LayerFactors
+from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood, likelihood_of
 from hybridprune.curvature.shard import Shard
 
 __all__ = [
+    "CROSS_ENTROPY",
     "EigenBasis",
     "LayerFactors",
+    "Likelihood",
     "SecondMoments",
     "Shard",
     "collect_factors",
     "collect_second_moments",
     "eigenbasis",
+    "likelihood_of",
     "pi_damping",
     "power",
 ]

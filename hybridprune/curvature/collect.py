@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hybridprune.curvature.geometry import Geometry
 from hybridprune.curvature.gradients import sum_squared_weight_gradients
 from hybridprune.curvature.layer import FactorSums, LayerFactors
+from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.passes import Batches, Forward, passes
 from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.errors import UserError
@@ -44,23 +45,27 @@ def collect_factors(
     sua: bool = True,
     use_full_cov_a: bool = False,
     shard: Shard = ALONE,
+    likelihood: Likelihood = CROSS_ENTROPY,
 ) -> dict[str, LayerFactors]:
-    """Return the Kronecker factors of the mean cross-entropy's Fisher (Grosse & Martens 2016).
+    """Return the Kronecker factors of the mean loss's Fisher (Grosse & Martens 2016).
 
     Args:
-        forward: maps images to logits ``[B, classes]``, the network in eval mode, gate decisions constant.
+        forward: maps images to what the likelihood takes, the network in eval mode, gate decisions constant.
         layers: the ``nn.Conv2d`` and ``nn.Linear`` modules to observe, by name.
-        batches: pairs of images ``[B, C, H, W]`` and labels ``[B]``.
-        fisher_type: ``"true"`` samples labels from the network's softmax, ``"exp"`` takes the given ones.
+        batches: pairs of images ``[B, C, H, W]`` (or what else ``forward`` takes, see `images_in`) and targets.
+        fisher_type: ``"true"`` samples targets from the network's own distribution where the likelihood has one,
+            ``"exp"`` takes the given ones.
         moving_average: 0 for the mean over all images, or the decay per batch of a bias-corrected average.
         seed: of the sampled labels, >= 0.
         sua: spatially uncorrelated activations: channel factors only. False adds K, per kernel offset.
         use_full_cov_a: K and A from the nearest Kronecker product of the input's full covariance, of which a layer
             keeps ``(C_in k^2)^2`` numbers; otherwise each from its own moments. Of no account with ``sua``.
         shard: which of the batches this process runs; all processes return the factors over all batches.
+        likelihood: the loss of an output, and how its targets are sampled.
 
     Raises:
         UserError: if ``fisher_type`` or ``moving_average`` is none of these.
+        RunFailed: if an output or a loss is not finite.
         ValueError: if there is no batch, or a layer has no rule, runs twice in one forward pass, or is followed by
             an in-place change of its input.
     """
@@ -71,7 +76,9 @@ def collect_factors(
     def add(name: str, geometry: Geometry, x: Tensor, g: Tensor, batch_size: int) -> None:
         sums[name].add(geometry, x, g, batch_size)
 
-    for batch_size in passes(forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard):
+    for batch_size in passes(
+        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood
+    ):
         for layer in sums.values():
             layer.images += batch_size
             if moving_average:
@@ -92,6 +99,7 @@ def collect_second_moments(
     seed: int,
     means: Mapping[str, Tensor] | None = None,
     shard: Shard = ALONE,
+    likelihood: Likelihood = CROSS_ENTROPY,
     chunk: int = 32,
 ) -> dict[str, SecondMoments]:
     """Return exact second moments of the per-image weight gradients, entry by entry in given bases.
@@ -124,7 +132,9 @@ def collect_second_moments(
         sums[name] += squares.view_as(sums[name])
 
     images = torch.zeros((), dtype=torch.float64, device=next((total.device for total in sums.values()), None))
-    for batch_size in passes(forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard):
+    for batch_size in passes(
+        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood
+    ):
         images += batch_size
     shard.all_reduce([images, *sums.values()])
     return {

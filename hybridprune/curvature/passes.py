@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.curvature.extension import observed
 from hybridprune.curvature.geometry import Geometry, feature_map, geometry_of
+from hybridprune.curvature.likelihood import Likelihood
 from hybridprune.curvature.shard import Shard
-from hybridprune.errors import UserError
+from hybridprune.errors import RunFailed, UserError
+from hybridprune.nested import images_in
 
-Forward = Callable[[Tensor], Tensor]
-Batches = Iterable[tuple[Tensor, Tensor]]
+Forward = Callable[[Any], Any]
+Batches = Iterable[tuple[Any, Any]]
 Add = Callable[[str, Geometry, Tensor, Tensor, int], None]
 """Called as ``add(layer name, geometry, input map, output gradient map, batch size)``."""
 
@@ -29,14 +31,16 @@ def passes(
     fisher_type: str,
     seed: int,
     shard: Shard,
+    likelihood: Likelihood,
 ) -> Iterator[int]:
     """Run the shard's batches and call ``add`` for their layers; yield the size of each batch, 0 if another's.
 
-    The gradients are those of the batch's mean cross-entropy. Labels that are sampled depend on the seed and the
-    global number of the batch alone, not on which process runs it.
+    The gradients are those of the likelihood's mean over the batch's images. Targets that are sampled depend on the
+    seed and the global number of the batch alone, not on which process runs it.
 
     Raises:
         UserError: if ``fisher_type`` is neither ``"true"`` nor ``"exp"``.
+        RunFailed: if an output or a loss is not finite; the message numbers the batch.
         ValueError: if there is no batch, or a layer has no rule, runs twice in one forward pass, or is followed
             by an in-place change of its input.
     """
@@ -44,6 +48,7 @@ def passes(
         raise UserError(f"fisher_type is {fisher_type!r}: choose 'true' (sampled) or 'exp' (given labels)")
     names = {layer: name for name, layer in layers.items()}
     geometries = {name: geometry_of(layer) for name, layer in layers.items()}
+    device = next((layer.get_parameter("weight").device.type for layer in layers.values()), "cpu")
     batch_size = number = 0
 
     def statistic(layer: nn.Module, x: Tensor, g: Tensor) -> None:
@@ -54,23 +59,35 @@ def passes(
         add(names[layer], geometries[names[layer]], x, g, batch_size)
 
     with observed(layers.values(), statistic) as backward:
-        for number, (images, labels) in enumerate(batches, start=1):
+        for number, (inputs, targets) in enumerate(batches, start=1):
             if not shard.owns(number - 1):
                 yield 0
                 continue
-            batch_size = len(images)
-            with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-                logits = forward(images)
+            found = images_in(inputs)
+            assert found is not None, "a batch without images"
+            batch_size = found
+            with torch.enable_grad(), torch.autocast(device, enabled=False):
+                output = forward(inputs)
+                _check_finite(output, number, "output")
+                loss = None
                 if fisher_type == "true":
-                    labels = _sample_labels(logits.detach(), seed, number - 1)
-                backward(F.cross_entropy(logits, labels.to(logits.device)))
+                    loss = likelihood.sampled(output, targets, _generator(seed, number - 1))
+                if loss is None:
+                    loss = likelihood.loss(output, targets)
+                _check_finite(loss, number, "loss")
+                backward(loss)
             yield batch_size
     if not number:
         raise ValueError("curvature needs at least one batch of images")
 
 
-def _sample_labels(logits: Tensor, seed: int, number: int) -> Tensor:
-    """Draw one label per image from the softmax; on the CPU, so that a seed means the same everywhere."""
+def _generator(seed: int, number: int) -> torch.Generator:
+    """The batch's own random numbers; on the CPU, so that a seed means the same everywhere."""
     mixed = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(mixed[0]))
-    return torch.multinomial(logits.softmax(dim=1).cpu(), 1, generator=generator).squeeze(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def _check_finite(value: Any, number: int, what: str) -> None:
+    """Minus infinity is a legitimate logit: that of a class that cannot be."""
+    if isinstance(value, Tensor) and not bool((value.detach() < float("inf")).all()):
+        raise RunFailed(f"curvature: the {what} for batch {number} is not finite; look for NaN in its images")

@@ -6,23 +6,27 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hybridprune.engine.distill import Distillation
+from hybridprune.curvature import CROSS_ENTROPY, Likelihood
+from hybridprune.engine.distill import Distillation, Forward, plainly
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.parallel import average_gradients
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import RunFailed, UserError
+from hybridprune.nested import on_device
+from hybridprune.processes import json_from_first
 
 WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
 SHOW_EVERY = 20
 
-Loader = Iterable[tuple[Tensor, Tensor]]
+Loader = Iterable[tuple[Any, Any]]
 
 
 def warm_up(share: float) -> float:
@@ -45,21 +49,26 @@ def finetune(
     frozen: Collection[str] = (),
     precision: torch.dtype = torch.float32,
     drive: Drive | None = None,
+    likelihood: Likelihood = CROSS_ENTROPY,
+    forward: Forward = plainly,
     schedule: Callable[[float], float] = warm_up,
     after_epoch: Callable[[int, float], object] | None = None,
 ) -> None:
-    """Train ``model`` (images ``[B, ...]`` to logits ``[B, classes]``) in place by SGD with Nesterov momentum.
+    """Train ``model`` in place, on pairs of inputs and targets, by SGD with Nesterov momentum.
 
     The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0, or is ``lr``
     times the ``schedule`` of the share in (0, 1) of the training that the step is in the middle of. ``epochs`` counts
     passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a ``kd_weight`` the
     loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. A ``drive`` pushes the weights
-    towards sparsity. After each full pass, ``after_epoch`` gets its number, from 1, and the mean loss of its steps; it
-    may change the modes of the model. The model stays on ``device`` and in its mode. Raises UserError for a loader
-    without a length or batches, a missing teacher or a weight out of range, and RunFailed when the loss is not finite.
+    towards sparsity. The loss is that of the ``likelihood``, of what ``forward(model, inputs)`` gives. After each full
+    pass, ``after_epoch`` gets its number, from 1, and the mean loss of its steps; it may change the modes of the model.
+    The model stays on ``device`` and in its mode. Where several processes train together, each gives batches of its
+    own, gradients are averaged, and the first one's loader says how many steps there are; each keeps its own BatchNorm
+    statistics. Raises UserError for a loader without a length or batches, a missing teacher, a weight out of range or
+    a model of which nothing can be trained, and RunFailed when the loss is not finite.
     """
-    distillation = _distillation(model, teacher, kd_weight, kd_temperature, device)
-    steps = max(1, round(epochs * _length(loader))) if epochs > 0 else 0
+    distillation = _distillation(model, teacher, kd_weight, kd_temperature, device, likelihood, forward)
+    steps = json_from_first(lambda: max(1, round(epochs * _length(loader))) if epochs > 0 else 0)
     model.to(device)
     with (
         kept_modes(model),
@@ -68,27 +77,33 @@ def finetune(
     ):
         model.train()
         losses: list[Tensor] = []
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not trained:
+            raise UserError("fine-tuning: no parameter of the model requires a gradient; unfreeze some, or fine-tune 0")
         optimizer = torch.optim.SGD(
-            parameter_groups([(n, p) for n, p in model.named_parameters() if p.requires_grad], drive),
+            parameter_groups(trained, drive),
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
             nesterov=momentum > 0,
         )
-        for step, (images, labels) in enumerate(_cycle(loader, steps)):
+        for step, (inputs, targets) in enumerate(_cycle(loader, steps)):
             # The middle of the step: neither the first nor the last one is wasted on a rate of 0.
             scheduled = lr * schedule((step + 0.5) / steps)
             for group in optimizer.param_groups:
                 group["lr"] = scheduled * group["factor"]
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            inputs, targets = on_device(inputs, device), on_device(targets, device)
             # Step by step: within one autocast, weights that were cast once are not cast again when they change.
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = model(images)
-                loss = F.cross_entropy(logits, labels)
+                output = forward(model, inputs)
+                loss = likelihood.loss(output, targets)
                 if distillation is not None:
-                    loss, _ = distillation(images, logits, loss)
+                    loss, _ = distillation(inputs, output, loss)
+            if not loss.requires_grad:
+                raise UserError("fine-tuning: no gradient of the loss reaches the model; mend the network or the loss")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            average_gradients(p for _, p in trained)
             if drive is not None:
                 drive.pressure.add_gradients(step / steps)
             optimizer.step()
@@ -107,13 +122,19 @@ def finetune(
 
 
 def _distillation(
-    model: nn.Module, teacher: nn.Module | None, weight: float, temperature: float, device: torch.device
+    model: nn.Module,
+    teacher: nn.Module | None,
+    weight: float,
+    temperature: float,
+    device: torch.device,
+    likelihood: Likelihood,
+    forward: Forward,
 ) -> Distillation | None:
     if not 0 <= weight <= 1 or temperature <= 0:
         raise UserError(f"kd_weight {weight}, kd_temperature {temperature}: give a share in [0, 1] and one above 0")
     if weight > 0 and (teacher is None or teacher is model):
         raise UserError(f"kd_weight {weight}: needs a teacher other than the model; copy the model before it is pruned")
-    distillation = None if teacher is None else Distillation.of(teacher, weight, temperature)
+    distillation = None if teacher is None else Distillation.of(teacher, weight, temperature, likelihood, forward)
     if distillation is not None:
         distillation.teacher.to(device)
     return distillation
@@ -126,7 +147,7 @@ def _length(loader: Loader) -> int:
         raise UserError("the loader has no length; give a DataLoader of a map-style dataset, or a list") from error
 
 
-def _cycle(loader: Loader, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _cycle(loader: Loader, steps: int) -> Iterator[tuple[Any, Any]]:
     """The first ``steps`` batches of endless passes."""
     done = 0
     while done < steps:

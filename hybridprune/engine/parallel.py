@@ -16,13 +16,21 @@ from hybridprune.processes import count
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace the gradients of all ``parameters`` by their means over the processes; a missing one counts as 0."""
-    if count() > 1:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        for parameter in trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        average([parameter.grad for parameter in trained if parameter.grad is not None])
+    """Replace the gradients of all ``parameters`` by their means over the processes.
+
+    A missing one counts as 0; where all processes lack it, it stays missing: an optimiser must not decay its parameter.
+    """
+    if count() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        return
+    has = [parameter.grad is not None for parameter in trained]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    anywhere = torch.tensor(has, dtype=trained[0].dtype, device=trained[0].device)
+    average([*gradients, anywhere])
+    for parameter, gradient, some in zip(trained, gradients, anywhere.tolist(), strict=True):
+        parameter.grad = gradient if some else None
 
 
 def average(tensors: Sequence[Tensor]) -> None:

@@ -38,6 +38,7 @@ def measure_factors(
             sua=options.sua,
             use_full_cov_a=options.use_full_cov_a,
             shard=subject.shard,
+            likelihood=subject.likelihood,
         )
 
 
@@ -72,4 +73,5 @@ def measure_moments(
             seed=subject.seed + 1,
             means=means,
             shard=subject.shard,
+            likelihood=subject.likelihood,
         )

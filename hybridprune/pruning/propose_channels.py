@@ -150,5 +150,5 @@ def _statistics(
         with kept_modes(subject.model):
             subject.model.eval()
             images = subject.sample(curvature.curvature_images, "taylor")
-            taylor = collect_taylor(subject.logits, {name: modules[name] for name in names}, images)
+            taylor = collect_taylor(subject.logits, {name: modules[name] for name in names}, images, subject.likelihood)
     return Statistics(modules, factors, taylor, groups, curvature.regularization, subject.seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.pruning.space import Cost
 
@@ -40,3 +41,5 @@ class Subject:
     seed: int
     shard: Shard = ALONE
     """Which of the batches this process measures, where several measure together."""
+    likelihood: Likelihood = CROSS_ENTROPY
+    """Of the outputs: their loss, and how targets are sampled."""

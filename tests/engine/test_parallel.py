@@ -68,7 +68,10 @@ def test_averages_sums_and_what_each_has(tmp_path: Path) -> None:
         used.grad = torch.full((3,), 4.0 * own)
         if own:
             unused.grad = torch.ones(2)
-        average_gradients([unused, frozen, used])
+        nowhere = nn.Parameter(torch.ones(4))
+        average_gradients([unused, frozen, nowhere, used])
+        average_gradients([frozen])
+        assert nowhere.grad is None, "an optimiser would decay what nothing has used"
         return [*matrices, sums, rows, unused.grad, used.grad], frozen.grad, net.state_dict()
 
     expected = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.curvature import CROSS_ENTROPY, Likelihood
+from hybridprune.errors import RunFailed
 from hybridprune.pruning.channel_scores.statistics import Statistics, sum_over
 from hybridprune.pruning.channels import ChannelGroup, Member
 
@@ -23,24 +25,29 @@ def taylor(group: ChannelGroup, statistics: Statistics) -> Tensor:
 
 
 def collect_taylor(
-    forward: Callable[[Tensor], Tensor], modules: Mapping[str, nn.Module], batches: Iterable[tuple[Tensor, Tensor]]
+    forward: Callable[[Any], Any],
+    modules: Mapping[str, nn.Module],
+    batches: Iterable[tuple[Any, Any]],
+    likelihood: Likelihood = CROSS_ENTROPY,
 ) -> dict[str, Tensor]:
     """Mean over batches of the squared derivative of the loss in a gate at each output of each module.
 
-    A gate multiplies an output by z = 1. The derivative of the batch's mean cross-entropy in z is
+    A gate multiplies an output by z = 1. The derivative of the batch's mean loss in z is
     ``gamma dL/dgamma + beta dL/dbeta`` at a BatchNorm, likewise ``sum w dL/dw + b dL/db`` over the filter at a
     convolution or linear layer. It is squared batch by batch, as by the paper's authors: the batch size matters.
 
     Args:
-        forward: images to logits ``[B, classes]``; the network in eval mode.
+        forward: images to what the likelihood takes; the network in eval mode.
         modules: those in `gates`, by name.
-        batches: pairs of images ``[B, ...]`` and given labels ``[B]``.
+        batches: pairs of images ``[B, ...]`` and given targets.
+        likelihood: the loss of the given targets.
 
     Returns:
         ``[outputs]`` by name, in double precision; 0 where no gradient comes. Nothing is left in ``.grad``.
 
     Raises:
         ValueError: if a module has no weight, or is in training mode, or if there is no batch.
+        RunFailed: if the loss is not finite.
     """
     parameters: dict[str, list[nn.Parameter]] = {}
     for name, module in modules.items():
@@ -54,16 +61,19 @@ def collect_taylor(
     for p in frozen:
         p.requires_grad_(True)
     try:
-        for images, labels in batches:
+        for images, targets in batches:
+            count += 1
             with torch.enable_grad():
-                logits = forward(images)
-                loss = F.cross_entropy(logits, labels.to(logits.device))
+                loss = likelihood.loss(forward(images), targets)
+                if not bool(loss.detach().isfinite()):
+                    raise RunFailed(f"taylor: the loss of batch {count} is not finite; look for NaN in its images")
+                if not loss.requires_grad:  # no path leads from it to any weight
+                    continue
                 gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
             for name, of_module in parameters.items():
                 products = [(p * next(gradients)).detach().double().flatten(1 if p.ndim > 1 else 0) for p in of_module]
                 derivative = torch.stack([x.sum(1) if x.ndim > 1 else x for x in products]).sum(0)
                 sums[name] += derivative.cpu() ** 2
-            count += 1
     finally:
         for p in frozen:
             p.requires_grad_(False)

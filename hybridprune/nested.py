@@ -1,0 +1,84 @@
+"""Batches of any structure: tensors, sequences and mappings within each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def images_in(batch: Any) -> int | None:
+    """How many images a batch holds; None if nothing in it says so.
+
+    It is the first dimension of a tensor; of a sequence or mapping, that of its first tensor, or of the first tensor of
+    its first mapping, or the length of its first sequence (``(list of images, list of targets)``).
+    """
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else None
+    columns = list(batch.values()) if isinstance(batch, Mapping) else batch
+    if not _is_sequence(columns):
+        return None
+    nested = [column for column in columns if isinstance(column, Tensor | Mapping)]
+    for column in sorted(nested, key=lambda column: not isinstance(column, Tensor)):  # stable
+        if (found := images_in(column)) is not None:
+            return found
+    return next((len(column) for column in columns if _is_sequence(column)), None)
+
+
+def some_images(batch: Any, places: Sequence[int]) -> Any:
+    """The images at these places (again and again, if a place is named more than once), in the batch's own structure.
+
+    Whatever is as long as the batch has images is indexed; everything else stays as it is.
+    """
+    whole = images_in(batch)
+    assert whole is not None, "a batch without images"
+
+    def chosen(column: Any, top: bool) -> Any:
+        if isinstance(column, Tensor):
+            indexed = column.ndim > 0 and len(column) == whole
+            return column[torch.tensor(places, device=column.device)] if indexed else column
+        if isinstance(column, Mapping):
+            return {key: chosen(value, False) for key, value in column.items()}
+        if not _is_sequence(column):
+            return column
+        if not top and len(column) == whole:
+            return _like(column, [column[place] for place in places])
+        return _like(column, [chosen(value, False) for value in column])
+
+    return chosen(batch, True)
+
+
+def on_device(batch: Any, device: torch.device | str) -> Any:
+    """The batch with all of its tensors, and whatever else has ``.to``, on ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if _is_sequence(batch):
+        return _like(batch, [on_device(value, device) for value in batch])
+    if callable(move := getattr(batch, "to", None)):
+        return move(device)
+    return {key: on_device(value, device) for key, value in batch.items()} if isinstance(batch, Mapping) else batch
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """All tensors of a batch, in their order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_in(value)
+    elif _is_sequence(batch):
+        for value in batch:
+            yield from tensors_in(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _like(sequence: Any, values: list[Any]) -> Any:
+    """A sequence of the same kind; of a named tuple, too."""
+    if hasattr(sequence, "_fields"):
+        return type(sequence)(*values)
+    return type(sequence)(values)

@@ -1,0 +1,58 @@
+"""Batches of any structure: counted, indexed, moved."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+
+from hybridprune.nested import images_in, on_device, some_images, tensors_in
+
+X, Y, Z = torch.arange(8.0).view(4, 2), torch.arange(4), torch.ones(4, 3)
+IMAGES = [torch.ones(3, size, size) * size for size in (5, 6, 7, 8)]
+Pair = namedtuple("Pair", "image label")
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        (X, 4),
+        ((X, Y), 4),
+        ([X, Y, Z], 4),
+        ({"image": X, "label": Y}, 4),
+        (((X, Z), Y), 4),
+        (({"image": X}, "some name"), 4),
+        ((IMAGES, [{"boxes": Z}] * 4), 4),
+        ((IMAGES, Y), 4),
+        (Pair(X, Y), 4),
+        (torch.tensor(1.0), None),
+        (("name", 3), None),
+        (None, None),
+    ],
+)
+def test_images_are_counted(batch: Any, count: int | None) -> None:
+    assert images_in(batch) == count
+
+
+def test_images_are_taken_in_the_batchs_own_structure() -> None:
+    scale = torch.ones(7)
+    batch = {"image": X, "meta": {"label": Y, "names": list("abcd")}, "scale": scale, "epoch": 3}
+    found = some_images(batch, [2, 0])
+    assert found["image"].equal(X[[2, 0]]) and found["meta"]["label"].equal(Y[[2, 0]])
+    assert found["meta"]["names"] == ["c", "a"] and found["scale"] is scale and found["epoch"] == 3
+    images, targets = some_images((IMAGES, [{"boxes": n} for n in range(4)]), [3, 3])
+    assert images[0] is images[1] is IMAGES[3] and targets == [{"boxes": 3}] * 2
+    (x, z), y = some_images(((X, Z), Y), [1])
+    assert x.equal(X[1:2]) and z.equal(Z[1:2]) and y.equal(Y[1:2])
+    pair = some_images(Pair(X, Y), [0])
+    assert isinstance(pair, Pair) and pair.label.equal(Y[:1])
+
+
+def test_tensors_are_moved_and_found_wherever_they_are() -> None:
+    batch = {"image": X, "more": (Y, [Z], "name", None)}
+    moved = on_device(batch, "meta")
+    assert [t.device.type for t in tensors_in(moved)] == ["meta"] * 3 and moved["more"][2:] == ("name", None)
+    assert list(map(id, tensors_in(batch))) == list(map(id, (X, Y, Z)))
+    assert isinstance(on_device(Pair(X, Y), "cpu"), Pair)
