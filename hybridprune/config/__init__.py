@@ -1,5 +1,6 @@
 """Options of the stages and how they are resolved."""
 
+from hybridprune.config.check import checked, checked_value
 from hybridprune.config.options import (
     SCRIPTS,
     CurvatureOptions,
@@ -40,6 +41,8 @@ __all__ = [
     "SpConfig",
     "SparsityOptions",
     "SupervisedOptions",
+    "checked",
+    "checked_value",
     "identity",
     "resolve",
     "to_json",

@@ -1,0 +1,166 @@
+"""Checking one option's value: its type, its choices, its range."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import numbers
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hybridprune.errors import UserError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a concern: its type, its default and what `option` declares of it."""
+
+    concern: str
+    name: str
+    kind: Any
+    default: Any
+    metadata: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Its name in config.json."""
+        return self.metadata["key"] or self.name
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its names on the command line."""
+        return self.metadata["flags"] or (self.name,)
+
+
+def options_of(concern: str, values: Any) -> Iterator[Option]:
+    """The options of one concern, an instance of its dataclass; their defaults are its values."""
+    kinds = typing.get_type_hints(type(values))
+    for f in dataclasses.fields(values):
+        yield Option(concern, f.name, kinds[f.name], getattr(values, f.name), f.metadata)
+
+
+def checked(values: C | None, source: str, kind: type[C], own: Iterable[str] = ()) -> C:
+    """A concern as somebody filled it in (None: its defaults), each value checked as its flag's would be.
+
+    A UserError names ``source.field``, or the field alone where it is one of ``own``: those that are arguments.
+    """
+    values = kind() if values is None else values
+    if not isinstance(values, kind):
+        raise UserError(f"{source} {values!r}: must be an instance of {kind.__name__}")
+    found: dict[str, Any] = {}
+    for o in options_of(source, values):
+        found[o.name] = check(o, _plain(o.default), o.name if o.name in own else f"{source}.{o.name}")
+    return kind(**found)
+
+
+def checked_value(concern: type, name: str, value: object, source: str) -> Any:
+    """``value``, checked as that of the option ``name`` of ``concern`` would be; a UserError names ``source``."""
+    (o,) = (o for o in options_of("", concern()) if o.name == name)
+    return check(o, _plain(value), source)
+
+
+def _plain(value: object) -> object:
+    """A number of another library, numpy say, as Python's own; anything else as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def check(o: Option, value: Any, source: str) -> Any:
+    """``value`` in the option's type; UserError names ``source`` if it has another type or is out of range."""
+    base, optional = base_of(o.kind)
+    metadata = o.metadata
+    if optional and value is None:
+        return None
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        value = metadata["aliases"].get(value, value)
+    shown = _shown(value)
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < sys.float_info.max else math.inf
+    if typing.get_origin(base) is dict:
+        value = _points(value, source)
+    elif typing.get_origin(base) is tuple:
+        value = _names(value, source)
+    elif type(value) is not base:
+        hint = " (without quotes)" if isinstance(value, str) and base is not str else ""
+        raise UserError(f"{source} {shown}: must be {_article(kind_name(o))}{hint}")
+    if metadata["choices"] is not None and value not in metadata["choices"]:
+        listed = ", ".join(str(choice) for choice in metadata["choices"])
+        raise UserError(
+            f"{source} {shown}: must be one of {listed}{suggest(str(value), map(str, metadata['choices']))}"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source} {shown}: must be finite")
+    for number in value.values() if isinstance(value, dict) else [value]:
+        _check_range(metadata, number, source, shown)
+    return value
+
+
+def _check_range(metadata: Mapping[str, Any], value: Any, source: str, shown: str) -> None:
+    low, high, above = metadata["low"], metadata["high"], metadata["above"]
+    if low is not None and value < low:
+        raise UserError(f"{source} {shown}: must be at least {low}")
+    if high is not None and value > high:
+        raise UserError(f"{source} {shown}: must be at most {high}")
+    if above is not None and value <= above:
+        raise UserError(f"{source} {shown}: must be above {above}")
+
+
+def _points(value: Any, source: str) -> dict[str, float]:
+    """A schedule ``{share of epochs: factor}`` with shares in [0, 1]."""
+    try:
+        points = {str(key): float(factor) for key, factor in value.items() if not isinstance(factor, (bool, str))}
+        valid = len(points) == len(value) and all(0 <= float(k) <= 1 and math.isfinite(v) for k, v in points.items())
+    except (AttributeError, TypeError, ValueError):
+        valid, points = False, {}
+    if not valid:
+        raise UserError(
+            f'{source} {_shown(value)}: must map shares of the epochs in [0, 1] to factors, e.g. {{"0.5": 0.1}}'
+        )
+    return points
+
+
+def _names(value: Any, source: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
+        raise UserError(f'{source} {_shown(value)}: must be a list of names or patterns, e.g. ["backbone.conv"]')
+    return tuple(value)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The known word that is closest, as the end of a message; nothing if none is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def base_of(kind: Any) -> tuple[Any, bool]:
+    """The type without None, and whether None is allowed."""
+    if isinstance(kind, types.UnionType):
+        (base,) = [k for k in typing.get_args(kind) if k is not type(None)]
+        return base, True
+    return kind, False
+
+
+def kind_name(o: Option) -> str:
+    """What the option takes, in one word."""
+    base, _ = base_of(o.kind)
+    if typing.get_origin(base) in (dict, tuple):
+        return {dict: "json", tuple: "names"}[typing.get_origin(base)]
+    return {str: "text", int: "int", float: "number", bool: "bool"}[base]
+
+
+def _article(kind: str) -> str:
+    return {"text": "a text", "int": "a whole number", "number": "a number", "bool": "true or false"}[kind]
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=repr)
