@@ -18,6 +18,7 @@ from hybridprune.data import Batch
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.initialise import initialise
+from hybridprune.engine.modes import take_modes
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
 from hybridprune.models.edits import edits_between
@@ -114,7 +115,7 @@ def prune(
     cost = Cost(*count_module(module, example))
     edits = edits_between(model, module)
     spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
-    return Pruned(module.train(model.training), spec)
+    return Pruned(take_modes(module, model), spec)
 
 
 @dataclass(frozen=True)

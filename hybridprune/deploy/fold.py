@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybridprune.deploy.pointwise import PointwiseProduct
-from hybridprune.models.factored import replace_module
+from hybridprune.models.replace import replace_module
 from hybridprune.models.shakedrop import ShakeDrop
 
 Layer = nn.Conv2d | nn.Linear

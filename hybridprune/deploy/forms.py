@@ -15,7 +15,8 @@ from hybridprune.deploy.choice import Choice
 from hybridprune.deploy.fold import is_hooked, is_plain_layer, replace_everywhere
 from hybridprune.deploy.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name, replace_module
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name
+from hybridprune.models.replace import replace_module
 
 Layer = nn.Conv2d | nn.Linear
 DENSE = form_name((None, None))

@@ -21,7 +21,7 @@ from hybridprune.deploy.choice import Choice
 from hybridprune.deploy.gates import CellGate
 from hybridprune.deploy.network import DeployedNetwork
 from hybridprune.models.backbone import ResidualBlock
-from hybridprune.models.factored import replace_module
+from hybridprune.models.replace import replace_module
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.models.factored import is_pointwise, replace_module
+from hybridprune.models.factored import is_pointwise
+from hybridprune.models.replace import replace_module
 
 
 class PointwiseProduct(nn.Conv2d):

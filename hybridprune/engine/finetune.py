@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.engine.distill import Distillation, Forward, plainly
 from hybridprune.engine.freeze import frozen_parameters
-from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.modes import kept_modes, training_mode
 from hybridprune.engine.parallel import average_gradients
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
@@ -71,11 +71,10 @@ def finetune(
     steps = json_from_first(lambda: max(1, round(epochs * _length(loader))) if epochs > 0 else 0)
     model.to(device)
     with (
-        kept_modes(model),
+        training_mode(model),
         frozen_parameters(model, frozen),
         tqdm(total=steps, unit="step", leave=False, desc="fine-tuning", disable=None, file=sys.stderr) as bar,
     ):
-        model.train()
         losses: list[Tensor] = []
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         if not trained:

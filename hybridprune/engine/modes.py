@@ -24,3 +24,29 @@ def kept_modes(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def training_mode(net: nn.Module) -> Iterator[None]:
+    """Inside, ``net`` trains; afterwards each of its modules is in its own mode again.
+
+    A network in training mode stays as it is: what its owner has put into eval mode, such as BatchNorms whose
+    statistics are to stay, is so on purpose. One in eval mode is in use, and all of it trains.
+    """
+    with kept_modes(net):
+        if not net.training:
+            net.train()
+        yield
+
+
+def take_modes(net: nn.Module, original: nn.Module) -> nn.Module:
+    """Put each module of ``net`` into the training mode of that of its name in ``original``; return ``net``.
+
+    A part of a layer that was replaced takes the mode of the layer.
+    """
+    modes = {name: module.training for name, module in original.named_modules(remove_duplicate=False)}
+    for name, module in net.named_modules():
+        while name not in modes:
+            name = name.rpartition(".")[0]
+        module.training = modes[name]
+    return net

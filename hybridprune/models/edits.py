@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.models import factored
-from hybridprune.models.factored import FactorEdit, FactoredLayer, factor_edits, replace_module
+from hybridprune.models.factored import FactorEdit, FactoredLayer, factor_edits
+from hybridprune.models.replace import memory_format, replace_module
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
             _reshape(new, name, (out_channels,))
     else:
         raise ValueError(f"a {type(module).__name__} cannot be resized")
-    return new
+    return new.to(memory_format=memory_format(module.parameters()))  # type: ignore[call-overload]
 
 
 def _reshape(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
@@ -110,9 +111,7 @@ def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
     if isinstance(module, nn.BatchNorm2d):
         return module.num_features, module.num_features
     if isinstance(module, FactoredLayer):
-        first = module.core if isinstance(module.rotate_in, nn.Identity) else module.rotate_in
-        last = module.core if isinstance(module.rotate_out, nn.Identity) else module.rotate_out
-        return first.weight.shape[1], last.weight.shape[0]
+        return module.channels
     return None
 
 

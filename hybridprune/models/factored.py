@@ -4,18 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hybridprune.models.on_demand import OnDemand
+from hybridprune.models.replace import inherit, replace_module
 
-class FactoredConv2d(nn.Module):
+Core = TypeVar("Core", nn.Conv2d, nn.Linear)
+
+
+class _Factored(nn.Module, Generic[Core]):
+    """What both kinds of layers share; ``weight`` and ``bias`` are those of the dense layer, computed when read."""
+
+    rotate_in: Core | nn.Identity
+    core: Core
+    rotate_out: Core | nn.Identity
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel ``Q_out . core . Q_in^T`` ``[C_out, C_in, kh, kw]`` (linear: ``[C_out, C_in]``)."""
+        if torch.compiler.is_compiling():
+            return self._product()
+        inputs, outputs = self.channels
+        return OnDemand(self._product, self.core.weight, (outputs, inputs, *self.core.weight.shape[2:]))
+
+    def _product(self) -> Tensor:
+        weight = self.core.weight
+        if not isinstance(self.rotate_in, nn.Identity):
+            weight = torch.einsum("oi...,ic->oc...", weight, self.rotate_in.weight.flatten(1))
+        if not isinstance(self.rotate_out, nn.Identity):
+            weight = torch.einsum("co,oi...->ci...", self.rotate_out.weight.flatten(1), weight)
+        return weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias ``[C_out]``, a parameter of the last layer that runs."""
+        last = self.core if isinstance(self.rotate_out, nn.Identity) else self.rotate_out
+        return last._parameters["bias"]
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Input and output channels (features) of the whole."""
+        first = self.core if isinstance(self.rotate_in, nn.Identity) else self.rotate_in
+        last = self.core if isinstance(self.rotate_out, nn.Identity) else self.rotate_out
+        return first.get_parameter("weight").shape[1], last.get_parameter("weight").shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rotate_out(self.core(self.rotate_in(x)))
+
+
+class FactoredConv2d(_Factored[nn.Conv2d]):
     """1x1 rotation, kxk core, 1x1 rotation; a side without a rotation (rank None) is absorbed into the core.
 
     The forms are two-sided, input-sided (``rotate_out`` is the identity) and output-sided. Stride, padding and
     dilation belong to the core, except that a strided 1x1 subsamples before the first rotation. The bias follows
-    the output side.
+    the output side. What an ``nn.Conv2d`` says of itself can be read here, too.
     """
 
     def __init__(self, conv: nn.Conv2d, rank_in: int | None, rank_out: int | None) -> None:
@@ -45,7 +90,40 @@ class FactoredConv2d(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rotate_out(self.core(self.rotate_in(subsample(x, *self.subsample))))
+        return super().forward(subsample(x, *self.subsample))
+
+    @property
+    def in_channels(self) -> int:
+        """Of the dense convolution, like all that follows."""
+        return self.channels[0]
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels[1]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return self.core.kernel_size
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return tuple(a * b for a, b in zip(self.core.stride, self.subsample, strict=True))
+
+    @property
+    def padding(self) -> str | tuple[int, ...]:
+        return self.core.padding
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        return self.core.dilation
+
+    @property
+    def groups(self) -> int:
+        return 1
+
+    @property
+    def padding_mode(self) -> str:
+        return self.core.padding_mode
 
 
 def subsample(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -62,7 +140,7 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "valid", "same")
 
 
-class FactoredLinear(nn.Module):
+class FactoredLinear(_Factored[nn.Linear]):
     """The same for a linear layer; the core is a matrix."""
 
     def __init__(self, linear: nn.Linear, rank_in: int | None, rank_out: int | None) -> None:
@@ -84,8 +162,15 @@ class FactoredLinear(nn.Module):
             nn.Identity() if rank_out is None else nn.Linear(rank_out, linear.out_features, bias=bias, **options)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rotate_out(self.core(self.rotate_in(x)))
+    @property
+    def in_features(self) -> int:
+        """Of the dense layer."""
+        return self.channels[0]
+
+    @property
+    def out_features(self) -> int:
+        """Of the dense layer."""
+        return self.channels[1]
 
 
 FactoredLayer = FactoredConv2d | FactoredLinear
@@ -97,6 +182,18 @@ def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None) -> Fac
         return FactoredConv2d(layer, rank_in, rank_out)
     if isinstance(layer, nn.Linear):
         return FactoredLinear(layer, rank_in, rank_out)
+    raise ValueError(f"a {type(layer).__name__} has no factored form")
+
+
+def blank(layer: nn.Module) -> nn.Module:
+    """A small layer of the same class, on which nothing hangs; ValueError if it is no dense or factored layer."""
+    with torch.device("meta"):
+        if isinstance(layer, FactoredLayer):
+            return factored(blank(layer.core), 1, 1)
+        if isinstance(layer, nn.Conv2d):
+            return nn.Conv2d(1, 1, 1)
+        if isinstance(layer, nn.Linear):
+            return nn.Linear(1, 1)
     raise ValueError(f"a {type(layer).__name__} has no factored form")
 
 
@@ -116,12 +213,6 @@ class FactorEdit:
     def from_json(record: Mapping[str, Any]) -> FactorEdit:
         """The inverse of ``to_json``; raises KeyError or TypeError on anything else."""
         return FactorEdit(record["layer"], record["rank_in"], record["rank_out"])
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of the submodule called ``name``."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:
@@ -160,7 +251,8 @@ def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
             layer = None
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise ValueError(f"an edit of {edit.layer!r}, which is no convolution or linear layer of the network")
-        replace_module(model, edit.layer, factored(layer, edit.rank_in, edit.rank_out))
+        new = factored(layer, edit.rank_in, edit.rank_out)
+        replace_module(model, edit.layer, inherit(new, layer, blank(layer)))
 
 
 @torch.no_grad()
@@ -172,5 +264,6 @@ def fill(layer: FactoredLayer, rotate_out: Tensor | None, core: Tensor, rotate_i
         if isinstance(rotation, nn.Identity):
             assert values is None
         else:
-            assert values is not None and rotation.weight.shape[:2] == values.shape
-            rotation.weight.copy_(values.reshape(rotation.weight.shape))
+            weight = rotation.get_parameter("weight")
+            assert values is not None and weight.shape[:2] == values.shape
+            weight.copy_(values.reshape(weight.shape))

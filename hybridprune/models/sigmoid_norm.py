@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import replace_module
+from hybridprune.models.replace import replace_module
 
 TOP = 0.95
 """The importance of a layer's strongest channel where the scales of a BatchNorm are too large for a sigmoid."""

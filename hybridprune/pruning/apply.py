@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import factored, fill, replace_module
+from hybridprune.models.factored import blank, factored, fill
+from hybridprune.models.replace import inherit, replace_module
 from hybridprune.pruning.directions import Decomposition, Factors
 from hybridprune.pruning.forms import DENSE, Ranks
 from hybridprune.pruning.layers import PrunableLayer
@@ -28,7 +29,8 @@ def apply_ranks(
     for layer in layers:
         if ranks[layer.name] != layer.form:
             rebuilt = _rebuilt(layer, decompositions[layer.name], ranks[layer.name], sweeps)
-            replace_module(model, layer.name, rebuilt)
+            old = model.get_submodule(layer.name)
+            replace_module(model, layer.name, inherit(rebuilt, old, blank(old)))
 
 
 def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, sweeps: int) -> nn.Module:
@@ -50,7 +52,7 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, s
         outline.weight.copy_(core.reshape(outline.weight.shape))
         if layer.bias is not None and outline.bias is not None:
             outline.bias.copy_(layer.bias)
-        return outline.to(memory_format=_memory_format(layer.leaf.weight))  # type: ignore[call-overload]
+        return outline
     module = factored(outline, rank_in, rank_out)
     rotate_in = None if rank_in is None else merged.rotate_in
     fill(module, None if rank_out is None else merged.rotate_out, core, rotate_in)
@@ -58,7 +60,7 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, s
         last = module.core if rank_out is None else module.rotate_out
         assert isinstance(last.bias, Tensor)
         last.bias.copy_(layer.bias)
-    return module.to(memory_format=_memory_format(layer.leaf.weight))  # type: ignore[call-overload]
+    return module
 
 
 def merge(layer: PrunableLayer, factors: Factors) -> Factors:
@@ -87,10 +89,3 @@ def _outline(layer: PrunableLayer) -> nn.Conv2d | nn.Linear:
         padding_mode=leaf.padding_mode,
         **options,
     )
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    if weight.ndim != 4:
-        return torch.contiguous_format
-    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format

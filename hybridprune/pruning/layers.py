@@ -15,7 +15,7 @@ from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredLayer, form, is_pointwise
 from hybridprune.pruning.forms import ConvShape, Ranks
-from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS
+from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS, WHOLE
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def survey(model: nn.Module, run: Callable[[], object], exclude: Sequence[str] =
             leaf = module.core
         if not isinstance(leaf, nn.Conv2d | nn.Linear) or any(fnmatchcase(name, pattern) for pattern in exclude):
             continue
-        reason = _obstacle(leaf, calls[module], users[id(leaf.weight)])
+        reason = _obstacle(leaf, calls[module], users[id(leaf.weight)]) if name else WHOLE
         if reason is None:
             found.layers.append(_layer(name, module, calls[module]))
         else:
@@ -103,7 +103,7 @@ def _obstacle(leaf: nn.Conv2d | nn.Linear, call: _Call, users: int) -> str | Non
     """Why a layer's directions cannot be cut; None if they can."""
     if isinstance(leaf, nn.Conv2d) and leaf.groups != 1:
         return GROUPED
-    if type(leaf) not in (nn.Conv2d, nn.Linear):
+    if type(leaf) not in (nn.Conv2d, nn.Linear) or "forward" in vars(leaf):
         return SUBCLASS
     if users != 1:
         return SHARED
@@ -162,13 +162,12 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call
     calls = {m: _Call() for m in model.modules()}
 
     def record(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        call, spatial = calls[module], isinstance(module, nn.Conv2d) or (y.ndim == 4 and not _linear(module))
-        axis = 1 if spatial else -1
-        call.out_positions += y[:1].numel() // y.shape[axis]
+        call, axis = calls[module], -1 if _linear(module) else -3
+        call.out_positions += y.numel() // y.shape[axis]
         call.count += 1
         call.by_keyword |= not args  # which hides the input from hooks
         if args:
-            call.in_positions += args[0][:1].numel() // args[0].shape[axis]
+            call.in_positions += args[0].numel() // args[0].shape[axis]
 
     kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
     hooks = [m.register_forward_hook(record) for m in calls if isinstance(m, kinds)]

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 GROUPED = "its channels are in groups"
 SUBCLASS = "its forward pass is its own"
 SHARED = "its weight is shared or computed"
+WHOLE = "it is the whole network"
 PADDED = "its padding has no curvature rule"
 NEVER = "it did not run"
 SEVERAL = "it runs several times in one pass"
 BY_KEYWORD = "it is called by keyword, so its input cannot be seen"
 
-BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, PADDED, NEVER, SEVERAL})
+BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL})
 """What the documentation says of every network. Any other reason is one of this network, and is told."""
 
 

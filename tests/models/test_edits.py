@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from hybridprune.models.edits import ResizeEdit, apply_edits, edit_from_json, edits_between, resize, resize_edits
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, replace_module
+from hybridprune.models.factored import FactoredConv2d, FactorEdit
+from hybridprune.models.replace import replace_module
 
 
 class Net(nn.Module):

@@ -20,9 +20,9 @@ from hybridprune.models.factored import (
     fill,
     form,
     is_pointwise,
-    replace_module,
 )
 from hybridprune.models.factored import factored as factored_form
+from hybridprune.models.replace import replace_module
 
 
 @dataclass(frozen=True)
