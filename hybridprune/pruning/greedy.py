@@ -1,7 +1,12 @@
-"""Greedy allocation: units go one by one in an order, until a ratio or a budget is reached (pure)."""
+"""Greedy allocation: units go one by one in an order, until a ratio or a budget is reached (pure).
+
+Where scores tie, all sets lose (or get back) the same share of their units, and among these the first set goes first.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space, pick
@@ -13,11 +18,11 @@ Order = Callable[[Space], Iterator[int]]
 def importance(space: Space) -> Iterator[int]:
     """The lowest score of all sets goes first."""
     entries = [
-        (score, index)
+        (score, gone / len(units.scores), index)
         for index, units in enumerate(space.sets)
-        for score in units.scores[units.least :].flip(0).tolist()
+        for gone, score in enumerate(units.scores[units.least :].flip(0).tolist(), start=1)
     ]
-    return iter([index for _, index in sorted(entries, key=lambda entry: entry[0])])
+    return iter([index for *_, index in sorted(entries)])
 
 
 def importance_per_flop(space: Space) -> Iterator[int]:
@@ -26,12 +31,12 @@ def importance_per_flop(space: Space) -> Iterator[int]:
     The saving is that of the relaxed form, since the first removals from a dense layer save nothing by themselves.
     """
     kept = space.everything()
+    full = space.everything()
     scores = [units.scores.tolist() for units in space.sets]
     prices = [_price(space, index, kept, scores) for index in range(len(kept))]
-    while True:
-        cheapest = min(range(len(kept)), key=prices.__getitem__)
-        if prices[cheapest] == float("inf"):
-            return
+    while (lowest := min(prices, default=math.inf)) < math.inf:
+        tied = [index for index, price in enumerate(prices) if price == lowest]
+        cheapest = max(tied, key=lambda index: kept[index] / full[index])
         kept[cheapest] -= 1
         yield cheapest
         for index in {index for cell in space.cells_of[cheapest] for index in cell.sets}:
@@ -40,11 +45,12 @@ def importance_per_flop(space: Space) -> Iterator[int]:
 
 def _price(space: Space, index: int, kept: Sequence[int], scores: Sequence[Sequence[float]]) -> float:
     if kept[index] <= space.sets[index].least:
-        return float("inf")
+        return math.inf
     fewer = [*kept]
     fewer[index] -= 1
     saved = sum(c.relaxed_macs(pick(c, kept)) - c.relaxed_macs(pick(c, fewer)) for c in space.cells_of[index])
-    return scores[index][kept[index] - 1] / saved
+    # What saves nothing goes last.
+    return min(scores[index][kept[index] - 1] / saved, sys.float_info.max) if saved > 0 else sys.float_info.max
 
 
 ORDERS: Mapping[str, Order] = {"importance": importance, "importance_per_flop": importance_per_flop}
@@ -80,6 +86,27 @@ def cut_at_budget(space: Space, budget: Budget, order: Order) -> list[int]:
             cost = restored
         else:
             kept[index] -= 1
+    return kept
+
+
+def put_back(
+    space: Space, kept: Sequence[int], allowed: Callable[[Sequence[int], Cost], bool], highest: float = math.inf
+) -> list[int]:
+    """Add units whose score is at most ``highest`` while it is ``allowed``, given the numbers kept and their cost.
+
+    The highest score comes back first. A set from which nothing may come back now is not asked again: costs only rise.
+    """
+    kept, cost = [*kept], space.cost(kept)
+    scores, full = [units.scores.tolist() for units in space.sets], space.everything()
+    growing = [index for index in range(len(kept)) if kept[index] < full[index]]
+    while growing := [i for i in growing if kept[i] < full[i] and scores[i][kept[i]] <= highest]:
+        index = min(growing, key=lambda i: (-scores[i][kept[i]], kept[i] / full[i]))
+        more = _step(space, kept, cost, index, 1)
+        if allowed(kept, more):
+            cost = more
+        else:
+            kept[index] -= 1
+            growing.remove(index)
     return kept
 
 

@@ -2,7 +2,8 @@
 
 Every layer offers its forms and ranks, each with a cost and an expected rise of the loss. At a price ``lambda`` of a
 MAC (or parameter) each layer takes its own best choice; the budget fixes ``lambda``. Greedy removal sees one direction
-of one side at a time; this sees what both sides and the change of form are worth together.
+of one side at a time; this sees what both sides and the change of form are worth together. What is worth nothing at any
+price (scores of 0) would all be cut: as much of it is put back as may stay.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.pruning.direction_space import Choices, DirectionCell
+from hybridprune.pruning.greedy import put_back
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget, Space
 
 STEPS = 60
@@ -24,7 +26,8 @@ def cut_at_budget(space: Space, budget: Budget) -> list[int]:
     taken = _cheapest_price(offers, lambda taken: budget.allows(_cost(offers, taken, space.other)))
     if taken is None:
         raise InfeasibleBudget(_cost(offers, [int(price.argmin()) for _, price in offers], space.other))
-    return _kept(space, offers, _fill(offers, taken, budget, space.other))
+    kept = _kept(space, offers, _fill(offers, taken, budget, space.other))
+    return put_back(space, kept, lambda _, cost: budget.allows(cost))
 
 
 def cut_at_ratio(space: Space, ratio: float) -> list[int]:
@@ -32,7 +35,8 @@ def cut_at_ratio(space: Space, ratio: float) -> list[int]:
     offers = _offers(space, Budget(macs=1.0))
     wanted = (1 - ratio) * sum(space.everything())
     taken = _cheapest_price(offers, lambda taken: sum(_kept(space, offers, taken)) <= wanted)
-    return _kept(space, offers, taken or [int(price.argmin()) for _, price in offers])
+    kept = _kept(space, offers, taken or [int(price.argmin()) for _, price in offers])
+    return put_back(space, kept, lambda more, _: sum(more) <= wanted, highest=0.0)
 
 
 Offers = list[tuple[Choices, Tensor]]
