@@ -20,20 +20,26 @@ from hybridprune.deploy.harden import drop_listeners, fix_step
 from hybridprune.deploy.network import ACTIONS, DeployedNetwork
 from hybridprune.deploy.pieces import in_one, in_pieces
 from hybridprune.errors import UserError
-from hybridprune.store.files import sha256, write_bytes, write_json
+from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
+from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunSpec, load_weights, save_weights
 
 FORMAT = 1
 
 
 def save_deployed(deployed: Deployed, spec: RunSpec, folder: Path) -> None:
-    """Write a deployed network of the run that ``spec`` describes, each file atomically, deploy.json last."""
+    """Write a deployed network of the run that ``spec`` describes, each file atomically, deploy.json last.
+
+    Raises UserError if another process is writing there, or nobody can.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    save_weights(in_one(deployed.module), weights)
-    write_bytes(folder / "report.txt", f"{deployed.report}\n".encode())
-    record = {"format": FORMAT, "run": spec.to_json(), "report": deployed.report.to_json()}
-    write_json(folder / "deploy.json", {**record, "model_sha256": sha256(weights)})
+    with exclusive(folder, f"{folder}: another process is writing it; wait for it, or choose another folder"):
+        remove_leftovers(folder)
+        save_weights(in_one(deployed.module), weights)
+        write_bytes(folder / "report.txt", f"{deployed.report}\n".encode())
+        record = {"format": FORMAT, "run": spec.to_json(), "report": deployed.report.to_json()}
+        write_json(folder / "deploy.json", {**record, "model_sha256": sha256(weights)})
 
 
 def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tuple[nn.Module, RunSpec]:

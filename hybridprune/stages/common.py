@@ -20,20 +20,18 @@ from hybridprune.config import (
     PruneConfig,
     RlConfig,
     SpConfig,
-    identity,
     to_json,
 )
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, make_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of as device_of
-from hybridprune.engine.fit import Progress
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.processes import bytes_from_first, is_first, json_from_first, local_device, rank
 from hybridprune.processes import count as processes
-from hybridprune.store.find import claim, find_parent, named_parent
+from hybridprune.processes import is_first, local_device, rank
+from hybridprune.store.find import find_parent, named_parent
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from hybridprune.store.seeds import generator, stream_seed
 
@@ -202,40 +200,6 @@ def to_device(net: GatedNetwork, device: torch.device, channels_last: bool) -> G
     """Move ``net`` to the device, in the memory format of its images."""
     format = torch.channels_last if channels_last else torch.contiguous_format
     return net.to(device=device, memory_format=format)  # type: ignore[call-overload]
-
-
-def open_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[RunFolder, RunSpec, bool]:
-    """Claim the run's folder and write its specification; returns the folder, the spec and whether it is resumed.
-
-    A resumed run keeps its specification, whose edits may have grown.
-    """
-    path, record, resumed = json_from_first(lambda: _claim_run(invocation, spec))
-    say(f"run folder: {path}{' (resumed)' if resumed else ''}")
-    return RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
-
-
-def _claim_run(invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[str, Any], bool]:
-    config = invocation.config
-    name = f"{spec.dataset}-{spec.network.label}-{spec.stage}-seed{config.run.seed}"
-    experiment = Path(config.run.result_dir) / config.run.exp_name
-    run, resumed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
-    if resumed and (run.path / "spec.json").is_file():
-        before = run.read_spec()
-        if before.dataset_digest != spec.dataset_digest:
-            raise UserError(f"--resume: {run.path} was started with other images; restore them, or name an --exp_name")
-        spec = before
-    else:
-        run.write_json("spec.json", spec.to_json())
-    return str(run.path), spec.to_json(), resumed
-
-
-def saved_progress(run: RunFolder) -> tuple[Progress, dict[str, Any] | None]:
-    """Where an earlier start of this run came to, with however many processes, or the beginning."""
-    if not json_from_first(run.state_file.is_file):
-        return Progress(), None
-    state = run.load_state(bytes_from_first(run.state_file.read_bytes))
-    assert state is not None
-    return Progress(**state["progress"]), state
 
 
 def unpruned(network: NetworkSpec) -> GatedNetwork:

@@ -39,8 +39,6 @@ from hybridprune.stages.common import (
     Parent,
     describe,
     device_for,
-    open_run,
-    saved_progress,
     say,
     show_config,
     show_plan,
@@ -50,6 +48,7 @@ from hybridprune.stages.common import (
 from hybridprune.stages.cutting import CutState, Cutting, Phase, layer_channels, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.sp import routed_accuracy
+from hybridprune.stages.start import open_run, saved_progress
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tuning."
@@ -100,44 +99,44 @@ def _prune(
     invocation: Invocation[PruneConfig], stage: _Stage, spec: RunSpec, net: GatedNetwork, parent: Parent
 ) -> dict[str, Any]:
     config, images = invocation.config, stage.images
-    folder, spec, resumed = open_run(invocation, spec)
-    if folder.finished:
-        result = folder.read_json("result.json")
+    with open_run(invocation, spec) as (folder, spec, resumed):
+        if folder.finished:
+            result = folder.read_json("result.json")
+            show_result(folder, result)
+            return result
+        folder.write_json("split.json", images.split.to_json())
+        progress, saved = saved_progress(folder)
+        if saved is None:
+            try:
+                spec, fit = stage.begin(folder, spec, net, progress, CutState())
+            except UserError:
+                if not resumed and is_first():
+                    # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
+                    shutil.rmtree(folder.path)
+                raise
+        else:
+            extra = json.loads(saved["extra"])
+            network = NetworkSpec.from_json({**spec.network.to_json(), "edits": extra["edits"]})
+            spec, net = dataclasses.replace(spec, network=network), stage.place(network.build())
+            folder.write_json("spec.json", spec.to_json())
+            fit = stage.fit(folder, spec, net, progress.phase, CutState(**extra["cut"]))
+        while True:
+            progress = fit(progress, saved)
+            saved, state = None, CutState(**fit.extra_state["cut"])
+            stage.conclude(fit.net, progress.phase, folder)
+            if progress.phase + 1 >= len(stage.schedule):
+                break
+            progress = progress.next_phase()
+            spec, fit = stage.begin(folder, spec, fit.net, progress, state)
+        more = {
+            "iterations": config.stage.max_iter,
+            "method": config.cut.method,
+            **({} if state.gap is None else {"gap": state.gap}),
+            "sparse_epochs": config.sparsity.sparse_epochs * sum(phase.sparse is not None for phase in stage.schedule),
+        }
+        result = finish(folder, spec, config, fit.net, images, progress, fit.epochs, parent, more)
         show_result(folder, result)
         return result
-    folder.write_json("split.json", images.split.to_json())
-    progress, saved = saved_progress(folder)
-    if saved is None:
-        try:
-            spec, fit = stage.begin(folder, spec, net, progress, CutState())
-        except UserError:
-            if not resumed and is_first():
-                # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
-                shutil.rmtree(folder.path)
-            raise
-    else:
-        extra = json.loads(saved["extra"])
-        network = NetworkSpec.from_json({**spec.network.to_json(), "edits": extra["edits"]})
-        spec, net = dataclasses.replace(spec, network=network), stage.place(network.build())
-        folder.write_json("spec.json", spec.to_json())
-        fit = stage.fit(folder, spec, net, progress.phase, CutState(**extra["cut"]))
-    while True:
-        progress = fit(progress, saved)
-        saved, state = None, CutState(**fit.extra_state["cut"])
-        stage.conclude(fit.net, progress.phase, folder)
-        if progress.phase + 1 >= len(stage.schedule):
-            break
-        progress = progress.next_phase()
-        spec, fit = stage.begin(folder, spec, fit.net, progress, state)
-    more = {
-        "iterations": config.stage.max_iter,
-        "method": config.cut.method,
-        **({} if state.gap is None else {"gap": state.gap}),
-        "sparse_epochs": config.sparsity.sparse_epochs * sum(phase.sparse is not None for phase in stage.schedule),
-    }
-    result = finish(folder, spec, config, fit.net, images, progress, fit.epochs, parent, more)
-    show_result(folder, result)
-    return result
 
 
 @dataclass(frozen=True)

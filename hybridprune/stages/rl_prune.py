@@ -34,14 +34,13 @@ from hybridprune.stages.common import (
     Parent,
     describe,
     device_for,
-    open_run,
-    saved_progress,
     say,
     show_config,
     show_plan,
     to_device,
 )
 from hybridprune.stages.result import finish, load_selected, show_result
+from hybridprune.stages.start import open_run, saved_progress
 
 SEARCH_IMAGES = 2000
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
@@ -101,72 +100,75 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     if options.kd_weight > 0:
         teacher = to_device(_dense(parent), device, config.optim.channels_last)
         distillation = Distillation.of(teacher, options.kd_weight, options.kd_temperature)
-    folder, spec, _ = open_run(invocation, spec)
-    if folder.finished:
-        result = folder.read_json("result.json")
+    with open_run(invocation, spec) as (folder, spec, _):
+        if folder.finished:
+            result = folder.read_json("result.json")
+            show_result(folder, result)
+            return result
+        folder.write_json("split.json", images.split.to_json())
+        progress, state = saved_progress(folder)
+        first_price = options.reward_scale
+        if options.gate_start == "subset" and state is None:
+            assert budget is not None
+            subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
+            blocks = f"{int(subset.route.sum())} of {net.num_gates} gated blocks"
+            say(f"gates start from {blocks}, alpha from {first_price:.3f}")
+        target = None if budget is None else budget / cost.backbone_macs
+        price = Price(first_price, target, options.price_step, device)
+        score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
+
+        def validate(candidate: GatedNetwork) -> Validation:
+            found = score(candidate, images.validation())
+            price.validated(found.metrics["flops_share"])
+            return found
+
+        terms = RoutingTerms.of(cost, options, price, device, distillation)
+        # Where the backbone learns from rollouts there is no other pass to compile.
+        compile_rollouts = (
+            config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
+        )
+        objective = (
+            GumbelRouting(terms, images=len(dataset.train), seed=config.run.seed)
+            if options.estimator == "gumbel"
+            else PolicyGradient(
+                net,
+                terms,
+                images=len(dataset.train),
+                seed=config.run.seed,
+                learn_from=compiled(rollout, device) if compile_rollouts else rollout,
+            )
+        )
+        fit = Fit(
+            run=folder,
+            net=net,
+            objective=objective,
+            batches=images.training("rl"),
+            validate=validate,
+            optim=config.optim,
+            epochs=options.epochs,
+            device=device,
+            log_interval=config.run.log_interval,
+            compile=config.compiler.compile and not compile_rollouts,
+            frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
+            if options.train == "gates"
+            else (),
+            gate_lr_factor=options.gate_lr_factor,
+            gate_grad_norm=options.gate_grad_norm,
+            train_mode=nn.Module.eval if options.batchnorm == "frozen" else nn.Module.train,
+            sync_batchnorm=config.optim.sync_batchnorm,
+        )
+        progress = fit(progress, state)
+        load_selected(net, folder)
+        # With --train gates the backbone's statistics stay as well: what is shipped is the parent with other gates.
+        recalibrated = options.train != "gates" and _recalibrate_if_better(net, images, score)
+        extra: dict[str, Any] = {"batchnorm_recalibrated": recalibrated}
+        if budget is not None:
+            # `gumbel` has the budget in its loss, and no price.
+            alpha = float(price.value) if options.estimator == "reinforce" else None
+            extra["target"] = {**_meet(net, images, cost, budget, alpha), "price": alpha}
+        result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
         show_result(folder, result)
         return result
-    folder.write_json("split.json", images.split.to_json())
-    progress, state = saved_progress(folder)
-    first_price = options.reward_scale
-    if options.gate_start == "subset" and state is None:
-        assert budget is not None
-        subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
-        say(f"gates start from {int(subset.route.sum())} of {net.num_gates} gated blocks, alpha from {first_price:.3f}")
-    target = None if budget is None else budget / cost.backbone_macs
-    price = Price(first_price, target, options.price_step, device)
-    score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
-
-    def validate(candidate: GatedNetwork) -> Validation:
-        found = score(candidate, images.validation())
-        price.validated(found.metrics["flops_share"])
-        return found
-
-    terms = RoutingTerms.of(cost, options, price, device, distillation)
-    # Where the backbone learns from rollouts there is no other pass to compile.
-    compile_rollouts = config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
-    objective = (
-        GumbelRouting(terms, images=len(dataset.train), seed=config.run.seed)
-        if options.estimator == "gumbel"
-        else PolicyGradient(
-            net,
-            terms,
-            images=len(dataset.train),
-            seed=config.run.seed,
-            learn_from=compiled(rollout, device) if compile_rollouts else rollout,
-        )
-    )
-    fit = Fit(
-        run=folder,
-        net=net,
-        objective=objective,
-        batches=images.training("rl"),
-        validate=validate,
-        optim=config.optim,
-        epochs=options.epochs,
-        device=device,
-        log_interval=config.run.log_interval,
-        compile=config.compiler.compile and not compile_rollouts,
-        frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
-        if options.train == "gates"
-        else (),
-        gate_lr_factor=options.gate_lr_factor,
-        gate_grad_norm=options.gate_grad_norm,
-        train_mode=nn.Module.eval if options.batchnorm == "frozen" else nn.Module.train,
-        sync_batchnorm=config.optim.sync_batchnorm,
-    )
-    progress = fit(progress, state)
-    load_selected(net, folder)
-    # With --train gates the backbone's statistics stay as well: what is shipped is the parent with other gates.
-    recalibrated = options.train != "gates" and _recalibrate_if_better(net, images, score)
-    extra: dict[str, Any] = {"batchnorm_recalibrated": recalibrated}
-    if budget is not None:
-        # `gumbel` has the budget in its loss, and no price.
-        alpha = float(price.value) if options.estimator == "reinforce" else None
-        extra["target"] = {**_meet(net, images, cost, budget, alpha), "price": alpha}
-    result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
-    show_result(folder, result)
-    return result
 
 
 def search_images(images: Images) -> EvalBatches:

@@ -21,13 +21,12 @@ from hybridprune.stages.common import (
     Images,
     describe,
     device_for,
-    open_run,
-    saved_progress,
     show_config,
     show_plan,
     to_device,
 )
 from hybridprune.stages.result import finish, load_selected, show_result
+from hybridprune.stages.start import open_run, saved_progress
 from hybridprune.stages.weights import start_from
 from hybridprune.store.seeds import stream_seed
 
@@ -60,35 +59,35 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
         show_plan("sp", spec, images, cost, [f"{config.stage.epochs} epochs of {steps} steps on {device}"])
         return None
 
-    folder, spec, _ = open_run(invocation, spec)
-    if folder.finished:
-        result = folder.read_json("result.json")
+    with open_run(invocation, spec) as (folder, spec, _):
+        if folder.finished:
+            result = folder.read_json("result.json")
+            show_result(folder, result)
+            return result
+        folder.write_json("split.json", images.split.to_json())
+        net = to_device(net, device, config.optim.channels_last)
+        progress, state = saved_progress(folder)
+        noise = Draws(len(dataset.train), net.num_gates, config.run.seed, "gate noise")
+        fit = Fit(
+            run=folder,
+            net=net,
+            objective=Supervised.of(
+                cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise, loss=config.loss
+            ),
+            batches=images.training("sp"),
+            validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
+            optim=config.optim,
+            epochs=config.stage.epochs,
+            device=device,
+            log_interval=config.run.log_interval,
+            compile=config.compiler.compile,
+            sync_batchnorm=config.optim.sync_batchnorm,
+        )
+        progress = fit(progress, state)
+        load_selected(net, folder)
+        result = finish(folder, spec, config, net, images, progress, config.stage.epochs, None, {})
         show_result(folder, result)
         return result
-    folder.write_json("split.json", images.split.to_json())
-    net = to_device(net, device, config.optim.channels_last)
-    progress, state = saved_progress(folder)
-    noise = Draws(len(dataset.train), net.num_gates, config.run.seed, "gate noise")
-    fit = Fit(
-        run=folder,
-        net=net,
-        objective=Supervised.of(
-            cost, config.stage.rate_penalty, device, gating=config.gating, draws=noise, loss=config.loss
-        ),
-        batches=images.training("sp"),
-        validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
-        optim=config.optim,
-        epochs=config.stage.epochs,
-        device=device,
-        log_interval=config.run.log_interval,
-        compile=config.compiler.compile,
-        sync_batchnorm=config.optim.sync_batchnorm,
-    )
-    progress = fit(progress, state)
-    load_selected(net, folder)
-    result = finish(folder, spec, config, net, images, progress, config.stage.epochs, None, {})
-    show_result(folder, result)
-    return result
 
 
 def routed_accuracy(net: GatedNetwork, batches: EvalBatches, cost: NetworkCost) -> Validation:

@@ -1,74 +1,13 @@
-"""Finding run folders: the one to write to, and the parent to start from."""
+"""Finding run folders: the parent to start from."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder, RunSpec
-
-
-def claim(
-    experiment: Path, name: str, config: Mapping[str, Any], identity: Collection[str], resume: bool
-) -> tuple[RunFolder, bool]:
-    """The folder for a run called ``name`` under ``experiment`` and whether a run there is being resumed.
-
-    ``config`` is stored as config.json; ``identity`` names those of its keys that a resumed run must share.
-
-    Nothing is ever overwritten: beside finished runs a new folder with the next number is made. An unfinished run is
-    taken up with ``resume``, else it is an error, and so is resuming with another configuration.
-    """
-    newest = _newest(experiment, name)
-    if newest is not None:
-        run = RunFolder(newest)
-        if not run.finished or resume:
-            if not resume:
-                raise UserError(f"{newest} holds an unfinished run: add --resume, or choose another --exp_name")
-            _check_same(run, config, identity)
-            return run, True
-    path = _numbered(experiment, name, 1 if newest is None else _number(newest, name) + 1)
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"--result_dir: cannot create {path} ({error.strerror}); choose a writable folder") from error
-    run = RunFolder(path)
-    try:
-        run.write_json("config.json", config)
-    except OSError as error:
-        raise UserError(f"--result_dir: cannot write in {path} ({error.strerror}); choose a writable folder") from error
-    return run, False
-
-
-def _numbered(experiment: Path, name: str, number: int) -> Path:
-    return experiment / (name if number == 1 else f"{name}-{number}")
-
-
-def _number(path: Path, name: str) -> int:
-    suffix = path.name.removeprefix(name).removeprefix("-")
-    return int(suffix) if suffix else 1
-
-
-def _newest(experiment: Path, name: str) -> Path | None:
-    found, number = None, 1
-    while (path := _numbered(experiment, name, number)).is_dir():
-        found, number = path, number + 1
-    return found
-
-
-def _check_same(run: RunFolder, config: Mapping[str, Any], identity: Collection[str]) -> None:
-    if not (run.path / "config.json").is_file():
-        run.write_json("config.json", config)  # killed before its first file: nothing to contradict
-        return
-    before = run.read_json("config.json")
-    for key in sorted(identity):
-        if before.get(key) != config[key]:
-            raise UserError(
-                f"--resume: {run.path} was started with {key} = {before.get(key)!r}, not {config[key]!r}; "
-                "give the same value, or choose another --exp_name"
-            )
 
 
 def runs_under(folder: Path) -> Iterator[RunFolder]:

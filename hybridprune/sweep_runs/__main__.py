@@ -13,13 +13,15 @@ from types import FrameType
 from typing import NoReturn
 
 from hybridprune.errors import Interrupted, RunFailed, UserError, run_command
+from hybridprune.store.lock import exclusive
 from hybridprune.sweep_runs import grid
-from hybridprune.sweep_runs.alone import alone
 from hybridprune.sweep_runs.grid import Run, read_grid
 from hybridprune.sweep_runs.processes import run_processes
 from hybridprune.sweep_runs.ray_tune import need_ray, run_ray
 from hybridprune.sweep_runs.state import check, command
 from hybridprune.sweep_runs.work import Outcome, Worker
+
+LOCK = ".sweep.lock"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +50,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if arguments.engine == "ray":
         need_ray()
-    with alone(runs[0].result_dir):
+    result_dir = runs[0].result_dir
+    result_dir.mkdir(parents=True, exist_ok=True)
+    busy = f"result_dir {result_dir}: another sweep is at work there; wait for it or end it, or choose another folder"
+    with exclusive(result_dir, busy, LOCK):
         print(*plan, sep="\n", file=sys.stderr, flush=True)
         _run(todo, _Progress(len(runs), len(runs) - len(todo)), arguments, devices)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cases import DIGITS, OWN, SCRIPTS, STAGES, folder_of, stage, weights
+from hybridprune.store.run_folder import RunFolder
+from tests.cli.cases import DIGITS, OWN, SCRIPTS, STAGES, assert_refused, folder_of, stage, weights
 from tests.forked import Forked, start_cli
 
 pytestmark = pytest.mark.full
@@ -105,6 +106,20 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     assert f"finished: {run}" in out
     assert weights(run) == weights(undisturbed(name))
     assert lines(run) == lines(undisturbed(name))
+
+
+def test_two_at_once_do_not_share_a_run(results: Path, tmp_path: Path) -> None:
+    run = folder_of(results, "sp", "shared")
+    first = start("sp", arguments("sp", results, "shared"), tmp_path)
+    wait_for(lambda: lines(run) >= 1, first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    for resume in (["--resume"], []):
+        second = stage("sp", *arguments("sp", results, "shared"), *resume)
+        assert_refused(second, str(run), "another process is at work")
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=PATIENCE)
+    assert stage("sp", *arguments("sp", results, "shared"), "--resume").returncode == 0
+    assert [record["epoch"] for record in RunFolder(run).read_metrics()] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", STAGES)

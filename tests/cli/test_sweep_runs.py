@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from hybridprune.report import collect
-from hybridprune.sweep_runs.alone import alone
+from hybridprune.store.lock import exclusive
+from hybridprune.sweep_runs.__main__ import LOCK
 from tests.cases import ROOT, run_cli
 from tests.cli.cases import Result, contents, folder_of, run_here, stage
 
@@ -137,7 +138,7 @@ def test_without_ray_one_line_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     path = grid(tmp_path, sp={"epochs": 1})
-    with alone(tmp_path / "swept"):
+    with exclusive(tmp_path / "swept", "busy", LOCK):
         done = sweep(path)
         assert done.returncode == 2 and done.stderr.startswith("error: result_dir swept: another sweep")
         assert done.stderr.count("\n") == 1 and done.stdout == ""

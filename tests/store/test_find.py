@@ -1,4 +1,4 @@
-"""Which folder a run writes to, and which run is its parent."""
+"""Which run is the parent."""
 
 from __future__ import annotations
 
@@ -11,83 +11,11 @@ import pytest
 
 from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.store.find import claim, find_parent, named_parent, runs_under
-from hybridprune.store.run_folder import RunFolder, RunSpec
+from hybridprune.store.find import find_parent, named_parent, runs_under
+from hybridprune.store.run_folder import RunSpec
 from tests.store.runs import FACTORED, SPEC, make_run
 
-CONFIG = {"lr": 0.1, "epochs": 3, "result_dir": "results"}
-IDENTITY = {"lr", "epochs"}
 STAGES = ("sp", "prune")
-
-
-def start(experiment: Path, resume: bool = False, **changes: Any) -> tuple[RunFolder, bool]:
-    return claim(experiment, "run", {**CONFIG, **changes}, IDENTITY, resume)
-
-
-def end(run: RunFolder) -> None:
-    run.write_json("result.json", {})
-
-
-# --- claim ---
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_new_run_gets_a_folder_with_its_configuration(resume: bool, tmp_path: Path) -> None:
-    run, resumed = start(tmp_path / "results" / "default", resume)
-    assert run.path == tmp_path / "results" / "default" / "run" and not resumed
-    assert run.read_json("config.json") == CONFIG
-
-
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    for name in ("run", "run-2", "run-3"):
-        run, resumed = start(tmp_path)
-        assert run.path.name == name and not resumed
-        end(run)
-
-
-def test_an_unfinished_run_must_be_resumed(tmp_path: Path) -> None:
-    first, _ = start(tmp_path)
-    with pytest.raises(UserError, match=rf"{re.escape(str(first.path))} holds an unfinished run: add --resume"):
-        start(tmp_path)
-    assert start(tmp_path, resume=True) == (first, True)
-
-
-def test_resume_takes_the_newest_run(tmp_path: Path) -> None:
-    end(start(tmp_path)[0])
-    second, _ = start(tmp_path)
-    assert start(tmp_path, resume=True) == (second, True)
-    end(second)
-    assert start(tmp_path, resume=True) == (second, True)
-
-
-def test_resuming_with_another_configuration_is_refused(tmp_path: Path) -> None:
-    start(tmp_path)
-    with pytest.raises(UserError, match=r"--resume: .* was started with lr = 0\.1, not 0\.2; give the same value"):
-        start(tmp_path, resume=True, lr=0.2)
-
-
-def test_where_things_lie_may_change_between_start_and_resumption(tmp_path: Path) -> None:
-    run, _ = start(tmp_path)
-    assert start(tmp_path, resume=True, result_dir="elsewhere") == (run, True)
-
-
-def test_a_key_that_the_older_run_does_not_know_is_a_difference(tmp_path: Path) -> None:
-    run, _ = start(tmp_path)
-    run.write_json("config.json", {"lr": 0.1})
-    with pytest.raises(UserError, match="was started with epochs = None, not 3"):
-        start(tmp_path, resume=True)
-
-
-def test_a_run_killed_before_its_first_file_can_be_resumed(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    run, resumed = start(tmp_path, resume=True)
-    assert resumed and run.read_json("config.json") == CONFIG
-
-
-def test_a_result_dir_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "results").write_text("a file")
-    with pytest.raises(UserError, match=r"--result_dir: cannot create .*results/default/run \(Not a directory\)"):
-        start(tmp_path / "results" / "default")
 
 
 # --- parents ---

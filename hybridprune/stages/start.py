@@ -1,0 +1,54 @@
+"""How a run starts: it claims its folder, and finds there how far an earlier start has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from hybridprune.config import Invocation, identity, to_json
+from hybridprune.engine.fit import Progress
+from hybridprune.errors import UserError
+from hybridprune.processes import bytes_from_first, is_first, json_from_first
+from hybridprune.stages.common import say
+from hybridprune.store.claim import claim
+from hybridprune.store.run_folder import RunFolder, RunSpec
+
+
+@contextmanager
+def open_run(invocation: Invocation[Any], spec: RunSpec) -> Iterator[tuple[RunFolder, RunSpec, bool]]:
+    """Claim the run's folder and write its specification; gives the folder, the spec and whether it is resumed.
+
+    The folder is this run's until the context is left. Of several processes, the first one claims it for all. A resumed
+    run keeps its specification, whose edits may have grown.
+    """
+    with ExitStack() as held:
+        path, record, resumed = json_from_first(lambda: _claim_run(held, invocation, spec))
+        say(f"run folder: {path}{' (resumed)' if resumed else ''}")
+        yield RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
+
+
+def _claim_run(held: ExitStack, invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[str, Any], bool]:
+    config = invocation.config
+    name = f"{spec.dataset}-{spec.network.label}-{spec.stage}-seed{config.run.seed}"
+    experiment = Path(config.run.result_dir) / config.run.exp_name
+    claimed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
+    run, resumed = held.enter_context(claimed)
+    if resumed and (run.path / "spec.json").is_file():
+        before = run.read_spec()
+        if before.dataset_digest != spec.dataset_digest:
+            raise UserError(f"--resume: {run.path} was started with other images; restore them, or name an --exp_name")
+        spec = before
+    else:
+        run.write_json("spec.json", spec.to_json())
+    return str(run.path), spec.to_json(), resumed
+
+
+def saved_progress(run: RunFolder) -> tuple[Progress, dict[str, Any] | None]:
+    """Where an earlier start of this run came to, with however many processes, or the beginning."""
+    if not json_from_first(run.state_file.is_file):
+        return Progress(), None
+    state = run.load_state(bytes_from_first(run.state_file.read_bytes))
+    assert state is not None
+    return Progress(**state["progress"]), state
