@@ -17,7 +17,7 @@ import torch
 from benchmarks.static_arms import CHECKPOINT, DENSE
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.store.run_folder import load_weights, save_weights
+from hybridprune.store.weights import load_weights, save_weights
 
 STAGES = 3
 

@@ -58,8 +58,9 @@ from hybridprune.routing.price import TOLERANCE, Price
 from hybridprune.routing.subset import best_subset
 from hybridprune.stages.rl_prune import gates_from_subset, routed_score, search_images
 from hybridprune.store.provenance import hardware, versions
-from hybridprune.store.run_folder import RunFolder, load_weights
+from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import generator
+from hybridprune.store.weights import load_weights
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "hybrid_arms.jsonl"

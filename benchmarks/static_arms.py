@@ -40,7 +40,7 @@ from hybridprune.pruning.space import Cost
 from hybridprune.stages.common import Images
 from hybridprune.stages.cutting import CutState, Cutting
 from hybridprune.store.provenance import hardware, versions
-from hybridprune.store.run_folder import load_weights
+from hybridprune.store.weights import load_weights
 
 HERE = Path(__file__).parent
 DENSE = NetworkSpec("resnet", 32, 16, 100)

@@ -14,7 +14,7 @@ from torch import nn
 from hybridprune.errors import UserError
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.store.files import write_json
-from hybridprune.store.run_folder import load_weights, save_weights
+from hybridprune.store.weights import load_weights, save_weights
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from hybridprune.stages.common import unpruned
 from hybridprune.stages.cutting import GATES, execute_all
 from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
 from hybridprune.store.files import sha256
-from hybridprune.store.run_folder import RunFolder, RunSpec, load_weights
+from hybridprune.store.run_folder import RunFolder, RunSpec
+from hybridprune.store.weights import load_weights
 
 CHECKED_IMAGES = 256
 TOLERANCE = 1e-10

@@ -22,7 +22,8 @@ from hybridprune.deploy.pieces import in_one, in_pieces
 from hybridprune.errors import UserError
 from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
 from hybridprune.store.lock import exclusive
-from hybridprune.store.run_folder import RunSpec, load_weights, save_weights
+from hybridprune.store.run_folder import RunSpec
+from hybridprune.store.weights import load_weights, save_weights
 
 FORMAT = 1
 

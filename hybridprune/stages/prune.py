@@ -165,6 +165,7 @@ class _Stage:
         share_weights(net)
         network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
         spec = dataclasses.replace(spec, network=network)
+        folder.check_weights(spec, net)
         cost, dense = count(net, spec.input_size), self.cutting.dense
         fit = self.fit(folder, spec, net, progress.phase, state)
         fit.save(progress)

@@ -21,7 +21,8 @@ from hybridprune.processes import is_first, json_from_first
 from hybridprune.stages.common import Images, Parent, unpruned
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
-from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec, load_weights
+from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
+from hybridprune.store.weights import load_weights
 
 
 def load_selected(net: GatedNetwork, run: RunFolder) -> None:

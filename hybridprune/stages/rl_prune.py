@@ -107,6 +107,8 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             return result
         folder.write_json("split.json", images.split.to_json())
         progress, state = saved_progress(folder)
+        if state is None:
+            folder.check_weights(spec, net)
         first_price = options.reward_scale
         if options.gate_start == "subset" and state is None:
             assert budget is not None

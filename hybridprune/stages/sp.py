@@ -67,6 +67,8 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
         folder.write_json("split.json", images.split.to_json())
         net = to_device(net, device, config.optim.channels_last)
         progress, state = saved_progress(folder)
+        if state is None:
+            folder.check_weights(spec, net)
         noise = Draws(len(dataset.train), net.num_gates, config.run.seed, "gate noise")
         fit = Fit(
             run=folder,

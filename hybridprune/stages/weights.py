@@ -13,7 +13,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.models.torchvision_nets import published_tensors
 from hybridprune.stages.common import say
-from hybridprune.store.run_folder import load_tensors, read_tensors
+from hybridprune.store.weights import load_tensors, read_tensors
 
 
 def start_from(net: GatedNetwork, spec: NetworkSpec, path: Path) -> None:

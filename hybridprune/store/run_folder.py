@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
 
-from hybridprune.errors import UserError
+from hybridprune.errors import RunFailed, UserError
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import append, sha256, write_atomic, write_bytes, write_json
+from hybridprune.store.weights import load_weights, save_weights
 
 FORMAT = 1
 
@@ -166,6 +164,21 @@ class RunFolder:
         if self.writes:
             save_weights(net, self.path / name)
 
+    def check_weights(self, spec: RunSpec, net: torch.nn.Module) -> None:
+        """Save ``net`` as the last weights and load them into what ``spec`` builds; RunFailed if that is not possible.
+
+        What could not be read again after a training must not be trained.
+        """
+        if not self.writes:
+            return
+        self.save_weights("last.safetensors", net)
+        with torch.device("meta"):
+            fresh = spec.network.build()
+        try:
+            load_weights(fresh, self.path / "last.safetensors", assign=True)
+        except Exception as error:  # of any kind: networks have code of their own for it
+            raise RunFailed(f"{self.path}: the network cannot be saved and loaded again ({error})") from error
+
     def load_network(self) -> tuple[GatedNetwork, RunSpec]:
         """Rebuild the selected network on the CPU and load its weights strictly.
 
@@ -238,13 +251,6 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def save_weights(net: torch.nn.Module, path: Path) -> None:
-    """Save the weights as safetensors, atomically."""
-    # A copy each: safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in net.state_dict().items()}
-    write_bytes(path, save(tensors))
-
-
 def _torch_save(content: Any, file: BinaryIO) -> None:
     try:
         torch.save(content, file)
@@ -252,33 +258,3 @@ def _torch_save(content: Any, file: BinaryIO) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors; UserError when it is missing or broken."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; name an existing checkpoint")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: truncated or not a safetensors file ({error}); restore it") from error
-
-
-def load_weights(net: torch.nn.Module, path: Path) -> None:
-    """Load safetensors strictly into ``net``; UserError names the first difference of architecture."""
-    load_tensors(net, read_tensors(path), path)
-
-
-def load_tensors(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load ``tensors`` strictly into ``net``; UserError names the first difference of architecture."""
-    own = net.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        there, here = tensors.get(name), own.get(name)
-        if there is None or here is None or there.shape != here.shape:
-            found = "nothing" if there is None else list(there.shape)
-            wanted = "nothing" if here is None else list(here.shape)
-            raise UserError(
-                f"{source}: checkpoint of another architecture: {name} is {found}, the network has {wanted}; "
-                "check --network and its options"
-            )
-    net.load_state_dict(dict(tensors))

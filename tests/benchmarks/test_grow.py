@@ -10,7 +10,7 @@ import torch
 from benchmarks import grow
 from benchmarks.grow import deepen, sources
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.store.run_folder import load_weights
+from hybridprune.store.weights import load_weights
 from tests.cases import random_images, randomised
 
 

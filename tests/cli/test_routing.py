@@ -16,7 +16,7 @@ from hybridprune.data import Batch, TrainBatches
 from hybridprune.engine.distill import Distillation
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.price import TOLERANCE
-from hybridprune.store.run_folder import read_tensors
+from hybridprune.store.weights import read_tensors
 from tests.cli.cases import folder_of, run_here, stage, weights
 
 

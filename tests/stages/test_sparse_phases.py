@@ -21,7 +21,7 @@ from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.scale import ScalePressure, all_scales, doomed_scales
 from hybridprune.pruning.sparsity import Removal, SparseTraining, Sparsity, Target
 from hybridprune.stages import prune, sp
-from hybridprune.store.run_folder import read_tensors
+from hybridprune.store.weights import read_tensors
 from tests.cli.cases import DIGITS, OWN
 
 STEPS = 10

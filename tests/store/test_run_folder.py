@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hybridprune.errors import UserError
-from hybridprune.store.run_folder import RunFolder, RunSpec, load_tensors, load_weights, read_tensors
+from hybridprune.store.run_folder import RunFolder, RunSpec
+from hybridprune.store.weights import load_tensors, load_weights, read_tensors
 from tests.cases import random_images, random_net
 from tests.store.runs import EDITS, FACTORED, SPEC, make_run
 
