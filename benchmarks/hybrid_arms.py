@@ -45,12 +45,13 @@ from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import Evaluation, evaluate
 from hybridprune.engine.fit import Fit, Progress, Validation
-from hybridprune.engine.objective import Objective
+from hybridprune.engine.objective import Objective, Pass
 from hybridprune.engine.threshold import threshold_for
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.precision import Precision
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
@@ -100,7 +101,7 @@ class Forced:
 
     routes: Callable[[int], Tensor] | None = None
 
-    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.routes is None:
             assert isinstance(forward, GatedNetwork)
             logits = forward.backbone(batch.images)
@@ -224,7 +225,8 @@ class Bench:
             subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
             print("subset", subset.route.int().tolist(), [round(logit, 1) for logit in subset.logits().tolist()])
         price = Price(first_price, budget / cost.backbone_macs, options.price_step, device)
-        terms = RoutingTerms.of(cost, options, price, device)
+        precision = Precision.of(self.static.precision, device)
+        terms = RoutingTerms.of(cost, options, price, device, precision=precision)
         objective = (
             GumbelRouting(terms, images=len(images.dataset.train), seed=self.seed)
             if options.estimator == "gumbel"

@@ -31,11 +31,11 @@ from hybridprune.data import EvalBatches, TrainBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.finetune import finetune
-from hybridprune.engine.fit import DTYPES
 from hybridprune.engine.run_data import load_images
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.precision import DTYPES
 from hybridprune.pruning.space import Cost
 from hybridprune.stages.common import Images
 from hybridprune.stages.cutting import CutState, Cutting

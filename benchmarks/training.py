@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,12 @@ from benchmarks.routing import SIZE, network
 from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
 from hybridprune.engine.compiler import compiled
-from hybridprune.engine.fit import DTYPES, Fit, Progress, Validation
+from hybridprune.engine.fit import Fit, Progress, Validation
 from hybridprune.engine.objective import Objective, Supervised
 from hybridprune.measure.cost import count
 from hybridprune.models.gates import Decide, greedy, straight_through
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.precision import Precision
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
@@ -112,19 +114,17 @@ class Loops:
         return run
 
     def bare(
-        self, net: nn.Module, loss_of: Callable[[nn.Module, Batch], Tensor], frozen_norms: bool = False
+        self, net: nn.Module, loss_of: Callable[[Callable[..., Any], Batch], Tensor], frozen_norms: bool = False
     ) -> Callable[[], None]:
         """The plain loop."""
         net.train(not frozen_norms)
         batch = self.random_batch()
-        forward = torch.compile(net) if self.compile else net
+        forward = Precision.of(self.precision, self.device)(torch.compile(net) if self.compile else net)
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        autocast = torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
 
         def run() -> None:
             for _ in range(self.steps):
-                with autocast:
-                    loss = loss_of(forward, batch)  # type: ignore[arg-type]
+                loss = loss_of(forward, batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -167,7 +167,8 @@ def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int,
     cost = count(net, SIZE)
     if options is None:
         return Supervised.of(cost, 0.02, device)
-    terms = RoutingTerms.of(cost, options, Price(options.reward_scale, None, options.price_step, device), device)
+    price = Price(options.reward_scale, None, options.price_step, device)
+    terms = RoutingTerms.of(cost, options, price, device, precision=Precision.of(loops.precision, device))
     if options.estimator == "gumbel":
         return GumbelRouting(terms, images=images, seed=0)
     return PolicyGradient(
@@ -187,14 +188,14 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
     bare_objective = objective_of(bare, options, images, loops)
     data = loops.batches()
 
-    def cross_entropy(forward: nn.Module, batch: Batch) -> Tensor:
+    def cross_entropy(forward: Callable[..., Any], batch: Batch) -> Tensor:
         return F.cross_entropy(forward(batch.images).float(), batch.labels)
 
-    def plain(forward: nn.Module, batch: Batch) -> Tensor:
+    def plain(forward: Callable[..., Any], batch: Batch) -> Tensor:
         found = forward(batch.images, decide=decided_in(options))
         return F.cross_entropy(found.logits.float(), batch.labels) + 0 * found.gate_logits.sum()
 
-    def undecided(forward: nn.Module, batch: Batch) -> Tensor:
+    def undecided(forward: Callable[..., Any], batch: Batch) -> Tensor:
         logits, gates = forward(batch.images)
         return F.cross_entropy(logits.float(), batch.labels) + 0 * gates.sum()
 

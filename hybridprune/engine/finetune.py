@@ -21,6 +21,7 @@ from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.nested import on_device
+from hybridprune.precision import Precision
 from hybridprune.processes import json_from_first
 
 WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
@@ -67,6 +68,7 @@ def finetune(
     statistics. Raises UserError for a loader without a length or batches, a missing teacher, a weight out of range or
     a model of which nothing can be trained, and RunFailed when the loss is not finite.
     """
+    forward = Precision(device.type, precision)(forward)
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device, likelihood, forward)
     steps = json_from_first(lambda: max(1, round(epochs * _length(loader))) if epochs > 0 else 0)
     model.to(device)
@@ -92,12 +94,10 @@ def finetune(
             for group in optimizer.param_groups:
                 group["lr"] = scheduled * group["factor"]
             inputs, targets = on_device(inputs, device), on_device(targets, device)
-            # Step by step: within one autocast, weights that were cast once are not cast again when they change.
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                output = forward(model, inputs)
-                loss = likelihood.loss(output, targets)
-                if distillation is not None:
-                    loss, _ = distillation(inputs, output, loss)
+            output = forward(model, inputs)
+            loss = likelihood.loss(output, targets)
+            if distillation is not None:
+                loss, _ = distillation(inputs, output, loss)
             if not loss.requires_grad:
                 raise UserError("fine-tuning: no gradient of the loss reaches the model; mend the network or the loss")
             optimizer.zero_grad(set_to_none=True)

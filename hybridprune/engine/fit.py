@@ -29,12 +29,12 @@ from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.precision import Precision
 from hybridprune.processes import any_process, count, is_first, rank
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
 
 GO_ON = "the state is saved; give the same command with --resume to go on"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -134,7 +134,8 @@ class Fit:
             SummaryWriter(str(self.run.path / "tb")) if is_first() else nullcontext() as writer,
             synchronised(self.net) if self.sync_batchnorm else nullcontext(),
         ):
-            forward = compiled(self.net, self.device) if self.compile else self.net
+            passes = Precision.of(self.optim.precision, self.device)
+            forward = passes(compiled(self.net, self.device) if self.compile else self.net)
 
             def interrupted() -> bool:
                 return any_process(wished())
@@ -153,9 +154,6 @@ class Fit:
     def _epoch(self, forward: Any, progress: Progress, interrupted: Callable[[], bool]) -> None:
         self.train_mode(self.net)
         steps = len(self.batches)
-        autocast = torch.autocast(
-            self.device.type, DTYPES[self.optim.precision], enabled=self.optim.precision != "fp32"
-        )
         started = time.monotonic()
         with tqdm(
             self._batches(progress),
@@ -172,8 +170,7 @@ class Fit:
                 self._place(progress, batch)
                 done = (progress.epoch * steps + progress.step) / (self.epochs * steps)
                 self._set_lr(done)
-                with autocast:
-                    loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
+                loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
                 self._step(loss, batch.weight, done)
                 self._add({"loss": loss.detach(), **metrics}, batch.weight)
                 progress.step += 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridprune.config import GatingOptions, LossOptions
 from hybridprune.data import Batch
@@ -15,13 +16,20 @@ from hybridprune.engine.distill import Distillation
 from hybridprune.engine.draws import Draws
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import Decide, logistic, soft, straight_through
+from hybridprune.models.skipnet import Routed
+
+Pass = Callable[..., Routed]
+"""A pass through a gated network: it takes what `GatedNetwork.forward` takes."""
 
 
 class Objective(Protocol):
     """A differentiable loss, and what is worth logging beside it."""
 
-    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (0-d) of the gated network ``forward`` (perhaps compiled) and detached 0-d means to log.
+    def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (0-d) of passes through the gated network (perhaps compiled) and detached 0-d means to log.
+
+        ``forward`` brings the precision of its passes along; an objective is called outside of autocast. Means are fp32
+        or more.
 
         ``passes``: how many passes over the training images lie behind, the part of the present one included.
         """
@@ -34,6 +42,15 @@ class Objective(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
         ...
+
+
+def avoidable_share(decisions: Tensor, block_shares: Tensor) -> Tensor:
+    """Mean over images of ``sum_j w_j a_j`` (0-d), from decisions ``[B, N]`` and the blocks' shares ``[N]``.
+
+    Not a matrix product, which some settings round to fewer bits.
+    """
+    assert decisions.shape[1:] == block_shares.shape, (decisions.shape, block_shares.shape)
+    return (decisions.float() * block_shares).sum(1).mean()
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Supervised:
         decide = {"hard": straight_through, "soft": soft}[gating.gating]
         return Supervised(shares, rate_penalty, distillation, decide, gating.gate_noise, draws, loss.label_smoothing)
 
-    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.gate_noise > 0 and self.draws is not None:
             noise = self.gate_noise * logistic(self.draws(int(passes), batch.index))
             routed = forward(batch.images, decide=self.decide, noise=noise)
@@ -86,7 +103,7 @@ class Supervised:
         cross_entropy = loss = F.cross_entropy(logits, batch.labels)
         if self.label_smoothing:
             loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        rate = (routed.decisions.float() @ self.block_shares).mean()
+        rate = avoidable_share(routed.decisions, self.block_shares)
         accuracy = (routed.logits.argmax(1) == batch.labels).float().mean()
         metrics = {"cross_entropy": cross_entropy, "accuracy": accuracy, "rate": routed.mean_rate}
         if self.distillation is not None:

@@ -70,7 +70,7 @@ class RecurrentGate(Gate):
         self.open()
 
     def decide(self, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
-        pooled = features.mean(dim=(2, 3)).float()
+        pooled = features.mean(dim=(2, 3), dtype=torch.float32)
         state: Hidden = self.cell(self.embeddings[index](pooled), hidden)
         return self.score(state[0]).squeeze(1), state
 

@@ -33,7 +33,7 @@ class Routed(NamedTuple):
     @property
     def mean_rate(self) -> Tensor:
         """Mean execution rate (0-d); 1 where there is no gate: all is executed."""
-        return self.decisions.float().mean() if self.decisions.numel() else self.logits.new_ones(())
+        return self.decisions.float().mean() if self.decisions.numel() else torch.ones((), device=self.logits.device)
 
 
 class RoutingState(NamedTuple):
@@ -140,7 +140,7 @@ class GatedNetwork(nn.Module):
             taken.append(decision)
         logits = self.finish(state)
         if not taken:
-            none = logits.new_empty(len(logits), 0)
+            none = torch.empty(len(logits), 0, device=logits.device)
             return Routed(logits, none, none)
         return Routed(logits, torch.stack(gate_logits, 1), torch.stack(taken, 1))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from hybridprune.data import Batch
 from hybridprune.engine.draws import Draws
+from hybridprune.engine.objective import Pass
 from hybridprune.engine.parallel import batch_mean
 from hybridprune.models.gates import logistic, straight_through
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
@@ -31,10 +33,10 @@ class GumbelRouting:
     def _decide(self, logit: Tensor) -> Tensor:
         return straight_through(logit / self._terms.options.temperature)
 
-    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         noise = logistic(self._draws(int(passes), batch.index))
         routed = forward(batch.images, decide=self._decide, noise=noise)
-        cross_entropy = nn.functional.cross_entropy(routed.logits.float(), batch.labels, reduction="none")
+        cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels, reduction="none")
         price, share = self._terms.price, batch_mean(self._terms.flops_share(routed.decisions), batch.weight)
         loss = self._terms.backbone_loss(cross_entropy.mean(), routed.logits, batch)
         if price.target is None:

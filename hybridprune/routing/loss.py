@@ -10,8 +10,10 @@ from torch import Tensor
 from hybridprune.config import RoutingOptions
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
+from hybridprune.engine.objective import avoidable_share
 from hybridprune.engine.parallel import batch_mean
 from hybridprune.measure.cost import NetworkCost
+from hybridprune.precision import FP32, Precision
 from hybridprune.routing.price import Price
 from hybridprune.routing.regular import outside_bounds
 
@@ -26,6 +28,8 @@ class RoutingTerms:
     block_shares: Tensor
     """``w [N]``"""
     distillation: Distillation | None = None
+    precision: Precision = FP32
+    """Of the passes that estimators make themselves."""
 
     @staticmethod
     def of(
@@ -34,9 +38,11 @@ class RoutingTerms:
         price: Price,
         device: torch.device,
         distillation: Distillation | None = None,
+        precision: Precision = FP32,
     ) -> RoutingTerms:
         """The terms for a network of this cost."""
-        return RoutingTerms(cost, options, price, torch.tensor(cost.block_shares, device=device), distillation)
+        shares = torch.tensor(cost.block_shares, device=device)
+        return RoutingTerms(cost, options, price, shares, distillation, precision)
 
     def backbone_loss(self, cross_entropy: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """The mean cross-entropy, part of which gives way to the teacher (0-d)."""
@@ -46,9 +52,8 @@ class RoutingTerms:
 
     def flops_share(self, decisions: Tensor) -> Tensor:
         """Mean FLOPs of decisions ``[B, N]`` as a share of the backbone's, gates counted (0-d)."""
-        assert decisions.shape[1:] == self.block_shares.shape, (decisions.shape, self.block_shares.shape)
         fixed = (self.cost.fixed_macs + sum(self.cost.gate_macs)) / self.cost.backbone_macs
-        return fixed + (decisions.float() @ self.block_shares).mean()
+        return fixed + avoidable_share(decisions, self.block_shares)
 
 
 def gate_bounds(execute: Tensor, batch: Batch, options: RoutingOptions, passes: float) -> Tensor:

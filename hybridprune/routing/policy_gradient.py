@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridprune.data import Batch
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.objective import Pass
 from hybridprune.engine.parallel import batch_mean, total
 from hybridprune.models.gates import greedy
 from hybridprune.models.skipnet import GatedNetwork
@@ -87,7 +88,7 @@ class PolicyGradient:
         self._average = torch.zeros_like(terms.block_shares)
         self._scale = torch.zeros_like(terms.block_shares)
 
-    def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         uniform = self._draws(int(passes), batch.index)
         if self._separate:
             with kept_modes(self._net):
@@ -142,7 +143,7 @@ class PolicyGradient:
         options = self._options
         backbone_grad = backbone_grad and self._backbone_learns and not self._separate
         walk = self._learn_from if backbone_grad else rollout  # the others skip, which no compiler likes
-        return walk(
+        return self._terms.precision(walk)(
             self._net,
             self._terms.cost,
             batch.images,

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridprune.config import Invocation, PruneConfig, resolve
-from hybridprune.engine.distill import Distillation
+from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit, Progress
 from hybridprune.engine.freeze import rotation_parameters
@@ -29,6 +29,7 @@ from hybridprune.measure.cost import count
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.precision import Precision
 from hybridprune.processes import is_first, json_from_first
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.proposal import Proposal
@@ -81,7 +82,9 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         Cost(before.backbone_macs, before.backbone_params),
         layer_channels(unpruned(spec.network)),
     )
-    distillation = Distillation.of(net, config.stage.kd_weight, config.stage.kd_temperature)
+    precision = Precision.of(config.optim.precision, device)
+    weight, temperature = config.stage.kd_weight, config.stage.kd_temperature
+    distillation = Distillation.of(net, weight, temperature, forward=precision(plainly))
     stage = _Stage(config, images, cutting, cutting.schedule, copy.deepcopy(net.state_dict()), distillation)
     if invocation.dry_run:
         training = stage.schedule[0].sparse

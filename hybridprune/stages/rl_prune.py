@@ -13,7 +13,7 @@ from torch import nn
 from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve
 from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.compiler import compiled
-from hybridprune.engine.distill import Distillation
+from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.run_data import load_images
@@ -22,6 +22,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
+from hybridprune.precision import Precision
 from hybridprune.pruning.space import target_macs
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
@@ -96,10 +97,10 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         show_plan("rl", spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
         return None
 
-    distillation = None
+    distillation, precision = None, Precision.of(config.optim.precision, device)
     if options.kd_weight > 0:
         teacher = to_device(_dense(parent), device, config.optim.channels_last)
-        distillation = Distillation.of(teacher, options.kd_weight, options.kd_temperature)
+        distillation = Distillation.of(teacher, options.kd_weight, options.kd_temperature, forward=precision(plainly))
     with open_run(invocation, spec) as (folder, spec, _):
         if folder.finished:
             result = folder.read_json("result.json")
@@ -124,7 +125,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             price.validated(found.metrics["flops_share"])
             return found
 
-        terms = RoutingTerms.of(cost, options, price, device, distillation)
+        terms = RoutingTerms.of(cost, options, price, device, distillation, precision)
         # Where the backbone learns from rollouts there is no other pass to compile.
         compile_rollouts = (
             config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"

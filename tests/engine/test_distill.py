@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
-from hybridprune.engine.distill import Distillation
+from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import count
+from hybridprune.precision import Precision
 from tests.cases import random_images, random_net
 
 CPU = torch.device("cpu")
@@ -116,12 +117,12 @@ def test_steps_leave_the_teacher_alone() -> None:
     assert objective.state_dict() == {}
 
 
-def test_the_teacher_runs_in_the_steps_autocast() -> None:
+def test_the_teacher_runs_in_the_precision_of_the_students_passes() -> None:
     dtypes: list[torch.dtype] = []
-    distillation = distillation_of(random_net(8), 0.5, 4.0)
+    distillation = Distillation.of(random_net(8), 0.5, 4.0, forward=Precision("cpu", torch.bfloat16)(plainly))
+    assert distillation is not None
     distillation.teacher.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, divergence = distillation(BATCH.images, random_logits(1), torch.tensor(0.0))
+    loss, divergence = distillation(BATCH.images, random_logits(1), torch.tensor(0.0))
     assert dtypes == [torch.bfloat16]
     assert loss.dtype == divergence.dtype == torch.float32
 

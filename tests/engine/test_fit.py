@@ -20,7 +20,7 @@ from hybridprune.engine.distill import Distillation
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Progress, Validation
 from hybridprune.engine.freeze import rotation_parameters
-from hybridprune.engine.objective import Supervised
+from hybridprune.engine.objective import Pass, Supervised
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.measure.cost import count
@@ -453,7 +453,7 @@ def test_the_objective_is_told_the_passes_done_also_after_a_resume(tmp_path: Pat
     told: list[float] = []
 
     class Listening(Supervised):
-        def __call__(self, forward: nn.Module, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+        def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
             told.append(passes)
             return super().__call__(forward, batch, passes)
 
@@ -508,3 +508,25 @@ def test_an_image_that_cannot_be_read_costs_nothing(at: tuple[int, int], whole: 
     assert state is not None and (state["progress"]["epoch"], state["progress"]["step"]) == at
     resume(tmp_path)
     assert_same_run(whole, tmp_path)
+
+
+def test_autocast_is_around_passes_and_not_around_the_objective(tmp_path: Path) -> None:
+    net, seen = small_net(), []
+    supervised = Supervised.of(count(net, 8), 0.1, CPU)
+
+    class Watched:
+        def __call__(self, forward: Any, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return supervised(forward, batch, passes)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+    layers: set[tuple[bool, torch.dtype]] = set()
+    net.backbone.conv.register_forward_hook(lambda module, args, output: layers.add((module.training, output.dtype)))
+    optim = dataclasses.replace(OPTIM, precision="bf16")
+    fit = make_fit(tmp_path / "run", net=net, objective=Watched(), optim=optim, epochs=1)
+    fit(Progress(), None)
+    assert seen == [False] * STEPS
+    # Training is in bf16, validation in fp32.
+    assert layers == {(True, torch.bfloat16), (False, torch.float32)}
