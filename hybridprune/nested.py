@@ -50,6 +50,29 @@ def some_images(batch: Any, places: Sequence[int]) -> Any:
     return chosen(batch, True)
 
 
+def joined(batches: Sequence[Any]) -> list[Any]:
+    """One batch of all images of batches of the same structure, or the batches, if their images differ in shape."""
+    counts = [images_in(batch) for batch in batches]
+
+    def together(columns: Sequence[Any], top: bool) -> Any:
+        first = columns[0]
+        if isinstance(first, Tensor):
+            of_images = all(c.ndim and len(c) == n for c, n in zip(columns, counts, strict=True))
+            return torch.cat(list(columns)) if of_images else first
+        if isinstance(first, Mapping):
+            return {key: together([column[key] for column in columns], False) for key in first}
+        if not _is_sequence(first):
+            return first
+        if not top and all(len(c) == n for c, n in zip(columns, counts, strict=True)):
+            return _like(first, [value for column in columns for value in column])
+        return _like(first, [together(values, False) for values in zip(*columns, strict=True)])
+
+    try:
+        return [together(batches, True)]
+    except RuntimeError:  # torch.cat
+        return list(batches)
+
+
 def on_device(batch: Any, device: torch.device | str) -> Any:
     """The batch with all of its tensors, and whatever else has ``.to``, on ``device``."""
     if isinstance(batch, Tensor):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hybridprune.nested import images_in, on_device, some_images, tensors_in
+from hybridprune.nested import images_in, joined, on_device, some_images, tensors_in
 
 X, Y, Z = torch.arange(8.0).view(4, 2), torch.arange(4), torch.ones(4, 3)
 IMAGES = [torch.ones(3, size, size) * size for size in (5, 6, 7, 8)]
@@ -56,3 +56,17 @@ def test_tensors_are_moved_and_found_wherever_they_are() -> None:
     assert [t.device.type for t in tensors_in(moved)] == ["meta"] * 3 and moved["more"][2:] == ("name", None)
     assert list(map(id, tensors_in(batch))) == list(map(id, (X, Y, Z)))
     assert isinstance(on_device(Pair(X, Y), "cpu"), Pair)
+
+
+def test_batches_are_joined_if_their_images_have_the_same_shape() -> None:
+    batch = {"image": X, "meta": {"label": Y, "names": list("abcd")}, "scale": torch.ones(7), "epoch": 3}
+    (found,) = joined([some_images(batch, [2, 0]), some_images(batch, [1])])
+    wanted = some_images(batch, [2, 0, 1])
+    assert found["image"].equal(wanted["image"]) and found["meta"]["label"].equal(wanted["meta"]["label"])
+    assert found["meta"]["names"] == ["c", "a", "b"] and found["scale"].equal(torch.ones(7)) and found["epoch"] == 3
+    (pair,) = joined([some_images(Pair(X, Y), [0]), some_images(Pair(X, Y), [1, 3])])
+    assert isinstance(pair, Pair) and pair.image.equal(X[[0, 1, 3]]) and pair.label.equal(Y[[0, 1, 3]])
+    ((images, labels),) = joined([(IMAGES[:1], Y[:1]), (IMAGES[2:], Y[2:])])
+    assert [*map(id, images)] == [*map(id, (IMAGES[0], IMAGES[2], IMAGES[3]))] and labels.equal(Y[[0, 2, 3]])
+    different = [torch.ones(1, 4), torch.ones(1, 5)]
+    assert joined(different) == different
