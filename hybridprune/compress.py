@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
-from hybridprune.curvature import Shard
-from hybridprune.data import Batch
-from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.curvature import Shard, likelihood_of
+from hybridprune.curvature.likelihood import UserLoss
+from hybridprune.engine.batchnorm import recalibrate_by
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.initialise import initialise
 from hybridprune.engine.modes import take_modes
-from hybridprune.errors import UserError
+from hybridprune.engine.parallel import share_weights
+from hybridprune.errors import RunFailed, UserError
+from hybridprune.first_look import Batches, Loader, Task, look
 from hybridprune.measure.cost import count_module
-from hybridprune.models.edits import edits_between
+from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
+from hybridprune.processes import json_from_first
 from hybridprune.pruned import Pruned, PrunedSpec
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.proposal import Proposal
@@ -29,9 +34,6 @@ from hybridprune.pruning.propose import propose, sparse_target, sparsity_of
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, SparseTraining
 from hybridprune.pruning.subject import Subject
-
-Loader = Iterable[tuple[Tensor, Tensor]]
-"""Batches of images and class ids; gone through several times."""
 
 RECALIBRATION_IMAGES = 4096
 
@@ -43,6 +45,8 @@ def prune(
     target_flops: float | None = None,
     target_params: float | None = None,
     method: str = "fisher-tucker",
+    loss: str | Callable[[Any, Any], Tensor] = "cross_entropy",
+    forward: Callable[[nn.Module, Any], Any] | None = None,
     fine_tune: float | Callable[[nn.Module], object] = 0.0,
     lr: float = 0.02,
     kd_weight: float = 0.0,
@@ -51,69 +55,82 @@ def prune(
     sparsity: SparsityOptions | None = None,
     seed: int = 0,
 ) -> Pruned:
-    """A pruned copy of any classifier with ``nn.Conv2d`` or ``nn.Linear`` layers; ``model`` itself is not changed.
+    """A pruned copy of any network with ``nn.Conv2d`` or ``nn.Linear`` layers; ``model`` itself is not changed.
 
     Direction pruning is local to a layer, so shortcuts, concatenations and functional calls do not matter; grouped
-    convolutions, layers that run several times and layers matching ``cut.exclude`` are left alone. The rest of the
-    options are those of stage 2.
+    convolutions, layers that run several times, layers that no gradient reaches and layers matching ``cut.exclude`` are
+    left alone. The rest of the options are those of stage 2.
 
     Args:
-        model: images ``[B, ...]`` to logits ``[B, classes]``, on the device where all is to happen.
-        train_loader: batches of images and class ids, on any device; it is gone through several times.
+        model: the network, on the device where all is to happen.
+        train_loader: batches, on any device; it is gone through several times.
         target_flops: share of the FLOPs to keep if <= 1, else FLOPs (2 x MACs) of one image.
         target_params: the same of the parameters.
         method: a method of ``config.json``.
+        loss: of the network's outputs, for the curvature and for fine-tuning: ``"cross_entropy"`` (class logits
+            ``[B, K]`` or, for every position, ``[B, K, ...]``), ``"bce"`` (yes or no, one logit for each label) or
+            ``"mse"`` (numbers), each as torch's function of that name takes it, with the true Fisher by sampled
+            targets; or a function of (output, batch) that returns the mean over the batch's images (0-d), with the
+            empirical Fisher of the given targets. ``curvature.fisher_type="exp"`` takes the given targets always.
+        forward: a function of (model, batch) that gives the output, called with whatever ``train_loader`` gives, on the
+            model's device, while the model is in eval mode, and in training mode when it is trained. By default a batch
+            is a pair of inputs and targets, and the output is ``model(inputs)``.
         fine_tune: epochs (a fraction is a part of one) of SGD at ``lr`` after the cut, with ``kd_weight`` of the loss
             distilled from ``model``; or your own training, which gets the pruned module.
         sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
-        seed: of the sampled labels, and of new weights.
+        seed: of the sampled targets, and of new weights.
+
+    In an initialised process group all processes have to call it together, each with a loader of its own or the same:
+    all get the first one's cut and weights.
 
     Raises:
-        UserError: if the budget lies below the reachable floor, or nothing can be pruned.
+        UserError: if the loader, the network and the loss do not fit together, the budget lies below the reachable
+            floor, or nothing can be pruned.
+        RunFailed: if something that is computed is not finite.
     """
     cut = dataclasses.replace(
         cut or CutOptions(), method=method, target_flops=target_flops, target_params=target_params
     )
-    module = copy.deepcopy(model)
-    example = next(iter(train_loader))[0][:1].to(_device(model))
-    dense = Cost(*count_module(model, example))
-    subject = Subject(
-        model=module,
-        logits=module,
-        run=lambda net, images: net(images),
-        example=example,
-        exclude=cut.exclude,
-        sample=lambda images, purpose: _Sample(train_loader, images, _device(model)),
-        cost=dense,
-        counts=lambda name: True,
-        channels={},
-        seed=seed,
-        shard=Shard.current(),
-    )
-    work = _Work(subject, cut, curvature or CurvatureOptions(), sparsity or SparsityOptions(), dense, train_loader, lr)
-    removed = work.train_sparse()
-    proposal = work.propose(removed)
-    if (told := notice(proposal.left_alone)) is not None:
-        warnings.warn(told, stacklevel=2)
-    proposal.apply(work.allocate(proposal))
-    if cut.cut_weights == "scratch":
-        initialise(module, seed, "cut")
-    recalibrate(module, _Batches(subject.sample(RECALIBRATION_IMAGES, "recalibration")))
-    if callable(fine_tune):
-        fine_tune(module)
-    elif fine_tune > 0:
-        teacher = model if kd_weight > 0 else None
-        finetune(
-            module,
-            train_loader,
-            epochs=fine_tune,
-            lr=lr,
-            device=_device(model),
-            teacher=teacher,
-            kd_weight=kd_weight,
+    task = Task(likelihood_of(loss), forward)
+    _check_training(task, fine_tune, lr, kd_weight)
+    with torch.inference_mode(False), torch.enable_grad():
+        module = _copied(model)
+        share_weights(module)
+        batches, example = look(module, train_loader, task)
+        dense = Cost(*count_module(module, example, task.run))
+        subject = Subject(
+            model=module,
+            logits=lambda inputs: task.run(module, inputs),
+            run=task.run,
+            example=example,
+            exclude=cut.exclude,
+            sample=lambda images, purpose: batches.sample(images),
+            cost=dense,
+            counts=lambda name: True,
+            channels={},
+            seed=seed,
+            shard=Shard.current(),
+            likelihood=task.likelihood,
         )
-    cost = Cost(*count_module(module, example))
-    edits = edits_between(model, module)
+        work = _Work(subject, cut, curvature or CurvatureOptions(), sparsity or SparsityOptions(), dense, batches, lr)
+        removed = work.train_sparse()
+        proposal = work.propose(removed)
+        if (told := notice(proposal.left_alone)) is not None:
+            warnings.warn(told, stacklevel=2)
+        proposal.apply(work.allocate(proposal))
+        if cut.cut_weights == "scratch":
+            initialise(module, seed, "cut")
+        module, edits = _as_the_first(model, module)
+        sample = batches.sample(RECALIBRATION_IMAGES)
+        recalibrate_by(module, sample, lambda pair: task.run(module, pair[0]), shared=True)
+        if callable(fine_tune):
+            fine_tune(module)
+        elif fine_tune > 0:
+            teacher = model if kd_weight > 0 else None
+            work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
+        share_weights(module)
+        _check_finite(module, model)
+        cost = Cost(*count_module(module, example, task.run))
     spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
     return Pruned(take_modes(module, model), spec)
 
@@ -127,7 +144,7 @@ class _Work:
     curvature: CurvatureOptions
     sparsity: SparsityOptions
     dense: Cost
-    loader: Loader
+    batches: Batches
     lr: float
 
     @property
@@ -176,34 +193,56 @@ class _Work:
         with self._refused_budget():
             target = sparse_target(self.subject, self.cut, self.budget, removed)
         drive = training.prepare(target, self.sparsity)
-        model, device = self.subject.model, _device(self.subject.model)
-        finetune(model, self.loader, epochs=self.sparsity.sparse_epochs, lr=self.lr, device=device, drive=drive)
+        self.fine_tune(self.subject.model, self.sparsity.sparse_epochs, drive=drive)
+
+    def fine_tune(self, model: nn.Module, epochs: float, **options: Any) -> None:
+        """Train by the task's loss; the other options are those of `finetune`."""
+        task, device = self.batches.task, self.batches.device
+        common: dict[str, Any] = {"likelihood": task.likelihood, "forward": task.run}
+        finetune(model, self.batches, epochs=epochs, lr=self.lr, device=device, **common, **options)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The first images of a loader."""
-
-    loader: Loader
-    images: int
-    device: torch.device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        left = self.images
-        for images, labels in self.loader:
-            if left <= 0:
-                return
-            yield images[:left].to(self.device), labels[:left].to(self.device)
-            left -= len(images)
+def _check_training(task: Task, fine_tune: object, lr: float, kd_weight: float) -> None:
+    """UserError for a training that could not be run, before anything else is."""
+    if not callable(fine_tune) and not (isinstance(fine_tune, int | float) and 0 <= fine_tune < math.inf):
+        raise UserError(f"fine_tune {fine_tune!r}: give a number of epochs >= 0, or a function of the pruned module")
+    if not 0 < lr < math.inf:
+        raise UserError(f"lr {lr}: give a rate above 0")
+    if not 0 <= kd_weight <= 1:
+        raise UserError(f"kd_weight {kd_weight}: give a share in [0, 1]")
+    if kd_weight and isinstance(task.likelihood, UserLoss):
+        raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 
 
-@dataclass(frozen=True)
-class _Batches:
-    pairs: Loader
+def _copied(model: nn.Module) -> nn.Module:
+    """What is measured and cut; UserError if the model cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # of foreign code, or of tensors that hang on a graph
+        raise UserError(f"{type(model).__name__}: cannot be copied ({error}); mend that first") from error
 
-    def __iter__(self) -> Iterator[Batch]:
-        return (Batch(images, labels, labels) for images, labels in self.pairs)
+
+def _as_the_first(model: nn.Module, module: nn.Module) -> tuple[nn.Module, tuple[Edit, ...]]:
+    """The first process's cut of ``model``, in all processes, and the edits that it consists of."""
+    own = edits_between(model, module)
+    first = json_from_first(lambda: [edit.to_json() for edit in own])
+    edits = tuple(map(edit_from_json, first))
+    if edits != own:
+        module = _copied(model)
+        apply_edits(module, edits)
+    share_weights(module)
+    return module, edits
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _check_finite(module: nn.Module, model: nn.Module) -> None:
+    """RunFailed if a number of ``module`` is not finite where the ``model`` had none of that kind."""
+    before = {name for name, value in model.state_dict().items() if not _finite(value)}
+    for name, value in module.state_dict().items():
+        if name not in before and not _finite(value):
+            raise RunFailed(
+                f"{name} of the pruned network is not finite; look for NaN in the images, or fine-tune at a lower lr"
+            )
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())

@@ -1,10 +1,11 @@
-"""Batches of any structure: tensors, sequences and mappings within each other."""
+"""Batches of any structure: tensors (or numpy arrays), sequences and mappings within each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +16,13 @@ def images_in(batch: Any) -> int | None:
     It is the first dimension of a tensor; of a sequence or mapping, that of its first tensor, or of the first tensor of
     its first mapping, or the length of its first sequence (``(list of images, list of targets)``).
     """
-    if isinstance(batch, Tensor):
+    if isinstance(batch, Tensor | np.ndarray):
         return len(batch) if batch.ndim else None
     columns = list(batch.values()) if isinstance(batch, Mapping) else batch
     if not _is_sequence(columns):
         return None
-    nested = [column for column in columns if isinstance(column, Tensor | Mapping)]
-    for column in sorted(nested, key=lambda column: not isinstance(column, Tensor)):  # stable
+    nested = [column for column in columns if isinstance(column, Tensor | np.ndarray | Mapping)]
+    for column in sorted(nested, key=lambda column: isinstance(column, Mapping)):  # stable
         if (found := images_in(column)) is not None:
             return found
     return next((len(column) for column in columns if _is_sequence(column)), None)
@@ -36,9 +37,8 @@ def some_images(batch: Any, places: Sequence[int]) -> Any:
     assert whole is not None, "a batch without images"
 
     def chosen(column: Any, top: bool) -> Any:
-        if isinstance(column, Tensor):
-            indexed = column.ndim > 0 and len(column) == whole
-            return column[torch.tensor(places, device=column.device)] if indexed else column
+        if isinstance(column, Tensor | np.ndarray):
+            return column[list(places)] if column.ndim and len(column) == whole else column
         if isinstance(column, Mapping):
             return {key: chosen(value, False) for key, value in column.items()}
         if not _is_sequence(column):

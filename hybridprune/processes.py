@@ -132,13 +132,15 @@ def bytes_from_first(produce: Callable[[], bytes]) -> bytes:
     if count() == 1:
         return produce()
     content = produce() if is_first() else b""
-    length = torch.tensor([len(content)])
+    # A user's own process group may be able to send from GPUs only.
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    length = torch.tensor([len(content)], device=device)
     dist.broadcast(length, 0)
     if not int(length):
         return b""
-    message = torch.frombuffer(bytearray(content if is_first() else int(length)), dtype=torch.uint8)
+    message = torch.frombuffer(bytearray(content if is_first() else int(length)), dtype=torch.uint8).to(device)
     dist.broadcast(message, 0)
-    return message.numpy().tobytes()
+    return message.cpu().numpy().tobytes()
 
 
 def json_from_first(produce: Callable[[], Any]) -> Any:

@@ -27,6 +27,8 @@ Pair = namedtuple("Pair", "image label")
         ((IMAGES, [{"boxes": Z}] * 4), 4),
         ((IMAGES, Y), 4),
         (Pair(X, Y), 4),
+        ((X.numpy(), Y), 4),
+        ({"image": X.numpy(), "name": "a"}, 4),
         (torch.tensor(1.0), None),
         (("name", 3), None),
         (None, None),
@@ -46,6 +48,7 @@ def test_images_are_taken_in_the_batchs_own_structure() -> None:
     assert images[0] is images[1] is IMAGES[3] and targets == [{"boxes": 3}] * 2
     (x, z), y = some_images(((X, Z), Y), [1])
     assert x.equal(X[1:2]) and z.equal(Z[1:2]) and y.equal(Y[1:2])
+    assert (some_images((X.numpy(), Y), [2])[0] == X[2:3].numpy()).all()
     pair = some_images(Pair(X, Y), [0])
     assert isinstance(pair, Pair) and pair.label.equal(Y[:1])
 

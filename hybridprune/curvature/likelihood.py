@@ -46,6 +46,10 @@ class Likelihood(Protocol):
         """UserError if these are no targets of outputs ``shape``, which is None where the output is no tensor."""
         ...
 
+    def check_values(self, targets: Any, classes: int) -> None:
+        """UserError if a target is out of range, where the outputs are ``[B, classes, ...]``."""
+        ...
+
 
 @dataclass(frozen=True)
 class CrossEntropy:
@@ -81,12 +85,15 @@ class CrossEntropy:
                 f"loss 'cross_entropy': one output for each image ({_list(shape)}) has a constant softmax; give "
                 "loss='bce' for yes or no, loss='mse' for a number"
             )
-        ids = self._ids(shape, targets)
-        outside = ids[((ids < 0) & (ids != IGNORED)) | (ids >= shape[1])]
+        self.check_values(self._ids(shape, targets), shape[1])
+
+    def check_values(self, targets: Tensor, classes: int) -> None:
+        """Ids in [0, K) or -100."""
+        outside = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)]
         if len(outside):
             raise UserError(
-                f"loss 'cross_entropy': class id {int(outside[0])} with {shape[1]} outputs; give ids from 0 to "
-                f"{shape[1] - 1}, and {IGNORED} where nothing counts"
+                f"loss 'cross_entropy': class id {int(outside[0])} with {classes} outputs; give ids from 0 to "
+                f"{classes - 1}, and {IGNORED} where nothing counts"
             )
 
     def _ids(self, shape: torch.Size, targets: Tensor) -> Tensor:
@@ -132,6 +139,10 @@ class Bernoulli:
         """Numbers in [0, 1], one for each output."""
         shape, targets = _tensors(shape, targets, "bce")
         _fitting(shape, targets, "bce")
+        self.check_values(targets)
+
+    def check_values(self, targets: Tensor, classes: int = 0) -> None:
+        """Numbers in [0, 1]."""
         outside = targets[~((targets >= 0) & (targets <= 1))]
         if len(outside):
             raise UserError(f"loss 'bce': target {outside.flatten()[0].item():g}; give numbers from 0 to 1")
@@ -163,6 +174,10 @@ class Gaussian:
         """Finite numbers, one for each output."""
         shape, targets = _tensors(shape, targets, "mse")
         _fitting(shape, targets, "mse")
+        self.check_values(targets)
+
+    def check_values(self, targets: Tensor, classes: int = 0) -> None:
+        """Finite numbers."""
         if not bool(targets.isfinite().all()):
             raise UserError("loss 'mse': a target is not finite; leave such images out")
 
@@ -193,6 +208,9 @@ class UserLoss:
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 
     def check(self, shape: torch.Size | None, targets: Any) -> None:
+        """Anything goes."""
+
+    def check_values(self, targets: Any, classes: int) -> None:
         """Anything goes."""
 
 

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork, RoutingState
+from hybridprune.nested import images_in, on_device
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -68,14 +69,21 @@ def module_macs(net: nn.Module, input_size: int) -> dict[str, int]:
     return somewhere(net, lambda copied: _macs_by_layer(copied, _image(copied, input_size)))
 
 
-def count_module(model: nn.Module, example: Tensor) -> tuple[int, int]:
-    """MACs of ``model(example)`` for one input ``[1, ...]``, and the number of its parameters.
+def _called(model: nn.Module, inputs: Any) -> Any:
+    return model(inputs)
+
+
+def count_module(
+    model: nn.Module, example: Any, run: Callable[[nn.Module, Any], object] = _called
+) -> tuple[int, int]:
+    """MACs of ``run(model, example)`` for one input, ``[1, ...]`` or what else ``run`` takes, and of the parameters
+    their number.
 
     Nothing is computed where the model runs on the meta device; where it does not, a copy of it really runs once in
     eval mode, on its own device. (There, torch counts no recurrent layer.)
     """
-    assert len(example) == 1, f"the example is a batch of {len(example)}, the MACs are those of one input"
-    macs = somewhere(model, lambda copied: _macs(lambda: copied(example.to(_device(copied)))))
+    assert images_in(example) == 1, f"the example is a batch of {images_in(example)}, the MACs are those of one input"
+    macs = somewhere(model, lambda copied: _macs(lambda: run(copied, on_device(example, _device(copied)))))
     return macs, sum(p.numel() for p in model.parameters())
 
 

@@ -12,6 +12,10 @@ PADDED = "its padding has no curvature rule"
 NEVER = "it did not run"
 SEVERAL = "it runs several times in one pass"
 BY_KEYWORD = "it is called by keyword, so its input cannot be seen"
+NO_IMAGE = "no image reached it"
+NO_INPUT = "its inputs were all 0"
+NO_GRADIENT = "no gradient reached it"
+NOT_FINITE = "its statistics are not finite"
 
 BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL})
 """What the documentation says of every network. Any other reason is one of this network, and is told."""

@@ -15,6 +15,7 @@ from hybridprune.pruning.channel_scores import Statistics, collect_taylor, gates
 from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, channel_groups, channel_space, remove_channels
 from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.measure import measure_factors
+from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.reallocation import Growth
@@ -48,6 +49,10 @@ def propose_channels(
     if removal is None and method.sparsity is not None and method.sparsity.select is not None:
         removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
     statistics = _statistics(subject, groups, method, options, curvature) if removal is None else None
+    left_alone = {} if statistics is None else unmeasured_groups(groups, statistics)
+    groups = [group for group in groups if group.name not in left_alone]
+    if not groups:
+        refuse_nothing_left(options.method, left_alone)
     if statistics is None:
         scores = [_marked(group, removal or {}) for group in groups]
     else:
@@ -68,7 +73,7 @@ def propose_channels(
 
     fixed = None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups]
     growth = Growth(options.round_to, options.peel_backbone, options.peel_pool)
-    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth)
+    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth, left_alone)
 
 
 def target(

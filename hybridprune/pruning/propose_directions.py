@@ -12,6 +12,7 @@ from hybridprune.pruning.direction_space import DirectionCell, direction_space
 from hybridprune.pruning.forms import DENSE, Ranks
 from hybridprune.pruning.layers import survey
 from hybridprune.pruning.measure import measure_factors, measure_moments
+from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.refit import refit
@@ -31,12 +32,16 @@ def propose_directions(
         )
     leaves = {layer.name: layer.leaf for layer in layers}
     factors = measure_factors(subject, leaves, curvature)
-    means = None
+    plain, means = factors, None
     if curvature.use_bias:
         means = {name: layer.input_mean for name, layer in factors.items()}
         factors = {name: layer.centred() for name, layer in factors.items()}
     needed = method.moments(curvature.correct_eigenvalues)
     moments = measure_moments(subject, leaves, factors, means, needed, curvature)
+    unmeasured = unmeasured_layers(plain, moments)
+    layers = [layer for layer in layers if layer.name not in unmeasured]
+    if not layers:
+        refuse_nothing_left(options.method, unmeasured)
     decompositions = {
         x.name: method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization)
         for x in layers
@@ -72,4 +77,4 @@ def propose_directions(
             for name, r in ranks(kept).items()
         ]
 
-    return Proposal(space, allocation, apply, describe, left_alone=left_alone)
+    return Proposal(space, allocation, apply, describe, left_alone={**left_alone, **unmeasured})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer
+from hybridprune.nested import some_images
 from hybridprune.pruning.subject import Run
 
 RIDGE = 1e-3
@@ -34,7 +36,7 @@ def refit(
     model: nn.Module,
     reference: nn.Module,
     names: Sequence[str],
-    batches: Sequence[Tensor],
+    batches: Sequence[Any],
     run: Run,
     metrics: Mapping[str, Tensor],
 ) -> None:
@@ -47,7 +49,7 @@ def refit(
     with kept_modes(model), kept_modes(reference):
         model.eval()
         reference.eval()
-        for name in _forward_order(reference, names, batches[0][:1], run):
+        for name in _forward_order(reference, names, some_images(batches[0], [0]), run):
             layer = model.get_submodule(name)
             assert isinstance(layer, FactoredLayer)
             regression = _Regression()
@@ -121,7 +123,7 @@ def _outputs(layer: FactoredLayer, y: Tensor) -> Tensor:
     return y.transpose(0, 1).flatten(1) if isinstance(layer, FactoredConv2d) else y.flatten(0, -2).T
 
 
-def _forward_order(model: nn.Module, names: Sequence[str], images: Tensor, run: Run) -> list[str]:
+def _forward_order(model: nn.Module, names: Sequence[str], images: Any, run: Run) -> list[str]:
     """The layers in the order in which they run, which need not be that in which the model registers them."""
     order: list[str] = []
     handles = [
@@ -141,7 +143,7 @@ class _Reached(Exception):
     """The layer has run; what follows is not needed."""
 
 
-def _tap(model: nn.Module, name: str, images: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+def _tap(model: nn.Module, name: str, images: Any, run: Run) -> tuple[Tensor, Tensor]:
     """Input and output of a layer."""
     seen: list[Tensor] = []
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.pruning.space import Cost
 
-Run = Callable[[nn.Module, Tensor], object]
+Run = Callable[[nn.Module, Any], object]
 """``run(model, images)`` passes a batch through a network of this kind, all of its blocks executed."""
 
-Pairs = Iterable[tuple[Tensor, Tensor]]
-"""Batches of images and labels."""
+Pairs = Iterable[tuple[Any, Any]]
+"""Batches of images, or what else the network takes, and targets."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class Subject:
     """A network, how it is run, and images to run it on."""
 
     model: nn.Module
-    logits: Callable[[Tensor], Tensor]
-    """Images to ``[B, classes]`` as in use: a gated network routes them by its gates."""
+    logits: Callable[[Any], Any]
+    """Images to outputs as in use: a gated network routes them by its gates."""
     run: Run
-    example: Tensor
-    """One image ``[1, ...]``."""
+    example: Any
+    """One image ``[1, ...]``, or what else ``run`` takes of one."""
     exclude: tuple[str, ...]
     """Patterns of names of layers that are left alone."""
     sample: Callable[[int, str], Pairs]

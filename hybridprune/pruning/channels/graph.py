@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 from torch_pruning.ops import OPTYPE
 
 from hybridprune.pruning.channels.group import ChannelGroup, Member, Places, inputs_of, outputs_of, role_of
@@ -19,7 +19,7 @@ from hybridprune.pruning.subject import Run
 
 
 def channel_groups(
-    model: nn.Module, run: Run, example: Tensor, *, exclude: Sequence[str], coupled: bool
+    model: nn.Module, run: Run, example: Any, *, exclude: Sequence[str], coupled: bool
 ) -> list[ChannelGroup]:
     """All groups of channels that can be removed, in the order of the network's layers (Fang et al. 2023, DepGraph).
 
@@ -29,7 +29,7 @@ def channel_groups(
 
     Args:
         run: passes images through the network, all of its blocks executed.
-        example: one image ``[1, ...]``.
+        example: one image ``[1, ...]``, or what else ``run`` takes.
         exclude: patterns of names of layers whose outputs are not removed.
         coupled: whether channels that several layers produce, joined by residual sums, are removed jointly. Else
             they are left alone, and only channels inside of blocks go.
@@ -47,7 +47,7 @@ def channel_groups(
     return _sound(model, groups, run, example)
 
 
-def _sound(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Tensor) -> list[ChannelGroup]:
+def _sound(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Any) -> list[ChannelGroup]:
     """Those groups whose channels can be removed; all of them are tried together first, then halves."""
     if not groups or _removable(model, groups, run, example):
         return list(groups)
@@ -57,7 +57,7 @@ def _sound(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: 
     return _sound(model, groups[:middle], run, example) + _sound(model, groups[middle:], run, example)
 
 
-def _removable(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Tensor) -> bool:
+def _removable(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Any) -> bool:
     """Whether the channels are where the groups say, also once the first or the last of each is gone."""
     places = Places(model, groups)
     for trial in ([], [0], [-1]):
@@ -69,7 +69,7 @@ def _removable(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, examp
     return True
 
 
-def _described(model: nn.Module, run: Run, example: Tensor) -> list[ChannelGroup]:
+def _described(model: nn.Module, run: Run, example: Any) -> list[ChannelGroup]:
     """The groups of the dependency graph."""
     # A copy: tracing needs gradients of all parameters and eval mode.
     model = copy.deepcopy(model).eval().requires_grad_(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,14 @@ def remove_channels(
     groups: Sequence[ChannelGroup],
     removed: Sequence[Tensor],
     run: Run,
-    example: Tensor,
+    example: Any,
     update: Update | None = None,
 ) -> None:
     """Remove channels ``removed[i] [r_i]`` of each group from ``model`` in place; what stays is the same to the bit.
 
     Args:
         run: passes images through the network, all of its blocks executed.
-        example: one image ``[1, ...]``.
+        example: one image ``[1, ...]``, or what else ``run`` takes.
         update: may first change the weights of the layers, to compensate for what they lose.
 
     Raises:
@@ -72,7 +73,7 @@ def cut(model: nn.Module, groups: Sequence[ChannelGroup], removed: Sequence[Tens
             module.get_parameter(key).requires_grad_(requires_grad)
 
 
-def intact(cut_model: nn.Module, places: Places, removed: Sequence[Tensor], run: Run, example: Tensor) -> bool:
+def intact(cut_model: nn.Module, places: Places, removed: Sequence[Tensor], run: Run, example: Any) -> bool:
     """Whether every channel that is left goes where it went, and nowhere else."""
     marked, expected = places.without(removed)
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
 from hybridprune.pruning.subject import Run
 
@@ -35,7 +36,7 @@ def opaque_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def trace_wiring(model: nn.Module, run: Run, example: Tensor, marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def trace_wiring(model: nn.Module, run: Run, example: Any, marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Number of the marked channel that each input of each convolution, linear layer and BatchNorm carries.
 
     The number of a channel is written in bits over a batch of copies of the example: its output is NaN in image b
@@ -43,7 +44,7 @@ def trace_wiring(model: nn.Module, run: Run, example: Tensor, marked: Mapping[st
     one place leave some bit that is both.
 
     Args:
-        example: one image ``[1, ...]``.
+        example: one image ``[1, ...]``, or what else ``run`` takes.
         marked: for each marked layer the numbers of its outputs, > 0, or 0 for an output that is not marked.
 
     Returns:
@@ -73,7 +74,7 @@ def trace_wiring(model: nn.Module, run: Run, example: Tensor, marked: Mapping[st
             module.register_forward_hook(_marker(marked[name], bits))
     for module in opaque_layers(model):
         module.register_forward_pre_hook(leave)
-    leave(None, run(model, example.expand(2 * bits, *example.shape[1:])))
+    leave(None, run(model, some_images(example, [0] * (2 * bits))))
     return found
 
 

@@ -1,0 +1,182 @@
+"""A user's loader and network as they are together: what does not fit is told in one line, before anything is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.data import Dataset, IterableDataset
+
+from hybridprune.curvature import Likelihood
+from hybridprune.curvature.likelihood import UserLoss
+from hybridprune.engine.modes import kept_modes
+from hybridprune.errors import UserError
+from hybridprune.nested import images_in, on_device, some_images
+
+Loader = Iterable[Any]
+"""Batches, gone through several times."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is for: how it is run on a batch of a loader, and what its outputs should be."""
+
+    likelihood: Likelihood
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    """``forward(model, batch)`` of the whole batch; None: ``model(inputs)`` of a batch of inputs and targets."""
+
+    def run(self, model: nn.Module, inputs: Any) -> Any:
+        """The network's output on what `split` gives."""
+        return model(inputs) if self.forward is None else self.forward(model, inputs)
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """What the network reads of a batch, and what the loss does; UserError if the batch is of another kind."""
+        if self.forward is None and not (_is_pair(batch) and isinstance(batch[0], Tensor)):
+            raise UserError(
+                f"a batch is {_described(batch)}, not a pair of inputs and targets of which the inputs are a tensor; "
+                "give forward=, a function of (model, batch)"
+            )
+        if isinstance(self.likelihood, UserLoss):
+            return (batch if self.forward is not None else batch[0]), batch
+        if not isinstance(batch, list | tuple) or len(batch) < 2:
+            raise UserError(
+                f"a batch is {_described(batch)}, whose second item is not the targets; give loss=, a function of "
+                "(output, batch)"
+            )
+        return (batch if self.forward is not None else batch[0]), batch[1]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Pairs of inputs and targets from a loader, on a device, each of them looked at before it is used."""
+
+    loader: Loader
+    task: Task
+    device: torch.device
+    classes: int
+    """The second size of the outputs; 0 if there is none."""
+    images: int | None = None
+    """The first so many alone."""
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        number, left = 0, self.images
+        for number, batch in enumerate(self.loader, start=1):
+            if left is not None:
+                held = images_in(batch) or 0
+                batch, left = (some_images(batch, range(left)) if held > left else batch), left - held
+            yield _pair(self.task, batch, self.device, f"batch {number}", self.classes)
+            if left is not None and left <= 0:
+                return
+        if not number:
+            raise UserError("the loader gives no batches; give one that is not empty, however often it is gone through")
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def sample(self, images: int) -> Batches:
+        """So many images, or all if there are fewer."""
+        return replace(self, images=images)
+
+
+def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
+    """The loader's batches for the model and, of the first one, what the network reads of its first image alone.
+
+    Raises UserError if the loader, its first batch, the network's output on it (in eval mode) or the loss of that is
+    not as it should be. The model is left as it is.
+    """
+    device = device_of(model)
+    first = _first(loader)
+    inputs, targets = task.split(first)
+    if not images_in(inputs):
+        raise UserError(
+            f"a batch is {_described(first)}, which does not say how many images it holds; give batches of tensors, or "
+            "of lists as long as there are images"
+        )
+    inputs, targets = _pair(task, first, device, "the first batch")
+    example = some_images(inputs, [0])
+    remedy = "mend forward=" if task.forward else "give batches that it takes, or forward="
+    with torch.no_grad(), kept_modes(model):
+        model.eval()
+        output = _tried(lambda: task.run(model, inputs), "the network fails on the first batch", remedy)
+        shape = output.shape if isinstance(output, Tensor) else None
+        task.likelihood.check(shape, targets)
+        if isinstance(output, Tensor) and not bool((output < math.inf).all()):
+            raise UserError("the network's output for the first batch is not finite; give one with weights that work")
+        remedy = "mend loss=, or give forward= that returns what it takes, in eval mode, too"
+        loss = _tried(lambda: task.likelihood.loss(output, targets), "the loss of the first batch fails", remedy)
+        if not bool(loss.isfinite()):
+            raise UserError(f"the loss of the first batch is {loss.item()}; look at its targets")
+        remedy = "the work of one image has to be counted; mend forward=, or the network"
+        _tried(lambda: task.run(model, example), "the network fails on the first image of a batch alone", remedy)
+    classes = shape[1] if shape is not None and len(shape) > 1 else 0
+    return Batches(loader, task, device, classes), example
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters are; UserError if there are none, or if they have no shape yet."""
+    parameters = list(model.parameters())
+    if not parameters:
+        raise UserError(f"{type(model).__name__}: has no parameters, so nothing can go; give another network")
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise UserError(f"{type(model).__name__}: has lazy layers without a shape; run it on a batch first")
+    return parameters[0].device
+
+
+def _first(loader: Loader) -> Any:
+    """The first batch."""
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise UserError(f"the loader is {_described(loader)}; give a DataLoader, or a list of batches")
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise UserError(f"the loader is a data set ({type(loader).__name__}), not batches; give a DataLoader of it")
+    iterator = iter(loader)
+    if iterator is loader:
+        raise UserError(
+            f"the loader is a {type(loader).__name__}, which can be gone through once; give a DataLoader, or a list"
+        )
+    for batch in iterator:
+        return batch
+    raise UserError("the loader gives no batches; give one that is not empty")
+
+
+def _pair(
+    task: Task, batch: Any, device: torch.device, name: str, classes: int | None = None
+) -> tuple[Any, Any]:
+    """The batch, if it is as it should be, on the device."""
+    inputs, targets = task.split(batch)
+    if task.forward is None and inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+        raise UserError(f"{name}: its inputs are not finite (NaN or infinite); leave such images out")
+    if classes is not None and isinstance(targets, Tensor):
+        try:
+            task.likelihood.check_values(targets, classes)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return on_device(inputs, device), on_device(targets, device)
+
+
+def _tried(work: Callable[[], Any], failure: str, remedy: str) -> Any:
+    """What the user's code gives; whatever it raises becomes one line."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(f"{failure} ({type(error).__name__}: {said}); {remedy}") from error
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, list | tuple) and len(batch) == 2
+
+
+def _described(value: Any) -> str:
+    kind = type(value).__name__
+    if isinstance(value, list | tuple):
+        return f"a {kind} of {len(value)} ({', '.join(type(item).__name__ for item in value[:4])})"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(repr, list(value)[:4]))}"
+    return f"a {kind}"

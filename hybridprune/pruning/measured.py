@@ -1,0 +1,72 @@
+"""What was measured of each layer and group, and what was not: nothing measured does not mean that it costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from hybridprune.curvature import LayerFactors, SecondMoments
+from hybridprune.errors import UserError
+from hybridprune.pruning.channel_scores import Statistics, gates
+from hybridprune.pruning.channels import ChannelGroup
+from hybridprune.pruning.left_alone import NO_GRADIENT, NO_IMAGE, NO_INPUT, NOT_FINITE
+
+
+def unmeasured_layers(
+    factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]
+) -> dict[str, str]:
+    """The layers whose statistics are 0 or not finite, each with the reason."""
+    found = {name: _reason(layer, moments.get(name)) for name, layer in factors.items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def unmeasured_groups(groups: Sequence[ChannelGroup], statistics: Statistics) -> dict[str, str]:
+    """The groups of whose layers none was measured, or one to numbers that are not finite, each with the reason.
+
+    Where the score needs no more than the weights, there are none.
+    """
+    found: dict[str, str] = {}
+    for group in groups:
+        if statistics.factors:
+            layers = {member.layer: statistics.factors[member.layer] for member in group.of("producer")}
+            reasons = [_reason(layer, None) for layer in layers.values()]
+        elif statistics.taylor:
+            reasons = [_reason_of(statistics.taylor[member.layer]) for member in gates(group)]
+        else:
+            continue
+        if NOT_FINITE in reasons:
+            found[group.name] = NOT_FINITE
+        elif (first := reasons[0]) is not None and None not in reasons:
+            found[group.name] = first
+    return found
+
+
+def refuse_nothing_left(method: str, left_alone: Mapping[str, str]) -> None:
+    """UserError where nothing that could be cut has been measured."""
+    reasons = sorted(set(left_alone.values()))
+    names = ", ".join(list(left_alone)[:3]) + (", ..." if len(left_alone) > 3 else "")
+    raise UserError(
+        f"--method {method}: of all that could be cut nothing was measured ({names}: {'; '.join(reasons)}); give a "
+        "network whose loss depends on its layers, other images, or a method that reads the weights alone, like l1"
+    )
+
+
+def _reason(factors: LayerFactors, moments: SecondMoments | None) -> str | None:
+    a, g = factors.input_factor, factors.gradient_factor
+    measured = [a, g, *([] if moments is None or moments.entries is None else [moments.entries])]
+    if not all(bool(each.isfinite().all()) for each in measured):
+        return NOT_FINITE
+    if factors.positions == 0:
+        return NO_IMAGE
+    if not bool(a.any()):
+        return NO_INPUT
+    if not bool(g.any()) or (moments is not None and not moments.trace > 0):
+        return NO_GRADIENT
+    return None
+
+
+def _reason_of(derivatives: Tensor) -> str | None:
+    if not bool(derivatives.isfinite().all()):
+        return NOT_FINITE
+    return None if bool(derivatives.any()) else NO_GRADIENT

@@ -1,0 +1,219 @@
+"""What does not fit is told in one line before any work; what fits is used as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hybridprune
+from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.errors import RunFailed, UserError
+
+QUICK = CurvatureOptions(curvature_images=8, moment_images=8)
+COUNTS = (5, 4)
+
+
+def net(outputs: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(24, outputs)
+    )
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(targets: Callable[[int], Any] = lambda n: torch.arange(n) % 3) -> list[Any]:
+    return [(images(n, n), targets(n)) for n in COUNTS]
+
+
+def pruned(model: nn.Module, loader: Any, **options: Any) -> hybridprune.Pruned:
+    common: dict[str, Any] = {"target_flops": 0.6, "curvature": QUICK, "cut": CutOptions(refit_images=0)}
+    return hybridprune.prune(model, loader, **{**common, **options})
+
+
+class Wrapped(nn.Module):
+    """The plain network with something else around its output."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.wrap = net(), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.net(x))
+
+
+class Dense(nn.Module):
+    """A class for every position ``[B, 3, 6, 6]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.first(x)))
+
+
+def dictionaries() -> list[Any]:
+    return [{"image": x, "label": y} for x, y in batches()]
+
+
+def nan_at(batch: int) -> list[Any]:
+    found = batches()
+    found[batch][0][1, 0, 2, 2] = float("nan")
+    return found
+
+
+def once() -> Iterator[Any]:
+    yield from batches()
+
+
+class Exhausted:
+    """Says that it can be gone through again, and gives nothing the second time."""
+
+    def __init__(self) -> None:
+        self.left = batches()
+
+    def __iter__(self) -> Iterator[Any]:
+        left, self.left = self.left, []
+        return iter(left)
+
+
+def broken_weights() -> nn.Module:
+    model = net()
+    nn.init.constant_(model[0].get_parameter("weight"), float("nan"))
+    return model
+
+
+LAST = [*batches()[:1], (images(4), torch.tensor([0, 1, 2, 3]))]
+REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any], str]] = {
+    "dictionaries": (net, dictionaries, {}, r"a dict of 'image', 'label', not a pair.*forward="),
+    "dictionaries, named loss": (net, dictionaries, {"forward": lambda m, b: m(b["image"])}, "loss=, a function"),
+    "three items": (net, lambda: [(*b, 1) for b in batches()], {}, r"a tuple of 3 \(Tensor, Tensor, int\).*forward="),
+    "numpy": (net, lambda: [(x.numpy(), y.numpy()) for x, y in batches()], {}, "ndarray, ndarray.*forward="),
+    "two inputs": (net, lambda: [((x, x), y) for x, y in batches()], {}, "forward="),
+    "images alone": (net, lambda: [x for x, _ in batches()], {}, "a batch is a Tensor"),
+    "a data set": (net, lambda: TensorDataset(images(4), torch.arange(4) % 3), {}, "is a data set"),
+    "no loader": (net, lambda: None, {}, "the loader is a NoneType; give a DataLoader"),
+    "a generator": (net, once, {}, "generator, which can be gone through once"),
+    "empty": (net, list, {}, "gives no batches"),
+    "exhausted": (net, Exhausted, {}, "gives no batches"),
+    "no parameters": (nn.Flatten, batches, {}, "Flatten: has no parameters"),
+    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(4, 3)), batches, {}, "lazy"),
+    "sizes": (net, lambda: [(images(4)[:, :2], torch.zeros(4).long())], {}, r"fails on the first batch \(RuntimeError"),
+    "bytes": (net, lambda: [(images(4).byte(), torch.zeros(4).long())], {}, r"fails on the first batch \(RuntimeError"),
+    "tuple out": (lambda: Wrapped(lambda y: (y, y)), batches, {}, "output is no tensor.*forward="),
+    "dict out": (lambda: Wrapped(lambda y: {"out": y}), batches, {}, "output is no tensor.*forward="),
+    "one logit": (lambda: net(1), lambda: batches(lambda n: torch.arange(n) % 2), {}, "loss='bce'"),
+    "multi-hot": (net, lambda: batches(lambda n: torch.ones(n, 3)), {}, "loss='bce'"),
+    "floats": (net, lambda: batches(lambda n: torch.zeros(n)), {}, r"targets\.long\(\)"),
+    "list of ids": (net, lambda: batches(lambda n: [0] * n), {}, "the targets are a list"),
+    "ids out of range": (net, lambda: batches(lambda n: torch.arange(n)), {}, "class id 3 with 3 outputs"),
+    "ids out of range later": (net, lambda: LAST, {}, "batch 2: .*class id 3 with 3 outputs"),
+    "fewer targets": (net, lambda: batches(lambda n: torch.zeros(n - 1).long()), {}, r"need class ids \[5\]"),
+    "masks of another size": (Dense, lambda: batches(lambda n: torch.zeros(n, 3, 3).long()), {}, r"\[5, 6, 6\]"),
+    "NaN": (net, lambda: nan_at(0), {}, "the first batch: its inputs are not finite"),
+    "NaN weights": (broken_weights, batches, {}, "output for the first batch is not finite"),
+    "loss of no name": (net, batches, {"loss": "hinge"}, "loss 'hinge': give one of"),
+    "loss of many numbers": (net, batches, {"loss": lambda y, b: F.cross_entropy(y, b[1], reduction="none")}, "mean"),
+    "loss that fails": (net, batches, {"loss": lambda y, b: y["out"]}, r"the loss of the first batch fails \(\w+Error"),
+    "forward that fails": (net, batches, {"forward": lambda m, b: m(b["image"])}, "mend forward="),
+    "distilled": (net, batches, {"loss": lambda y, b: y.mean(), "kd_weight": 0.5, "fine_tune": 1.0}, "kd_weight"),
+    "epochs": (net, batches, {"fine_tune": -1.0}, "fine_tune -1"),
+    "rate": (net, batches, {"lr": float("nan")}, "lr nan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(name: str) -> None:
+    make, loader, options, message = REFUSED[name]
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=message) as refused:
+        pruned(model, loader(), **options)
+    assert "\n" not in str(refused.value)
+    if name not in ("lazy", "NaN weights"):
+        torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "l1", "taylor"])
+@pytest.mark.parametrize("fine_tune", [0.0, 1.0])
+def test_an_image_that_is_no_number_never_ends_in_a_network(method: str, fine_tune: float) -> None:
+    """In whichever batch, and whoever sees it first."""
+    with pytest.raises(UserError, match="batch 2: its inputs are not finite"):
+        pruned(net(), nan_at(1), method=method, fine_tune=fine_tune)
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "l1"])
+def test_nor_does_one_that_nobody_looks_at(method: str) -> None:
+    """What ``forward`` reads of a batch is its own affair."""
+    with pytest.raises((UserError, RunFailed), match="not finite") as refused:
+        pruned(net(), nan_at(1), method=method, forward=lambda model, batch: model(batch[0]))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
+def test_class_ids_of_any_size_are_class_ids(dtype: torch.dtype) -> None:
+    expected = pruned(net(), batches(), fine_tune=1.0).module.state_dict()
+    found = pruned(net(), batches(lambda n: (torch.arange(n) % 3).to(dtype)), fine_tune=1.0).module.state_dict()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_same_batches_in_other_clothes_give_the_same_network() -> None:
+    expected = pruned(net(), batches(), fine_tune=1.0).module.state_dict()
+    others: list[tuple[Any, dict[str, Any]]] = [
+        (DataLoader(TensorDataset(*map(torch.cat, zip(*batches(), strict=True))), batch_size=5), {}),
+        ([(*batch, "name") for batch in batches()], {"forward": lambda model, batch: model(batch[0])}),
+        ([(x.numpy(), y) for x, y in batches()], {"forward": lambda model, batch: model(torch.as_tensor(batch[0]))}),
+        ([list(batch) for batch in batches()], {}),
+    ]
+    for loader, options in others:
+        found = pruned(net(), loader, fine_tune=1.0, **options).module.state_dict()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "l1", "taylor", "kron-obd"])
+def test_a_caller_is_left_as_it_was(method: str) -> None:
+    """Weights, modes, gradients, what is trained, hooks, and the gradient mode."""
+    model = net()
+    model[1].eval()
+    model[0].get_parameter("weight").requires_grad_(False)
+    model[3].get_parameter("bias").grad = torch.ones(6)
+    calls: list[int] = []
+    handle = model[2].register_forward_hook(lambda *_: calls.append(1))
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        found = pruned(model, batches(), method=method, fine_tune=1.0)
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert [m.training for m in model] == [True, False, True, True, True, True]
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"0.weight"}
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == {"3.bias"}
+    assert [len(m._forward_hooks) for m in model] == [0, 0, 1, 0, 0, 0] and handle.id in model[2]._forward_hooks
+    assert [m.training for m in found.module.children()] == [True, False, True, True, True, True]
+    assert all(p.grad is None for p in found.module.parameters())
+
+
+def test_gradients_are_made_where_a_caller_has_none() -> None:
+    expected = pruned(net(), batches(), fine_tune=1.0).module.state_dict()
+    with torch.inference_mode():
+        found = pruned(net_outside(), batches_outside(), fine_tune=1.0).module.state_dict()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def net_outside() -> nn.Module:
+    with torch.inference_mode(False):
+        return net()
+
+
+def batches_outside() -> list[Any]:
+    with torch.inference_mode(False):
+        return batches()
