@@ -236,7 +236,7 @@ class Bench:
         """Test images in batches of this size, about `IMAGES` of them."""
         number = max(1, IMAGES // batch)
         pool = torch.cat([each.images for each in itertools.islice(self.run.batches("test"), number * batch)])
-        indices = torch.arange(number * batch) % len(pool)
+        indices = torch.arange(number * batch, device=pool.device) % len(pool)
         return [pool[part].to(memory_format=torch.channels_last) for part in indices.split(batch)]
 
 

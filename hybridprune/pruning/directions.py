@@ -42,7 +42,8 @@ class Decomposition:
     in_scale: Tensor
     """``[C_in, C_in]``, upper triangular"""
     importance: Tensor
-    """``[C_out, C_in]``: the rise of the loss (nats) that losing a pair of directions is expected to cost"""
+    """``[C_out, C_in]``, on the CPU, where plans are made: the rise of the loss (nats) that losing a pair of directions
+    is expected to cost"""
     offset_root: Tensor | None = None
     """``[k^2, k^2]``, the metric's square root over the kernel offsets; None: the identity"""
 

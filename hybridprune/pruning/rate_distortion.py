@@ -51,7 +51,7 @@ def _offers(space: Space, budget: Budget) -> Offers:
         price = torch.zeros_like(choices.loss)
         for costs, bound in ((choices.macs, budget.macs), (choices.params, budget.params)):
             if bound is not None:
-                price = price + costs / bound
+                price = price + costs.double() / bound
         worth = _pareto(price, choices.loss)
         offers.append((choices.at(worth), price[worth]))
     return offers

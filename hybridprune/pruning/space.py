@@ -1,5 +1,8 @@
 """What can be cut: sets of interchangeable units, and what the network costs when some of them are gone (pure).
 
+Everything here and what follows from it (choices, budgets, numbers of kept units) is on the CPU, whatever the network
+is on: the same scores give the same plan everywhere.
+
 A unit is a direction of one side of a layer, or a channel. A method scores units, an allocator decides how many go from
 which set, and both see the network only through a ``Space``: one budget search and one accounting for all methods.
 """
@@ -85,11 +88,12 @@ class UnitSet:
 
     name: str
     scores: Tensor
-    """``[n]``, descending: the rise of the loss that removing the unit is expected to cost"""
+    """``[n]``, on the CPU, descending: the rise of the loss that removing the unit is expected to cost"""
     least: int
     """How many must stay."""
 
     def __post_init__(self) -> None:
+        assert self.scores.device.type == "cpu", f"{self.name}: plans are made on the CPU"
         assert self.scores.ndim == 1 and bool((self.scores.diff() <= 0).all()), f"{self.name}: scores must descend"
         assert 1 <= self.least <= len(self.scores), f"{self.name}: {self.least} of {len(self.scores)} must stay"
 

@@ -104,7 +104,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         observation, info = self._observation(), {}
         ended = np.full(self.num_envs, episode.done)
         if episode.logits is not None:
-            labels = self._labels[self._current].to(episode.logits.device)
+            labels = _picked(self._labels, self._current).to(episode.logits.device)
             cross_entropy = F.cross_entropy(episode.logits.float(), labels, reduction="none")
             last = (episode.logits.argmax(1) == labels) if self._terminal == "accuracy" else -cross_entropy
             reward = reward + last.cpu().double()
@@ -127,7 +127,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
             self._order = torch.cat([self._order, more])
         self._current, self._order = self._order[: self.num_envs], self._order[self.num_envs :]
         device = next(self._net.parameters()).device
-        images = self._images[self._current].to(device)
+        images = _picked(self._images, self._current).to(device)
         self._episode = Episode(self._net, self._cost, images, gate_macs=self._gate_macs)
         return self._observation()
 
@@ -140,6 +140,11 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         passed = torch.full_like(spent, episode.gate / self._net.num_gates)
         rest = torch.stack([passed, spent, self._budget - spent], 1)
         return torch.cat([F.pad(pooled, (0, self._width - pooled.shape[1])), rest], 1).cpu().numpy()
+
+
+def _picked(values: Tensor, index: Tensor) -> Tensor:
+    """Those of ``values`` at ``index``, on the device of the values."""
+    return values[index.to(values.device)]
 
 
 def _final(observations: Array, values: dict[str, Array]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
         in_basis=basis.q_in[:, in_order],
         out_scale=torch.eye(len(out_order), dtype=torch.float64, device=weight.device),
         in_scale=torch.eye(len(in_order), dtype=torch.float64, device=weight.device),
-        importance=importance[out_order][:, in_order],
+        importance=importance[out_order][:, in_order].cpu(),
     )
 
 

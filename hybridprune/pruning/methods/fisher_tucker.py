@@ -39,7 +39,7 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
         in_basis=in_basis,
         out_scale=out_scale,
         in_scale=in_scale,
-        importance=0.5 * factors.positions * calibration(factors, moments, weight[0, 0].numel()) * energy,
+        importance=(0.5 * factors.positions * calibration(factors, moments, weight[0, 0].numel()) * energy).cpu(),
         offset_root=offset_root,
     )
 

@@ -1,0 +1,61 @@
+"""What the package does runs where a GPU is claimed: every operator on one device, and the numbers are the CPU's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.device_cases import CASES, Values
+from tests.devices.claimed import claimed_cuda
+
+FAST = {
+    "measuring: factors, full covariance",
+    "measuring: moments, entries, offsets, centred",
+    "measuring: recalibration",
+    "measuring: effective sparsity",
+    "modules: fisher-tucker",
+    "modules: fisher-tucker, by orthogonal iteration",
+    "modules: eigendamage, homogeneous",
+    "modules: kron-obs",
+    "modules: taylor, coupled",
+    "modules: greg-2",
+    "modules: masksparsity",
+    "modules: nuspm",
+    "modules: rni",
+    "modules: distilled",
+    "training: sp, noisy gates",
+    "training: sp, fp16",
+    "training: sp, pyramidnet",
+    "training: prune, fisher-tucker",
+    "routing: environment",
+    "routing: rl, counterfactual to a budget",
+    "routing: rl, self-critical",
+    "routing: rl, gumbel",
+    "commands: sweep",
+    "commands: predict",
+    "deploying: rnn, first form",
+    "deploying: rnn, last form",
+    "deploying: hardened",
+    "notebook: rni",
+}
+"""Every part of the package once; the rest takes a minute."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in CASES])
+def test_a_case_runs_on_the_device_as_on_the_cpu(name: str) -> None:
+    with claimed_cuda() as device:
+        there = CASES[name](device)
+    assert _same(there, CASES[name](torch.device("cpu")))
+
+
+def test_the_fast_cases_exist() -> None:
+    assert CASES.keys() >= FAST
+
+
+def _same(there: Values, here: Values) -> bool:
+    """Bit for bit: the device's arithmetic is the CPU's, so a difference is another computation."""
+    assert there.keys() == here.keys()
+    for name, value in here.items():
+        one, other = torch.as_tensor(value), torch.as_tensor(there[name])
+        assert one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num()), name
+    return True
