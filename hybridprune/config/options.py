@@ -219,7 +219,7 @@ class GatingOptions:
 class SupervisedOptions:
     """Stage 1."""
 
-    epochs: int = option(200, "passes over the training images", low=1)
+    epochs: int = option(200, "passes over the training images; 0 only measures what --weights gives", low=0)
     rate_penalty: float = option(
         0.1,
         "weight of the FLOPs-weighted mean execution rate beside the cross-entropy (`alpha` of stages 1 and 2)",
@@ -227,7 +227,9 @@ class SupervisedOptions:
         flags=("alpha", "rate_penalty"),
         low=0,
     )
-    weights: str | None = option(None, "dense checkpoint (.safetensors, .pt) whose backbone weights to start from")
+    weights: str | None = option(
+        None, "dense checkpoint (.safetensors, .pt), yours or a public one, whose backbone weights to start from"
+    )
 
 
 @dataclass(frozen=True)

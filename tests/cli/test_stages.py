@@ -182,6 +182,18 @@ def test_starting_from_dense_weights(results: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(weight, network.backbone.conv.weight, rtol=1e-6, atol=1e-6)
 
 
+def test_dense_weights_as_they_are(results: Path) -> None:
+    weights = folder_of(results, "sp") / "model.safetensors"
+    done = stage("sp", "--result_dir", results, "--exp_name", "as-is", "--weights", weights, "--epochs", 0)
+    assert done.returncode == 0, done.stderr
+    run = folder_of(results, "sp", "as-is")
+    network, parent = (hybridprune.load(path).network.backbone for path in (run, weights))
+    assert all(torch.equal(value, parent.state_dict()[name]) for name, value in network.state_dict().items())
+    result, before = (json.loads((path / "result.json").read_text()) for path in (run, weights.parent))
+    assert result["epochs"] == result["selected_epoch"] == 0
+    assert result["test"]["always_on"] == before["test"]["always_on"]
+
+
 def test_image_tree_from_end_to_end(image_tree: Path, tmp_path: Path) -> None:
     data = (*TINY, "--data_dir", str(image_tree), "--resize", "16")
     for name in STAGES:
