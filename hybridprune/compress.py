@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from hybridprune.ambient import isolated
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.curvature import Shard, likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
@@ -23,7 +23,7 @@ from hybridprune.engine.initialise import initialise
 from hybridprune.engine.modes import take_modes
 from hybridprune.engine.parallel import share_weights
 from hybridprune.errors import RunFailed, UserError
-from hybridprune.first_look import Batches, Loader, Task, look
+from hybridprune.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.measure.cost import count_module
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
 from hybridprune.processes import json_from_first
@@ -34,6 +34,7 @@ from hybridprune.pruning.propose import propose, sparse_target, sparsity_of
 from hybridprune.pruning.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.sparsity import Removal, SparseTraining
 from hybridprune.pruning.subject import Subject
+from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
 
@@ -78,7 +79,8 @@ def prune(
         fine_tune: epochs (a fraction is a part of one) of SGD at ``lr`` after the cut, with ``kd_weight`` of the loss
             distilled from ``model``; or your own training, which gets the pruned module.
         sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
-        seed: of the sampled targets, and of new weights.
+        seed: of the sampled targets, of new weights, and of what else is drawn from torch's own generators (dropout, a
+            loader that shuffles by them); afterwards these go on as before.
 
     In an initialised process group all processes have to call it together, each with a loader of its own or the same:
     all get the first one's cut and weights.
@@ -93,7 +95,7 @@ def prune(
     )
     task = Task(likelihood_of(loss), forward)
     _check_training(task, fine_tune, lr, kd_weight)
-    with torch.inference_mode(False), torch.enable_grad():
+    with isolated(stream_seed(seed, "prune"), device_of(model)):
         module = _copied(model)
         share_weights(module)
         batches, example = look(module, train_loader, task)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
+from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.nested import images_in, on_device, some_images
@@ -118,13 +119,13 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters are; UserError if there are none, or if they have no shape yet."""
+    """Where the parameters are, a CPU or a GPU; UserError for other places, or if none has a shape."""
     parameters = list(model.parameters())
     if not parameters:
         raise UserError(f"{type(model).__name__}: has no parameters, so nothing can go; give another network")
     if any(is_lazy(parameter) for parameter in parameters):
         raise UserError(f"{type(model).__name__}: has lazy layers without a shape; run it on a batch first")
-    return parameters[0].device
+    return check_kind(parameters[0].device, f"{type(model).__name__} is on")
 
 
 def _first(loader: Loader) -> Any:
@@ -143,9 +144,7 @@ def _first(loader: Loader) -> Any:
     raise UserError("the loader gives no batches; give one that is not empty")
 
 
-def _pair(
-    task: Task, batch: Any, device: torch.device, name: str, classes: int | None = None
-) -> tuple[Any, Any]:
+def _pair(task: Task, batch: Any, device: torch.device, name: str, classes: int | None = None) -> tuple[Any, Any]:
     """The batch, if it is as it should be, on the device."""
     inputs, targets = task.split(batch)
     if task.forward is None and inputs.is_floating_point() and not bool(inputs.isfinite().all()):

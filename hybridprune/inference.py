@@ -11,9 +11,11 @@ from typing import overload
 import torch
 from torch import nn
 
+from hybridprune.ambient import isolated
 from hybridprune.data import normalise
 from hybridprune.data.image_like import ImageLike, each_image
 from hybridprune.data.resize import resize_images
+from hybridprune.engine.device import check_kind, device_of
 from hybridprune.models.skipnet import GatedNetwork, Mode
 from hybridprune.pruned import PrunedSpec, restore
 from hybridprune.store.run_folder import RunFolder, RunSpec
@@ -52,6 +54,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, into: None = No
 def load(run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module) -> nn.Module: ...
 
 
+@isolated()
 def load(
     run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module | None = None
 ) -> Model | nn.Module:
@@ -60,13 +63,14 @@ def load(
     ``run`` is a run folder or its model.safetensors. With ``into``, a fresh instance of the module that
     ``hybridprune.prune`` was given, it is what ``prune`` returned (the specification alone: the architecture without
     weights) or a folder of ``hybridprune.save``, and ``into`` is edited in place and returned in its mode.
-    Raises UserError if it is none of these, unfinished or broken.
+    Raises UserError if it is none of these, unfinished or broken, or if the device is not there.
     """
+    place = device_of(device, "device")
     if into is not None:
-        return restore(run, into).to(device)
+        return restore(run, into).to(place)
     assert not isinstance(run, PrunedSpec), "a specification needs into=, a fresh instance of the module"
     network, spec = RunFolder.named(Path(run)).load_network()
-    return Model(network.to(device).eval(), spec)
+    return Model(network.to(place).eval(), spec)
 
 
 @torch.inference_mode()
@@ -80,7 +84,7 @@ def predict(model: Model, images: ImageLike | Iterable[ImageLike], mode: Mode = 
 
     Raises UserError naming a file that cannot be read, or the place of what is no image.
     """
-    device = next(model.network.parameters()).device
+    device = check_kind(next(model.network.parameters()).device, "the network is on")
     given, spec = each_image(images), model.spec
     predictions: list[Prediction] = []
     while few := [resize_images(image[None], spec.input_size, spec.centre_crop) for image in islice(given, _BATCH)]:

@@ -98,11 +98,17 @@ def _readable(flag: Callable[[], R]) -> R | None:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Inside, fp32 is fp32: no autocast, no TF32. For what measures, decides or decomposes."""
+    with no_autocast(), tf32(False):
+        yield
+
+
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Inside, a caller's autocast has no effect."""
     with ExitStack() as stack:
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
-        stack.enter_context(tf32(False))
         yield
 
 

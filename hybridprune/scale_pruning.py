@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridprune.ambient import isolated, seeded
 from hybridprune.data import EvalBatches
 from hybridprune.deploy.validate import evaluate_module
 from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.engine.device import device_of
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.in_memory import Data, Images
 from hybridprune.engine.modes import kept_modes
@@ -84,20 +86,21 @@ def train(
     _check_training(epochs, lr, batch_size)
     if reg_weight < 0:
         raise UserError(f"reg_weight {reg_weight}: give 0 or more")
-    images = Images.of(dataset, batch_size, seed, device, "train")
-    net = _network(arch, images, seed)
-    flops, params = _cost(net, images)
-    drive = None
-    if method == "rni":
-        norms = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
-        bound(net, norms, generator(seed, "gamma"))
-        drive = receding_drive(net, reg_weight, b)
-    else:
-        for scale, _ in all_scales(net):
-            nn.init.constant_(scale, FIRST_SCALE)
-        if method == "slimming":
-            drive = Drive(ScalePressure(all_scales(net), reg_weight))
-    return net, _fit(net, images, drive, epochs, lr, {"flops": flops, "params": params})
+    with isolated(stream_seed(seed, "training"), device_of(device, "device")):
+        images = Images.of(dataset, batch_size, seed, device, "train")
+        net = _network(arch, images, seed)
+        flops, params = _cost(net, images)
+        drive = None
+        if method == "rni":
+            norms = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+            bound(net, norms, generator(seed, "gamma"))
+            drive = receding_drive(net, reg_weight, b)
+        else:
+            for scale, _ in all_scales(net):
+                nn.init.constant_(scale, FIRST_SCALE)
+            if method == "slimming":
+                drive = Drive(ScalePressure(all_scales(net), reg_weight))
+        return net, _fit(net, images, drive, epochs, lr, {"flops": flops, "params": params})
 
 
 def prune_finetune(
@@ -131,20 +134,21 @@ def prune_finetune(
     _check_training(epochs, lr, batch_size)
     if not 0 <= prune_pc <= 1:
         raise UserError(f"prune_pc {prune_pc}: give the share of the channels to remove, in [0, 1]")
-    images = Images.of(dataset, batch_size, seed, device, "finetune")
-    net = images.place(copy.deepcopy(model))
-    _check_outputs(net, images)
-    were_bound = [name for name, module in net.named_modules() if isinstance(module, SigmoidBatchNorm2d)]
-    conclude(net)
-    flops_before, params_before = _cost(net, images)
-    channels = _cut(net, images, prune_pc, by_layer=method == "ucs")
-    recalibrate(net, images.sample)
-    flops, params = _cost(net, images)
-    facts = {"flops": flops, "params": params, "flops_before": flops_before, "params_before": params_before}
-    bound(net, were_bound, generator(seed, "gamma"))  # exact: their scales are in (0, 1)
-    logs = _fit(net, images, receding_drive(net, 0.0, 0.0), epochs, lr, {**facts, "channels": channels})
-    conclude(net)
-    return net, logs
+    with isolated(stream_seed(seed, "fine-tuning"), device_of(device, "device")):
+        images = Images.of(dataset, batch_size, seed, device, "finetune")
+        net = images.place(copy.deepcopy(model))
+        _check_outputs(net, images)
+        were_bound = [name for name, module in net.named_modules() if isinstance(module, SigmoidBatchNorm2d)]
+        conclude(net)
+        flops_before, params_before = _cost(net, images)
+        channels = _cut(net, images, prune_pc, by_layer=method == "ucs")
+        recalibrate(net, images.sample)
+        flops, params = _cost(net, images)
+        facts = {"flops": flops, "params": params, "flops_before": flops_before, "params_before": params_before}
+        bound(net, were_bound, generator(seed, "gamma"))  # exact: their scales are in (0, 1)
+        logs = _fit(net, images, receding_drive(net, 0.0, 0.0), epochs, lr, {**facts, "channels": channels})
+        conclude(net)
+        return net, logs
 
 
 def _check_outputs(net: nn.Module, images: Images) -> None:
@@ -203,8 +207,7 @@ def _network(arch: str, images: Images, seed: int) -> nn.Module:
         raise UserError(f"arch {arch}: give vgg16, resnet56, or a network, depth and width like resnet20-w8")
     width = int(named[3] or (64 if named[1] == "vgg" else 16))
     spec = NetworkSpec(named[1], int(named[2]), width, len(images.dataset.classes))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "initialisation"))
+    with seeded(stream_seed(seed, "initialisation")):
         return images.place(spec.build().backbone)
 
 

@@ -15,6 +15,7 @@ from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.passes import Batches, Forward, passes
 from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.errors import UserError
+from hybridprune.precision import full_precision
 
 Bases = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
 """Columns ``(q_out [C_out, r_out], q_in [C_in, r_in], q_offset [k^2, k^2] or None)`` by layer name."""
@@ -34,6 +35,7 @@ class SecondMoments:
     entries: Tensor | None
 
 
+@full_precision()
 def collect_factors(
     forward: Forward,
     layers: Mapping[str, nn.Module],
@@ -89,6 +91,7 @@ def collect_factors(
     return {name: layer.factors() for name, layer in sums.items()}
 
 
+@full_precision()
 def collect_second_moments(
     forward: Forward,
     layers: Mapping[str, nn.Module],

@@ -72,7 +72,6 @@ def scale_and_shift(mean: Sequence[float], std: Sequence[float], device: torch.d
     assert len(mean) == len(std), (len(mean), len(std))
     centre = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
     spread = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
-    # fp32 before it is sent: MPS has no float64.
     return (1 / (255 * spread)).float().to(device), (-centre / spread).float().to(device)
 
 

@@ -20,6 +20,7 @@ from hybridprune.deploy.pieces import in_one
 from hybridprune.deploy.report import DeployReport
 from hybridprune.deploy.validate import Validated, evaluate_module
 from hybridprune.deploy.whole import Assembly, all_of, exact_logits
+from hybridprune.engine.device import device_of
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.skipnet import GatedNetwork
@@ -72,7 +73,7 @@ def deploy(
         raise UserError(
             f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
         )
-    device = torch.device(device or example_input.device)
+    device = device_of(device or example_input.device, "device")
     images = example_input.to(device)
     time = time or stopwatch(device)
     module = copy.deepcopy(model).to(device).eval()

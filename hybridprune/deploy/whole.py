@@ -21,6 +21,7 @@ from hybridprune.deploy.pieces import ALL, SMALLEST, in_pieces, piece_sizes
 from hybridprune.errors import RunFailed
 from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.precision import full_precision
 
 TOLERANCE = 1e-3
 """How far rounding may change logits, relative to the largest; in half precision it is `tolerance`."""
@@ -128,7 +129,7 @@ def all_of(module: nn.Module, images: Tensor) -> Tensor:
 
 def exact_logits(module: nn.Module, images: Tensor) -> Tensor:
     """`all_of` for comparing: without TF32, to which cuDNN rounds by default, and which is as far off as a mistake."""
-    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+    with full_precision():
         return all_of(module, images)
 
 

@@ -15,6 +15,7 @@ from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.modes import always_on as without_gates
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.parallel import average, total
+from hybridprune.precision import full_precision
 
 T = TypeVar("T")
 
@@ -83,6 +84,7 @@ def recalibrate(net: nn.Module, batches: Iterable[Batch], always_on: bool = Fals
 
 
 @torch.no_grad()
+@full_precision()
 def recalibrate_by(net: nn.Module, batches: Iterable[T], run: Callable[[T], object], shared: bool = False) -> None:
     """Replace the running statistics of the BatchNorms of ``net`` by those of all images that reach them.
 

@@ -15,6 +15,7 @@ from hybridprune.engine.parallel import gather
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
 from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.precision import full_precision
 
 _CHUNK = 10_000  # images whose logits are held in float64 at once: of a thousand classes there are many
 
@@ -92,6 +93,7 @@ def evaluate(
 
 
 @torch.no_grad()
+@full_precision()
 def evaluate_routes(route: Callable[[Batch, int], Routed], batches: Iterable[Batch]) -> Evaluation:
     """What ``route`` makes of all batches; it is given each batch and the place of its first image among all.
 

@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hybridprune.ambient import reseed, seeded
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
 from hybridprune.engine.batchnorm import average_statistics, synchronised
@@ -129,6 +130,7 @@ class Fit:
         share_weights(self.net)
         self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
         with (
+            seeded(0, self.device),  # every step has its own
             frozen_parameters(self.net, self.frozen),
             deferred_interrupt() as wished,
             SummaryWriter(str(self.run.path / "tb")) if is_first() else nullcontext() as writer,
@@ -206,7 +208,7 @@ class Fit:
                     module.within = batch.share.start, batch.share.whole
         # Dropout: each process has masks of its own, and the same ones after a resume, on every device.
         place = progress.phase, progress.epoch, progress.step, rank()
-        torch.manual_seed(stream_seed(self.batches.seed, "dropout", *place))
+        reseed(stream_seed(self.batches.seed, "dropout", *place), self.device)
 
     def _step(self, loss: Tensor, weight: float, done: float) -> None:
         self._optimizer.zero_grad(set_to_none=True)

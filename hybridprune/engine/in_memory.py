@@ -46,7 +46,7 @@ class Images:
         """
         options = _options(source) if isinstance(source, str) else source
         data = options if isinstance(options, Dataset) else load_images(options)
-        place, labels = device_of(device), data.train.labels
+        place, labels = device_of(device, "device"), data.train.labels
         limit, augment = (None, True) if isinstance(options, Dataset) else (options.max_train_samples, options.augment)
         split = make_split(labels, seed=0).limit_train(limit, labels, seed=0)
         common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": place, "channels_last": True}

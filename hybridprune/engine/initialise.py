@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
+from hybridprune.ambient import CPU, seeded
 from hybridprune.engine.modes import always_on
 from hybridprune.models.resnet import initialise_convolutions
 from hybridprune.models.skipnet import GatedNetwork
@@ -17,8 +17,8 @@ def initialise(net: nn.Module, seed: int, purpose: str) -> None:
     Gates start open. For a network whose constructor would not give its present shape. The same seed and purpose give
     the same weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "initialisation", purpose))
+    device = next((parameter.device for parameter in net.parameters()), CPU)
+    with seeded(stream_seed(seed, "initialisation", purpose), device):
         for module in net.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):

@@ -73,9 +73,7 @@ def _called(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-def count_module(
-    model: nn.Module, example: Any, run: Callable[[nn.Module, Any], object] = _called
-) -> tuple[int, int]:
+def count_module(model: nn.Module, example: Any, run: Callable[[nn.Module, Any], object] = _called) -> tuple[int, int]:
     """MACs of ``run(model, example)`` for one input, ``[1, ...]`` or what else ``run`` takes, and of the parameters
     their number.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
+from hybridprune.precision import full_precision
 from hybridprune.pruning.allocation import BY_LAYER, allocate
 from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
 from hybridprune.pruning.methods import METHODS
@@ -15,6 +16,7 @@ from hybridprune.pruning.sparsity import Removal, Sparsity, Target
 from hybridprune.pruning.subject import Subject
 
 
+@full_precision()
 def propose(
     subject: Subject,
     options: CutOptions,

@@ -20,6 +20,7 @@ from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer
 from hybridprune.nested import some_images
+from hybridprune.precision import full_precision
 from hybridprune.pruning.subject import Run
 
 RIDGE = 1e-3
@@ -32,6 +33,7 @@ METRIC_DAMPING = 1e-6
 
 
 @torch.no_grad()
+@full_precision()
 def refit(
     model: nn.Module,
     reference: nn.Module,

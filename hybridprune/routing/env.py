@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from hybridprune.engine.device import check_kind
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.episode import Episode
@@ -66,6 +67,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         """
         assert net.num_gates > 0, "the network has no gates"
         assert len(images) == len(labels) > 0 and num_envs > 0, (len(images), len(labels), num_envs)
+        check_kind(next(net.parameters()).device, "the network is on")
         self._net, self._cost = net.eval(), cost
         self._images, self._labels = images, labels
         self._alpha, self._budget, self._terminal = alpha, 1.0 if budget is None else budget, terminal
@@ -99,7 +101,6 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         assert chosen.shape == (self.num_envs,) and bool(((chosen == 0) | (chosen == 1)).all()), chosen
         before = 0 if episode.gate == 0 else episode.spent_macs
         episode.step(chosen.float().to(episode.spent_macs.device))
-        # Doubles on the CPU: MPS has none.
         reward = -self._alpha * (episode.spent_macs - before).cpu().double() / self._cost.backbone_macs
         observation, info = self._observation(), {}
         ended = np.full(self.num_envs, episode.done)

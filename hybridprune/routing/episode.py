@@ -41,7 +41,7 @@ class Episode:
         self._blocks, self._head = cost.block_macs, cost.head_macs
         with self._backbone():
             self.state = net.start(images)
-        # Whole numbers: MACs of large networks have more digits than fp32, and MPS has no fp64.
+        # Whole numbers: MACs of large networks have more digits than fp32.
         self.spent_macs = torch.full((len(images),), cost.start_macs, dtype=torch.int64, device=images.device)
         self._hidden: Hidden | None = None
         self.logits: Tensor | None = None

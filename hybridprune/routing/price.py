@@ -34,8 +34,7 @@ class Price:
         self.target = target
         self.held = target is None
         self._step = step
-        # MPS has no float64.
-        options: dict[str, Any] = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+        options: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self._base = torch.tensor(value, **options)
         self._excess = torch.tensor(0.0, **options)
         self._tried = False

@@ -29,7 +29,7 @@ from hybridprune.measure.cost import count
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.precision import Precision
+from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first, json_from_first
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.proposal import Proposal
@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     run(invocation)
 
 
+@full_precision()
 def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config

@@ -22,7 +22,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
-from hybridprune.precision import Precision
+from hybridprune.precision import Precision, full_precision
 from hybridprune.pruning.space import target_macs
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     run(invocation)
 
 
+@full_precision()
 def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config

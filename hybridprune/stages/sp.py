@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from hybridprune.ambient import seeded
 from hybridprune.config import Invocation, SpConfig, resolve
 from hybridprune.data import EvalBatches
 from hybridprune.engine.draws import Draws
@@ -17,6 +16,7 @@ from hybridprune.engine.objective import Supervised
 from hybridprune.engine.run_data import load_images
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.precision import full_precision
 from hybridprune.stages.common import (
     Images,
     describe,
@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     run(invocation)
 
 
+@full_precision()
 def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
@@ -49,8 +50,8 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     dataset = load_images(config.data)
     spec = describe("sp", dataset, config.data.resize, config.network)
     images = Images.of(dataset, None, config, device)
-    torch.manual_seed(stream_seed(config.run.seed, "initialisation"))
-    net = spec.network.build()
+    with seeded(stream_seed(config.run.seed, "initialisation")):
+        net = spec.network.build()
     if config.stage.weights is not None:
         start_from(net, spec.network, Path(config.stage.weights))
     cost = count(net, spec.input_size)

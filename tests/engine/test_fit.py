@@ -530,3 +530,20 @@ def test_autocast_is_around_passes_and_not_around_the_objective(tmp_path: Path) 
     assert seen == [False] * STEPS
     # Training is in bf16, validation in fp32.
     assert layers == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+def test_a_training_leaves_the_callers_generators_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though dropout draws, from the same numbers in every run."""
+    reseeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
+    drawn = []
+    for name in ("one", "two"):
+        net = small_net()
+        net.backbone.conv = nn.Sequential(net.backbone.conv, nn.Dropout2d(0.5))
+        torch.manual_seed(len(name) + len(drawn))
+        reseeded.clear()
+        before = torch.get_rng_state()
+        make_fit(tmp_path / name, net=net)(Progress(), None)
+        assert torch.get_rng_state().equal(before) and reseeded == []
+        drawn.append(net.backbone.conv[0].weight.detach().clone())
+    assert torch.equal(*drawn)

@@ -1,0 +1,54 @@
+"""What torch keeps for a whole process and a caller may have set: generators, autocast, gradients, defaults.
+
+A library has no business changing it, and must not depend on it either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from hybridprune.precision import no_autocast
+
+CPU = torch.device("cpu")
+
+
+def reseed(number: int, device: torch.device) -> None:
+    """Let torch's own generators of the CPU and of ``device`` start from ``number``.
+
+    ``torch.manual_seed`` would do it to those of all other devices as well.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(number)
+
+
+@contextmanager
+def seeded(number: int, device: torch.device = CPU) -> Iterator[None]:
+    """Inside, torch's own generators of the CPU and of ``device`` start from ``number``; then they go on as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        reseed(number, device)
+        yield
+
+
+@contextmanager
+def isolated(seed: int = 0, device: torch.device = CPU) -> Iterator[None]:
+    """Inside, torch is as a new process finds it, with generators that start from ``seed``; then it is as it was.
+
+    Whatever the caller has set: no autocast, gradients are recorded, tensors are fp32 on the CPU unless it is said.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed, device))
+        stack.enter_context(no_autocast())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device() != CPU:
+            stack.enter_context(CPU)
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
