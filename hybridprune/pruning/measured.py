@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics, gates
 from hybridprune.pruning.channels import ChannelGroup
-from hybridprune.pruning.left_alone import NO_GRADIENT, NO_IMAGE, NO_INPUT, NOT_FINITE
+from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
 
 
 def unmeasured_layers(factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]) -> dict[str, str]:
@@ -52,16 +53,13 @@ def refuse_nothing_left(method: str, left_alone: Mapping[str, str]) -> None:
 
 def _reason(factors: LayerFactors, moments: SecondMoments | None) -> str | None:
     a, g = factors.input_factor, factors.gradient_factor
-    measured = [a, g, *([] if moments is None or moments.entries is None else [moments.entries])]
-    if not all(bool(each.isfinite().all()) for each in measured):
+    if not (bool(a.isfinite().all()) and bool(g.isfinite().all()) and (moments is None or isfinite(moments.trace))):
         return NOT_FINITE
-    if factors.positions == 0:
-        return NO_IMAGE
+    if not bool(g.any()):  # nor, where it never ran, any image
+        return NO_GRADIENT
     if not bool(a.any()):
         return NO_INPUT
-    if not bool(g.any()) or (moments is not None and not moments.trace > 0):
-        return NO_GRADIENT
-    return None
+    return NO_GRADIENT if moments is not None and moments.trace == 0 else None
 
 
 def _reason_of(derivatives: Tensor) -> str | None:

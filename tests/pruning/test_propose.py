@@ -82,7 +82,7 @@ def test_a_block_that_a_tenth_of_the_images_use_is_worth_a_tenth(method: str, co
             torch.testing.assert_close(tenth, always / COPIES, rtol=1e-3, atol=1e-6 * float(always[0]))
             # One that no image uses has not been measured, which does not mean that it costs nothing.
             assert f"{name}:{side}" not in scores[0]
-        assert proposal.left_alone[name] == "no image reached it"
+        assert proposal.left_alone[name] == "no gradient reached it"
     # The block behind it does run.
     assert float(scores[0]["backbone.blocks.4.conv1:out"][0]) > 0
 
