@@ -56,9 +56,10 @@ def joined(batches: Sequence[Any]) -> list[Any]:
 
     def together(columns: Sequence[Any], top: bool) -> Any:
         first = columns[0]
-        if isinstance(first, Tensor):
+        if isinstance(first, Tensor | np.ndarray):
             of_images = all(c.ndim and len(c) == n for c, n in zip(columns, counts, strict=True))
-            return torch.cat(list(columns)) if of_images else first
+            join = torch.cat if isinstance(first, Tensor) else np.concatenate
+            return join(list(columns)) if of_images else first
         if isinstance(first, Mapping):
             return {key: together([column[key] for column in columns], False) for key in first}
         if not _is_sequence(first):
@@ -69,7 +70,7 @@ def joined(batches: Sequence[Any]) -> list[Any]:
 
     try:
         return [together(batches, True)]
-    except RuntimeError:  # torch.cat
+    except (RuntimeError, ValueError):  # of torch or numpy: shapes differ
         return list(batches)
 
 

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("fine_tune", [0.0, 1.0])
 def test_an_image_that_is_no_number_never_ends_in_a_network(method: str, fine_tune: float) -> None:
     """In whichever batch, and whoever sees it first."""
-    with pytest.raises(UserError, match="batch 2: its inputs are not finite"):
+    with pytest.raises(UserError, match=r"batch \d: its inputs are not finite"):
         pruned(net(), nan_at(1), method=method, fine_tune=fine_tune)
 
 

@@ -84,11 +84,12 @@ def test_pruned_and_trained_by_the_tasks_own_loss(task: str, as_function: bool) 
     options: dict[str, Any] = {"target_flops": 0.4, "curvature": QUICK, "loss": loss}
     cut = hybridprune.prune(model, data(task), **options)
     assert 0.3 * cut.spec.dense_macs < cut.spec.macs <= 0.4 * cut.spec.dense_macs and not cut.left_alone
-    random = hybridprune.prune(model, data(task), **options, method="random")
+    random = [hybridprune.prune(model, data(task), **options, method="random", seed=seed) for seed in range(3)]
     tuned = hybridprune.prune(model, data(task), **options, method="random", fine_tune=8.0, lr=0.005)
-    dense, found, chance, after = (loss_of(m, task) for m in (model, cut.module, random.module, tuned.module))
-    assert dense < found < 0.5 * chance, "what was measured says what matters"
-    assert after < 0.5 * chance, "and what is trained is this loss"
+    dense, found, after = (loss_of(m, task) for m in (model, cut.module, tuned.module))
+    chances = [loss_of(each.module, task) for each in random]
+    assert dense < found < 0.5 * sum(chances) / 3, "what was measured says what matters"
+    assert after < 0.6 * chances[0], "and what is trained is this loss"
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -69,6 +69,8 @@ def test_batches_are_joined_if_their_images_have_the_same_shape() -> None:
     assert found["meta"]["names"] == ["c", "a", "b"] and found["scale"].equal(torch.ones(7)) and found["epoch"] == 3
     (pair,) = joined([some_images(Pair(X, Y), [0]), some_images(Pair(X, Y), [1, 3])])
     assert isinstance(pair, Pair) and pair.image.equal(X[[0, 1, 3]]) and pair.label.equal(Y[[0, 1, 3]])
+    ((array, _),) = joined([(X.numpy()[:1], Y[:1]), (X.numpy()[1:], Y[1:])])
+    assert (array == X.numpy()).all()
     ((images, labels),) = joined([(IMAGES[:1], Y[:1]), (IMAGES[2:], Y[2:])])
     assert [*map(id, images)] == [*map(id, (IMAGES[0], IMAGES[2], IMAGES[3]))] and labels.equal(Y[[0, 2, 3]])
     different = [torch.ones(1, 4), torch.ones(1, 5)]
