@@ -107,7 +107,7 @@ def prune(
             example=example,
             exclude=cut.exclude,
             sample=lambda images, purpose: batches.sample(images),
-            cost=dense,
+            measure=lambda net: Cost(*count_module(net, example, task.run)),
             counts=lambda name: True,
             channels={},
             seed=seed,

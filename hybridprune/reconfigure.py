@@ -31,6 +31,7 @@ from hybridprune.pruning.channels import channel_groups, channel_space, remove_c
 from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.masks import attach_masks, fold_masks, unread_channels
 from hybridprune.pruning.methods.nuspm import MASKED
+from hybridprune.pruning.promise import check_promise
 from hybridprune.pruning.space import Cost
 from hybridprune.stages.common import unpruned
 from hybridprune.stages.cutting import GATES, execute_all
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     output = arguments.output or folder.path.with_name(f"{folder.path.name}-reconfigured")
     _check(folder, output)
     run = FinishedRun.load(arguments)
-    masked, small, mask_macs = reconfigured(folder)
+    masked, small, promised = reconfigured(folder)
     masked.to(run.device)
     small.to(run.device)
     difference = largest_difference(masked, small, run.batches("validation"))
@@ -65,9 +66,8 @@ def main(argv: Sequence[str]) -> None:
     )
     cost = count(small, spec.input_size)
     print(f"logits of the masked and of the small network on validation images differ by {difference:.1e} at most")
-    print(f"MACs of the masks {mask_macs:,}, of the small network {cost.backbone_macs:,}")
-    if cost.backbone_macs != mask_macs:
-        raise RunFailed(f"{folder.path}: the small network has other MACs than its masks; not written")
+    print(f"MACs of the masks {promised.macs:,}, of the small network {cost.backbone_macs:,}")
+    check_promise(promised, Cost(cost.backbone_macs, cost.backbone_params))
     test, validation = (summary(small, run.batches(split), cost) for split in ("test", "validation"))
     _write(output, folder, spec, small, cost, {"test": test, "validation": validation})
     print(
@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"written: {output}")
 
 
-def reconfigured(folder: RunFolder) -> tuple[GatedNetwork, GatedNetwork, int]:
-    """The masked network of a run and the small one, on the CPU, and the MACs that the masks leave.
+def reconfigured(folder: RunFolder) -> tuple[GatedNetwork, GatedNetwork, Cost]:
+    """The masked network of a run and the small one, on the CPU, and the cost that the masks leave.
 
     Raises UserError if the run's masked network is missing or broken.
     """
@@ -107,7 +107,7 @@ def reconfigured(folder: RunFolder) -> tuple[GatedNetwork, GatedNetwork, int]:
     removed = [torch.tensor(unread_channels(small, group), dtype=torch.int64) for group in groups]
     remove_channels(small, groups, removed, execute_all, example)
     kept = [max(1, int(masks[group.name].kept.sum())) for group in groups]
-    return masked, small, space.cost(kept).macs
+    return masked, small, space.cost(kept)
 
 
 @torch.no_grad()

@@ -29,10 +29,13 @@ from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d, bound, conclude
 from hybridprune.models.spec import ARCHITECTURES, NetworkSpec
 from hybridprune.pruning.channel_scores import Statistics
 from hybridprune.pruning.channel_scores.scale import bn_scale
-from hybridprune.pruning.channels import channel_groups, remove_channels
+from hybridprune.pruning.channels import channel_groups, channel_space, remove_channels
+from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.pressures.receding import receding_drive
 from hybridprune.pruning.pressures.scale import ScalePressure, all_scales
+from hybridprune.pruning.promise import check_promise
 from hybridprune.pruning.quantile import above_quantile
+from hybridprune.pruning.space import Cost
 from hybridprune.store.seeds import generator, stream_seed
 
 Logs = list[dict[str, Any]]
@@ -166,8 +169,13 @@ def _cut(net: nn.Module, images: Images, share: float, by_layer: bool) -> dict[s
     statistics = Statistics(dict(net.named_modules()))
     scores = [bn_scale(group, statistics) for group in groups]
     kept = above_quantile(scores, share, by_layer=by_layer, least=LEAST)
+    before = Cost(*count_module(net, images.example))
+    macs = layer_macs(net, lambda: net(images.example))
+    space = channel_space(net, groups, scores, macs, before, limit=1.0).space
+    left = {group.name: int(mask.sum()) for group, mask in zip(groups, kept, strict=True)}
     remove_channels(net, groups, [(~mask).nonzero().flatten() for mask in kept], _run, images.example)
-    return {group.name: int(mask.sum()) for group, mask in zip(groups, kept, strict=True)}
+    check_promise(space.cost(list(left.values())), Cost(*count_module(net, images.example)))
+    return left
 
 
 def _fit(net: nn.Module, images: Images, drive: Drive | None, epochs: int, lr: float, facts: Mapping[str, Any]) -> Logs:

@@ -135,7 +135,7 @@ def somewhere(net: M, measure: Callable[[M], T]) -> T:
 
 def counted(run: Callable[[], T]) -> tuple[T, int]:
     """What ``run`` returns, and its MACs."""
-    with FlopCounterMode(display=False) as counter, _plain_attention():
+    with FlopCounterMode(display=False) as counter, plain_attention():
         result = run()
     return result, counter.get_total_flops() // 2
 
@@ -145,7 +145,7 @@ def _macs(run: Callable[[], object]) -> int:
 
 
 def _macs_by_layer(net: nn.Module, example: Tensor) -> dict[str, int]:
-    with FlopCounterMode(display=False) as counter, _plain_attention():
+    with FlopCounterMode(display=False) as counter, plain_attention():
         net(example)
     counts = counter.get_flop_counts()
     root = type(net).__name__
@@ -161,7 +161,7 @@ def _macs_by_layer(net: nn.Module, example: Tensor) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Without fused transformer layers and attention kernels: the counter does not see the work of all of them."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +43,19 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, s
         full.rank_out if rank_out is None else rank_out, full.rank_in if rank_in is None else rank_in, sweeps
     )
     merged = merge(layer, factors)
-    outline = _outline(layer)
+    outline = outline_of(layer)
     core = merged.core
     if rank_in is None:
         core = torch.einsum("rskl,si->rikl", core, merged.rotate_in)
     if rank_out is None:
         core = torch.einsum("or,rikl->oikl", merged.rotate_out, core)
     if ranks == DENSE:
+        outline.to_empty(device=layer.leaf.weight.device)
         outline.weight.copy_(core.reshape(outline.weight.shape))
         if layer.bias is not None and outline.bias is not None:
             outline.bias.copy_(layer.bias)
         return outline
-    module = factored(outline, rank_in, rank_out)
+    module = factored(outline, rank_in, rank_out).to_empty(device=layer.leaf.weight.device)
     rotate_in = None if rank_in is None else merged.rotate_in
     fill(module, None if rank_out is None else merged.rotate_out, core, rotate_in)
     if layer.bias is not None:
@@ -73,10 +75,10 @@ def merge(layer: PrunableLayer, factors: Factors) -> Factors:
     return Factors(rotate_out, factors.core, rotate_in)
 
 
-def _outline(layer: PrunableLayer) -> nn.Conv2d | nn.Linear:
-    """A dense layer of the whole layer's geometry."""
+def outline_of(layer: PrunableLayer) -> nn.Conv2d | nn.Linear:
+    """A dense layer of the whole layer's geometry, on the meta device: making it draws no random numbers."""
     leaf, shape = layer.leaf, layer.shape
-    options = {"bias": layer.bias is not None, "device": leaf.weight.device, "dtype": leaf.weight.dtype}
+    options: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta", "dtype": leaf.weight.dtype}
     if isinstance(leaf, nn.Linear):
         return nn.Linear(shape.in_channels, shape.out_channels, **options)
     return nn.Conv2d(

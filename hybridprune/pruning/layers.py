@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
+from hybridprune.measure.cost import plain_attention
 from hybridprune.models.factored import FactoredLayer, form, is_pointwise
 from hybridprune.pruning.forms import ConvShape, Ranks
 from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS, WHOLE
@@ -171,7 +172,7 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call
 
     kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
     hooks = [m.register_forward_hook(record) for m in calls if isinstance(m, kinds)]
-    with kept_modes(model):
+    with kept_modes(model), plain_attention():
         model.eval()
         try:
             run()

@@ -15,6 +15,10 @@ BY_KEYWORD = "it is called by keyword, so its input cannot be seen"
 NO_INPUT = "its inputs were all 0"
 NO_GRADIENT = "no gradient reached it"
 NOT_FINITE = "its statistics are not finite"
+READ = "other code uses its weight and never calls it"
+NOT_ONCE = "it is not called once in a pass, with another layer in its place"
+DIFFERS = "another layer in its place changes the outputs"
+COSTS = "its cost is not that of its own rows and columns"
 
 BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL})
 """What the documentation says of every network. Any other reason is one of this network, and is told."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
 from hybridprune.pruning.allocation import BY_LAYER, allocate
 from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
 from hybridprune.pruning.methods import METHODS
+from hybridprune.pruning.promise import check_promise
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.propose_channels import Wish, propose_channels, target
 from hybridprune.pruning.propose_directions import propose_directions
@@ -28,14 +32,22 @@ def propose(
     """Score all units of the network by the method that the options name; UserError if it could cut nothing.
 
     ``removed`` is what an earlier proposal selected on this network, which then decides alone. A method that selects by
-    itself raises InfeasibleBudget here, and not when the proposal is asked to allocate.
+    itself raises InfeasibleBudget here, and not when the proposal is asked to allocate. Applying the proposal raises
+    BrokenPromise if the network then costs anything else than its space says.
     """
     method = METHODS[options.method]
     allocation = _allocation(method, options)
     if isinstance(method, DirectionMethod):
-        return propose_directions(subject, method, allocation, options, curvature)
-    wish = Wish(sparsity or SparsityOptions(), budget, removed)
-    return propose_channels(subject, method, allocation, options, curvature, wish)
+        proposal = propose_directions(subject, method, allocation, options, curvature)
+    else:
+        wish = Wish(sparsity or SparsityOptions(), budget, removed)
+        proposal = propose_channels(subject, method, allocation, options, curvature, wish)
+
+    def apply(kept: Sequence[int]) -> None:
+        proposal.apply(kept)
+        check_promise(proposal.space.cost(kept), subject.cost)
+
+    return dataclasses.replace(proposal, apply=apply)
 
 
 def sparsity_of(method: str) -> Sparsity:

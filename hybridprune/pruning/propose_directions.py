@@ -11,6 +11,7 @@ from hybridprune.pruning.apply import apply_ranks
 from hybridprune.pruning.direction_space import DirectionCell, direction_space
 from hybridprune.pruning.forms import DENSE, Ranks
 from hybridprune.pruning.layers import survey
+from hybridprune.pruning.left_alone import NEVER, READ
 from hybridprune.pruning.measure import measure_factors, measure_moments
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
 from hybridprune.pruning.method import DirectionMethod
@@ -18,13 +19,18 @@ from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.refit import refit
 from hybridprune.pruning.space import pick
 from hybridprune.pruning.subject import Subject
+from hybridprune.pruning.trial import read_without_call, replaceable
 
 
 def propose_directions(
     subject: Subject, method: DirectionMethod, allocation: str, options: CutOptions, curvature: CurvatureOptions
 ) -> Proposal:
     """Score all directions of the network; UserError if no layer is left to prune."""
-    layers, left_alone = survey(subject.model, lambda: subject.run(subject.model, subject.example), subject.exclude)
+    found = survey(subject.model, lambda: subject.run(subject.model, subject.example), subject.exclude)
+    layers, failed = replaceable(subject, found.layers)
+    idle = [name for name, reason in found.left_alone.items() if reason == NEVER]
+    read = read_without_call(subject.model, subject.run, subject.example, idle)
+    left_alone = {**found.left_alone, **failed, **dict.fromkeys(read, READ)}
     if not layers:
         raise UserError(
             "--exclude: no layer is left to prune; the network needs plain convolutions or linear layers that match "

@@ -33,8 +33,8 @@ class Subject:
     """Patterns of names of layers that are left alone."""
     sample: Callable[[int, str], Pairs]
     """``sample(images, purpose)`` gives batches of about that many random training images."""
-    cost: Cost
-    """Of all that counts: a gated network's backbone, without its gates."""
+    measure: Callable[[nn.Module], Cost]
+    """The cost of a network of this kind, as far as it counts: a gated network's is its backbone's, without gates."""
     counts: Callable[[str], bool]
     """Whether a layer of this name is a part of that."""
     channels: Mapping[str, int]
@@ -44,3 +44,8 @@ class Subject:
     """Which of the batches this process measures, where several measure together."""
     likelihood: Likelihood = CROSS_ENTROPY
     """Of the outputs: their loss, and how targets are sampled."""
+
+    @property
+    def cost(self) -> Cost:
+        """Of the network as it is now."""
+        return self.measure(self.model)

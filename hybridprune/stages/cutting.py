@@ -170,8 +170,12 @@ class Cutting:
 
     def _subject(self, net: GatedNetwork, cut: int) -> Subject:
         config, size = self.config, self.config.data.resize
-        cost = count(net, size)
         example = torch.zeros(1, 3, size, size, device=self.images.device)
+
+        def measure(network: nn.Module) -> Cost:
+            assert isinstance(network, GatedNetwork)
+            cost = count(network, size)
+            return Cost(cost.backbone_macs, cost.backbone_params)
 
         def sample(images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
             return _Pairs(self.images.sample(images, CURVATURE_BATCH, f"{purpose}/{cut}"))
@@ -183,7 +187,7 @@ class Cutting:
             example=example,
             exclude=(GATES, *config.cut.exclude),
             sample=sample,
-            cost=Cost(cost.backbone_macs, cost.backbone_params),
+            measure=measure,
             counts=lambda name: name.startswith("backbone."),
             channels=self.channels,
             seed=stream_seed(config.run.seed, f"labels/{cut}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def subject_of(net: GatedNetwork, decisions: Tensor | None = None, exclude: tupl
         example=torch.zeros(1, 3, SIZE, SIZE),
         exclude=exclude,
         sample=sample,
-        cost=cost_of(net),
+        measure=lambda model: cost_of(cast(GatedNetwork, model)),
         counts=lambda name: name.startswith("backbone."),
         channels={},
         seed=0,

@@ -1,0 +1,19 @@
+"""What a plan said that a network would cost, against what it costs."""
+
+from __future__ import annotations
+
+from hybridprune.errors import RunFailed
+from hybridprune.pruning.space import Cost
+
+
+class BrokenPromise(RunFailed):
+    """A network costs something else than the plan by which it was cut: an error of this package, and no result."""
+
+
+def check_promise(promised: Cost, found: Cost) -> None:
+    """Raise `BrokenPromise` unless MACs and parameters are what the plan said."""
+    if promised != found:
+        raise BrokenPromise(
+            f"internal error: the plan promised {promised.macs:,} MACs and {promised.params:,} parameters, and the cut "
+            f"network has {found.macs:,} and {found.params:,}; nothing was kept, please report this with the network"
+        )

@@ -1,0 +1,29 @@
+"""What a plan promised and what a cut network costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from hybridprune.pruning.promise import BrokenPromise, check_promise
+from hybridprune.pruning.space import Cost, Space
+from tests.cases import random_net
+from tests.pruning.test_propose import proposal_of
+
+
+@pytest.mark.parametrize("found", [Cost(11, 20), Cost(10, 21)])
+def test_any_difference_is_an_error(found: Cost) -> None:
+    check_promise(Cost(10, 20), Cost(10, 20))
+    with pytest.raises(BrokenPromise, match=f"promised 10 MACs and 20 parameters.*{found.macs} and {found.params}"):
+        check_promise(Cost(10, 20), found)
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "l1"])
+def test_a_proposal_keeps_its_promise_or_fails(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    proposal = proposal_of(random_net(8, 4), cut={"method": method})
+    kept = [units.least for units in proposal.space.sets]
+    proposal.apply(kept)
+    proposal = proposal_of(random_net(8, 4), cut={"method": method})
+    cost = Space.cost
+    monkeypatch.setattr(Space, "cost", lambda self, kept: cost(self, kept).plus(Cost(0, 1)))
+    with pytest.raises(BrokenPromise, match="internal error: the plan promised"):
+        proposal.apply(kept)
