@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from hybridprune.engine import in_memory
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.in_memory import Images
 from hybridprune.errors import UserError
-from hybridprune.models.resnet import BasicBlock
+from hybridprune.models.resnet import BasicBlock, ResNet
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
+from hybridprune.pruning.promise import BrokenPromise
 from hybridprune.scale_pruning import prune_finetune, train
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 40, "device": "cpu"}
@@ -320,3 +322,14 @@ def test_data_by_name_and_by_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (asked[0].dataset, asked[0].resize, asked[0].download) == ("digits", 8, False)
     assert (asked[1].dataset, asked[1].data_dir, asked[1].resize, asked[1].download) == ("cifar100", "data", 32, True)
     assert (asked[2].dataset, asked[2].data_dir, asked[2].resize) == ("tree", "there", 16)
+
+
+def test_what_the_cut_network_costs_is_what_was_planned(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = scale_pruning.layer_macs
+
+    def wrong(net: nn.Module, run: Callable[[], object]) -> dict[str, int]:
+        return {name: 2 * macs for name, macs in right(net, run).items()}
+
+    monkeypatch.setattr(scale_pruning, "layer_macs", wrong)
+    with pytest.raises(BrokenPromise):
+        prune_finetune(ResNet(8, 4, 10), digits, "slimming", 0.5, **(QUICK | {"epochs": 0}))
