@@ -214,6 +214,8 @@ class _Claims:
             (torch.export, "export", self._export),
             (torch.accelerator, "is_available", lambda: False),
             (torch.cuda, "is_available", lambda: True),
+            (torch.cuda, "init", lambda: None),
+            (torch.cuda, "default_generators", (torch.default_generator,)),
             (torch.cuda, "device_count", lambda: 1),
             (torch.cuda, "current_device", lambda: 0),
             (torch.cuda, "set_device", lambda device: None),
