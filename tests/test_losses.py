@@ -38,7 +38,7 @@ def targets_of(images: Tensor) -> dict[str, Tensor]:
     means, middle = images.mean((2, 3)), images.abs().mean((1, 2, 3))
     return {
         "multi-label": (means > 0).long(),
-        "one logit": (means[:, :1] > 0).long(),
+        "one logit": (2 * means[:, :1] + images[:, 1, 0, :1] > 0).long(),
         "regression": torch.cat([means, middle[:, None]], 1) * 3,
         "segmentation": images.argmax(1),
     }
@@ -89,7 +89,7 @@ def test_pruned_and_trained_by_the_tasks_own_loss(task: str, as_function: bool) 
     dense, found, after = (loss_of(m, task) for m in (model, cut.module, tuned.module))
     chances = [loss_of(each.module, task) for each in random]
     assert dense < found < 0.5 * sum(chances) / 3, "what was measured says what matters"
-    assert after < 0.6 * chances[0], "and what is trained is this loss"
+    assert after < 0.8 * chances[0], "and what is trained is this loss"
 
 
 @pytest.mark.parametrize("task", TASKS)
