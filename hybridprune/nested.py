@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,15 @@ def on_device(batch: Any, device: torch.device | str) -> Any:
     if callable(move := getattr(batch, "to", None)):
         return move(device)
     return {key: on_device(value, device) for key, value in batch.items()} if isinstance(batch, Mapping) else batch
+
+
+def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The batch with another tensor in the place of each of its tensors."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {key: with_tensors(value, change) for key, value in batch.items()}
+    return _like(batch, [with_tensors(value, change) for value in batch]) if _is_sequence(batch) else batch
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

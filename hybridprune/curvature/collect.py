@@ -8,17 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hybridprune.curvature.geometry import Geometry
-from hybridprune.curvature.gradients import sum_squared_weight_gradients
+from hybridprune.curvature.gradients import bytes_per_image, sum_squared_weight_gradients
 from hybridprune.curvature.layer import FactorSums, LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
-from hybridprune.curvature.passes import Batches, Forward, passes
+from hybridprune.curvature.passes import Batches, Forward, Seen, passes
+from hybridprune.curvature.rows import Rows
 from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
 
 Bases = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
 """Columns ``(q_out [C_out, r_out], q_in [C_in, r_in], q_offset [k^2, k^2] or None)`` by layer name."""
+
+GRADIENT_BYTES = 2**28
+ONE_EACH: Mapping[str, Rows] = {}
+"""Every image has one row of every layer's activations."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,12 @@ def collect_factors(
     use_full_cov_a: bool = False,
     shard: Shard = ALONE,
     likelihood: Likelihood = CROSS_ENTROPY,
+    rows: Mapping[str, Rows] = ONE_EACH,
 ) -> dict[str, LayerFactors]:
     """Return the Kronecker factors of the mean loss's Fisher (Grosse & Martens 2016).
+
+    A layer in which some batch has rows that are not those of its images (a number that is no multiple of ``rows``, or
+    more than there are images) has none: it is not in what is returned.
 
     Args:
         forward: maps images to what the likelihood takes, the network in eval mode, gate decisions constant.
@@ -64,6 +72,7 @@ def collect_factors(
             keeps ``(C_in k^2)^2`` numbers; otherwise each from its own moments. Of no account with ``sua``.
         shard: which of the batches this process runs; all processes return the factors over all batches.
         likelihood: the loss of an output, and how its targets are sampled.
+        rows: where the images are in the activations of each layer, by name; by default each has one row.
 
     Raises:
         UserError: if ``fisher_type`` or ``moving_average`` is none of these.
@@ -75,11 +84,11 @@ def collect_factors(
         raise UserError(f"moving_average is {moving_average}: choose 0 (plain mean) or a decay below 1")
     sums = {name: FactorSums.zeros_for(layer, sua, use_full_cov_a) for name, layer in layers.items()}
 
-    def add(name: str, geometry: Geometry, x: Tensor, g: Tensor, batch_size: int) -> None:
-        sums[name].add(geometry, x, g, batch_size)
+    def add(name: str, seen: Seen | None) -> None:
+        sums[name].add(seen)
 
     for batch_size in passes(
-        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood
+        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood, rows=rows
     ):
         for layer in sums.values():
             layer.images += batch_size
@@ -88,7 +97,7 @@ def collect_factors(
                 layer.decay(moving_average)
     for layer in sums.values():
         shard.all_reduce(layer.tensors())
-    return {name: layer.factors() for name, layer in sums.items()}
+    return {name: layer.factors() for name, layer in sums.items() if not layer.misfits.item()}
 
 
 @full_precision()
@@ -103,7 +112,8 @@ def collect_second_moments(
     means: Mapping[str, Tensor] | None = None,
     shard: Shard = ALONE,
     likelihood: Likelihood = CROSS_ENTROPY,
-    chunk: int = 32,
+    rows: Mapping[str, Rows] = ONE_EACH,
+    memory: int = GRADIENT_BYTES,
 ) -> dict[str, SecondMoments]:
     """Return exact second moments of the per-image weight gradients, entry by entry in given bases.
 
@@ -113,30 +123,34 @@ def collect_second_moments(
         bases: orthonormal columns for every layer; None: traces only.
         means: ``[C_in]`` of every layer, subtracted from its input at every position and offset, padding included:
             the gradients are then those given a bias that absorbs the mean. None: not centred.
-        chunk: number of images whose gradients of one layer are in memory together, at one kernel offset, or at
-            all where there is a basis of offsets.
+        memory: bytes that the gradients of one layer may take, beyond those of a single image.
 
-    The other arguments, and what is raised, are those of `collect_factors`.
+    The other arguments, and what is raised, are those of `collect_factors`. Of a layer with rows that are not those of
+    a batch's images, all moments are NaN.
     """
     sums: dict[str, Tensor] = {}
     for name, layer in layers.items():
         weight = layer.get_parameter("weight").detach()
-        rows, columns = weight.shape[:2] if bases is None else (bases[name][0].shape[1], bases[name][1].shape[1])
-        sums[name] = weight.new_zeros(rows, columns, *weight.shape[2:])
+        c_out, c_in = weight.shape[:2] if bases is None else (bases[name][0].shape[1], bases[name][1].shape[1])
+        sums[name] = weight.new_zeros(c_out, c_in, *weight.shape[2:])
 
-    def add(name: str, geometry: Geometry, x: Tensor, g: Tensor, batch_size: int) -> None:
-        mean = None if means is None else means[name].to(x)
-        q_offset = None
-        if bases is not None:
-            q_out, q_in, q_offset = bases[name]
+    def add(name: str, seen: Seen | None) -> None:
+        if seen is None:
+            sums[name].fill_(torch.nan)
+            return
+        q_out, q_in, q_offset = (None, None, None) if bases is None else bases[name]
+        mean = None if means is None else means[name].to(seen.x)
+        if mean is not None and q_in is not None:
+            mean = mean @ q_in.to(mean)
+        size = max(1, memory // bytes_per_image(seen.x, seen.g, seen.geometry, seen.frames, q_offset is not None))
+        for x, g in zip(*(maps.split(size * seen.frames) for maps in (seen.x, seen.g)), strict=True):
             x, g = _rotate(x, q_in), _rotate(g, q_out)
-            mean = None if mean is None else mean @ q_in.to(x)
-        squares = sum_squared_weight_gradients(x, g, geometry, batch_size, chunk, mean, q_offset)
-        sums[name] += squares.view_as(sums[name])
+            squares = sum_squared_weight_gradients(x, g, seen.geometry, seen.batch_size, seen.frames, mean, q_offset)
+            sums[name] += squares.view_as(sums[name])
 
     images = torch.zeros((), dtype=torch.float64, device=next((total.device for total in sums.values()), None))
     for batch_size in passes(
-        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood
+        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood, rows=rows
     ):
         images += batch_size
     shard.all_reduce([images, *sums.values()])
@@ -149,7 +163,9 @@ def collect_second_moments(
     }
 
 
-def _rotate(maps: Tensor, basis: Tensor) -> Tensor:
-    """Return the feature maps ``[B, C, H, W]`` in the coordinates of an orthonormal basis ``[C, r]``."""
+def _rotate(maps: Tensor, basis: Tensor | None) -> Tensor:
+    """Return the feature maps ``[B, C, H, W]`` in the coordinates of an orthonormal basis ``[C, r]``; None: its own."""
+    if basis is None:
+        return maps
     assert len(basis) == maps.shape[1]
     return (maps.permute(0, 2, 3, 1) @ basis.to(maps)).permute(0, 3, 1, 2)

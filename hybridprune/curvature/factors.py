@@ -53,18 +53,19 @@ def input_mean(x: Tensor, geometry: Geometry) -> Tensor:
     return (x.sum(0) * weights).sum((1, 2)) / (len(x) * reads)
 
 
-def gradient_factor(g: Tensor, batch_size: int) -> Tensor:
+def gradient_factor(g: Tensor, batch_size: int, frames: int = 1) -> Tensor:
     """Return G ``[C_out, C_out]``: mean over images and positions of ``(B g)(B g)^T``.
 
     Args:
         g: gradient ``[b, C_out, H', W']`` of the *mean* loss in the layer's output, or ``[b, C_out]`` /
             ``[b, T, C_out]`` of a linear layer. If b < B images ran through the layer, the others count as 0.
         batch_size: B, the number of images over which the loss is a mean.
+        frames: how many of the maps belong to each image.
     """
     g = g if g.ndim == 4 else feature_map(g)
-    assert len(g) <= batch_size
+    assert len(g) <= batch_size * frames and len(g) % frames == 0, (g.shape, batch_size, frames)
     # B^2 from the gradients, 1 / (B S) from the mean
-    return _moment(g.permute(0, 2, 3, 1)) * (batch_size / (g.shape[2] * g.shape[3]))
+    return _moment(g.permute(0, 2, 3, 1)) * (batch_size / (frames * g.shape[2] * g.shape[3]))
 
 
 def _read_counts(x: Tensor, geometry: Geometry) -> tuple[list[int], list[int], int]:

@@ -27,6 +27,10 @@ class Geometry(NamedTuple):
         kernel = pair(self.kernel_size)
         return kernel[0] * kernel[1]
 
+    def positions(self, height: int, width: int) -> int:
+        """Return the number of output positions H' W' of an input of H x W."""
+        return len(self.reads(0, height)[0]) * len(self.reads(1, width)[0])
+
     def reads(self, axis: int, length: int) -> list[list[int]]:
         """Return the *padded* coordinates read along an axis, ``[kernel offset][output position]``."""
         kernel, stride, padding, dilation = (size[axis] for size in self.pairs())

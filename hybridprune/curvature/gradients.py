@@ -31,31 +31,58 @@ def sum_squared_weight_gradients(
     g: Tensor,
     geometry: Geometry,
     batch_size: int,
-    chunk: int,
+    frames: int = 1,
     mean: Tensor | None = None,
     q_offset: Tensor | None = None,
 ) -> Tensor:
     """Return the sum over images of the squares of `weight_gradients`, ``[C_out, C_in, kh, kw]``.
 
-    Memory is bounded by the gradients of ``chunk`` images, at one kernel offset unless there is a basis of
-    offsets. Takes feature maps only.
+    In memory are the gradients of all these images (`bytes_per_image`) at one kernel offset, or at all where there is a
+    basis of offsets. Where an image has one output position its gradient is an outer product, and that of the squares
+    sums up to a product of matrices: ``(g^2)^T (x^2)``. Takes feature maps only.
 
     Args:
+        frames: how many of the maps belong to each image, one after the other.
         q_offset: orthogonal ``[k^2, k^2]``, rotates the flattened offsets of the gradients before they are squared.
     """
-    total = x.new_zeros(geometry.offsets(), g.shape[1], x.shape[1])
-    for x_chunk, g_chunk in zip(x.split(chunk), g.split(chunk), strict=True):
-        gradients = _offset_gradients(x_chunk, g_chunk * batch_size, geometry, mean)
-        if q_offset is not None:
-            gradients = torch.einsum("oe,onij->enij", q_offset.to(x), torch.stack(list(gradients)))
-        for offset, each in enumerate(gradients):
-            total[offset] += each.square_().sum(0)
-    return total.permute(1, 2, 0).unflatten(-1, geometry.pairs()[0])
+    reads = _reads(x, g, geometry, frames, mean)
+    g = _by_image(g.permute(0, 2, 3, 1), frames) * batch_size
+    if q_offset is not None:
+        stacked = torch.stack([g.mT @ read for read in reads])
+        squares = [each.square_().sum(0) for each in torch.einsum("oe,onij->enij", q_offset.to(x), stacked)]
+    elif _outer(g.shape[1]):
+        squares = [g.flatten(0, 1).square().T @ read.flatten(0, 1).square() for read in reads]
+    else:
+        squares = [(g.mT @ read).square_().sum(0) for read in reads]
+    return torch.stack(squares, dim=-1).unflatten(-1, geometry.pairs()[0])
+
+
+def bytes_per_image(x: Tensor, g: Tensor, geometry: Geometry, frames: int, with_offsets: bool) -> int:
+    """About what `sum_squared_weight_gradients` keeps in memory of each image of these feature maps."""
+    positions = frames * g.shape[2] * g.shape[3]
+    gradients = 0 if _outer(positions) and not with_offsets else g.shape[1] * x.shape[1]
+    copies = 3 * frames * (x[0].numel() + g[0].numel())
+    return x.itemsize * (gradients * (2 * geometry.offsets() if with_offsets else 1) + copies)
+
+
+def _outer(positions: int) -> bool:
+    """Whether an image's gradient at one kernel offset is an outer product."""
+    return positions == 1
 
 
 def _offset_gradients(x: Tensor, g: Tensor, geometry: Geometry, mean: Tensor | None) -> Iterator[Tensor]:
     """Yield the per-image weight gradients ``[b, C_out, C_in]`` of one kernel offset after the other."""
-    assert len(x) == len(g)
+    return (g.flatten(2) @ read for read in _reads(x, g, geometry, 1, mean))
+
+
+def _by_image(positions: Tensor, frames: int) -> Tensor:
+    """``[b m, H, W, C]`` as ``[b, m H W, C]``."""
+    return positions.flatten(1, 2).unflatten(0, (-1, frames)).flatten(1, 2)
+
+
+def _reads(x: Tensor, g: Tensor, geometry: Geometry, frames: int, mean: Tensor | None) -> Iterator[Tensor]:
+    """Yield what the output positions of each image read, ``[b, m H' W', C_in]``, at one offset after the other."""
+    assert len(x) == len(g) and len(x) % frames == 0, (x.shape, g.shape, frames)
     kernel, stride, padding, dilation = geometry.pairs()
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
     if mean is not None:
@@ -65,4 +92,4 @@ def _offset_gradients(x: Tensor, g: Tensor, geometry: Geometry, mean: Tensor | N
     for top in range(0, kernel[0] * dilation[0], dilation[0]):
         for left in range(0, kernel[1] * dilation[1], dilation[1]):
             read = padded[:, top :: stride[0], left :: stride[1]][:, :height, :width]
-            yield g.flatten(2) @ read.flatten(1, 2)
+            yield _by_image(read, frames)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.curvature.factors import gradient_factor, input_factor, input_mean
-from hybridprune.curvature.geometry import Geometry, geometry_of
+from hybridprune.curvature.geometry import geometry_of
 from hybridprune.curvature.offsets import full_covariance, nearest_kronecker_product, offset_moment
+from hybridprune.curvature.passes import Seen
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LayerFactors:
     Attributes:
         input_factor: A ``[C_in, C_in]``, mean over the images that ran through the layer.
         gradient_factor: G ``[C_out, C_out]``, mean over all images; one that did not run through counts as 0.
-        positions: number of output positions S, 1 for a linear layer.
+        positions: number of an image's output positions S, over all of its frames, windows or tokens.
         input_mean: mu ``[C_in]``, mean of the inputs as A is of their outer products; padding counts as 0.
         offset_factor: K ``[k^2, k^2]`` of trace k^2; None if offsets count as uncorrelated, or there is only one.
 
@@ -60,6 +61,8 @@ class FactorSums:
     input_images: Tensor
     """Weight of the images that ran through the layer."""
     positions: Tensor
+    misfits: Tensor
+    """Batches whose rows were not those of images."""
 
     @classmethod
     def zeros_for(cls, layer: nn.Module, sua: bool, use_full_cov_a: bool) -> FactorSums:
@@ -76,18 +79,23 @@ class FactorSums:
             images=weight.new_zeros((), dtype=torch.float64),
             input_images=weight.new_zeros((), dtype=torch.float64),
             positions=weight.new_zeros((), dtype=torch.float64),
+            misfits=weight.new_zeros((), dtype=torch.float64),
         )
 
-    def add(self, geometry: Geometry, x: Tensor, g: Tensor, batch_size: int) -> None:
-        """Add a batch: input ``[b, C_in, H, W]``, gradient of the mean loss over ``batch_size`` images."""
-        full = len(self.input) > len(self.mean)
-        self.input += (full_covariance if full else input_factor)(x, geometry) * len(x)
-        self.mean += input_mean(x, geometry) * len(x)
+    def add(self, seen: Seen | None) -> None:
+        """Add what the layer saw of a batch."""
+        if seen is None:
+            self.misfits += 1
+            return
+        x, g, geometry, frames, batch_size = seen
+        full, images = len(self.input) > len(self.mean), len(x) // frames
+        self.input += (full_covariance if full else input_factor)(x, geometry) * images
+        self.mean += input_mean(x, geometry) * images
         if self.offset is not None:
-            self.offset += offset_moment(x, geometry) * len(x)
-        self.gradient += gradient_factor(g, batch_size) * batch_size
+            self.offset += offset_moment(x, geometry) * images
+        self.gradient += gradient_factor(g, batch_size, frames) * batch_size
         self.positions += g.shape[2] * g.shape[3] * len(x)
-        self.input_images += len(x)
+        self.input_images += images
 
     def decay(self, factor: float) -> None:
         """Multiply all sums and weights."""
@@ -96,7 +104,7 @@ class FactorSums:
 
     def tensors(self) -> Iterator[Tensor]:
         """Return all sums and weights, always in the same order."""
-        yield from (self.input, self.mean, self.gradient, self.images, self.input_images, self.positions)
+        yield from (self.input, self.mean, self.gradient, self.images, self.input_images, self.positions, self.misfits)
         if self.offset is not None:
             yield self.offset
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from hybridprune.curvature.geometry import Geometry
 
+UNFOLDED_BYTES = 2**28
 
-def offset_moment(x: Tensor, geometry: Geometry) -> Tensor:
+
+def offset_moment(x: Tensor, geometry: Geometry, memory: int = UNFOLDED_BYTES) -> Tensor:
     """Return the mean over images, output positions and channels of ``x_off x_off'``, ``[k^2, k^2]``.
 
     Nothing is unfolded. Pixels of two rows meet in one ``[W, W]`` product over images and channels, whatever
@@ -17,7 +19,15 @@ def offset_moment(x: Tensor, geometry: Geometry) -> Tensor:
 
     Args:
         x: layer input ``[B, C_in, H, W]``.
+        memory: bytes that padded copies of the images may take, beyond a single one.
     """
+    chunk = max(1, memory // (2 * x[0].numel() * x.itemsize))
+    parts = [_offset_sum(images, geometry) for images in x.split(chunk)]
+    return torch.stack(parts).sum(0) / (len(x) * x.shape[1] * geometry.positions(x.shape[2], x.shape[3]))
+
+
+def _offset_sum(x: Tensor, geometry: Geometry) -> Tensor:
+    """The sum of which `offset_moment` is the mean."""
     (height, width), _, padding, (dilation, _) = geometry.pairs()
     rows, columns = (
         torch.tensor(geometry.reads(axis, x.shape[2 + axis]), device=x.device) for axis in (0, 1)
@@ -32,21 +42,22 @@ def offset_moment(x: Tensor, geometry: Geometry) -> Tensor:
             block = row_sum[columns[:, None], columns[None, :]].sum(-1)
             moment[top, :, top + distance] = block
             moment[top + distance, :, top] = block.T
-    reads = len(x) * x.shape[1] * rows.shape[1] * columns.shape[1]
-    return moment.view(height * width, height * width) / reads
+    return moment.view(height * width, height * width)
 
 
-def full_covariance(x: Tensor, geometry: Geometry, chunk: int = 16) -> Tensor:
+def full_covariance(x: Tensor, geometry: Geometry, memory: int = UNFOLDED_BYTES) -> Tensor:
     """Return the mean over images and positions of the unfolded input's outer product, ``[C_in k^2, C_in k^2]``.
 
     Args:
         x: layer input ``[B, C_in, H, W]``.
-        chunk: number of images that are unfolded together.
+        memory: bytes that unfolded images may take, beyond a single one.
     """
     kernel, stride, padding, dilation = geometry.pairs()
     size = x.shape[1] * geometry.offsets()
     total, reads = x.new_zeros(size, size), 0
-    for images in x.split(chunk):
+    # twice: unfolding lays the images out one after the other, the product needs them side by side
+    chunk = memory // (2 * size * geometry.positions(x.shape[2], x.shape[3]) * x.itemsize)
+    for images in x.split(max(1, chunk)):
         windows = F.unfold(images, kernel, dilation, padding, stride).transpose(0, 1).flatten(1)
         total.addmm_(windows, windows.T)
         reads += windows.shape[1]

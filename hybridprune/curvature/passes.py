@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,14 +12,31 @@ from torch import Tensor, nn
 from hybridprune.curvature.extension import observed
 from hybridprune.curvature.geometry import Geometry, feature_map, geometry_of
 from hybridprune.curvature.likelihood import Likelihood
+from hybridprune.curvature.rows import Rows
 from hybridprune.curvature.shard import Shard
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.nested import images_in
 
 Forward = Callable[[Any], Any]
 Batches = Iterable[tuple[Any, Any]]
-Add = Callable[[str, Geometry, Tensor, Tensor, int], None]
-"""Called as ``add(layer name, geometry, input map, output gradient map, batch size)``."""
+
+
+class Seen(NamedTuple):
+    """What one layer saw of a batch."""
+
+    x: Tensor
+    """Input maps ``[b m, C_in, H, W]``, the m frames of an image following each other."""
+    g: Tensor
+    """``[b m, C_out, H', W']``: the gradient of the batch's mean loss in the output."""
+    geometry: Geometry
+    frames: int
+    """m"""
+    batch_size: int
+    """B >= b, the number of images over which the loss is a mean."""
+
+
+Add = Callable[[str, Seen | None], None]
+"""Called with a layer's name and what it saw; None if its rows are not of so many images."""
 
 
 def passes(
@@ -32,11 +49,13 @@ def passes(
     seed: int,
     shard: Shard,
     likelihood: Likelihood,
+    rows: Mapping[str, Rows],
 ) -> Iterator[int]:
     """Run the shard's batches and call ``add`` for their layers; yield the size of each batch, 0 if another's.
 
     The gradients are those of the likelihood's mean over the batch's images. Targets that are sampled depend on the
-    seed and the global number of the batch alone, not on which process runs it.
+    seed and the global number of the batch alone, not on which process runs it. ``rows`` tell where the images are in
+    the layers' activations; by default each has one row.
 
     Raises:
         UserError: if ``fisher_type`` is neither ``"true"`` nor ``"exp"``.
@@ -52,11 +71,9 @@ def passes(
     batch_size = number = 0
 
     def statistic(layer: nn.Module, x: Tensor, g: Tensor) -> None:
-        if not len(x):
-            return
-        if isinstance(layer, nn.Linear):
-            x, g = feature_map(x), feature_map(g)
-        add(names[layer], geometries[names[layer]], x, g, batch_size)
+        if x.numel():
+            name = names[layer]
+            add(name, _seen(layer, x, g, geometries[name], rows.get(name, Rows()), batch_size))
 
     with observed(layers.values(), statistic) as backward:
         for number, (inputs, targets) in enumerate(batches, start=1):
@@ -79,6 +96,15 @@ def passes(
             yield batch_size
     if not number:
         raise ValueError("curvature needs at least one batch of images")
+
+
+def _seen(layer: nn.Module, x: Tensor, g: Tensor, geometry: Geometry, rows: Rows, batch_size: int) -> Seen | None:
+    inputs, gradients = rows.images_first(x), rows.images_first(g)
+    if inputs is None or gradients is None or len(inputs) > batch_size:
+        return None
+    if isinstance(layer, nn.Linear):
+        return Seen(feature_map(inputs), feature_map(gradients), geometry, 1, batch_size)
+    return Seen(inputs.flatten(0, 1), gradients.flatten(0, 1), geometry, rows.each, batch_size)
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

@@ -34,7 +34,7 @@ def factors_of(model: nn.Module, batches, fisher_type="exp", moving_average=0.0,
     )
 
 
-def moments_of(model: nn.Module, batches, bases=None, fisher_type="exp", seed=0, chunk=32, **options):
+def moments_of(model: nn.Module, batches, bases=None, fisher_type="exp", seed=0, **options):
     return collect_second_moments(
         model,
         leaves(model),
@@ -43,7 +43,6 @@ def moments_of(model: nn.Module, batches, bases=None, fisher_type="exp", seed=0,
         fisher_type=fisher_type,
         seed=seed,
         **options,
-        chunk=chunk,
     )
 
 
@@ -148,7 +147,7 @@ def test_factors_in_single_precision_keep_five_digits():
 def test_second_moments_equal_per_image_gradients_in_the_eigenbasis(name: str):
     model, (images, labels) = residual_net(), random_batch(7)
     bases = bases_of(model, [(images, labels)])
-    moments = moments_of(model, [(images[:5], labels[:5]), (images[5:], labels[5:])], bases, chunk=2)[name]
+    moments = moments_of(model, [(images[:5], labels[:5]), (images[5:], labels[5:])], bases, memory=5000)[name]
 
     (dw,) = per_image_gradients(model, [weights_of(model)[name]], images, labels)
     q_out, q_in, _ = bases[name]
@@ -181,7 +180,7 @@ def test_second_moments_with_every_option_equal_per_image_gradients(name, centre
 
     means = {each: found.input_mean for each, found in factors.items()} if centred else None
     batches = [(images[:5].to(dtype), labels[:5]), (images[5:].to(dtype), labels[5:])]
-    moments = moments_of(model.to(dtype), batches, bases, chunk=2, means=means)[name]
+    moments = moments_of(model.to(dtype), batches, bases, memory=5000, means=means)[name]
     assert moments.entries is not None
     assert moments.entries.dtype == dtype
     assert moments.entries.shape == layer.get_parameter("weight").shape

@@ -28,7 +28,7 @@ def gradients_by_autograd(geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
 def test_weight_gradients_equal_one_backward_pass_per_image(geometry: Geometry):
     images, g, expected = gradients_by_autograd(geometry)
     torch.testing.assert_close(weight_gradients(images, g, geometry, batch_size=5), expected)
-    squares = sum_squared_weight_gradients(images, g, geometry, batch_size=5, chunk=2)
+    squares = sum_squared_weight_gradients(images, g, geometry, batch_size=5)
     torch.testing.assert_close(squares, expected.square().sum(0))
 
 
@@ -39,7 +39,7 @@ def test_a_mean_is_taken_from_the_input_at_every_offset_and_position(geometry: G
     shift = 5 * torch.einsum("nohw,i->noi", g, mean)
     expected = dw - shift[..., None, None]
     torch.testing.assert_close(weight_gradients(images, g, geometry, 5, mean), expected)
-    squares = sum_squared_weight_gradients(images, g, geometry, 5, chunk=3, mean=mean)
+    squares = sum_squared_weight_gradients(images, g, geometry, 5, mean=mean)
     torch.testing.assert_close(squares, expected.square().sum(0))
 
 
@@ -48,7 +48,7 @@ def test_a_basis_of_offsets_rotates_before_the_squares(geometry: Geometry):
     images, g, dw = gradients_by_autograd(geometry)
     q, _ = torch.linalg.qr(torch.randn(geometry.offsets(), geometry.offsets(), dtype=torch.float64))
     expected = (dw.flatten(3) @ q).square().sum(0).view(dw.shape[1:])
-    squares = sum_squared_weight_gradients(images, g, geometry, 5, chunk=2, q_offset=q)
+    squares = sum_squared_weight_gradients(images, g, geometry, 5, q_offset=q)
     torch.testing.assert_close(squares, expected)
 
 

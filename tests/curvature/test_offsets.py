@@ -55,7 +55,7 @@ def test_full_covariance_is_that_of_the_weight_s_entries(geometry: Geometry):
     x = torch.randn(7, 3, 9, 7, dtype=torch.float64)
     vectors = unfolded(x, geometry).transpose(2, 3).flatten(2).flatten(0, 1)
     expected = sum(torch.outer(vector, vector) for vector in vectors) / len(vectors)
-    torch.testing.assert_close(full_covariance(x, geometry, chunk=3), expected)
+    torch.testing.assert_close(full_covariance(x, geometry, memory=3000), expected)
 
 
 @pytest.mark.parametrize(("channels", "offsets"), [(2, 9), (5, 4), (4, 1), (1, 3)])
