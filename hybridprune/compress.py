@@ -106,7 +106,7 @@ def prune(
             run=task.run,
             example=example,
             exclude=cut.exclude,
-            sample=lambda images, purpose: batches.sample(images),
+            sample=lambda images, purpose: batches.sample(images, stream_seed(seed, purpose)),
             measure=lambda net: Cost(*count_module(net, example, task.run)),
             counts=lambda name: True,
             channels={},
@@ -123,7 +123,7 @@ def prune(
         if cut.cut_weights == "scratch":
             initialise(module, seed, "cut")
         module, edits = _as_the_first(model, module)
-        sample = batches.sample(RECALIBRATION_IMAGES)
+        sample = subject.sample(RECALIBRATION_IMAGES, "recalibration")
         recalibrate_by(module, sample, lambda pair: task.run(module, pair[0]), shared=True)
         if callable(fine_tune):
             fine_tune(module)

@@ -16,6 +16,7 @@ from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.sampling import sampled
 from hybridprune.errors import UserError
 from hybridprune.nested import images_in, on_device, some_images
 
@@ -61,27 +62,22 @@ class Batches:
     device: torch.device
     classes: int
     """The second size of the outputs; 0 if there is none."""
-    images: int | None = None
-    """The first so many alone."""
+    kind: str = "batch"
+    """What one of them is called."""
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        number, left = 0, self.images
+        number = 0
         for number, batch in enumerate(self.loader, start=1):
-            if left is not None:
-                held = images_in(batch) or 0
-                batch, left = (some_images(batch, range(left)) if held > left else batch), left - held
-            yield _pair(self.task, batch, self.device, f"batch {number}", self.classes)
-            if left is not None and left <= 0:
-                return
+            yield _pair(self.task, batch, self.device, f"{self.kind} {number}", self.classes)
         if not number:
             raise UserError("the loader gives no batches; give one that is not empty, however often it is gone through")
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
-    def sample(self, images: int) -> Batches:
-        """So many images, or all if there are fewer."""
-        return replace(self, images=images)
+    def sample(self, images: int, seed: int) -> Batches:
+        """So many random images of the whole loader, or all if there are fewer; see `sampled`."""
+        return replace(self, loader=sampled(self.loader, images, seed), kind="sampled batch")
 
 
 def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:

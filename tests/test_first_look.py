@@ -168,7 +168,8 @@ def test_class_ids_of_any_size_are_class_ids(dtype: torch.dtype) -> None:
 
 
 def test_the_same_batches_in_other_clothes_give_the_same_network() -> None:
-    expected = pruned(net(), batches(), fine_tune=1.0).module.state_dict()
+    whole = {"fine_tune": 1.0, "curvature": CurvatureOptions(curvature_images=9, moment_images=9)}
+    expected = pruned(net(), batches(), **whole).module.state_dict()
     others: list[tuple[Any, dict[str, Any]]] = [
         (DataLoader(TensorDataset(*map(torch.cat, zip(*batches(), strict=True))), batch_size=5), {}),
         ([(*batch, "name") for batch in batches()], {"forward": lambda model, batch: model(batch[0])}),
@@ -176,7 +177,7 @@ def test_the_same_batches_in_other_clothes_give_the_same_network() -> None:
         ([list(batch) for batch in batches()], {}),
     ]
     for loader, options in others:
-        found = pruned(net(), loader, fine_tune=1.0, **options).module.state_dict()
+        found = pruned(net(), loader, **whole, **options).module.state_dict()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 

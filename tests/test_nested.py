@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,5 +74,7 @@ def test_batches_are_joined_if_their_images_have_the_same_shape() -> None:
     assert (array == X.numpy()).all()
     ((images, labels),) = joined([(IMAGES[:1], Y[:1]), (IMAGES[2:], Y[2:])])
     assert [*map(id, images)] == [*map(id, (IMAGES[0], IMAGES[2], IMAGES[3]))] and labels.equal(Y[[0, 2, 3]])
+    (array,) = joined([X[:1].numpy(), X[2:].numpy()])
+    assert isinstance(array, np.ndarray) and array.tolist() == X[[0, 2, 3]].tolist()
     different = [torch.ones(1, 4), torch.ones(1, 5)]
     assert joined(different) == different

@@ -4,6 +4,7 @@ from hybridprune.curvature.collect import SecondMoments, collect_factors, collec
 from hybridprune.curvature.eigen import EigenBasis, eigenbasis, pi_damping, power
 from hybridprune.curvature.layer import LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood, likelihood_of
+from hybridprune.curvature.rows import Rows, rows_of_images
 from hybridprune.curvature.shard import Shard
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "EigenBasis",
     "LayerFactors",
     "Likelihood",
+    "Rows",
     "SecondMoments",
     "Shard",
     "collect_factors",
@@ -19,4 +21,5 @@ __all__ = [
     "likelihood_of",
     "pi_damping",
     "power",
+    "rows_of_images",
 ]

@@ -104,7 +104,8 @@ class _Kept:
                 elif place < most:
                     kept[place] = some_images(batch, [number])
             seen += held
-        order = torch.randperm(len(kept), generator=draw).tolist()
+        # as the same images of an indexed data set
+        order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(self.seed)).tolist()
         for start, stop in _ranges(len(kept), size):
             yield from joined([kept[place] for place in order[start:stop]])
 
@@ -123,4 +124,4 @@ def _ranges(images: int, size: int) -> list[tuple[int, int]]:
     starts = list(range(0, images, size))
     if size > 1 and images % size == 1 and len(starts) > 1:
         starts.pop()
-    return list(zip(starts, [*starts[1:], images], strict=True))
+    return list(zip(starts, [*starts[1:], images], strict=False))

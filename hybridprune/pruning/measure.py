@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from hybridprune.config import CurvatureOptions
 from hybridprune.curvature import (
     LayerFactors,
+    Rows,
     SecondMoments,
     collect_factors,
     collect_second_moments,
     eigenbasis,
+    rows_of_images,
 )
 from hybridprune.engine.modes import kept_modes
 from hybridprune.pruning.subject import Subject
+
+WIDEST = 10_000
+"""Inputs or outputs of the widest layer whose factors are computed: an eigenbasis takes about 36 times its square in
+bytes, and its cube in time."""
 
 
 def measure_factors(
@@ -24,13 +30,17 @@ def measure_factors(
 ) -> dict[str, LayerFactors]:
     """The layers' curvature; the network is in eval mode and routes the images as it does in inference.
 
-    So a block that few images use collects little. With several processes each takes the batches of its shard.
+    So a block that few images use collects little. With several processes each takes the batches of its shard. A layer
+    that is wider than `WIDEST`, or whose activations have no rows of single images (`rows_of_images`), has none.
     """
     with kept_modes(subject.model):
         subject.model.eval()
+        rows = _rows(subject, {name: layer for name, layer in layers.items() if width(layer) <= WIDEST})
+        if not rows:
+            return {}
         return collect_factors(
             subject.logits,
-            layers,
+            {name: layers[name] for name in rows},
             subject.sample(options.curvature_images, "factors"),
             fisher_type=options.fisher_type,
             moving_average=options.ma,
@@ -39,7 +49,13 @@ def measure_factors(
             use_full_cov_a=options.use_full_cov_a,
             shard=subject.shard,
             likelihood=subject.likelihood,
+            rows=rows,
         )
+
+
+def width(layer: nn.Module) -> int:
+    """Inputs or outputs of a convolution or linear layer, whichever are more."""
+    return max(layer.get_parameter("weight").shape[:2])
 
 
 def measure_moments(
@@ -52,9 +68,10 @@ def measure_moments(
 ) -> dict[str, SecondMoments]:
     """The layers' exact second moments: their traces alone, or entry by entry in the eigenbases of the factors.
 
-    ``means`` ``[C_in]`` are subtracted from the layers' inputs.
+    Of the layers that have factors. ``means`` ``[C_in]`` are subtracted from the layers' inputs.
     """
-    if needed is None:
+    layers = {name: layer for name, layer in layers.items() if name in factors}
+    if needed is None or not layers:
         return {}
     bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] | None = None
     if needed == "entries":
@@ -74,4 +91,9 @@ def measure_moments(
             means=means,
             shard=subject.shard,
             likelihood=subject.likelihood,
+            rows=_rows(subject, layers),
         )
+
+
+def _rows(subject: Subject, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:
+    return rows_of_images(lambda images: subject.run(subject.model, images), subject.example, layers)

@@ -4,38 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics, gates
 from hybridprune.pruning.channels import ChannelGroup
-from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
+from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NO_ROWS, NOT_FINITE, WIDE
+from hybridprune.pruning.measure import WIDEST, width
 
 
-def unmeasured_layers(factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]) -> dict[str, str]:
-    """The layers whose statistics are 0 or not finite, each with the reason."""
-    found = {name: _reason(layer, moments.get(name)) for name, layer in factors.items()}
+def unmeasured_layers(
+    layers: Mapping[str, nn.Module], factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]
+) -> dict[str, str]:
+    """The layers that have no statistics, or whose statistics are 0 or not finite, each with the reason."""
+    found = {name: _reason(layer, factors.get(name), moments.get(name)) for name, layer in layers.items()}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def unmeasured_groups(groups: Sequence[ChannelGroup], statistics: Statistics) -> dict[str, str]:
-    """The groups of whose layers none was measured, or one to numbers that are not finite, each with the reason.
+def unmeasured_groups(
+    groups: Sequence[ChannelGroup], statistics: Statistics, needs: Literal["factors", "taylor"] | None
+) -> dict[str, str]:
+    """The groups of which no layer has statistics other than 0, or one has none or none that are finite.
 
-    Where the score needs no more than the weights, there are none.
+    Where the score ``needs`` no more than the weights, there are none.
     """
     found: dict[str, str] = {}
     for group in groups:
-        if statistics.factors:
-            layers = {member.layer: statistics.factors[member.layer] for member in group.of("producer")}
-            reasons = [_reason(layer, None) for layer in layers.values()]
-        elif statistics.taylor:
+        if needs == "factors":
+            layers = dict.fromkeys(member.layer for member in group.of("producer"))
+            reasons = [_reason(statistics.layers[name], statistics.factors.get(name), None) for name in layers]
+        elif needs == "taylor":
             reasons = [_reason_of(statistics.taylor[member.layer]) for member in gates(group)]
         else:
             continue
-        if NOT_FINITE in reasons:
-            found[group.name] = NOT_FINITE
+        unknown = [reason for reason in reasons if reason in (WIDE, NO_ROWS, NOT_FINITE)]
+        if unknown:
+            found[group.name] = unknown[0]
         elif (first := reasons[0]) is not None and None not in reasons:
             found[group.name] = first
     return found
@@ -51,7 +58,9 @@ def refuse_nothing_left(method: str, left_alone: Mapping[str, str]) -> None:
     )
 
 
-def _reason(factors: LayerFactors, moments: SecondMoments | None) -> str | None:
+def _reason(layer: nn.Module, factors: LayerFactors | None, moments: SecondMoments | None) -> str | None:
+    if factors is None:
+        return WIDE if width(layer) > WIDEST else NO_ROWS
     a, g = factors.input_factor, factors.gradient_factor
     if not (bool(a.isfinite().all()) and bool(g.isfinite().all()) and (moments is None or isfinite(moments.trace))):
         return NOT_FINITE

@@ -49,7 +49,7 @@ def propose_channels(
     if removal is None and method.sparsity is not None and method.sparsity.select is not None:
         removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
     statistics = _statistics(subject, groups, method, options, curvature) if removal is None else None
-    left_alone = {} if statistics is None else unmeasured_groups(groups, statistics)
+    left_alone = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in left_alone]
     if not groups:
         refuse_nothing_left(options.method, left_alone)

@@ -44,7 +44,7 @@ def propose_directions(
         factors = {name: layer.centred() for name, layer in factors.items()}
     needed = method.moments(curvature.correct_eigenvalues)
     moments = measure_moments(subject, leaves, factors, means, needed, curvature)
-    unmeasured = unmeasured_layers(plain, moments)
+    unmeasured = unmeasured_layers(leaves, plain, moments)
     layers = [layer for layer in layers if layer.name not in unmeasured]
     if not layers:
         refuse_nothing_left(options.method, unmeasured)

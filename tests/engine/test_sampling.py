@@ -140,6 +140,10 @@ def test_an_endless_loader_ends() -> None:
     assert loader.read == 3 * READ_AHEAD
 
 
+def test_a_loader_without_batches_gives_none() -> None:
+    assert list(sampled([], 5, seed=0)) == list(sampled(DataLoader(TensorDataset(IMAGES[:0])), 5, seed=0)) == []
+
+
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     image = IMAGES[0].numel() * 4 + 8
     monkeypatch.setattr(sampling, "HELD_BYTES", 10 * image)
