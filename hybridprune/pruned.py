@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from hybridprune.errors import UserError
+from hybridprune.json_text import read_json
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.store.files import write_json
 from hybridprune.store.weights import load_weights, save_weights
@@ -39,7 +39,7 @@ class PrunedSpec:
     def read(path: Path) -> PrunedSpec:
         """The specification that ``save`` wrote; UserError if it is missing or broken."""
         try:
-            record = json.loads(path.read_text())
+            record = read_json(path)
             return PrunedSpec(tuple(map(edit_from_json, record.pop("edits"))), **record)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a pruned module's specification ({error}); save it again") from error

@@ -7,7 +7,6 @@ infinity; ``probability``, the threshold's sigmoid, is 0 and 1 there.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import torch
 
 from hybridprune.engine.threshold import OperatingPoint, operating_point
 from hybridprune.errors import UserError, run_command
+from hybridprune.json_text import json_text
 from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
 from hybridprune.store.files import write_bytes
 
@@ -142,7 +142,7 @@ def plot(points: Sequence[Point]) -> bytes:
 def _write(folder: Path, points: Sequence[Point], text: str) -> None:
     files = {
         "sweep.md": text.encode(),
-        "sweep.json": (json.dumps(points, indent=2, allow_nan=False) + "\n").encode(),
+        "sweep.json": f"{json_text(points, indent=2)}\n".encode(),
         "sweep.png": plot(points),
     }
     try:

@@ -14,6 +14,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from hybridprune.config.check import Option, base_of, check, kind_name, options_of, suggest
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
 from hybridprune.errors import UserError
+from hybridprune.json_text import read_json
 
 C = TypeVar("C", SpConfig, PruneConfig, RlConfig)
 
@@ -120,12 +121,11 @@ def _parser(options: list[Option], prog: str, description: str, config_path: str
 
 def _read(path: Path, own: set[str]) -> dict[str, Any]:
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise UserError(f"--config_path {path}: cannot be read ({reason}); name an existing JSON file") from error
-    try:
-        values = json.loads(text)
+        values = read_json(path)
+    except OSError as error:
+        raise UserError(
+            f"--config_path {path}: cannot be read ({error.strerror}); name an existing JSON file"
+        ) from error
     except ValueError as error:
         raise UserError(f"--config_path {path}: not valid JSON ({error}); mend that place") from error
     if not isinstance(values, dict):

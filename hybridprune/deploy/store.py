@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hybridprune.deploy.harden import drop_listeners, fix_step
 from hybridprune.deploy.network import ACTIONS, DeployedNetwork
 from hybridprune.deploy.pieces import in_one, in_pieces
 from hybridprune.errors import UserError
+from hybridprune.json_text import read_json
 from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
 from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunSpec
@@ -50,7 +50,7 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
     """
     path = Path(folder) / "deploy.json"
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
         spec = RunSpec.from_json(record["run"])

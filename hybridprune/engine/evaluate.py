@@ -37,8 +37,9 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose highest logit is their label's."""
-        return float((self.logits.argmax(1) == self.labels).double().mean())
+        """Share of the images whose highest logit is their label's; an image with a logit that is NaN has none."""
+        right = (self.logits.argmax(1) == self.labels) & ~self.logits.isnan().any(1)
+        return float(right.double().mean())
 
     @property
     def loss(self) -> float:

@@ -254,8 +254,9 @@ class Fit:
 
     def _finish_epoch(self, progress: Progress, writer: SummaryWriter | None, train: dict[str, float]) -> None:
         validation = self.validate(self.net)
-        if self.keep_last or validation.score > progress.best_score:
-            progress.best_score, progress.best_epoch = validation.score, progress.epoch
+        score = validation.score if math.isfinite(validation.score) else -math.inf
+        if self.keep_last or progress.best_epoch < 0 or score > progress.best_score:
+            progress.best_score, progress.best_epoch = score, progress.epoch
             self.run.save_weights(self.run.selected_file.name, self.net)
         record = {
             "phase": progress.phase,

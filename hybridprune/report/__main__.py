@@ -57,7 +57,7 @@ def _report(args: argparse.Namespace) -> None:
     options = None if page is None else _page_options(args)
     if unfinished := unfinished_runs(results):
         print(f"not finished: {', '.join(map(str, unfinished))}", file=sys.stderr)
-    records = read_runs(results)
+    records = read_runs(results, lambda line: print(line, file=sys.stderr))
     rows = build_rows(records)
     if repeats := len(records) - sum(len(row.seeds) for row in rows):
         print(f"not counted: {repeats} repeat(s) of a run with equal settings and seeds", file=sys.stderr)

@@ -14,13 +14,13 @@ where there is none. ``threads`` and ``hardware`` may be missing; other keys are
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridprune.errors import UserError
+from hybridprune.json_text import read_json
 
 FILE = "bench.json"
 
@@ -46,7 +46,7 @@ def read_bench(folder: Path) -> tuple[Measurement, ...]:
     if not path.is_file():
         return ()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         tables = data if isinstance(data, list) else [data]
         return tuple(_measurement(table, row) for table in tables for row in table["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:

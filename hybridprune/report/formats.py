@@ -68,8 +68,9 @@ def _text(stat: Stat | None, factor: float, decimals: int | None) -> str:
 
 
 def title(row: Row) -> str:
-    """A row's name, with its experiment if that has a name of its own."""
-    return row.name if row.experiment == "default" else f"{row.name} ({row.experiment})"
+    """A row's name, with its experiment if that has a name of its own, and whether its networks give numbers."""
+    name = row.name if row.experiment == "default" else f"{row.name} ({row.experiment})"
+    return name if row.finite else f"{name}, not finite"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _raw(row: Row, latencies: Mapping[str, Speed]) -> dict[str, object]:
     record: dict[str, object] = {"name": row.name, "stage": stage, "experiment": row.experiment}
     record |= {"network": row.network, "dataset": row.dataset, "dataset_digest": digest}
     record |= {"group": group, "parent_group": parent_group, "n": len(row.seeds), "seeds": row.seeds}
+    record["not_finite"] = sum(not run.finite for run in row.runs)
     for _, name, _, _ in COLUMNS:
         stat = row.stats.get(name)
         record |= {name: stat and stat.mean, f"{name}_std": stat and stat.std}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
+from hybridprune.json_text import read_json
 from hybridprune.report.bench import Measurement, read_bench
 
 FORMAT = 1
@@ -35,6 +37,8 @@ class RunRecord:
     modified_ns: int
     parent_id: str | None
     bench: tuple[Measurement, ...]
+    finite: bool
+    """Whether the network gave numbers on all test images: a loss of null is one that is not finite."""
     stage: str = _at("stage", str)
     run_id: str = _at("run_id", str)
     group: str = _at("group", str)
@@ -67,7 +71,7 @@ def read_run(path: Path) -> RunRecord:
     Raises `UserError` naming the file if one is corrupt or of unknown format.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         modified_ns = path.stat().st_mtime_ns
         if (version := _value(data, "format", int)) != FORMAT:
             raise ValueError(f"format {version} is unknown, this version reads format {FORMAT}")
@@ -80,10 +84,12 @@ def read_run(path: Path) -> RunRecord:
         values = {f.name: _value(data, **f.metadata) for f in known}
         is_root = _value(data, "parent", object) is None
         parent_id = None if is_root else _value(data, "parent.run_id", str)
+        readings = [_value(data, f"test.{name}", dict) for name in ("always_on", "routed")]
+        finite = all(reading.get("loss", 0.0) is not None for reading in readings)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; restore the file or move the run folder away") from error
     bench = read_bench(path.parent)
-    return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, bench=bench, **values)
+    return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, bench=bench, finite=finite, **values)
 
 
 def _value(data: Any, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -98,12 +104,26 @@ def _value(data: Any, name: str, kind: type, low: float = -math.inf, high: float
     return data
 
 
-def read_runs(results_dir: str | Path) -> list[RunRecord]:
-    """Read every finished run at any depth; raises `UserError` if there is none or one can't be read."""
+def read_runs(results_dir: str | Path, tell: Callable[[str], object] = warnings.warn) -> list[RunRecord]:
+    """Read every finished run at any depth, and ``tell``, in a line each, of those that can't be read.
+
+    Raises `UserError` if there is none, or if ``results_dir`` itself is one that can't be read.
+    """
     folder = Path(results_dir)
     if not folder.is_dir():
         raise UserError(f"RESULTS {folder}: no such folder; give a run folder or a folder of runs")
-    records = [read_run(path) for path in sorted(folder.rglob("result.json"))]
+    records, broken = [], []
+    for path in sorted(folder.rglob("result.json")):
+        try:
+            records.append(read_run(path))
+        except UserError as error:
+            if path.parent == folder:
+                raise
+            broken.append(error)
+    if broken and not records:
+        raise UserError(f"RESULTS {folder}: no run that can be read, but {broken[0]}") from broken[0]
+    for error in broken:
+        tell(f"not counted: {error}")
     if not records:
         raise UserError(f"RESULTS {folder}: no finished run (no folder with a result.json at any depth)")
     return records

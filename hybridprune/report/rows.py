@@ -47,6 +47,11 @@ class Row:
         """Of its runs, rising."""
         return tuple(run.seed for run in self.runs)
 
+    @property
+    def finite(self) -> bool:
+        """Whether the networks of all its runs gave numbers on all test images."""
+        return all(run.finite for run in self.runs)
+
 
 def figures(run: RunRecord) -> dict[str, float]:
     """What one run contributes to its row: counts as they are, accuracies, shares and rates as fractions.

@@ -90,7 +90,7 @@ class Parent:
         if config.parent.checkpoint_file is not None:
             run = named_parent(Path(config.parent.checkpoint_file), wanted, {stage, *also})
         else:
-            run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed)
+            run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed, say)
         say(f"parent run: {run.path}")
         net, spec = run.load_network()
         return Parent(run, spec, net, run.read_json("result.json"))

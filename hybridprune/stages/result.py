@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import count as processes
 from hybridprune.processes import is_first, json_from_first
-from hybridprune.stages.common import Images, Parent, unpruned
+from hybridprune.stages.common import Images, Parent, say, unpruned
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
@@ -51,6 +52,9 @@ def finish(
     run.save_weights(run.model_file.name, net)
     cost = count(net, spec.input_size)
     test, validation = summary(net, images.test(), cost), summary(net, images.validation(), cost)
+    for split, figures in (("validation", validation), ("test", test)):
+        if not all(math.isfinite(figures[reading]["loss"]) for reading in ("always_on", "routed")):
+            say(f"warning: the network is not finite on some {split} images: their answers are wrong, the loss is null")
     result = {
         "format": FORMAT,
         "stage": spec.stage,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from hybridprune.json_text import json_text
 
 PREFIX, SUFFIX = ".hybridprune-", ".tmp"
 """Of the names of files that are being written."""
@@ -45,8 +46,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically; raises as `write_atomic` does."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write ``value`` as JSON (`json_text`), atomically; raises as `write_atomic` does."""
+    write_bytes(path, f"{json_text(value, indent=2)}\n".encode())
 
 
 def append(path: Path, text: str) -> None:

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 
-def runs_under(folder: Path) -> Iterator[RunFolder]:
-    """All finished run folders below ``folder``."""
+class Candidate(NamedTuple):
+    """A finished run that may be a parent."""
+
+    run: RunFolder
+    spec: RunSpec
+    seed: int
+    modified: float
+    """When it was finished, in seconds."""
+
+
+def runs_under(folder: Path, tell: Callable[[str], object]) -> Iterator[Candidate]:
+    """All finished runs below ``folder``; ``tell`` is given a line for each that cannot be read."""
     for path in sorted(folder.rglob("result.json")):
-        yield RunFolder(path.parent)
+        run = RunFolder(path.parent)
+        try:
+            seed = run.read_json("result.json").get("seed")
+            if type(seed) is not int:
+                raise UserError(f"{path}: seed is {seed!r}, not a whole number")
+            candidate = Candidate(run, run.read_spec(), seed, path.stat().st_mtime)
+        except (UserError, OSError) as error:
+            tell(f"warning: {run.path} is passed over: {error}")
+            continue
+        yield candidate
 
 
-def find_parent(result_dir: Path, wanted: RunSpec, stage: str, seed: int) -> RunFolder:
+def find_parent(result_dir: Path, wanted: RunSpec, stage: str, seed: int, tell: Callable[[str], object]) -> RunFolder:
     """The finished run of ``stage`` that matches ``wanted`` and is the only one of this ``seed``, else the newest.
 
-    It has the same data set and, but for edits, the same network. Raises UserError if there is none, or if those that
-    match differ in their seeds and it is not one alone that has this one.
+    It has the same data set and, but for edits, the same network. ``tell`` is given a line for each run that cannot be
+    read. Raises UserError if there is none, or if those that match differ in their seeds and it is not one alone that
+    has this one.
     """
     matches: list[tuple[float, int, RunFolder]] = []
     others: list[str] = []
-    for run in runs_under(result_dir):
-        spec = run.read_spec()
+    for run, spec, its_seed, modified in runs_under(result_dir, tell):
         if spec.stage != stage:
             continue
         difference = _difference(spec, wanted)
         if difference is None:
-            result = run.path / "result.json"
-            matches.append((result.stat().st_mtime, run.read_json("result.json")["seed"], run))
+            matches.append((modified, its_seed, run))
         else:
             others.append(f"{run.path} has {difference}")
     if not matches:

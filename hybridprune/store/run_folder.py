@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from hybridprune.errors import RunFailed, UserError
+from hybridprune.json_text import json_text, read_json
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import append, sha256, write_atomic, write_bytes, write_json
@@ -139,7 +140,7 @@ class RunFolder:
         """One of the folder's JSON files; UserError when it is missing or broken."""
         path = self.path / name
         try:
-            record = json.loads(path.read_text())
+            record = read_json(path)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: missing or broken ({error}); is {self.path} a run folder?") from error
         if not isinstance(record, dict):
@@ -232,7 +233,7 @@ class RunFolder:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             if not isinstance(record, dict):
                 break
@@ -248,7 +249,7 @@ class RunFolder:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return json_text(record) + "\n"
 
 
 def _torch_save(content: Any, file: BinaryIO) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
+from hybridprune.json_text import read_json
 
 STAGES = tuple(SCRIPTS)
 KEYS = ("result_dir", "exp_name", "seeds", "common", *STAGES)
@@ -68,7 +69,7 @@ class Run:
 def read_grid(path: Path) -> list[Run]:
     """The runs of a grid file, parents before children; UserError if it cannot be read or is no grid."""
     try:
-        grid = json.loads(path.read_text(encoding="utf-8"))
+        grid = read_json(path)
     except OSError as error:
         raise UserError(f"GRID {path}: cannot be read ({error.strerror}); name an existing JSON file") from error
     except ValueError as error:

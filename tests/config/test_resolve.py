@@ -125,8 +125,8 @@ def test_a_key_of_another_stage_is_legal_and_ignored(config_file: Callable[..., 
 # --- refusals: the message names the place, the value and the remedy ---
 
 BAD_VALUES: list[tuple[Config, str, Any, str]] = [
-    (SpConfig(), "epochs", 0, "must be at least 1"),
-    (SpConfig(), "epochs", -3, "must be at least 1"),
+    (SpConfig(), "epochs", -1, "must be at least 0"),
+    (SpConfig(), "epochs", -3, "must be at least 0"),
     (SpConfig(), "epochs", 1.5, "must be a whole number"),
     (SpConfig(), "epochs", True, "must be a whole number"),
     (SpConfig(), "epochs", None, "must be a whole number"),
@@ -193,7 +193,7 @@ def test_bad_value_in_the_file(
 @pytest.mark.parametrize(
     ("default", "argv", "message"),
     [
-        (SpConfig(), ["--epochs", "-1"], "--epochs -1: must be at least 1"),
+        (SpConfig(), ["--epochs", "-1"], "--epochs -1: must be at least 0"),
         (SpConfig(), ["--epochs", "ten"], '--epochs "ten": must be a whole number'),
         (SpConfig(), ["--epochs", "1e2"], '--epochs "1e2": must be a whole number'),
         (SpConfig(), ["--lr", "fast"], '--lr "fast": must be a number'),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,14 @@ def test_accuracy_and_loss_by_hand() -> None:
     assert found.accuracy == 0.75
     expected = -logits.double().softmax(1)[torch.arange(4), labels].log().mean()
     assert found.loss == pytest.approx(expected.item())
+
     assert found.block_rates == [0.75, 0.0]
+
+
+def test_what_is_no_number_is_no_answer() -> None:
+    logits = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan], [1.0, -torch.inf], [0.0, torch.inf]])
+    found = Evaluation(logits, torch.ones(4, 1), torch.tensor([0, 0, 0, 1]), torch.ones(4, 1))
+    assert found.accuracy == 0.5 and math.isnan(found.loss)
 
 
 @pytest.mark.parametrize("routing", ["always_on", "masked", "executed"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from hybridprune.store.run_folder import RunFolder
 from tests.cases import batches_of
 
 EPOCHS, STEPS = 3, 4
+NAN = math.nan
 CPU = torch.device("cpu")
 OPTIM = OptimOptions(lr=0.05, momentum=0.9, scheduler_id="up-down", scheduler_params={"1": 0.1})
 Event = Callable[[int, int, Batch], Batch]
@@ -161,7 +163,10 @@ def test_the_loop_is_sgd_with_nesterov_momentum_and_the_schedule(whole: Path, tm
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("scores", "best"), [([1, 3, 2, 3], 1), ([5, 1, 1, 1], 0), ([1, 2, 3, 4], 3)])
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([1, 3, 2, 3], 1), ([5, 1, 1, 1], 0), ([1, 2, 3, 4], 3), ([NAN, -5, NAN, -4], 3), ([NAN] * 4, 0)],
+)
 def test_the_first_best_weights_on_validation_are_kept(scores: list[float], best: int, tmp_path: Path) -> None:
     seen: list[Tensor] = []
 
@@ -170,7 +175,8 @@ def test_the_first_best_weights_on_validation_are_kept(scores: list[float], best
         return Validation(scores[len(seen) - 1], {})
 
     progress = resume(tmp_path, validate=scored)
-    assert (progress.best_epoch, progress.best_score) == (best, scores[best])
+    expected = scores[best] if math.isfinite(scores[best]) else -math.inf
+    assert (progress.best_epoch, progress.best_score) == (best, expected)
     name = "backbone.conv.weight"
     assert torch.equal(load_file(tmp_path / "selected.safetensors")[name], seen[best])
     assert torch.equal(load_file(tmp_path / "last.safetensors")[name], seen[-1])

@@ -31,6 +31,13 @@ def test_results_without_effective_sparsity_are_read(tmp_path: Path) -> None:
     assert read_run(write(tmp_path / "run", data)).effective_sparsity is None
 
 
+@pytest.mark.parametrize("reading", ["always_on", "routed"])
+def test_a_loss_of_null_is_one_that_is_not_finite(reading: str, tmp_path: Path) -> None:
+    assert read_run(write(tmp_path / "run", result("prune", "p0"))).finite
+    spoilt = result("prune", "p0", **{f"test__{reading}__loss": None})
+    assert not read_run(write(tmp_path / "spoilt", spoilt)).finite
+
+
 def test_reads_what_was_measured_beside_it_and_refuses_what_is_broken(tmp_path: Path) -> None:
     path = write(tmp_path / "run", result("prune", "p0"))
     assert read_run(path).bench == ()
@@ -102,6 +109,24 @@ def test_corrupt_files_are_user_errors(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"result\.json"):
         read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', "{}"])
+def test_one_broken_or_newer_run_is_passed_over_and_told(content: str, tmp_path: Path) -> None:
+    write(tmp_path / "a", result("sp", "good"))
+    broken = write(tmp_path / "b", result("sp", "broken"))
+    broken.write_text(content)
+    told: list[str] = []
+    assert [record.run_id for record in read_runs(tmp_path, told.append)] == ["good"]
+    (line,) = told
+    assert line.startswith(f"not counted: {broken}: ") and "\n" not in line
+    with pytest.warns(UserWarning, match=f"not counted: {broken}"):
+        read_runs(tmp_path)
+    with pytest.raises(UserError, match=str(broken)):  # the one that is asked for
+        read_runs(broken.parent, told.append)
+    (tmp_path / "a" / "result.json").unlink()
+    with pytest.raises(UserError, match=f"{tmp_path}: no run that can be read, but {broken}: "):
+        read_runs(tmp_path, told.append)
 
 
 def test_finds_runs_at_any_depth_and_the_folder_itself(tmp_path: Path) -> None:

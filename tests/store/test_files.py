@@ -39,12 +39,11 @@ def test_a_writer_that_fails_midway_changes_nothing(tmp_path: Path, existed: boo
     assert [p.read_text() for p in tmp_path.iterdir()] == (["old"] if existed else [])
 
 
-@pytest.mark.parametrize("value", [{"loss": float("nan")}, {"path": Path("a")}])
-def test_what_is_no_json_is_not_written(tmp_path: Path, value: object) -> None:
+def test_what_is_no_json_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"epoch": 1})
-    with pytest.raises((ValueError, TypeError)):
-        write_json(path, value)
+    with pytest.raises(TypeError):
+        write_json(path, {"path": Path("a")})
     assert json.loads(path.read_text()) == {"epoch": 1} and len(list(tmp_path.iterdir())) == 1
 
 

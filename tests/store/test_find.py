@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,54 @@ import pytest
 from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.find import find_parent, named_parent, runs_under
-from hybridprune.store.run_folder import RunSpec
+from hybridprune.store.run_folder import RunFolder, RunSpec
 from tests.store.runs import FACTORED, SPEC, make_run
 
 STAGES = ("sp", "prune")
 
 
 # --- parents ---
+
+
+def untold(line: str) -> None:
+    raise AssertionError(line)
+
+
+def _spec(run: RunFolder, content: str) -> None:
+    (run.path / "spec.json").write_text(content)
+
+
+def _result(run: RunFolder, content: str) -> None:
+    (run.path / "result.json").write_text(content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda run: _spec(run, "{"),
+        lambda run: _spec(run, json.dumps({**SPEC.to_json(), "format": 2})),
+        lambda run: (run.path / "spec.json").unlink(),
+        lambda run: _result(run, "{"),
+        lambda run: _result(run, '{"model_sha256": "0"}'),
+        lambda run: _result(run, '{"seed": "0"}'),
+        lambda run: _result(run, "[]"),
+    ],
+)
+def test_one_broken_or_newer_run_is_passed_over(spoil: Callable[[RunFolder], Any], tmp_path: Path) -> None:
+    good, broken = make_run(tmp_path / "b", age=10), make_run(tmp_path / "a", age=0)
+    spoil(broken)
+    told: list[str] = []
+    assert find_parent(tmp_path, SPEC, "sp", 0, told.append) == good
+    (line,) = told
+    assert line.startswith(f"warning: {broken.path} is passed over: ") and "\n" not in line
+
+
+def test_a_broken_run_that_is_named_is_an_error(tmp_path: Path) -> None:
+    make_run(tmp_path / "b")
+    broken = make_run(tmp_path / "a")
+    _spec(broken, "{")
+    with pytest.raises(UserError, match="missing or broken"):
+        named_parent(broken.path, SPEC, STAGES)
 
 
 def changed(network: dict[str, Any] | None = None, **spec: Any) -> RunSpec:
@@ -42,19 +85,19 @@ def test_the_newest_matching_run_of_the_stage_is_the_parent(tmp_path: Path) -> N
     make_run(tmp_path / "e" / "unfinished", finished=False)
     for number, (other, _) in enumerate(OTHERS):
         make_run(tmp_path / "f" / str(number), other, age=0)
-    assert find_parent(tmp_path, SPEC, "sp", 0) == newest
+    assert find_parent(tmp_path, SPEC, "sp", 0, untold) == newest
 
 
 def test_edits_of_the_parent_do_not_matter(tmp_path: Path) -> None:
     pruned = make_run(tmp_path / "pruned", FACTORED)
-    assert find_parent(tmp_path, SPEC, "prune", 0) == pruned
+    assert find_parent(tmp_path, SPEC, "prune", 0, untold) == pruned
 
 
 @pytest.mark.parametrize(("other", "difference"), OTHERS, ids=[difference for _, difference in OTHERS])
 def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", other)
     with pytest.raises(UserError) as caught:
-        find_parent(tmp_path, SPEC, "sp", 0)
+        find_parent(tmp_path, SPEC, "sp", 0, untold)
     message = str(caught.value)
     assert f"no finished run to start from ({run.path} has {difference})" in message
     assert "run main_sp.py first" in message and "--checkpoint_file" in message
@@ -67,29 +110,29 @@ def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: 
 def test_an_empty_or_absent_folder_names_the_stage_to_run(stage: str, script: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match=f"no finished run to start from; run {script} first"):
-            find_parent(folder, SPEC, stage, 0)
+            find_parent(folder, SPEC, stage, 0, untold)
 
 
 @pytest.mark.parametrize(("stage", "spec"), [("sp", SPEC), ("prune", FACTORED)])
 def test_of_several_seeds_the_own_one_is_taken(stage: str, spec: RunSpec, tmp_path: Path) -> None:
     runs = {seed: make_run(tmp_path / f"seed{seed}", spec, seed=seed, age=10 * seed) for seed in (0, 1, 7)}
     for seed, run in runs.items():
-        assert find_parent(tmp_path, SPEC, stage, seed) == run
+        assert find_parent(tmp_path, SPEC, stage, seed, untold) == run
 
 
 def test_the_own_seed_does_not_make_another_network_match(tmp_path: Path) -> None:
     make_run(tmp_path / "other", OTHERS[0][0], seed=1)
     run = make_run(tmp_path / "run", seed=0)
-    assert find_parent(tmp_path, SPEC, "sp", 1) == run
+    assert find_parent(tmp_path, SPEC, "sp", 1, untold) == run
 
 
 def test_seeds_must_be_chosen_between_where_the_own_one_does_not_tell(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 7))]
     message = r"runs of seeds 0, 7 match, {} of --seed {}; choose one with --checkpoint_file, e\.g\. {}$"
     with pytest.raises(UserError, match=message.format("none", 3, re.escape(str(runs[2].path)))):
-        find_parent(tmp_path, SPEC, "sp", 3)
+        find_parent(tmp_path, SPEC, "sp", 3, untold)
     with pytest.raises(UserError, match=message.format(2, 0, re.escape(str(runs[1].path)))):
-        find_parent(tmp_path, SPEC, "sp", 0)
+        find_parent(tmp_path, SPEC, "sp", 0, untold)
 
 
 def test_a_named_run_is_taken_by_folder_or_weights(tmp_path: Path) -> None:
@@ -118,7 +161,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 def test_runs_under_lists_finished_ones_in_order(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("a/x", "b", "c/d/e")]
     make_run(tmp_path / "b2", finished=False)
-    assert list(runs_under(tmp_path)) == runs
+    assert [found.run for found in runs_under(tmp_path, untold)] == runs
 
 
 def test_another_backbone_is_a_difference(tmp_path: Path) -> None:
@@ -140,7 +183,7 @@ def test_options_that_shape_the_network_are_a_difference(tmp_path: Path) -> None
         wanted = dataclasses.replace(SPEC, network=dataclasses.replace(pyramid, **change))
         with pytest.raises(UserError, match=f"has {difference}"):
             named_parent(tmp_path / "run", wanted, STAGES)
-    assert find_parent(tmp_path, there, "sp", 0).path == tmp_path / "run"
+    assert find_parent(tmp_path, there, "sp", 0, untold).path == tmp_path / "run"
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,9 @@ def test_a_torn_last_line_is_dropped(torn: str, tmp_path: Path) -> None:
 def test_records_up_to_a_torn_line_are_read_and_kept_to_the_byte(end: str, tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.read_metrics() == []
-    whole = [{"phase": 0, "epoch": 0, "loss": 1 / 3, "lr": 1e-05}, {"phase": 0, "epoch": 1, "loss": math.inf, "ü": "ß"}]
+    whole = [{"phase": 0, "epoch": 0, "loss": 1 / 3, "lr": 1e-05}, {"phase": 0, "epoch": 1, "loss": None, "ü": "ß"}]
     for record in whole:
-        run.append_metrics(record)
+        run.append_metrics({**record, "loss": record["loss"] or math.inf})
     path = tmp_path / "metrics.jsonl"
     written = path.read_bytes()
     path.write_bytes(written + end.encode(errors="surrogateescape"))
