@@ -93,6 +93,13 @@ def broken_weights() -> nn.Module:
     return model
 
 
+class Endless:
+    """Does not know its length."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(batches())
+
+
 LAST = [*batches()[:1], (images(4), torch.tensor([0, 1, 2, 3]))]
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any], str]] = {
     "dictionaries": (net, dictionaries, {}, r"a dict of 'image', 'label', not a pair.*forward="),
@@ -127,6 +134,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "loss that fails": (net, batches, {"loss": lambda y, b: y["out"]}, r"the loss of the first batch fails \(\w+Error"),
     "forward that fails": (net, batches, {"forward": lambda m, b: m(b["image"])}, "mend forward="),
     "distilled": (net, batches, {"loss": lambda y, b: y.mean(), "kd_weight": 0.5, "fine_tune": 1.0}, "kd_weight"),
+    "endless": (net, Endless, {"fine_tune": 0.5}, "the loader has no length"),
+    "endless, sparse": (net, Endless, {"method": "slimming"}, "the loader has no length"),
+    "losses out": (
+        net, batches, {"forward": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "loss": lambda y, b: y, "method": "l1"},
+        r"--method l1: the channels' ways .* cannot be followed",
+    ),
     "epochs": (net, batches, {"fine_tune": -1.0}, "fine_tune -1"),
     "rate": (net, batches, {"lr": float("nan")}, "lr nan"),
 }  # fmt: skip

@@ -70,7 +70,7 @@ def finetune(
     """
     forward = Precision(device.type, precision)(forward)
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device, likelihood, forward)
-    steps = json_from_first(lambda: max(1, round(epochs * _length(loader))) if epochs > 0 else 0)
+    steps = json_from_first(lambda: max(1, round(epochs * length(loader))) if epochs > 0 else 0)
     model.to(device)
     with (
         training_mode(model),
@@ -111,7 +111,7 @@ def finetune(
             if (step + 1) % SHOW_EVERY == 0 or step + 1 == steps:
                 _check_finite(loss, step, lr)
                 bar.set_postfix(loss=f"{loss.item():.4f}")
-            if len(losses) == _length(loader):
+            if len(losses) == length(loader):
                 if after_epoch is not None:
                     _check_finite(loss, step, lr)
                     with kept_modes(model):
@@ -139,7 +139,8 @@ def _distillation(
     return distillation
 
 
-def _length(loader: Loader) -> int:
+def length(loader: Loader) -> int:
+    """How many batches one pass has; UserError if the loader does not say."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError as error:

@@ -99,7 +99,14 @@ def _target(
 
 def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> list[ChannelGroup]:
     coupled = options.use_out_dependencies or method.coupled
-    groups = channel_groups(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
+    try:
+        groups = channel_groups(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
+    except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"--method {options.method}: the channels' ways through the network cannot be followed "
+            f"({type(error).__name__}: {said}); use a method that cuts directions (fisher-tucker, eigendamage)"
+        ) from error
     if not groups:
         joined = "" if coupled else "--use_out_dependencies for those that residual sums join, or "
         raise UserError(
