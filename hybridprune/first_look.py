@@ -89,7 +89,8 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
     device = device_of(model)
     first = _first(loader)
     inputs, targets = task.split(first)
-    if not images_in(inputs):
+    held = images_in(inputs)
+    if not held:
         raise UserError(
             f"a batch is {_described(first)}, which does not say how many images it holds; give batches of tensors, or "
             "of lists as long as there are images"
@@ -100,8 +101,15 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
     with torch.no_grad(), kept_modes(model):
         model.eval()
         output = _tried(lambda: task.run(model, inputs), "the network fails on the first batch", remedy)
+        if any(module.training for module in model.modules()):
+            raise UserError("forward= leaves the network in training mode; let it restore the mode that it found")
         shape = output.shape if isinstance(output, Tensor) else None
         task.likelihood.check(shape, targets)
+        if shape and shape[0] % held and not isinstance(task.likelihood, UserLoss):
+            raise UserError(
+                f"the output for {held} images is {list(shape)}; images come first in inputs and outputs, so transpose "
+                "them with forward="
+            )
         if isinstance(output, Tensor) and not bool((output < math.inf).all()):
             raise UserError("the network's output for the first batch is not finite; give one with weights that work")
         remedy = "mend loss=, or give forward= that returns what it takes, in eval mode, too"

@@ -140,6 +140,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
         net, batches, {"forward": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "loss": lambda y, b: y, "method": "l1"},
         r"--method l1: the channels' ways .* cannot be followed",
     ),
+    "mode": (net, batches, {"forward": lambda m, b: m.train()(b[0])}, "leaves the network in training mode"),
+    "images second": (
+        lambda: Wrapped(lambda y: y.T), batches, {"loss": "mse"}, r"outputs \[3, 5\] need a target each"
+    ),
+    "sequence first": (
+        lambda: nn.Sequential(nn.Linear(4, 3)), lambda: [(torch.randn(7, 5, 4), torch.arange(5) % 3)],
+        {"forward": lambda m, b: m(b[0]).mean(0)}, r"the output for 7 images is \[5, 3\]; images come first",
+    ),
     "epochs": (net, batches, {"fine_tune": -1.0}, "fine_tune -1"),
     "rate": (net, batches, {"lr": float("nan")}, "lr nan"),
 }  # fmt: skip
