@@ -35,9 +35,7 @@ class Net(nn.Module):
 
 def batches(seed: int, count: int = 4) -> list[tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(8, 3, 6, 6, generator=draw), torch.randint(3, (8,), generator=draw)) for _ in range(count)
-    ]
+    return [(torch.randn(8, 3, 6, 6, generator=draw), torch.randint(3, (8,), generator=draw)) for _ in range(count)]
 
 
 def pruned(model: nn.Module, loader: Any, method: str, **options: Any) -> tuple[Any, ...]:

@@ -80,7 +80,7 @@ def deploy(
     gates = module.num_gates if isinstance(module, GatedNetwork) else 0
     if harden is not None and (validation is None or not gates):
         raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
-    if not isinstance(module, GatedNetwork) and not isinstance(given := module(images), Tensor):
+    if not isinstance(module, GatedNetwork) and not isinstance(given := all_of(module, images), Tensor):
         raise UserError(
             f"{type(model).__name__}: gives a {type(given).__name__}; only modules that give one tensor can be deployed"
         )

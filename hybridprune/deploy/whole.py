@@ -121,10 +121,10 @@ class Assembly:
 
 
 def all_of(module: nn.Module, images: Tensor) -> Tensor:
-    """Run every layer, gates and all blocks included: logits."""
+    """Run every layer, gates and all blocks included: logits. A module that changes its input in place gets a copy."""
     if isinstance(module, GatedNetwork):
         return module(images, torch.ones(len(images), module.num_gates, device=images.device), "masked").logits
-    return module(images)
+    return module(images.clone(memory_format=torch.preserve_format))
 
 
 def exact_logits(module: nn.Module, images: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def exact_logits(module: nn.Module, images: Tensor) -> Tensor:
 def as_it_runs(module: nn.Module, images: Tensor, rates: Sequence[float]) -> Callable[[], object]:
     """One call of a whole network; gates are asked, but blocks are executed at ``rates``, not as they say."""
     if not isinstance(module, DeployedNetwork):
-        return partial(module, images)
+        return partial(module, images.clone(memory_format=torch.preserve_format))
     return partial(module.route, images, spread(rates, len(images)).to(images.device))
 
 

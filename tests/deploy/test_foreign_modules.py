@@ -55,6 +55,17 @@ class Standardised(nn.Conv2d):
         return F.conv2d(input, w / w.std(dim=(1, 2, 3), keepdim=True), self.bias)
 
 
+class Greedy(nn.Module):
+    """Changes its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = behind(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.sub_(0.1))
+
+
 class Tokens(nn.Module):
     """BatchNorm1d over 16 tokens of as many features: its channels are not those of the linear layer before it."""
 
@@ -93,6 +104,7 @@ MODULES: OrderedDict[str, tuple[Callable[[], nn.Module], int]] = OrderedDict(
         ),
         "tokens": (Tokens, 1),
         "linear layers": (linear_layers, 0),
+        "changes its input": (Greedy, 0),
         "in-place ReLU between": (lambda: behind(nn.Conv2d(3, 8, 3), nn.ReLU(True), nn.BatchNorm2d(8)), 1),
         "valid 3x3 behind": (lambda: behind(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, 2)), 0),
         "grouped 1x1 behind": (
@@ -120,9 +132,11 @@ def test_the_logits_stay(make: Callable[[], nn.Module], kept: int) -> None:
                 assert value is not None
                 value.uniform_(0.5, 1.5)
     images = random_images(3, 12).to(next(model.parameters()).dtype)
-    expected = model(images)
+    given = images.clone()
+    expected = model(images.clone())
     module, report = deploy(model, images, time=preferring("dense"))
-    assert_close(module(images), expected)
+    assert torch.equal(images, given)
+    assert_close(module(images.clone()), expected)
     assert torch.equal(model(images), expected)
     assert len(report.kept) == kept, report.kept
 

@@ -170,9 +170,21 @@ def scenes() -> list[Any]:
 
 
 def detected(model: nn.Module, batch: Any) -> Any:
-    """Losses where they are asked for (a detector gives them in training mode only), else boxes."""
-    images, targets = batch
-    return model(images, targets) if model.training else model(images)
+    """A detector's losses, which it gives in training mode only; its norms stay as they are."""
+    heads = [model, *(model.get_submodule(name) for name in ("rpn", "roi_heads") if hasattr(model, name))]
+    modes = [head.training for head in heads]
+    for head in heads:
+        head.training = True
+    try:
+        return model(*batch)
+    finally:
+        for head, mode in zip(heads, modes, strict=True):
+            head.training = mode
+
+
+def boxes(model: nn.Module, batch: Any) -> Any:
+    """What a detector finds."""
+    return model(batch[0])
 
 
 def sum_of_losses(output: Any, batch: Any) -> Tensor:
@@ -207,6 +219,6 @@ NETS = {
     "several labels": Net(lambda: with_outputs(5), lambda: with_targets(5, binary=True), "bce"),
     "one logit": Net(lambda: with_outputs(1), lambda: with_targets(1, binary=True), "bce"),
     "regression": Net(lambda: with_outputs(2), lambda: with_targets(2), "mse"),
-    "faster r-cnn": Net(faster_rcnn, scenes, sum_of_losses, detected, refused={"deploy": "tensor"}),
-    "retinanet": Net(retina_net, scenes, sum_of_losses, detected, refused={"deploy": "tensor"}),
+    "faster r-cnn": Net(faster_rcnn, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor"}),
+    "retinanet": Net(retina_net, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor"}),
 }

@@ -178,7 +178,9 @@ NETS = {
     "temporal shift": Net(Shift, lambda: pairs(4, 3, 8, 8)),
     "sequence first": Net(SequenceFirst, rows, refused=NONE),
     "batch first, fast path": Net(lambda: SequenceFirst(batch_first=True), rows, refused=NONE),
-    "mask by keyword": Net(Masked, rows, forward=lambda model, batch: model(batch[0], mask=batch[0].mean(2) > -0.3)),
+    "mask by keyword": Net(
+        Masked, rows, forward=lambda model, batch: model(batch[0], mask=batch[0].mean(2) > -0.3), refused=NONE
+    ),
     "LSTM on columns": Net(Recurrent, least=0.85),
     "channels last in the middle": Net(RowFirst, refused=NONE),
 }

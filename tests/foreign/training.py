@@ -117,6 +117,17 @@ class FrozenNorms(nn.Module):
         return self.layers(x)
 
 
+class Greedy(nn.Module):
+    """Changes its input in place, as those do who save memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.sub_(0.1))
+
+
 class LayerDrop(nn.Module):
     """Leaves blocks out at random in training, and by what it sees in eval mode."""
 
@@ -195,6 +206,7 @@ NETS = {
     "features without gradient": Net(FixedFeatures, alone=("backbone",)),
     "frozen backbone": Net(frozen_backbone),
     "frozen norms": Net(FrozenNorms),
+    "changes its input": Net(Greedy),
     "layer drop": Net(LayerDrop),
     "state of its own": Net(Stateful),
     "quantisation stubs": Net(Stubs),
