@@ -36,7 +36,7 @@ from hybridprune.engine.objective import Objective, Supervised
 from hybridprune.measure.cost import count
 from hybridprune.models.gates import Decide, greedy, straight_through
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.precision import Precision
+from hybridprune.precision import Precision, tf32
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
@@ -123,11 +123,12 @@ class Loops:
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
         def run() -> None:
-            for _ in range(self.steps):
-                loss = loss_of(forward, batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+            with tf32(False):  # as in the stages
+                for _ in range(self.steps):
+                    loss = loss_of(forward, batch)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
             self.wait()
 
         return run

@@ -176,6 +176,12 @@ class OptimOptions:
         follows=("scheduler_id", _SCHEDULES),
     )
     precision: str = option("fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"))
+    tf32: bool = option(
+        False,
+        "training on GPUs: round what goes into fp32 products to TF32 (10 bits), as torch itself does in convolutions; "
+        "faster, and figures are in true fp32 all the same",
+        identity=False,
+    )
     channels_last: bool = option(True, "memory format of images and convolutions")
     sync_batchnorm: bool = option(
         False,

@@ -30,7 +30,7 @@ from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.precision import Precision
+from hybridprune.precision import Precision, tf32
 from hybridprune.processes import any_process, count, is_first, rank
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
@@ -145,7 +145,8 @@ class Fit:
             if progress.epoch == 0 and progress.step == 0:
                 self._finish_epoch(progress, writer, {})
             while progress.epoch < self.epochs and not interrupted():
-                self._epoch(forward, progress, interrupted)
+                with tf32(self.optim.tf32 and self.device.type == "cuda"):
+                    self._epoch(forward, progress, interrupted)
                 progress.epoch, progress.step = progress.epoch + 1, 0
                 self._finish_epoch(progress, writer, self._means())
             if interrupted():  # while validating

@@ -13,8 +13,9 @@ class ShakeDrop(nn.Module):
 
     In training b ~ Bernoulli(1 - drop), alpha ~ U[-1, 1] and beta ~ U[0, 1] are drawn for each image; in eval mode
     the scale is its expectation, ``1 - drop`` (equation 6). The draws come from the module's own stream, whose place
-    is kept in the state dict: a resumed training goes on with the same numbers. ``within`` says where the images are
-    in the batch of several processes, which then draw what one process would.
+    is kept in the state dict: a resumed training goes on with the same numbers. They are drawn on the device of the
+    images, without waiting for it; CPUs and GPUs draw different ones. ``within`` says where the images are in the batch
+    of several processes, which then draw what one process would.
     """
 
     def __init__(self, drop: float) -> None:
@@ -28,16 +29,16 @@ class ShakeDrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x * (1 - self.drop)
-        forward, backward = self._draw(len(x)).to(x).view(2, -1, 1, 1, 1)
+        forward, backward = self._draw(len(x), x.device).to(x.dtype).view(2, -1, 1, 1, 1)
         return _Shake.apply(x, forward, backward)  # type: ignore[no-any-return]
 
     @torch.compiler.disable()
-    def _draw(self, images: int) -> Tensor:
+    def _draw(self, images: int, device: torch.device) -> Tensor:
         """The scales ``[2, B]`` of the next forward and of its backward pass."""
-        generator = torch.Generator().manual_seed(self._seed + self._calls)
+        generator = torch.Generator(device).manual_seed(self._seed + self._calls)
         self._calls += 1
         start, whole = self.within or (0, images)
-        keep, alpha, beta = torch.rand(3, whole, generator=generator)[:, start : start + images]
+        keep, alpha, beta = torch.rand(3, whole, generator=generator, device=device)[:, start : start + images]
         # b + alpha - b alpha is 1 where b is 1, and alpha where it is 0.
         return torch.where(keep >= self.drop, 1, torch.stack([2 * alpha - 1, beta]))
 

@@ -80,6 +80,11 @@ def finish(
         "seconds": round(progress.seconds, 1),
         "versions": versions(),
         "hardware": hardware(images.device),
+        "precision": {
+            "training": config.optim.precision,
+            "tf32": config.optim.tf32 and images.device.type == "cuda",
+            "figures": "fp32",
+        },
         "processes": processes(),
         "config": to_json(config),
         "parent": {

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hybridprune.precision import fp32_precisions
 from hybridprune.version import __version__
 
 
@@ -23,9 +24,12 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The device, the processor's name and the number of threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
-    return {"device": str(device), "name": name, "cpu": _cpu(), "threads": torch.get_num_threads()}
+    """The device, the processor's name, the number of threads and, of a GPU, how it computes fp32 products now."""
+    found = {"device": str(device), "name": _cpu(), "cpu": _cpu(), "threads": torch.get_num_threads()}
+    if device.type != "cuda":
+        return found
+    products = ", ".join(f"{kind} {how}" for kind, how in fp32_precisions().items())
+    return {**found, "name": torch.cuda.get_device_name(device), "fp32": products}
 
 
 def _cpu() -> str:

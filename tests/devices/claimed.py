@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import hybridprune
 PACKAGE = Path(hybridprune.__file__).parent
 CUDA = torch.device("cuda:0")
 _EXPORT = torch.export.export
+_TORCH_GENERATOR = torch.Generator
 _PARSE_TO: Any = torch._C._nn._parse_to  # type: ignore[attr-defined]
 COPIES = {"copy_", "_foreach_copy_", "set_"}
 """These take tensors of several devices."""
@@ -55,6 +56,28 @@ def claimed_cuda() -> Iterator[torch.device]:
         yield CUDA
     if claims.refused:
         raise MixedDevices("\n".join(claims.refused.values()))
+
+
+class _Generator(torch.Generator):
+    """One that claims to be a device's and draws what the CPU's would."""
+
+    kind: str
+
+    def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
+        made = super().__new__(cls, "cpu")
+        made.kind = torch.device(device).type
+        return made
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """Nothing is left to do."""
+
+
+def _draws_elsewhere(arguments: Iterable[Any], device: str) -> str | None:
+    """The kind of device of a generator among the arguments, if it is another one."""
+    for each in arguments:
+        if isinstance(each, _TORCH_GENERATOR) and (kind := getattr(each, "kind", "cpu")) != device:
+            return kind
+    return None
 
 
 class _Functions(TorchFunctionMode):
@@ -213,6 +236,7 @@ class _Claims:
             (torch, "is_autocast_enabled", lambda *device: enabled(*map(on_cpu, device))),
             (torch.export, "export", self._export),
             (torch.accelerator, "is_available", lambda: False),
+            (torch, "Generator", _Generator),
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "init", lambda: None),
             (torch.cuda, "default_generators", (torch.default_generator,)),
@@ -233,11 +257,12 @@ class _Claims:
             return "cuda" if backward and self._made == "cuda" else self._made
         name = func.overloadpacket.__name__
         devices = [self.device(x) for x in inputs]
-        if "cuda" in devices:
-            if any(isinstance(each, torch.Generator) for each in arguments):
-                self._refuse(f"{func} draws from a generator on the CPU")
-            if name in PRODUCTS and not inputs[0].is_floating_point() and not inputs[0].is_complex():
-                self._refuse(f"{func} of integers is not implemented for CUDA")
+        drawn_for = "cuda" if "cuda" in devices else "cpu"
+        if (kind := _draws_elsewhere(arguments, drawn_for)) is not None:
+            self._refuse(f"{func} on {drawn_for} draws from a generator on {kind}")
+        numeric = inputs[0].is_floating_point() or inputs[0].is_complex()
+        if "cuda" in devices and name in PRODUCTS and not numeric:
+            self._refuse(f"{func} of integers is not implemented for CUDA")
         if len(set(devices)) == 1:
             return devices[0]
         if name in COPIES:
@@ -259,10 +284,10 @@ class _Claims:
     def _made_on(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call what takes ``device=``."""
         device = torch.device(kwargs["device"]).type
+        if (kind := _draws_elsewhere(kwargs.values(), device)) is not None:
+            self._refuse(f"torch.{func.__name__} on {device} draws from a generator on {kind}")
         if device == "cuda":
             kwargs["device"] = "cpu"
-            if any(isinstance(each, torch.Generator) for each in kwargs.values()):
-                self._refuse(f"torch.{func.__name__} on cuda:0 draws from a generator on the CPU")
         with self._placed(device, forced=device in ("cpu", "cuda")):
             out = func(*args, **kwargs)
         return self._claim(out, device) if isinstance(out, Tensor) else out

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
 from hybridprune.engine.distill import Distillation
-from hybridprune.engine.evaluate import evaluate
+from hybridprune.engine.evaluate import evaluate, evaluate_routes
 from hybridprune.engine.fit import Fit, Progress, Validation
 from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Pass, Supervised
@@ -26,10 +26,12 @@ from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.factored import FactorEdit
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.precision import fp32_precisions
 from hybridprune.store.run_folder import RunFolder
 from tests.cases import batches_of
+from tests.devices.claimed import claimed_cuda
 
 EPOCHS, STEPS = 3, 4
 NAN = math.nan
@@ -45,11 +47,11 @@ class Killed(Exception):
 class Batches(TrainBatches):
     """Six images a step; ``event`` is called with the epoch, the step and the batch that it may replace."""
 
-    def __init__(self, event: Event | None = None) -> None:
+    def __init__(self, event: Event | None = None, device: torch.device = CPU) -> None:
         draw = torch.Generator().manual_seed(0)
         images = torch.randint(256, (24, 3, 8, 8), generator=draw, dtype=torch.uint8)
         data = LabelledImages(images, torch.arange(24) % 3)
-        options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": CPU, "channels_last": False}
+        options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "device": device, "channels_last": False}
         super().__init__(data, torch.arange(24), batch_size=6, crop=True, flip=True, seed=0, **options)
         self._event = event
 
@@ -553,3 +555,37 @@ def test_a_training_leaves_the_callers_generators_alone(tmp_path: Path, monkeypa
         assert torch.get_rng_state().equal(before) and reseeded == []
         drawn.append(net.backbone.conv[0].weight.detach().clone())
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(("asked", "inside"), [(False, "ieee"), (True, "tf32")])
+def test_tf32_is_for_training_on_gpus_and_if_asked_for(asked: bool, inside: str, tmp_path: Path) -> None:
+    def seen(device: torch.device) -> tuple[set[str], set[str]]:
+        net, training, validating = small_net().to(device), set(), set()
+        supervised = Supervised.of(count(net, 8), 0.1, device)
+
+        class Watched(Supervised):
+            def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+                training.update(fp32_precisions().values())
+                return supervised(forward, batch, passes)
+
+        def watched(net: GatedNetwork) -> Validation:
+            def route(batch: Batch, start: int) -> Routed:
+                validating.update(fp32_precisions().values())
+                return net(batch.images)
+
+            evaluate_routes(route, [Batch(torch.zeros(2, 3, 8, 8, device=device), *torch.zeros(2, 2).long().unbind())])
+            return Validation(0.0, {})
+
+        optim = dataclasses.replace(OPTIM, tf32=asked)
+        fit = make_fit(
+            tmp_path / device.type, net=net, objective=Watched(torch.zeros(2), 0.0), validate=watched, optim=optim,
+            epochs=1, device=device, batches=Batches(device=device),
+        )  # fmt: skip
+        before = fp32_precisions()
+        fit(Progress(), None)
+        assert fp32_precisions() == before
+        return training, validating
+
+    assert seen(CPU) == ({"ieee"}, {"ieee"})
+    with claimed_cuda() as device:
+        assert seen(device) == ({inside}, {"ieee"})

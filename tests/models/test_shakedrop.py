@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from hybridprune.models.shakedrop import ShakeDrop
+from tests.devices.claimed import claimed_cuda
 
 
 def scales(drop: float, images: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,3 +69,37 @@ def test_the_stream_depends_on_the_seed_and_goes_on_after_loading() -> None:
     other.load_state_dict(state)
     assert torch.equal(other(x), second)
     assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_it_draws_where_the_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is drawn on the CPU and copied: a GPU would have to be waited for at every block."""
+    rand, asked = torch.rand, []
+
+    def noted(*size: int, **options: Any) -> torch.Tensor:
+        asked.append(options["device"])
+        return rand(*size, **options)
+
+    monkeypatch.setattr(torch, "rand", noted)
+    with claimed_cuda() as device:
+        assert ShakeDrop(0.5)._draw(4, device).device == device
+    assert asked == [device]
+
+
+def test_an_images_numbers_are_those_of_its_place_in_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    module, x = ShakeDrop(0.5).train(), torch.ones(8, 1, 1, 1)
+    parts = []
+    for start in (0, 3):
+        part = copy.deepcopy(module)
+        part.within = start, 8
+        parts.append(part(x[start : 3 if start == 0 else 8]))
+    assert torch.equal(torch.cat(parts), module(x))
+
+
+def test_numbers_on_the_cpu_are_what_they_were() -> None:
+    """A run of an older version goes on with the same bits."""
+    module = ShakeDrop(0.5).train()
+    module.set_extra_state(torch.tensor([3, 5]))
+    keep, alpha, _ = torch.rand(3, 4, generator=torch.Generator().manual_seed(8))
+    scale = torch.where(keep >= 0.5, 1, 2 * alpha - 1)
+    assert torch.equal(module(torch.ones(4, 1, 1, 1)).flatten(), scale)

@@ -36,6 +36,7 @@ class Provenance:
     config: tuple[tuple[str, str], ...]
     versions: str
     hardware: str
+    precision: str
 
 
 def provenance(run: RunRecord, result: Mapping[str, Any]) -> Provenance:
@@ -60,6 +61,7 @@ def provenance(run: RunRecord, result: Mapping[str, Any]) -> Provenance:
         config=tuple((key, json.dumps(value)) for key, value in config.items()) if isinstance(config, dict) else (),
         versions=_listed(result.get("versions")),
         hardware=_listed(result.get("hardware")),
+        precision=_precision(result.get("precision")),
     )
 
 
@@ -83,6 +85,14 @@ def _budget(target: Any) -> str:
         f"{target['macs'] * 2 / 1e9:.4f} GFLOPs, {target['validation_macs'] / target['macs']:.1%} of it on validation"
     )
     return reached if price is None else f"{reached}, final alpha {price:.4g}"
+
+
+def _precision(record: Any) -> str:
+    """What training and figures were computed in; nothing for runs of older versions."""
+    if not isinstance(record, dict):
+        return ""
+    trained, figures = (record.get(key, "unknown") for key in ("training", "figures"))
+    return f"training {trained}{' with TF32' if record.get('tf32') else ''}, figures {figures}"
 
 
 def _listed(record: Any) -> str:

@@ -39,6 +39,17 @@ def test_a_budget_and_the_alpha_it_took(tmp_path: Path) -> None:
         assert provenance(read_run(path), {**data, "target": each}).budget == budget
 
 
+def test_the_precision_of_training_and_figures(tmp_path: Path) -> None:
+    data = result("rl", "r")
+    path = write(tmp_path / "run", data)
+    for record, shown in (
+        ({"training": "fp32", "tf32": True, "figures": "fp32"}, "training fp32 with TF32, figures fp32"),
+        ({"training": "bf16", "tf32": False, "figures": "fp32"}, "training bf16, figures fp32"),
+        (None, ""),
+    ):
+        assert provenance(read_run(path), {**data, "precision": record}).precision == shown
+
+
 def test_little_is_enough(tmp_path: Path) -> None:
     data = result("rl", "r")
     path = write(tmp_path / "run", data)
