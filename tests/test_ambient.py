@@ -319,3 +319,11 @@ def test_new_weights_leave_all_generators_alone(others: list[str]) -> None:
     others.clear()
     initialise(net, 0, "cut")
     assert torch.get_rng_state().equal(before) and others == []
+
+
+def test_generators_are_seeded_and_kept_in_one_place() -> None:
+    """`torch.manual_seed` reaches the generators of all devices, and `fork_rng` of the CPU alone keeps one of them."""
+    package = Path(hybridprune.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name != "ambient.py":
+            assert "torch.manual_seed(" not in path.read_text() and "fork_rng" not in path.read_text(), path

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybridprune.ambient import seeded
 from hybridprune.data.resize import resize_images
 
 
@@ -25,8 +26,7 @@ def resized_crop_flip(image: Tensor, size: int, *, crop: bool, flip: bool, seed:
     torchvision's RandomResizedCrop draws it), else its middle; ``flip``: mirrored left to right every other time.
     """
     # torchvision draws from the global stream, which others are using.
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         image = _random_resized_crop(size)(image) if crop else resize_images(image[None], size, centre_crop=True)[0]
         return image.flip(2) if flip and torch.rand(()) < 0.5 else image
 

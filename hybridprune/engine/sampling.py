@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from hybridprune.ambient import seeded
 from hybridprune.nested import images_in, joined, some_images, tensors_in
 
 HELD_BYTES = 2**30
@@ -40,8 +41,7 @@ def sampled(loader: Iterable[Any], images: int, seed: int) -> Iterable[Any]:
 
 def _by_index(loader: DataLoader[Any], images: int, seed: int) -> Iterable[Any]:
     states = [(g, g.get_state()) for g in _generators(loader)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         batches = [list(batch) for batch in itertools.islice(loader.batch_sampler, _most_batches(loader, images))]  # type: ignore[arg-type]
     for generator, state in states:
         generator.set_state(state)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from hybridprune.ambient import seeded
 from hybridprune.measure.cost import plain_attention
 from hybridprune.models.factored import FactoredLayer, blank, factored, fill
 from hybridprune.models.replace import inherit, replace_module
@@ -25,7 +26,6 @@ from hybridprune.pruning.left_alone import COSTS, DIFFERS, NOT_ONCE
 from hybridprune.pruning.partition import partition
 from hybridprune.pruning.space import Cost
 from hybridprune.pruning.subject import Run, Subject
-from hybridprune.store.seeds import fixed_draws
 
 SITUATIONS = tuple(itertools.product((False, True), repeat=2))
 """Whether the network trains, and whether it records gradients."""
@@ -131,7 +131,7 @@ def _run(model: nn.Module, names: Sequence[str], run: Run, images: Any, training
 
     hooks = [watch(name) for name in names]
     try:
-        with fixed_draws(0), torch.set_grad_enabled(gradients):
+        with seeded(0, next(model.parameters()).device), torch.set_grad_enabled(gradients):
             outputs = tensors_of(run(model.train(training), images))
             found = _Pass([tensor.detach().clone() for tensor in outputs], Counter(calls))
             learning = [tensor.sum() for tensor in outputs if tensor.requires_grad]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -19,12 +17,3 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 def stream_seed(seed: int, *purpose: str | int) -> int:
     """The seed of ``generator(seed, *purpose)`` for consumers that make their own generators."""
     return generator(seed, *purpose).initial_seed()
-
-
-@contextmanager
-def fixed_draws(seed: int) -> Iterator[None]:
-    """Inside, torch draws what it draws after ``manual_seed(seed)``; afterwards every generator is where it was."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -64,7 +64,7 @@ class _Generator(torch.Generator):
     kind: str
 
     def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
-        made = super().__new__(cls, "cpu")
+        made = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         made.kind = torch.device(device).type
         return made
 

@@ -553,7 +553,7 @@ def test_a_training_leaves_the_callers_generators_alone(tmp_path: Path, monkeypa
         before = torch.get_rng_state()
         make_fit(tmp_path / name, net=net)(Progress(), None)
         assert torch.get_rng_state().equal(before) and reseeded == []
-        drawn.append(net.backbone.conv[0].weight.detach().clone())
+        drawn.append(net.get_parameter("backbone.conv.0.weight").detach().clone())
     assert torch.equal(*drawn)
 
 
@@ -573,7 +573,7 @@ def test_tf32_is_for_training_on_gpus_and_if_asked_for(asked: bool, inside: str,
                 validating.update(fp32_precisions().values())
                 return net(batch.images)
 
-            evaluate_routes(route, [Batch(torch.zeros(2, 3, 8, 8, device=device), *torch.zeros(2, 2).long().unbind())])
+            evaluate_routes(route, [Batch(torch.zeros(2, 3, 8, 8, device=device), torch.arange(2), torch.arange(2))])
             return Validation(0.0, {})
 
         optim = dataclasses.replace(OPTIM, tf32=asked)
