@@ -48,8 +48,8 @@ def test_speed_ups_are_over_the_dense_network_in_the_same_form() -> None:
 @pytest.mark.parametrize(
     ("stage", "networks"),
     [
-        ("sp", ["dense", "sp", "dense deployed", "deployed"]),
-        ("prune", ["dense", "prune", "dense deployed", "deployed"]),
+        pytest.param("sp", ["dense", "sp", "dense deployed", "deployed"], marks=pytest.mark.full),
+        pytest.param("prune", ["dense", "prune", "dense deployed", "deployed"], marks=pytest.mark.full),
         ("rl", ["dense", "prune", "rl", "dense deployed", "deployed"]),
     ],
 )
@@ -75,6 +75,7 @@ def test_a_run_is_timed_beside_its_ancestors(stage: str, networks: list[str], re
     assert by_name["deployed"]["predicted_speedup"] == by_name[stage]["predicted_speedup"]
 
 
+@pytest.mark.full
 def test_expected_macs_are_those_of_the_images_that_are_timed(results: Path) -> None:
     run = folder_of(results, "rl")
     done = run_here("hybridprune.bench", run, "--batch", "1000", "--forms", "eager", *ONCE)

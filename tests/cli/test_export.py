@@ -27,7 +27,8 @@ def images_of(model: hybridprune.Model, count: int) -> torch.Tensor:
     return normalise(all_pixels(data.test)[:count], model.spec.mean, model.spec.std, torch.contiguous_format)
 
 
-@pytest.mark.parametrize(("name", "batch"), [("prune", 16), pytest.param("rl", 1, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "batch"), [("prune", 16), ("rl", 1)])
 @torch.no_grad()
 def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path) -> None:
     run = folder_of(results, name)

@@ -68,8 +68,8 @@ def test_a_budget_is_met_on_validation_or_said_not_to_be(estimator: str, parent:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--baseline", "moving_average"),
-        ("--baseline", "counterfactual"),
+        pytest.param(("--baseline", "moving_average"), marks=pytest.mark.full),
+        pytest.param(("--baseline", "counterfactual"), marks=pytest.mark.full),
         ("--estimator", "gumbel"),
         ("--gate_start", "subset", "--batchnorm", "trained"),
     ],
@@ -252,7 +252,7 @@ def test_what_keeps_gates_open_changes_what_they_learn(flags: tuple[str, ...], p
     assert not torch.equal(before["gate.score.weight"], after["gate.score.weight"])
 
 
-@pytest.mark.parametrize("gate", ["ff1", "ff2"])
+@pytest.mark.parametrize("gate", ["ff1", pytest.param("ff2", marks=pytest.mark.full)])
 def test_feed_forward_gates_go_through_all_stages(gate: str, tmp_path: Path) -> None:
     results = tmp_path / "results"
     for name in ("sp", "prune", "rl"):

@@ -281,7 +281,7 @@ def every_change(default: Config) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("default", STAGES, ids=lambda default: type(default).__name__)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_resolved_configuration_read_back_is_the_same(
     default: Config, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -161,7 +161,7 @@ def test_networks_of_torchvision(name: str) -> None:
     [
         ("resnet", "fisher-tucker"),
         ("vgg", "fisher-tucker"),
-        ("pyramidnet, bottleneck, shakedrop", "l1"),
+        pytest.param("pyramidnet, bottleneck, shakedrop", "l1", marks=pytest.mark.full),
         ("resnet", "l1"),
     ],
 )

@@ -48,7 +48,10 @@ def executed(content: bytes, folder: Path, inputs: Mapping[str, Tensor]) -> list
     return sorted(shape[0] for shape in shapes)
 
 
-@pytest.mark.parametrize("single", [True, False], ids=["branch", "gather"])
+SINGLE = [pytest.param(True, id="branch", marks=pytest.mark.full), pytest.param(False, id="gather")]
+
+
+@pytest.mark.parametrize("single", SINGLE)
 @torch.no_grad()
 def test_skipped_blocks_are_not_executed(single: bool, tmp_path: Path) -> None:
     module, images = deployed(SMALL), digits(1 if single else 6)
@@ -92,7 +95,7 @@ def test_onnx_runtime_agrees_on_real_images(name: str) -> None:
     assert not compare(content, other, images.split(1)).good
 
 
-@pytest.mark.parametrize("single", [True, False], ids=["branch", "gather"])
+@pytest.mark.parametrize("single", SINGLE)
 @torch.no_grad()
 def test_programs_compute_the_same(single: bool) -> None:
     module, images = deployed(SMALL), digits(1 if single else 5)

@@ -13,6 +13,7 @@ from tests.foreign.cases import goes_all_the_way
 FAMILIES = (names, tokens, training, tasks, convolutions, wrapped)
 NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
+SLOW = {"compiled"}
 PENDING = {
     "tied convolutions-channels",
     "windows-channels",
@@ -45,7 +46,9 @@ CRASHES = {"faster r-cnn-fisher-tucker", "faster r-cnn-channels"}
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # reentrant checkpoints, without gradient
 @pytest.mark.parametrize("method", [DIRECTIONS, pytest.param("channels", marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in SLOW else name for name in NETS]
+)
 def test_all_the_way(name: str, method: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if f"{name}-{method}" in CRASHES:
         pytest.skip("not mended yet: marks of NaN end the process in roi_align")

@@ -67,6 +67,7 @@ def trained(target: float | None, reward_scale: float, steps: int = 150) -> floa
     return sum(shares[-20:]) / 20
 
 
+@pytest.mark.full
 def test_a_target_is_reached_and_a_price_is_felt() -> None:
     assert trained(0.75, 0.1) == pytest.approx(0.75, abs=0.04)
     assert trained(0.9, 0.1) == pytest.approx(0.9, abs=0.04)

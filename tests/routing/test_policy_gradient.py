@@ -229,7 +229,7 @@ def every_exploration(
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["backbone learns", "backbone frozen"])
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("gamma", [0.5, *(pytest.param(gamma, marks=pytest.mark.full) for gamma in (0.0, 1.0))])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_weighted_over_all_it_may_draw_the_objective_has_the_exact_gradient(
     baseline: str, gamma: float, frozen: bool, monkeypatch: pytest.MonkeyPatch

@@ -104,6 +104,7 @@ def assert_close_states(one: dict[str, Any], other: dict[str, Any]) -> None:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full
 def test_two_processes_find_and_teach_the_same_subset(tmp_path: Path) -> None:
     first, second = both(tmp_path, subset)
     torch.testing.assert_close(first, subset(), rtol=1e-3, atol=1e-4)
