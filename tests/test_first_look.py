@@ -131,6 +131,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "NaN weights": (broken_weights, batches, {}, "output for the first batch is not finite"),
     "loss of no name": (net, batches, {"loss": "hinge"}, "loss 'hinge': give one of"),
     "loss of many numbers": (net, batches, {"loss": lambda y, b: F.cross_entropy(y, b[1], reduction="none")}, "mean"),
+    "loss of no number": (net, batches, {"loss": lambda y, b: y.mean() * float("nan")}, "first batch is nan"),
     "loss that fails": (net, batches, {"loss": lambda y, b: y["out"]}, r"the loss of the first batch fails \(\w+Error"),
     "forward that fails": (net, batches, {"forward": lambda m, b: m(b["image"])}, "mend forward="),
     "distilled": (net, batches, {"loss": lambda y, b: y.mean(), "kd_weight": 0.5, "fine_tune": 1.0}, "kd_weight"),
@@ -179,6 +180,16 @@ def test_nor_does_one_that_nobody_looks_at(method: str) -> None:
     with pytest.raises((UserError, RunFailed), match="not finite") as refused:
         pruned(net(), nan_at(1), method=method, forward=lambda model, batch: model(batch[0]))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "taylor"])
+def test_nor_does_a_loss_that_is_no_number_for_some_batch(method: str) -> None:
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(output, batch[1]) / (len(output) != COUNTS[1])
+
+    all_images = CurvatureOptions(curvature_images=9, moment_images=9)
+    with pytest.raises(RunFailed, match=r"loss \w+ batch \d is not finite"):
+        pruned(net(), batches(), method=method, loss=loss, curvature=all_images)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,7 @@ def data(task: str, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     return [(x, targets_of(x)[task]) for x in (noise + colours).split(16)]
 
 
+@functools.cache
 def learnt(task: str) -> nn.Module:
     outputs, dense, _, loss = TASKS[task]
     model = Net(outputs, dense).train()
@@ -76,7 +78,7 @@ def loss_of(model: nn.Module, task: str) -> float:
     return sum(TASKS[task][3](model(images), targets).item() for images, targets in data(task)) / 4
 
 
-@pytest.mark.parametrize("as_function", [False, True])
+@pytest.mark.parametrize("as_function", [False, pytest.param(True, marks=pytest.mark.full)])
 @pytest.mark.parametrize("task", TASKS)
 def test_pruned_and_trained_by_the_tasks_own_loss(task: str, as_function: bool) -> None:
     model, (_, _, name, function) = learnt(task), TASKS[task]
