@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
@@ -18,7 +20,7 @@ from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.refit import refit
 from hybridprune.pruning.space import pick
-from hybridprune.pruning.subject import Subject
+from hybridprune.pruning.subject import Pairs, Subject
 from hybridprune.pruning.trial import read_without_call, replaceable
 
 
@@ -74,7 +76,7 @@ def propose_directions(
             cut = [x for x in layers if planned[x.name] not in (x.form, DENSE)]
             # The metric is that of the whole layer's output, which a layer cut before has in other coordinates.
             metrics = {x.name: factors[x.name].gradient_factor for x in cut if x.rotate_out is None}
-            images = [batch for batch, _ in subject.sample(options.refit_images, "refit")]
+            images = _Inputs(subject.sample(options.refit_images, "refit"))
             refit(subject.model, reference, [x.name for x in cut], images, subject.run, metrics)
 
     def describe(kept: Sequence[int]) -> list[str]:
@@ -84,3 +86,13 @@ def propose_directions(
         ]
 
     return Proposal(space, allocation, apply, describe, left_alone={**left_alone, **unmeasured})
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the network reads of each batch, as often as it is gone through."""
+
+    pairs: Pairs
+
+    def __iter__(self) -> Iterator[Any]:
+        return (inputs for inputs, _ in self.pairs)

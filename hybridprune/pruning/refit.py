@@ -8,8 +8,7 @@ there after a selection of channels).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.curvature.geometry import geometry_of
+from hybridprune.engine.batchnorm import batch_statistics
 from hybridprune.engine.modes import kept_modes
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear
 from hybridprune.nested import some_images
 from hybridprune.precision import full_precision
 from hybridprune.pruning.subject import Run
@@ -28,6 +28,8 @@ RIDGE = 1e-3
 
 ROWS_PER_INPUT = 10
 """A core with fewer observations than that for each of its coefficients stays as cut: it would learn the images."""
+COLUMN_BYTES = 2**28
+"""What unfolded inputs may take, beyond those of a single image."""
 METRIC_DAMPING = 1e-6
 """Share of an output metric's mean eigenvalue that is added to all of them."""
 
@@ -38,27 +40,34 @@ def refit(
     model: nn.Module,
     reference: nn.Module,
     names: Sequence[str],
-    batches: Sequence[Any],
+    batches: Iterable[Any],
     run: Run,
     metrics: Mapping[str, Tensor],
 ) -> None:
     """Refit the cores of the factored layers ``names`` of ``model`` to ``reference``, in place and in forward order.
 
     Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
-    then those of ``model`` use the statistics of the batch. ``metrics`` are the output metrics G ``[C_out, C_out]``
-    by name; a layer without one, or with 0, has the identity.
+    then those of ``model`` use the batch's (`batch_statistics`). ``metrics`` are the output metrics G of ``[C_out,
+    C_out]`` by name; a layer without one, or with 0, has the identity. The ``batches`` of inputs are gone through once
+    for every layer, and not kept.
     """
+    if not names:
+        return
     with kept_modes(model), kept_modes(reference):
         model.eval()
         reference.eval()
-        for name in _forward_order(reference, names, some_images(batches[0], [0]), run):
+        example = some_images(next(iter(batches)), [0])
+        for name in _forward_order(reference, names, example, run):
             layer = model.get_submodule(name)
             assert isinstance(layer, FactoredLayer)
             regression = _Regression()
-            for images in batches:
-                with _batch_statistics(model):
-                    x = _tap(model, name, images, run)[0]
-                regression.add(_inputs(layer, x), _outputs(layer, _tap(reference, name, images, run)[1]))
+            with batch_statistics(model):
+                for images in batches:
+                    x, y = _tap(model, name, images, run)[0], _tap(reference, name, images, run)[1]
+                    chunk = max(1, COLUMN_BYTES // _column_bytes(layer, x, y))
+                    for some_x, some_y in zip(x.split(chunk), y.split(chunk), strict=True):
+                        regression.add(_inputs(layer, some_x), _outputs(layer, some_y))
+                    del x, y
             if regression.count >= ROWS_PER_INPUT * layer.core.weight[0].numel():
                 _solve(layer, regression, metrics.get(name))
 
@@ -107,6 +116,12 @@ def _damped(metric: Tensor) -> Tensor:
     mean = metric.diagonal().mean()
     identity = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
     return metric + METRIC_DAMPING * mean * identity if mean > 0 else identity
+
+
+def _column_bytes(layer: FactoredLayer, x: Tensor, y: Tensor) -> int:
+    """What `_inputs` and `_outputs` take of the first row of x and y: unfolded, then laid out as columns."""
+    positions = y[0].numel() // y.shape[-1 if isinstance(layer, FactoredLinear) else 1]
+    return 2 * x.itemsize * (positions * layer.core.weight[0].numel() + x[0].numel() + y[0].numel())
 
 
 def _inputs(layer: FactoredLayer, x: Tensor) -> Tensor:
@@ -161,17 +176,3 @@ def _tap(model: nn.Module, name: str, images: Any, run: Run) -> tuple[Tensor, Te
     finally:
         handle.remove()
     return seen[0], seen[1]
-
-
-@contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm by the statistics of the batch, without keeping them."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.training, norm.track_running_stats) for norm in norms]
-    for norm in norms:
-        norm.training, norm.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for norm, (training, track) in zip(norms, before, strict=True):
-            norm.training, norm.track_running_stats = training, track

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLinear, apply_edits
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.pruning import refit as refitting
 from hybridprune.pruning.apply import apply_ranks
 from hybridprune.pruning.forms import Ranks
 from hybridprune.pruning.layers import PrunableLayer, prunable_layers
@@ -262,3 +264,63 @@ def test_a_core_is_left_alone_until_it_has_seen_enough(enough: bool) -> None:
     refit(model, reference, ["0"], batches, run, {})
     changed = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
     assert changed == ({"0.core.weight", "0.core.bias"} if enough else set())
+
+
+def cut_pair(reference: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
+    """The network with all layers cut to three directions a side, and their names."""
+    model = copy.deepcopy(reference)
+    layers = prunable_layers(model, lambda: model(example))
+    apply_ranks(model, layers, random_decompositions(layers), {layer.name: Ranks(3, 3) for layer in layers})
+    return model, [layer.name for layer in layers]
+
+
+def test_a_rest_of_one_image_is_one_image_more() -> None:
+    torch.manual_seed(0)
+    reference, inputs = Dropping().eval(), torch.randn(64, 6)
+    model, names = cut_pair(reference, inputs[:1])
+    refit(model, reference, names, list(inputs.split(63)), run, {})
+    whole, _ = cut_pair(reference, inputs[:1])
+    refit(whole, reference, names, [inputs], run, {})
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0.05, atol=0.02)
+
+
+@torch.no_grad()
+def test_unfolded_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    reference = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.Flatten(1, 2), nn.Linear(6, 5)).double()
+    images = torch.randn(40, 4, 6, 6, dtype=torch.float64)
+    found = []
+    for size in (refitting.COLUMN_BYTES, 1):
+        monkeypatch.setattr(refitting, "COLUMN_BYTES", size)
+        model, names = cut_pair(reference, images[:1])
+        refit(model, reference, names, [images], run, {})
+        found.append(state_of(model))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])
+
+
+class Counted:
+    """Batches that tell how many of them are in memory."""
+
+    def __init__(self, batches: tuple[Tensor, ...]) -> None:
+        self.batches, self.passes, self.most = batches, 0, 0
+        self.given: list[weakref.ref[Tensor]] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.passes += 1
+        for number in range(len(self.batches)):
+            batch = self.batches[number].clone()
+            self.given.append(weakref.ref(batch))
+            self.most = max(self.most, sum(given() is not None for given in self.given))
+            yield batch
+            del batch
+
+
+def test_a_batch_is_in_memory_until_the_next_has_come() -> None:
+    torch.manual_seed(0)
+    reference, inputs = Dropping().eval(), torch.randn(64, 6)
+    model, names = cut_pair(reference, inputs[:1])
+    batches = Counted(inputs.split(8))
+    refit(model, reference, names, batches, run, {})
+    assert batches.passes == len(names) + 1 and batches.most == 2
