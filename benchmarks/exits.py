@@ -77,7 +77,7 @@ def main() -> None:
     exits = range(first_gate, net.num_gates + 1)
     images = static.images.validation()
     routes = [routes_leaving_at(torch.full((images.num_images,), leave), net.num_gates) for leave in exits]
-    found = [evaluate(net, images, "executed", each) for each in routes]
+    found = [evaluate(net, images, "executed", each, keep_logits=True) for each in routes]
     logits, labels = torch.stack([each.logits for each in found]), found[0].labels
     spent = torch.tensor([float(cost.fixed_macs + sum(cost.block_macs[:leave])) for leave in exits])
 

@@ -190,7 +190,7 @@ class Bench:
         return Validation(found.accuracy, {"accuracy": found.accuracy, "loss": found.loss})
 
     def line(self, found: Evaluation, cost: NetworkCost, macs: float) -> Line:
-        correct = (found.logits.argmax(1) == found.labels).numpy()
+        correct = (found.predictions == found.labels).numpy()
         return {
             "share": macs / self.dense_macs,
             "accuracy": float(correct.mean()),
@@ -261,9 +261,9 @@ class Bench:
             "decisions": pack(found.decisions.flatten().numpy()),
             "distinct_routes": len(torch.unique(found.decisions, dim=0)),
             "replayed": replayed.accuracy,
-            "replayed_correct": pack((replayed.logits.argmax(1) == replayed.labels).numpy()),
+            "replayed_correct": pack((replayed.predictions == replayed.labels).numpy()),
             "always_on": always_on.accuracy,
-            "always_on_correct": pack((always_on.logits.argmax(1) == always_on.labels).numpy()),
+            "always_on_correct": pack((always_on.predictions == always_on.labels).numpy()),
         }
 
     def meet(self, net: GatedNetwork, cost: NetworkCost, budget: float) -> float:

@@ -95,7 +95,7 @@ def outcome(run: RunFolder, test: EvalBatches) -> dict[str, Any]:
     """What a run's network costs, and which test images it gets right with every block executed."""
     net, _ = run.load_network()
     found = evaluate(net.to(memory_format=torch.channels_last), test, "always_on")  # type: ignore[call-overload]
-    correct = (found.logits.argmax(1) == found.labels).numpy()
+    correct = (found.predictions == found.labels).numpy()
     result = run.read_json("result.json")
     return {
         "accuracy": float(correct.mean()),

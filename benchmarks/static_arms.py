@@ -168,7 +168,7 @@ class Bench:
     def correct(self, net: GatedNetwork, batches: EvalBatches) -> np.ndarray:
         """Which images it gets right, every block executed."""
         found = evaluate(net, batches, "always_on")
-        return (found.logits.argmax(1) == found.labels).numpy()
+        return (found.predictions == found.labels).numpy()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> None:
     batches, cost = run.batches(arguments.split), run.cost
 
     started = time.perf_counter()
-    result = evaluate(run.net, batches, arguments.mode, threshold=threshold)
+    compares = arguments.mode == "executed" and arguments.compare
+    result = evaluate(run.net, batches, arguments.mode, threshold=threshold, keep_logits=compares)
     seconds = time.perf_counter() - started
     macs = cost.expected_macs(result.block_rates)
     print(
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         if result.block_rates:
             print(f"  execution rates {' '.join(f'{rate:.3f}' for rate in result.block_rates)}")
     print(f"  {len(result.labels) / seconds:.0f} images/s on {run.device}")
-    if arguments.mode == "executed" and arguments.compare:
+    if compares:
         _compare(run.net, batches, result, threshold)
 
 
@@ -64,7 +65,7 @@ def _threshold(run: FinishedRun, target_flops: float) -> float:
 
 def _compare(net: GatedNetwork, batches: EvalBatches, executed: Evaluation, threshold: float) -> None:
     """Executed against masked: logits for the same decisions, and decisions that flip when left free."""
-    forced = evaluate(net, batches, "masked", executed.decisions)
+    forced = evaluate(net, batches, "masked", executed.decisions, keep_logits=True)
     free = evaluate(net, batches, "masked", threshold=threshold)
     scale = forced.logits.abs().amax(1)
     difference = ((executed.logits - forced.logits).abs().amax(1) / scale).max()

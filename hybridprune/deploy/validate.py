@@ -37,7 +37,7 @@ class Validated:
             accuracy_before=before.accuracy,
             accuracy_after=after.accuracy,
             changed_decisions=_share(before.decisions != after.decisions),
-            changed_classes=_share(before.logits.argmax(1) != after.logits.argmax(1)),
+            changed_classes=_share(before.predictions != after.predictions),
             rates_before=tuple(before.block_rates),
             rates_after=tuple(after.block_rates),
         )
@@ -54,9 +54,9 @@ def _share(differ: Tensor) -> float:
     return float(differ.double().mean()) if differ.numel() else 0.0
 
 
-def evaluate_module(module: nn.Module, batches: Iterable[Batch]) -> Evaluation:
+def evaluate_module(module: nn.Module, batches: Iterable[Batch], keep_logits: bool = False) -> Evaluation:
     """What a trained or deployed network, or any module of images, does on all batches; it is in eval mode."""
-    return evaluate_routes(lambda batch, _: _routed(module, batch.images), batches)
+    return evaluate_routes(lambda batch, _: _routed(module, batch.images), batches, keep_logits)
 
 
 def _routed(module: nn.Module, images: Tensor) -> Routed:

@@ -17,8 +17,6 @@ from hybridprune.models.gates import above
 from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.precision import full_precision
 
-_CHUNK = 10_000  # images whose logits are held in float64 at once: of a thousand classes there are many
-
 Routing = Literal["always_on", "masked", "executed"]
 
 
@@ -26,27 +24,41 @@ Routing = Literal["always_on", "masked", "executed"]
 class Evaluation:
     """What a network did on M images, in their order, all on the CPU."""
 
-    logits: Tensor
-    """``[M, classes]``"""
+    predictions: Tensor
+    """``[M]``, the classes of the highest logits; -1 where a logit is NaN."""
+    cross_entropy: Tensor
+    """``[M]`` in nats, float64."""
     decisions: Tensor
     """``[M, N]`` in {0, 1}"""
     labels: Tensor
     """``[M]``"""
     gate_logits: Tensor
     """``[M, N]``"""
+    kept_logits: Tensor | None = None
+    """``[M, classes]``, if they were asked for: of a thousand classes they are many numbers."""
+
+    @staticmethod
+    def of(logits: Tensor, decisions: Tensor, labels: Tensor, gate_logits: Tensor, keep: bool = True) -> Evaluation:
+        """What the logits ``[M, classes]`` say, which it may ``keep``."""
+        losses = F.cross_entropy(logits.double(), labels, reduction="none")
+        predictions = torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+        return Evaluation(predictions, losses, decisions, labels, gate_logits, logits if keep else None)
+
+    @property
+    def logits(self) -> Tensor:
+        """``[M, classes]``, where they were kept."""
+        assert self.kept_logits is not None, "evaluated without keep_logits"
+        return self.kept_logits
 
     @property
     def accuracy(self) -> float:
-        """Share of the images whose highest logit is their label's; an image with a logit that is NaN has none."""
-        right = (self.logits.argmax(1) == self.labels) & ~self.logits.isnan().any(1)
-        return float(right.double().mean())
+        """Share of the images whose prediction is their label."""
+        return float((self.predictions == self.labels).double().mean())
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats."""
-        parts = zip(self.logits.split(_CHUNK), self.labels.split(_CHUNK), strict=True)
-        total = sum(float(F.cross_entropy(logits.double(), labels, reduction="sum")) for logits, labels in parts)
-        return total / len(self.labels)
+        return float(self.cross_entropy.mean())
 
     @property
     def block_rates(self) -> list[float]:
@@ -72,6 +84,7 @@ def evaluate(
     routing: Routing,
     decisions: Tensor | None = None,
     threshold: float = 0.0,
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
 
@@ -88,24 +101,28 @@ def evaluate(
 
     was_training = net.training
     net.eval()
-    found = evaluate_routes(route, batches)
+    found = evaluate_routes(route, batches, keep_logits)
     net.train(was_training)
     return found
 
 
 @torch.no_grad()
 @full_precision()
-def evaluate_routes(route: Callable[[Batch, int], Routed], batches: Iterable[Batch]) -> Evaluation:
+def evaluate_routes(
+    route: Callable[[Batch, int], Routed], batches: Iterable[Batch], keep_logits: bool = False
+) -> Evaluation:
     """What ``route`` makes of all batches; it is given each batch and the place of its first image among all.
 
     Where several processes share `EvalBatches`, all of them get what all have found.
     """
     share = batches.share if isinstance(batches, EvalBatches) else None
     start = 0 if share is None else share.start
-    parts = []
+    parts: list[list[Tensor]] = []
     for batch in batches:
         routed = route(batch, start)
-        parts.append([each.cpu() for each in (routed.logits, routed.decisions, batch.labels, routed.gate_logits)])
+        on_cpu = (each.cpu() for each in (routed.logits, routed.decisions, batch.labels, routed.gate_logits))
+        part = Evaluation.of(*on_cpu, keep=keep_logits)
+        parts.append([value for value in vars(part).values() if value is not None])
         start += len(batch.labels)
     found = [torch.cat(each) for each in zip(*parts, strict=True)]
     if share is not None and share.processes > 1:

@@ -15,6 +15,9 @@ from hybridprune.pruning.forms import ConvShape, Ranks
 from hybridprune.pruning.layers import PrunableLayer
 from hybridprune.pruning.space import Cost, Space, UnitSet, least_kept
 
+MOST_STEPS = 512
+"""Numbers of directions that are compared on each side of a layer: all pairs of them are in memory."""
+
 
 @dataclass(frozen=True)
 class DirectionCell:
@@ -84,8 +87,10 @@ class DirectionCell:
         return min(math.ceil(kept / self.multiple) * self.multiple, full)
 
     def _steps(self, least: int, full: int) -> Tensor:
-        """The numbers of directions that one side may keep."""
-        return torch.tensor(sorted({self._rounded(kept, full) for kept in range(least, full + 1)}))
+        """The numbers of directions that one side may keep; of a wide layer some of them, from the least to all."""
+        numbers = torch.tensor(sorted({self._rounded(kept, full) for kept in range(least, full + 1)}))
+        places = torch.linspace(0, len(numbers) - 1, min(len(numbers), MOST_STEPS), dtype=torch.float64)
+        return numbers[places.round().long()]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from hybridprune.stages.common import Images
 from hybridprune.store.seeds import generator, stream_seed
 
 CURVATURE_BATCH = 128
+"""Of small images; of large ones no more than an evaluation takes."""
 GATES = "gate.*"
 
 
@@ -178,7 +179,8 @@ class Cutting:
             return Cost(cost.backbone_macs, cost.backbone_params)
 
         def sample(images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
-            return _Pairs(self.images.sample(images, CURVATURE_BATCH, f"{purpose}/{cut}"))
+            size = min(CURVATURE_BATCH, self.images.eval_batch)
+            return _Pairs(self.images.sample(images, size, f"{purpose}/{cut}"))
 
         return Subject(
             model=net,

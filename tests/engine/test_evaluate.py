@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hybridprune.data import Batch
-from hybridprune.engine.evaluate import Evaluation, Routing, evaluate, summary
+from hybridprune.engine import evaluate as evaluation
+from hybridprune.engine.evaluate import Evaluation, Routing, summary
 from hybridprune.measure.cost import count
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import batches_of, random_decisions, random_images, random_net, randomised
 
+evaluate = partial(evaluation.evaluate, keep_logits=True)
 NET = random_net(8)
 IMAGES, LABELS = random_images(11), torch.arange(11) % 5
 
@@ -26,17 +29,16 @@ def test_accuracy_and_loss_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]])
     labels = torch.tensor([0, 1, 1, 1])
     decisions = torch.tensor([[1.0, 0], [1, 0], [0, 0], [1, 0]])
-    found = Evaluation(logits, decisions, labels, decisions)
+    found = Evaluation.of(logits, decisions, labels, decisions)
     assert found.accuracy == 0.75
     expected = -logits.double().softmax(1)[torch.arange(4), labels].log().mean()
     assert found.loss == pytest.approx(expected.item())
-
     assert found.block_rates == [0.75, 0.0]
 
 
 def test_what_is_no_number_is_no_answer() -> None:
     logits = torch.tensor([[torch.nan, 0.0], [torch.nan, torch.nan], [1.0, -torch.inf], [0.0, torch.inf]])
-    found = Evaluation(logits, torch.ones(4, 1), torch.tensor([0, 0, 0, 1]), torch.ones(4, 1))
+    found = Evaluation.of(logits, torch.ones(4, 1), torch.tensor([0, 0, 0, 1]), torch.ones(4, 1))
     assert found.accuracy == 0.5 and math.isnan(found.loss)
 
 
@@ -111,3 +113,14 @@ def test_without_gates_all_is_executed() -> None:
     }  # fmt: skip
     assert found["always_on"]["accuracy"] == int((net.backbone(IMAGES).argmax(1) == LABELS).sum()) / 11
     assert evaluate(net, batches(), "masked", torch.ones(11, 0)).decisions.shape == (11, 0)
+
+
+@pytest.mark.parametrize("routing", ["always_on", "masked", "executed"])
+def test_logits_are_kept_on_demand_alone(routing: Routing) -> None:
+    found, kept = evaluation.evaluate(NET, batches(), routing), evaluate(NET, batches(), routing)
+    assert found.kept_logits is None and kept.logits.shape == (11, 5)
+    assert torch.equal(found.predictions, kept.logits.argmax(1))
+    torch.testing.assert_close(found.cross_entropy, F.cross_entropy(kept.logits.double(), LABELS, reduction="none"))
+    assert (found.accuracy, found.loss) == (kept.accuracy, kept.loss)
+    with pytest.raises(AssertionError, match="keep_logits"):
+        _ = found.logits

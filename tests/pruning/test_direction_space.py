@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybridprune.models.factored import FactorEdit
+from hybridprune.pruning import direction_space as direction_space_module
 from hybridprune.pruning.direction_space import DirectionCell
 from hybridprune.pruning.forms import DENSE, ConvShape, Ranks
 from hybridprune.pruning.greedy import cut_at_ratio, importance
@@ -170,3 +171,14 @@ def test_normalised_scores_do_not_depend_on_a_layers_scale() -> None:
     assert equal[0] == equal[1] == Ranks(*equal[0]) != DENSE
     assert plan(1024.0, normalize=True) == equal
     assert plan(1e4, normalize=False)[1] == DENSE
+
+
+def test_of_a_wide_layer_some_numbers_of_directions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direction_space_module, "MOST_STEPS", 4)
+    shape = ConvShape(20, 12, 1, 1, 1, False)
+    cell = cell_of(shape, DENSE, limit=0.8, multiple=2)
+    choices = cell.choices()
+    assert set(choices.kept_in.tolist()) <= {4, 10, 14, 20} and set(choices.kept_out.tolist()) <= {4, 6, 10, 12}
+    assert {4, 20} <= set(choices.kept_in.tolist()) and {4, 12} <= set(choices.kept_out.tolist())
+    for kept_in, kept_out, macs in zip(choices.kept_in, choices.kept_out, choices.macs, strict=True):
+        assert cell.cost((int(kept_in), int(kept_out))).macs == macs

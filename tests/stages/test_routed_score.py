@@ -79,7 +79,7 @@ def test_a_parent_that_only_a_threshold_takes_to_the_budget_does_not_beat_a_poli
     """The parent executes all and is right; but what it skips first, to meet the budget, is what is needed most."""
     budget = LOW + 0.4 * (HIGH - LOW)
     learnt = threshold_for(NET, labelled(), COST, budget, TOLERANCE / 2)
-    batches = labelled(learnt.evaluation.logits.argmax(1))
+    batches = labelled(learnt.evaluation.predictions)
     parent = shifted(NET, 60, sign=-1)
     good, bad = (routed_score(net, batches, COST, 0.0, budget) for net in (NET, parent))
     assert good.metrics["budget_accuracy"] == 1 > bad.metrics["budget_accuracy"]

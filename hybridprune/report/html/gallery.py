@@ -77,7 +77,7 @@ def gallery(
         return Shown(
             index=int(ids[place]),
             label=spec.class_names[int(routed.labels[place])],
-            prediction=spec.class_names[int(routed.logits[place].argmax())],
+            prediction=spec.class_names[int(routed.predictions[place])],
             executed=int(decisions.sum()),
             share=macs / dense_macs,
             png=data_uri(test.pixels(ids[place : place + 1])[0]),

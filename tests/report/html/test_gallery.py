@@ -25,16 +25,16 @@ def test_order_is_by_macs_then_by_willingness() -> None:
     draw = torch.Generator().manual_seed(0)
     decisions = torch.randint(2, (40, 3), generator=draw).float()
     logits, macs = torch.randn(40, 3, generator=draw), (5, 1, 3)
-    routed = Evaluation(torch.zeros(40, 2), decisions, torch.zeros(40, dtype=torch.long), logits)
+    routed = Evaluation.of(torch.zeros(40, 2), decisions, torch.zeros(40, dtype=torch.long), logits)
     spent = decisions.numpy() @ np.array(macs)
     assert cheapest_first(routed, macs) == np.lexsort((logits.double().mean(1).numpy(), spent)).tolist()
 
 
 def test_a_fixed_subset_of_blocks_has_no_order() -> None:
     decisions = torch.tensor([[1.0, 0.0]]).expand(4, 2)
-    routed = Evaluation(torch.zeros(4, 2), decisions, torch.zeros(4, dtype=torch.long), torch.randn(4, 2))
+    routed = Evaluation.of(torch.zeros(4, 2), decisions, torch.zeros(4, dtype=torch.long), torch.randn(4, 2))
     assert cheapest_first(routed, (1, 1)) is None
-    without = Evaluation(torch.zeros(4, 2), torch.zeros(4, 0), torch.zeros(4, dtype=torch.long), torch.zeros(4, 0))
+    without = Evaluation.of(torch.zeros(4, 2), torch.zeros(4, 0), torch.zeros(4, dtype=torch.long), torch.zeros(4, 0))
     assert cheapest_first(without, ()) is None
 
 
@@ -67,7 +67,7 @@ def test_what_is_shown_is_what_the_network_does(tmp_path: Path, image_tree: Path
         assert image.png == data_uri(all_pixels(test)[image.index])
     assert [round(image.share * 1e6) for image in found.least] == [round(m) for m in sorted(macs)[:3]]
     assert [round(image.share * 1e6) for image in found.most] == [round(m) for m in sorted(macs)[:-4:-1]]
-    evaluation = Evaluation(routed.logits, routed.decisions, test.labels, routed.gate_logits)
+    evaluation = Evaluation.of(routed.logits, routed.decisions, test.labels, routed.gate_logits)
     order = cheapest_first(evaluation, cost.block_macs)
     assert order is not None
     assert [image.index for image in found.least] == order[:3]
