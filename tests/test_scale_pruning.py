@@ -332,4 +332,4 @@ def test_what_the_cut_network_costs_is_what_was_planned(digits: Dataset, monkeyp
 
     monkeypatch.setattr(scale_pruning, "layer_macs", wrong)
     with pytest.raises(BrokenPromise):
-        prune_finetune(ResNet(8, 4, 10), digits, "slimming", 0.5, **(QUICK | {"epochs": 0}))
+        prune_finetune(ResNet(8, 4, 10), digits, "slimming", 0.5, **{**QUICK, "epochs": 0})
