@@ -20,9 +20,14 @@ NOT_FINITE = "its statistics are not finite"
 READ = "other code uses its weight and never calls it"
 NOT_ONCE = "it is not called once in a pass, with another layer in its place"
 DIFFERS = "another layer in its place changes the outputs"
-COSTS = "its cost is not that of its own rows and columns"
+COSTS = "cutting it changes the cost of more than its own rows and columns"
+AT_OUTPUT = "its channels are the network's outputs"
+JOINED = "a sum joins its channels with those of other layers"
+UNRULED = "a layer without a rule reads its channels"
+WIRED = "without some of its channels others would not stay where they are"
+UNBOUNDED = "the search for what depends on its channels does not end"
 
-BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL})
+BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL, AT_OUTPUT, JOINED, UNRULED, WIRED})
 """What the documentation says of every network. Any other reason is one of this network, and is told."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,21 @@ from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics, collect_taylor, gates
-from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, channel_groups, channel_space, remove_channels
+from hybridprune.pruning.channels import (
+    ChannelGroup,
+    Channels,
+    ChannelSpace,
+    channel_space,
+    cut,
+    remove_channels,
+    survey_channels,
+)
 from hybridprune.pruning.layers import layer_macs
+from hybridprune.pruning.left_alone import COSTS
 from hybridprune.pruning.measure import measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.partition import partition
 from hybridprune.pruning.proposal import Proposal
 from hybridprune.pruning.reallocation import Growth
 from hybridprune.pruning.space import Budget, InfeasibleBudget
@@ -44,15 +55,15 @@ def propose_channels(
 ) -> Proposal:
     """Score all channels of the network; UserError if no group is left to prune."""
     model = subject.model
-    groups = _groups(subject, method, options)
+    groups, left_alone = _groups(subject, method, options)
     removal = wish.removed
     if removal is None and method.sparsity is not None and method.sparsity.select is not None:
         removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
     statistics = _statistics(subject, groups, method, options, curvature) if removal is None else None
-    left_alone = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
-    groups = [group for group in groups if group.name not in left_alone]
+    unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
+    groups = [group for group in groups if group.name not in unmeasured]
     if not groups:
-        refuse_nothing_left(options.method, left_alone)
+        refuse_nothing_left(options.method, unmeasured)
     if statistics is None:
         scores = [_marked(group, removal or {}) for group in groups]
     else:
@@ -73,14 +84,14 @@ def propose_channels(
 
     fixed = None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups]
     growth = Growth(options.round_to, options.peel_backbone, options.peel_pool)
-    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth, left_alone)
+    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth, {**left_alone, **unmeasured})
 
 
 def target(
     subject: Subject, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
 ) -> Target:
     """The network as what trains it towards sparsity sees it; UserError if no group is left to prune."""
-    return _target(subject, method, options, _groups(subject, method, options), budget, removed)
+    return _target(subject, method, options, _groups(subject, method, options).groups, budget, removed)
 
 
 def _target(
@@ -97,23 +108,33 @@ def _target(
     return Target(subject.model, groups, space, budget, removed, subject.seed)
 
 
-def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> list[ChannelGroup]:
+def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> Channels:
+    """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
     coupled = options.use_out_dependencies or method.coupled
     try:
-        groups = channel_groups(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
+        found = survey_channels(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
     except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
             f"--method {options.method}: the channels' ways through the network cannot be followed "
             f"({type(error).__name__}: {said}); use a method that cuts directions (fisher-tucker, eigendamage)"
         ) from error
+
+    def check(groups: Sequence[ChannelGroup]) -> str | None:
+        space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+        kept = [max(1, group.channels - 1) for group in groups]
+        trial = copy.deepcopy(subject.model)
+        cut(trial, groups, [torch.arange(n, group.channels) for group, n in zip(groups, kept, strict=True)])
+        return None if subject.measure(trial) == space.cost(kept) else COSTS
+
+    groups, failed = partition(found.groups, check)
     if not groups:
         joined = "" if coupled else "--use_out_dependencies for those that residual sums join, or "
         raise UserError(
             f"--method {options.method}: the network has no channels that can go by themselves; use {joined}a method "
             "that cuts directions (fisher-tucker, eigendamage)"
         )
-    return groups
+    return Channels(groups, {**found.left_alone, **{group.name: reason for group, reason in failed}})
 
 
 def _space(

@@ -1,31 +1,47 @@
-"""Which channels of a network belong together, by torch-pruning's dependency graph."""
+"""Which channels of a network belong together, and can go without a change of what stays."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch_pruning as tp
 from torch import nn
-from torch_pruning.ops import OPTYPE
+from torch.nn.utils import parametrize
 
-from hybridprune.pruning.channels.group import ChannelGroup, Member, Places, inputs_of, outputs_of, role_of
+from hybridprune.pruning.channels.dependency import described
+from hybridprune.pruning.channels.group import ChannelGroup, Places, role_of
 from hybridprune.pruning.channels.surgery import cut, intact
-from hybridprune.pruning.channels.wiring import OUTPUT, mapped, opaque_layers, tensors_of, trace_wiring
+from hybridprune.pruning.channels.wiring import OUTPUT, running_modes, trace_wiring
+from hybridprune.pruning.left_alone import AT_OUTPUT, JOINED, NEVER, SHARED, WIRED
+from hybridprune.pruning.partition import partition
 from hybridprune.pruning.subject import Run
+
+
+class Channels(NamedTuple):
+    """The groups of channels that can be removed, and for each other layer that makes channels the reason why not."""
+
+    groups: list[ChannelGroup]
+    left_alone: dict[str, str]
 
 
 def channel_groups(
     model: nn.Module, run: Run, example: Any, *, exclude: Sequence[str], coupled: bool
 ) -> list[ChannelGroup]:
+    """The groups of `survey_channels`."""
+    return survey_channels(model, run, example, exclude=exclude, coupled=coupled).groups
+
+
+def survey_channels(model: nn.Module, run: Run, example: Any, *, exclude: Sequence[str], coupled: bool) -> Channels:
     """All groups of channels that can be removed, in the order of the network's layers (Fang et al. 2023, DepGraph).
 
     The network's own outputs are never removed. What is tied to a layer without a rule (grouped convolutions that
-    are not depthwise, recurrent cells, other norms, free parameters) is left alone, and so is every group that the
-    graph describes wrongly, as running the network shows (see `trace_wiring`). ``model`` is not changed.
+    are not depthwise, recurrent cells, other norms, free parameters) is left alone, and so are layers whose weights are
+    shared or computed, and every group that the graph describes wrongly, as running the network in eval and in
+    training mode shows (see `trace_wiring`). ``model`` is not changed.
 
     Args:
         run: passes images through the network, all of its blocks executed.
@@ -34,101 +50,63 @@ def channel_groups(
         coupled: whether channels that several layers produce, joined by residual sums, are removed jointly. Else
             they are left alone, and only channels inside of blocks go.
     """
-    described = _described(model, run, example)
-    places = Places(model, described)
-    at_output = trace_wiring(model, run, example, places.outputs)[OUTPUT]
-    groups = [
-        group
-        for group, first in places
-        if (coupled or not group.coupled)
-        and not any(fnmatchcase(m.layer, pattern) for m in group.of("producer", "depthwise") for pattern in exclude)
-        and not bool(((first <= at_output) & (at_output < first + group.channels)).any())
-    ]
-    return _sound(model, groups, run, example)
+    modes = running_modes(model, run, example)
+    # Training may add branches that read the same channels, such as auxiliary heads.
+    more = len(modes) > 1 and not modes[True] <= modes[False]
+    described_groups, left = described(model, run, example, training=more)
+    places = Places(model, described_groups)
+    outside = torch.cat([trace_wiring(model, run, example, places.outputs, training)[OUTPUT] for training in modes])
+    tied = tied_layers(model)
+    groups: list[ChannelGroup] = []
+    for group, first in places:
+        makers = [member.layer for member in group.of("producer", "depthwise")]
+        if any(fnmatchcase(layer, pattern) for layer in makers for pattern in exclude):
+            continue
+        if not tied.isdisjoint(member.layer for member in group.members):
+            reason = SHARED
+        elif not modes[False].issuperset(makers):
+            reason = NEVER
+        elif bool(((first <= outside) & (outside < first + group.channels)).any()):
+            reason = AT_OUTPUT
+        elif group.coupled and not coupled:
+            reason = JOINED
+        else:
+            groups.append(group)
+            continue
+        left |= dict.fromkeys(makers, reason)
+
+    def check(tried: Sequence[ChannelGroup]) -> str | None:
+        return None if _removable(model, tried, run, example, tuple(modes)) else WIRED
+
+    sound, failed = partition(groups, check)
+    left |= {member.layer: reason for group, reason in failed for member in group.of("producer", "depthwise")}
+    return Channels(
+        sound,
+        {name: reason for name, reason in left.items() if not any(fnmatchcase(name, each) for each in exclude)},
+    )
 
 
-def _sound(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Any) -> list[ChannelGroup]:
-    """Those groups whose channels can be removed; all of them are tried together first, then halves."""
-    if not groups or _removable(model, groups, run, example):
-        return list(groups)
-    if len(groups) == 1:
-        return []
-    middle = len(groups) // 2
-    return _sound(model, groups[:middle], run, example) + _sound(model, groups[middle:], run, example)
+def tied_layers(model: nn.Module) -> set[str]:
+    """Names of the layers with a role whose parameters another module has as well, or whose weight is computed."""
+    users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if role_of(module, output=True) is None:
+            continue
+        shared = any(p is not None and users[id(p)] > 1 for p in module._parameters.values())
+        computed = isinstance(module, nn.Conv2d | nn.Linear) and module._parameters.get("weight") is None
+        if shared or computed or parametrize.is_parametrized(module):
+            found.add(name)
+    return found
 
 
-def _removable(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Any) -> bool:
+def _removable(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, example: Any, modes: Sequence[bool]) -> bool:
     """Whether the channels are where the groups say, also once the first or the last of each is gone."""
     places = Places(model, groups)
     for trial in ([], [0], [-1]):
         removed = [torch.arange(g.channels)[trial if g.channels > 1 else []] for g in groups]
         trimmed = copy.deepcopy(model)
         cut(trimmed, groups, removed)
-        if not intact(trimmed, places, removed, run, example):
+        if not intact(trimmed, places, removed, run, example, modes):
             return False
     return True
-
-
-def _described(model: nn.Module, run: Run, example: Any) -> list[ChannelGroup]:
-    """The groups of the dependency graph."""
-    # A copy: tracing needs gradients of all parameters and eval mode.
-    model = copy.deepcopy(model).eval().requires_grad_(True)
-
-    outputs: list[object] = []
-    for module in opaque_layers(model):
-        # The graph ends here: it is not always able to walk through.
-        module.register_forward_pre_hook(lambda _, args: outputs.append(args))
-        module.register_forward_hook(lambda _, args, output: mapped(output, torch.Tensor.detach))
-
-    def traced(net: nn.Module, images: Any) -> Any:
-        outputs.append(run(net, images))
-        return [tensor for tensor in tensors_of(outputs) if tensor.grad_fn is not None]
-
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(model, example, forward_fn=traced, verbose=False)
-    names = {module: name for name, module in model.named_modules()}
-    groups: list[ChannelGroup] = []
-    seen: set[str] = set()
-    for module, name in names.items():
-        if module not in graph.module2node or role_of(module, output=True) != "producer" or name in seen:
-            continue
-        pruner = graph.get_pruner_of_module(module)
-        assert pruner is not None
-        try:
-            items = graph.get_pruning_group(module, pruner.prune_out_channels, range(outputs_of(module))).items
-        except Exception:  # of any kind: the graph cannot follow every operation
-            continue
-        seen |= {
-            names[i.dep.layer] for i in items if i.dep.layer in names and graph.is_out_channel_pruning_fn(i.dep.handler)
-        }
-        group = _group(graph, name, outputs_of(module), items, names)
-        if group is not None:
-            groups.append(group)
-    return groups
-
-
-def _group(
-    graph: tp.DependencyGraph, name: str, channels: int, items: Sequence[Any], names: dict[nn.Module, str]
-) -> ChannelGroup | None:
-    """The group of these items; None if a layer has no rule, or the channels do not all have as many places in it."""
-    members: list[Member] = []
-    joined = False
-    for item in items:
-        node = item.dep.target
-        if node.type == OPTYPE.ELEMENTWISE:
-            joined |= len(node.inputs) > 1
-        if node.type in (OPTYPE.OUTPUT, OPTYPE.PARAMETER):
-            return None
-        if node.module not in names:
-            continue
-        role = role_of(node.module, graph.is_out_channel_pruning_fn(item.dep.handler))
-        if role is None or None in item.root_idxs:
-            return None
-        places: list[list[int]] = [[] for _ in range(channels)]
-        for index, channel in zip(item.idxs, item.root_idxs, strict=True):
-            places[channel].append(index)
-        size = outputs_of(node.module) if role == "producer" else inputs_of(node.module)
-        if len({len(p) for p in places}) != 1 or not all(0 <= index < size for index in item.idxs):
-            return None
-        members.append(Member(names[node.module], role, torch.tensor(places)))
-    return ChannelGroup(name, channels, joined, tuple(members))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch_pruning.ops import module2type
 from torch_pruning.pruner.function import PrunerBox
 
+from hybridprune.models.replace import memory_format
 from hybridprune.pruning.channels.group import ChannelGroup, Places
-from hybridprune.pruning.channels.wiring import trace_wiring
+from hybridprune.pruning.channels.wiring import running_modes, trace_wiring
 from hybridprune.pruning.subject import Run
 
 Update = Callable[[ChannelGroup, Tensor], None]
@@ -38,9 +39,12 @@ def remove_channels(
         ValueError: if the network would not be wired as before; it is then left as it was.
     """
     places, nothing = Places(model, groups), [index[:0] for index in removed]
+    modes = tuple(running_modes(model, run, example))
     trial = copy.deepcopy(model)
     cut(trial, groups, removed)
-    if not (intact(model, places, nothing, run, example) and intact(trial, places, removed, run, example)):
+    if not (
+        intact(model, places, nothing, run, example, modes) and intact(trial, places, removed, run, example, modes)
+    ):
         raise ValueError("without these channels the network would not be wired as before")
     if update is not None:
         for group, index in zip(groups, removed, strict=True):
@@ -67,19 +71,27 @@ def cut(model: nn.Module, groups: Sequence[ChannelGroup], removed: Sequence[Tens
             continue
         module = model.get_submodule(name)
         trained = {key: p.requires_grad for key, p in module.named_parameters(recurse=False)}
+        format = memory_format(module.parameters(recurse=False))
         pruner = PrunerBox[module2type(module)]
         (pruner.prune_out_channels if output else pruner.prune_in_channels)(module, sorted(places))
         for key, requires_grad in trained.items():
             module.get_parameter(key).requires_grad_(requires_grad)
+        module.to(memory_format=format)  # type: ignore[call-overload]
 
 
-def intact(cut_model: nn.Module, places: Places, removed: Sequence[Tensor], run: Run, example: Any) -> bool:
-    """Whether every channel that is left goes where it went, and nowhere else."""
+def intact(
+    cut_model: nn.Module, places: Places, removed: Sequence[Tensor], run: Run, example: Any, modes: Sequence[bool]
+) -> bool:
+    """Whether every channel that is left goes where it went, and nowhere else, in these modes (training or not)."""
     marked, expected = places.without(removed)
-    try:
-        found = trace_wiring(cut_model, run, example, marked)
-    except (RuntimeError, ValueError, IndexError, AssertionError):  # sizes that do not fit
-        return False
-    return expected.keys() <= found.keys() and all(
-        torch.equal(numbers, expected.get(layer, torch.zeros_like(numbers))) for layer, numbers in found.items()
-    )
+    seen: set[str] = set()
+    for training in modes:
+        try:
+            found = trace_wiring(cut_model, run, example, marked, training)
+        except Exception:  # of any kind: sizes that do not fit
+            return False
+        seen |= found.keys()
+        for layer, numbers in found.items():
+            if not torch.equal(numbers, expected.get(layer, torch.zeros_like(numbers))):
+                return False
+    return expected.keys() <= seen

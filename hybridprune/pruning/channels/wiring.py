@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
 from hybridprune.pruning.subject import Run
+
+M = TypeVar("M", bound=nn.Module)
 
 OUTPUT = ""
 """The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read."""
@@ -35,8 +39,41 @@ def opaque_layers(model: nn.Module) -> list[nn.Module]:
     ]
 
 
+def put_into(model: M, training: bool) -> M:
+    """Put the network into a mode; in training, norms and dropout do what they do in eval mode. Returns it."""
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm | _DropoutNd):
+            module.eval()
+    return model
+
+
 @torch.no_grad()
-def trace_wiring(model: nn.Module, run: Run, example: Any, marked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def running_modes(model: nn.Module, run: Run, example: Any) -> dict[bool, set[str]]:
+    """The modes (training or not) in which the network runs on one image, and the layers that run in each.
+
+    It has to run in eval mode: whatever that raises is raised.
+    """
+    found: dict[bool, set[str]] = {}
+    for training in (False, True):
+        copied, ran = put_into(copy.deepcopy(model), training), set()
+        for name, module in copied.named_modules():
+            if role_of(module, output=True) is not None:
+                module.register_forward_pre_hook(lambda *_, name=name, ran=ran: ran.add(name))
+        try:
+            run(copied, example)
+        except Exception:  # of any kind, for example for want of targets
+            if not training:
+                raise
+            continue
+        found[training] = ran
+    return found
+
+
+@torch.no_grad()
+def trace_wiring(
+    model: nn.Module, run: Run, example: Any, marked: Mapping[str, Tensor], training: bool = False
+) -> dict[str, Tensor]:
     """Number of the marked channel that each input of each convolution, linear layer and BatchNorm carries.
 
     The number of a channel is written in bits over a batch of copies of the example: its output is NaN in image b
@@ -46,12 +83,13 @@ def trace_wiring(model: nn.Module, run: Run, example: Any, marked: Mapping[str, 
     Args:
         example: one image ``[1, ...]``, or what else ``run`` takes.
         marked: for each marked layer the numbers of its outputs, > 0, or 0 for an output that is not marked.
+        training: the mode, but for norms and dropout, which would mix or lose marks (`put_into`).
 
     Returns:
         ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT`` those
         numbers that are anywhere in what leaves. A layer that does not run has no entry.
     """
-    model = copy.deepcopy(model).eval()
+    model = put_into(copy.deepcopy(model), training)
     bits = max((int(numbers.max()) for numbers in marked.values()), default=1).bit_length()
     found: dict[str, Tensor] = {}
 
@@ -69,7 +107,7 @@ def trace_wiring(model: nn.Module, run: Run, example: Any, marked: Mapping[str, 
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            module.register_forward_pre_hook(_reader(name, read))
+            module.register_forward_pre_hook(_reader(name, 2 * bits, read))
         if name in marked:
             module.register_forward_hook(_marker(marked[name], bits))
     for module in opaque_layers(model):
@@ -83,7 +121,10 @@ def _marker(numbers: Tensor, bits: int) -> Callable[[nn.Module, Any, Tensor], Te
     pattern = torch.cat([set_bits, 1 - set_bits]).bool() & (numbers > 0)
 
     def mark(module: nn.Module, args: Any, y: Tensor) -> Tensor:
-        where = pattern.to(y.device)
+        if len(y) % len(pattern):
+            return y  # images are not along the first dimension: without marks, what is expected will not be found
+        # Tokens or frames may be folded into the batch.
+        where = pattern.to(y.device).repeat_interleave(len(y) // len(pattern), 0)
         if isinstance(module, nn.Linear):
             where = where.view(len(where), *(1,) * (y.ndim - 2), -1)
         else:
@@ -93,11 +134,14 @@ def _marker(numbers: Tensor, bits: int) -> Callable[[nn.Module, Any, Tensor], Te
     return mark
 
 
-def _reader(name: str, record: Callable[[str, Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
+def _reader(
+    name: str, images: int, record: Callable[[str, Tensor], None]
+) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
     def read(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
         x = args[0]
-        channels_last = x.movedim(-1 if isinstance(module, nn.Linear) else 1, -1)
-        record(name, channels_last.isnan().flatten(1, -2).any(1) if x.ndim > 2 else channels_last.isnan())
+        carried = x.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).isnan()
+        folded = len(x) % images == 0
+        record(name, carried.reshape(images if folded else 1, -1, carried.shape[-1]).any(1).expand(images, -1))
         mixes = not (isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.groups > 1))
         return (x.nan_to_num(0.0), *args[1:]) if mixes else None
 
