@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.ambient import isolated
-from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.config import (
+    CurvatureOptions,
+    CutOptions,
+    OptimOptions,
+    PruneOptions,
+    RunOptions,
+    SparsityOptions,
+    checked,
+    checked_value,
+)
 from hybridprune.curvature import Shard, likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.batchnorm import recalibrate_by
@@ -37,6 +45,8 @@ from hybridprune.pruning.subject import Subject
 from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
+MOST_EPOCHS = 1_000_000
+"""More is a slip of the pen."""
 
 
 def prune(
@@ -86,15 +96,22 @@ def prune(
     all get the first one's cut and weights.
 
     Raises:
-        UserError: if the loader, the network and the loss do not fit together, the budget lies below the reachable
-            floor, or nothing can be pruned.
+        UserError: if an argument or an option is not what it may be, the loader, the network and the loss do not fit
+            together, the budget lies below the reachable floor, or nothing can be pruned.
         RunFailed: if something that is computed is not finite.
     """
-    cut = dataclasses.replace(
-        cut or CutOptions(), method=method, target_flops=target_flops, target_params=target_params
-    )
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
+    cut = checked(cut, "cut", CutOptions)
+    own = {"method": method, "target_flops": target_flops, "target_params": target_params}
+    cut = checked(dataclasses.replace(cut, **own), "cut", CutOptions, own)
+    curvature = checked(curvature, "curvature", CurvatureOptions)
+    sparsity = checked(sparsity, "sparsity", SparsityOptions)
+    seed = checked_value(RunOptions, "seed", seed, "seed")
+    lr = checked_value(OptimOptions, "lr", lr, "lr")
+    kd_weight = checked_value(PruneOptions, "kd_weight", kd_weight, "kd_weight")
     task = Task(likelihood_of(loss), forward)
-    _check_training(task, fine_tune, lr, kd_weight)
+    _check_training(task, fine_tune, kd_weight)
     with isolated(stream_seed(seed, "prune"), device_of(model)):
         module = _copied(model)
         share_weights(module)
@@ -116,7 +133,7 @@ def prune(
             shard=Shard.current(),
             likelihood=task.likelihood,
         )
-        work = _Work(subject, cut, curvature or CurvatureOptions(), sparsity or SparsityOptions(), dense, batches, lr)
+        work = _Work(subject, cut, curvature, sparsity, dense, batches, lr)
         removed = work.train_sparse()
         proposal = work.propose(removed)
         if (told := notice(proposal.left_alone)) is not None:
@@ -206,14 +223,14 @@ class _Work:
         finetune(model, self.batches, epochs=epochs, lr=self.lr, device=device, **common, **options)
 
 
-def _check_training(task: Task, fine_tune: object, lr: float, kd_weight: float) -> None:
+def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
     """UserError for a training that could not be run, before anything else is."""
-    if not callable(fine_tune) and not (isinstance(fine_tune, int | float) and 0 <= fine_tune < math.inf):
-        raise UserError(f"fine_tune {fine_tune!r}: give a number of epochs >= 0, or a function of the pruned module")
-    if not 0 < lr < math.inf:
-        raise UserError(f"lr {lr}: give a rate above 0")
-    if not 0 <= kd_weight <= 1:
-        raise UserError(f"kd_weight {kd_weight}: give a share in [0, 1]")
+    epochs = isinstance(fine_tune, int | float) and not isinstance(fine_tune, bool) and 0 <= fine_tune <= MOST_EPOCHS
+    if not callable(fine_tune) and not epochs:
+        raise UserError(
+            f"fine_tune {fine_tune!r}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the pruned "
+            "module"
+        )
     if kd_weight and isinstance(task.likelihood, UserLoss):
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 

@@ -222,7 +222,7 @@ def likelihood_of(loss: str | Callable[[Any, Any], Tensor]) -> Likelihood:
     """The likelihood of this name, or the one of a function ``loss(output, batch)``; UserError if it is neither."""
     if callable(loss):
         return UserLoss(loss)
-    if loss not in NAMED:
+    if not isinstance(loss, str) or loss not in NAMED:
         raise UserError(f"loss {loss!r}: give one of {', '.join(NAMED)}, or a function of (output, batch)")
     return NAMED[loss]
 

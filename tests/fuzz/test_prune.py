@@ -100,7 +100,8 @@ def mistakes(draw: st.DrawFn) -> dict[str, Any]:
     if place == "food":
         return {**case, "food": draw(BAD_FOOD)}
     names = {"arguments": ARGUMENTS, "cut": tuple(CUTS), "curvature": tuple(CURVATURES)}[place]
-    wrong = {draw(st.sampled_from(names)): draw(NONSENSE)}
+    name = draw(st.sampled_from(names))
+    wrong = {name: draw(NONSENSE.filter(lambda value: name != "fine_tune" or not callable(value)))}
     return {**case, place: case[place] | wrong}
 
 
