@@ -244,6 +244,7 @@ class _Stage:
             epochs=config.sparsity.sparse_epochs if phase.sparse else max(0, round(epochs)),
             device=self.images.device,
             log_interval=config.run.log_interval,
+            save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
             lr_factor=self.cutting.lr_factor(phase.cut, compression),

@@ -26,7 +26,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
-    with _naming(path):
+    with naming(path):
         try:
             with temporary.open("xb") as file:
                 if place.exists():
@@ -52,7 +52,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, text: str) -> None:
     """Add ``text`` to a file and flush it to disk; raises OSError that names ``path``, part of it may be there then."""
-    with _naming(path), path.open("a") as file:
+    with naming(path), path.open("a") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -71,8 +71,8 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let the system's errors name the file that the user knows; those of a write name none."""
+def naming(path: Path) -> Iterator[None]:
+    """Inside, let the system's errors name the file that the user knows: those of a write name none."""
     try:
         yield
     except OSError as error:
