@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
         {"forward": lambda m, b: m(b[0]).mean(0)}, r"the output for 7 images is \[5, 3\]; images come first",
     ),
     "epochs": (net, batches, {"fine_tune": -1.0}, "fine_tune -1"),
-    "rate": (net, batches, {"lr": float("nan")}, "lr nan"),
+    "rate": (net, batches, {"lr": float("nan")}, "lr NaN"),
 }  # fmt: skip
 
 
