@@ -166,6 +166,8 @@ class _Stage:
             state = self._cut(net, phase, state)
         else:
             state = self._aim(net, phase, phase.sparse, state, first=progress.phase == 0)
+        # A cut layer has its weights in another memory format than a resumed run's, and kernels round by it.
+        self.place(net)
         share_weights(net)
         network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
         spec = dataclasses.replace(spec, network=network)
