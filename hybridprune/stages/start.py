@@ -24,7 +24,8 @@ def open_run(invocation: Invocation[Any], spec: RunSpec) -> Iterator[tuple[RunFo
 
     The folder is this run's until the context is left. Of several processes, the first one claims it for all. A resumed
     run keeps its specification, whose edits may have grown. Raises Interrupted and RunFailed for what interrupts the
-    run and leaves it to be resumed: signals and a full disk.
+    run and leaves it to be resumed: signals, a full disk, and a reader of
+    its output that has gone.
     """
     with ExitStack() as held:
         path, record, resumed = json_from_first(lambda: _claim_run(held, invocation, spec))
@@ -33,6 +34,10 @@ def open_run(invocation: Invocation[Any], spec: RunSpec) -> Iterator[tuple[RunFo
             yield RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
         except KeyboardInterrupt as error:  # where no training answers it
             raise Interrupted(GO_ON, signal_of(error)) from error
+        except BrokenPipeError as error:  # of a finished run there is nothing left to say
+            if not RunFolder(Path(path)).finished:
+                raise RunFailed(f"nobody reads this output any more; {GO_ON}") from error
+            raise
         except OSError as error:
             if error.errno in FULL:
                 raise RunFailed(f"{error}; make room, and {GO_ON}") from error

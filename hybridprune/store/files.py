@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON (`json_text`), atomically; raises as `write_atomic` does."""
     write_bytes(path, f"{json_text(value, indent=2)}\n".encode())
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` fill a new folder beside ``path``, which must not exist, and rename it: it is whole or absent."""
+    place = path.absolute()
+    temporary = place.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
+    with naming(path):
+        temporary.mkdir()
+    try:
+        fill(temporary)
+        with naming(path):
+            temporary.rename(place)
+        _sync_folder(place.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def append(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -83,6 +84,18 @@ def test_a_file_that_cannot_be_written(file: str, finished: Path, tmp_path: Path
     last = failed.stderr.splitlines()[-1]
     assert last.startswith("failed: [Errno 27] File too large: ")
     assert any(str(folder_of(tmp_path / "a", "sp") / name) in last for name in [*large, file]), last
+    assert_goes_on("sp", finished, tmp_path)
+
+
+def test_a_reader_that_has_gone_is_no_success(finished: Path, tmp_path: Path) -> None:
+    def gone() -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        before(result, "summary", gone, patch)
+        failed = run("sp", finished, tmp_path / "a")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("failed: nobody reads this output any more; give the same command")
     assert_goes_on("sp", finished, tmp_path)
 
 
