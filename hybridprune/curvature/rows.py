@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.nested import images_in, joined, with_tensors
+from hybridprune.torch_alone import TorchAlone
 
 IMAGES = 5
 """A number of images that few other sizes are a multiple of."""
@@ -53,7 +54,8 @@ def rows_of_images(run: Callable[[Any], object], example: Any, layers: Mapping[s
     assert images_in(example) == 1
     nan = with_tensors(example, lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x)
     try:
-        seen = _marks(run, joined([example, nan, *[example] * (IMAGES - 2)])[0], layers)
+        with TorchAlone():
+            seen = _marks(run, joined([example, nan, *[example] * (IMAGES - 2)])[0], layers)
     except Exception:  # of foreign code that takes no NaN
         seen = _marks(run, joined([example] * IMAGES)[0], layers)
     found = {name: _rows(marks) for name, marks in seen.items()}

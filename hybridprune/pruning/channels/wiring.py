@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
 from hybridprune.pruning.subject import Run
+from hybridprune.torch_alone import TorchAlone
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -112,7 +113,9 @@ def trace_wiring(
             module.register_forward_hook(_marker(marked[name], bits))
     for module in opaque_layers(model):
         module.register_forward_pre_hook(leave)
-    leave(None, run(model, some_images(example, [0] * (2 * bits))))
+    with TorchAlone():
+        output = run(model, some_images(example, [0] * (2 * bits)))
+    leave(None, output)
     return found
 
 

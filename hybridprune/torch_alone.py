@@ -1,0 +1,32 @@
+"""Running a network on numbers that it was not written for, such as NaN, without harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+OWN = frozenset({"aten", "prim", "prims"})
+"""Namespaces of torch's own operations."""
+
+
+class ForeignOperation(RuntimeError):
+    """The network has come to an operation that is not torch's."""
+
+
+class TorchAlone(TorchDispatchMode):
+    """Inside, an operation that is not torch's own raises ForeignOperation and is not run.
+
+    Torch's operations take NaN in their stride. Others need not: torchvision's RoIAlign turns coordinates into
+    addresses, and a box that is NaN ends the process.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run torch's own operation."""
+        if func.namespace not in OWN:
+            raise ForeignOperation(f"{func.namespace}.{func.__name__} is not an operation of torch's own")
+        operation: Callable[..., Any] = func
+        return operation(*args, **(kwargs or {}))
