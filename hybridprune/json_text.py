@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,44 @@ def read_json(path: Path) -> Any:
 def json_text(value: Any, indent: int | None = None) -> str:
     """``value`` as JSON; a number that is not finite, which JSON does not have, becomes ``null``."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def value_at(data: Any, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:
+    """What stands at a dotted ``name`` of nested objects, of this ``kind`` (float: any number; object: anything).
+
+    Raises ValueError, naming it, if it is missing, of another kind (true and false are no numbers), or a number that is
+    not finite or not in ``[low, high]``.
+    """
+    for key in name.split("."):
+        if not isinstance(data, dict) or key not in data:
+            raise ValueError(f"{name} is missing")
+        data = data[key]
+    wanted = int | float if kind is float else kind
+    if not isinstance(data, wanted) or (isinstance(data, bool) and kind not in (bool, object)):
+        raise ValueError(f"{name} is {_short(data)}, which is no {kind.__name__}")
+    if kind in (int, float) and not (low <= data <= high and abs(data) < math.inf):
+        raise ValueError(f"{name} is {_short(data)}, which is not in [{low}, {high}]")
+    return data
+
+
+def texts_at(data: Any, name: str) -> list[str]:
+    """A list of texts, as `value_at` finds it."""
+    found = value_at(data, name, list)
+    if not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{name} is {_short(found)}, which is no list of texts")
+    return found
+
+
+def numbers_at(data: Any, name: str, low: float = -math.inf) -> list[float]:
+    """A list of finite numbers, none below ``low``, as `value_at` finds it."""
+    found = value_at(data, name, list)
+    for place, each in enumerate(found):
+        value_at({f"{name}[{place}]": each}, f"{name}[{place}]", float, low=low)
+    return found
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" ...")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from hybridprune.errors import UserError
-from hybridprune.json_text import read_json
+from hybridprune.json_text import read_json, texts_at, value_at
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.store.files import write_json
 from hybridprune.store.weights import load_weights, save_weights
@@ -40,7 +40,12 @@ class PrunedSpec:
         """The specification that ``save`` wrote; UserError if it is missing or broken."""
         try:
             record = read_json(path)
-            return PrunedSpec(tuple(map(edit_from_json, record.pop("edits"))), **record)
+            edits = tuple(map(edit_from_json, value_at(record, "edits", list)))
+            for name in ("macs", "params", "dense_macs", "dense_params"):
+                value_at(record, name, int, low=0)
+            reasons = value_at({"left_alone": {}, **record}, "left_alone", dict)
+            texts_at({"reasons": list(reasons.values())}, "reasons")
+            return PrunedSpec(**{**record, "edits": edits})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a pruned module's specification ({error}); save it again") from error
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# No network of anybody's is larger; a mistyped number, or a stranger's, shall not take the machine's memory.
+DEEPEST, WIDEST, LARGEST_INPUT = 4096, 16384, 4096
 METHOD_NAMES = (
     "fisher-tucker",
     "eigendamage",
@@ -93,12 +95,6 @@ class RunOptions:
     seed: int = option(0, "seed of everything that is random", low=0)
     device: str = option("auto", "torch device, e.g. cpu or cuda:0; auto takes a GPU if there is one", identity=False)
     log_interval: int = option(50, "steps between two updates of the progress bar", low=1, identity=False)
-    save_every: float = option(
-        10.0,
-        "minutes after which a long epoch saves its state, for --resume (0: only between epochs)",
-        low=0,
-        identity=False,
-    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class DataOptions:
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
-    resize: int = option(32, "height and width of the network's input in pixels", low=8)
+    resize: int = option(32, "height and width of the network's input in pixels", low=8, high=LARGEST_INPUT)
     download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
     num_workers: int = option(
@@ -148,10 +144,12 @@ class NetworkOptions:
         "resnet, preresnet, pyramidnet, vgg, or torchvision:NAME for any of torchvision's classifiers; "
         "the last two have no residual blocks, hence no gates",
     )
-    depth: int = option(32, "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg", low=8)
-    width: int = option(64, "channels of the first stage; 64 is the published wide net, 16 the classic one", low=1)
+    depth: int = option(32, "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg", low=8, high=DEEPEST)
+    width: int = option(
+        64, "channels of the first stage; 64 is the published wide net, 16 the classic one", low=1, high=WIDEST
+    )
     bottleneck: bool = option(False, "preresnet, pyramidnet: 1x1-3x3-1x1 blocks in place of two 3x3")
-    pyramid_alpha: int = option(48, "pyramidnet: channels that all blocks together add to width", low=0)
+    pyramid_alpha: int = option(48, "pyramidnet: channels that all blocks together add to width", low=0, high=WIDEST)
     shakedrop: float = option(0.0, "pyramidnet: drop probability of the last block, 0.5 in the paper", low=0, high=1)
     gate: str = option(
         "rnn",

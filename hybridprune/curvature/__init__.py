@@ -2,7 +2,6 @@
 
 from hybridprune.curvature.collect import SecondMoments, collect_factors, collect_second_moments
 from hybridprune.curvature.eigen import EigenBasis, eigenbasis, pi_damping, power
-from hybridprune.curvature.extension import Unobservable
 from hybridprune.curvature.layer import LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood, likelihood_of
 from hybridprune.curvature.rows import Rows, rows_of_images
@@ -16,7 +15,6 @@ __all__ = [
     "Rows",
     "SecondMoments",
     "Shard",
-    "Unobservable",
     "collect_factors",
     "collect_second_moments",
     "eigenbasis",

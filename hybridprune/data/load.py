@@ -24,12 +24,13 @@ def load_dataset(
     num_workers: int,
     download: bool,
     cache_dir: str | None,
+    digest: str | None = None,
 ) -> Dataset:
     """Load a data set by its registered name, with all images ``resize`` x ``resize``.
 
     ``img_type`` and ``num_workers`` concern image trees, ``cache_dir`` (None: the user's cache folder) those that are
-    decoded once, ``download`` the CIFAR sets; "digits" needs no ``data_dir``. Raises ``UserError`` on whatever the user
-    can mend.
+    decoded once, ``download`` the CIFAR sets; "digits" needs no ``data_dir``. With a ``digest``, no image of a tree of
+    another one is opened. Raises ``UserError`` on whatever the user can mend.
     """
     if dataset not in DATASETS:
         close = difflib.get_close_matches(dataset.lower(), DATASETS, n=1)
@@ -38,7 +39,9 @@ def load_dataset(
     if resize < _MIN_SIZE:
         raise UserError(f"--resize {resize} is too small: give at least {_MIN_SIZE}")
     if dataset == "tree":
-        return load_tree(data_dir, img_type=img_type, resize=resize, num_workers=num_workers, cache_dir=cache_dir)
+        return load_tree(
+            data_dir, img_type=img_type, resize=resize, num_workers=num_workers, cache_dir=cache_dir, digest=digest
+        )
     if dataset == "imagefolder":
         return load_image_folder(data_dir, img_type=img_type, resize=resize, num_workers=num_workers)
     if dataset == "digits":

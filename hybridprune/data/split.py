@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from hybridprune.errors import UserError
+from hybridprune.json_text import value_at
+
+MOST_IMAGES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,11 @@ class Split:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Split:
         """The split of a stored ``to_json``; all other images are train ids. ``ValueError`` on bad ids."""
-        validation, total = torch.tensor(stored["validation"], dtype=torch.int64), int(stored["total"])
+        total = value_at(stored, "total", int, low=0, high=MOST_IMAGES)
+        ids = value_at(stored, "validation", list)
+        if not all(type(each) is int for each in ids):
+            raise ValueError("validation ids are not whole numbers")
+        validation = torch.tensor(ids, dtype=torch.int64)
         is_train = torch.ones(total, dtype=torch.bool)
         if ((validation < 0) | (validation >= total)).any() or (validation.diff() <= 0).any():
             raise ValueError(f"validation ids are not sorted, distinct and below {total}")

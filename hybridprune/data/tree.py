@@ -29,11 +29,19 @@ class _File(NamedTuple):
     label: int
 
 
-def load_tree(data_dir: str | None, *, img_type: str, resize: int, num_workers: int, cache_dir: str | None) -> Dataset:
+def load_tree(
+    data_dir: str | None,
+    *,
+    img_type: str,
+    resize: int,
+    num_workers: int,
+    cache_dir: str | None,
+    digest: str | None = None,
+) -> Dataset:
     """Load an image tree, from its cache file if nothing in the tree has changed since.
 
     Classes are the folder names in alphabetical order. The digest covers relative names, sizes and ``resize``, not the
-    pixels. Raises ``UserError`` as `list_tree` does.
+    pixels. Raises ``UserError`` as `list_tree` does, and before any image is opened if this is not ``digest``.
     """
     if data_dir is None:
         raise UserError("--data_dir is missing: give the folder that holds train/<class>/ and test/<class>/")
@@ -44,8 +52,11 @@ def load_tree(data_dir: str | None, *, img_type: str, resize: int, num_workers: 
     except OSError as error:
         raise UserError(f"--data_dir {data_dir}: cannot be read ({error})") from error
 
-    folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     every_file = [file for split in files.values() for file in split]
+    found = _hash(every_file, [str(file.size) for file in every_file], str(resize))
+    if digest not in (None, found):
+        raise UserError(f"--data_dir {data_dir}: holds other images than those wanted; name the folder that has them")
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     stamps = [f"{file.size} {file.mtime_ns}" for file in every_file]
     path = folder / f"{_hash(every_file, stamps, f'{_CACHE_FORMAT} {resize} {root}')}.safetensors"
     images = read_cache(path, {split: (len(files[split]), 3, resize, resize) for split in files})
@@ -72,7 +83,7 @@ def load_tree(data_dir: str | None, *, img_type: str, resize: int, num_workers: 
         mean=mean,
         std=std,
         flippable=True,
-        digest=_hash(every_file, [str(file.size) for file in every_file], str(resize)),
+        digest=found,
     )
 
 

@@ -23,7 +23,7 @@ from hybridprune.json_text import read_json
 from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
 from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunSpec
-from hybridprune.store.weights import load_weights, save_weights
+from hybridprune.store.weights import check_shapes, load_weights, read_shapes, save_weights
 
 FORMAT = 1
 
@@ -48,17 +48,21 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
 
     Raises UserError if the folder holds none, or a broken one.
     """
-    path = Path(folder) / "deploy.json"
+    path, weights = Path(folder) / "deploy.json", Path(folder) / "model.safetensors"
     try:
         record = read_json(path)
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
         spec = RunSpec.from_json(record["run"])
+        # The header of the weights says whether this is true before memory is taken for it.
+        shapes = read_shapes(weights)
+        with torch.device("meta"):
+            check_shapes(shapes, _rebuilt(spec, record["report"]), weights)
         module, expected = _rebuilt(spec, record["report"]), record["model_sha256"]
         runs = in_pieces(module, record["report"].get("piece"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{path}: not a deployed network ({error}); export the run again") from error
-    weights = Path(folder) / "model.safetensors"
+    except Exception as error:  # whatever a record that is not ours leads to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a deployed network ({reason}); export the run again") from error
     load_weights(module, weights)
     if sha256(weights) != expected:  # of another export that was stopped before its end
         raise UserError(f"{weights}: is not the file that {path} describes; export the run again")

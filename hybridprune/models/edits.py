@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hybridprune.json_text import value_at
 from hybridprune.models import factored
 from hybridprune.models.factored import FactorEdit, FactoredLayer, factor_edits
 from hybridprune.models.replace import memory_format, replace_module
@@ -28,13 +29,11 @@ class ResizeEdit:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> ResizeEdit:
-        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
+        """The inverse of ``to_json``; raises KeyError or ValueError on anything else."""
         if record["kind"] != "resize":
             raise ValueError(f"an edit of kind {record['kind']!r}")
-        for name in ("in_channels", "out_channels"):
-            if type(record[name]) is not int:
-                raise TypeError(f"{name} is {record[name]!r}, not a whole number")
-        return ResizeEdit(record["layer"], record["in_channels"], record["out_channels"])
+        inputs, outputs = (value_at(record, name, int, low=1) for name in ("in_channels", "out_channels"))
+        return ResizeEdit(value_at(record, "layer", str), inputs, outputs)
 
 
 Edit = FactorEdit | ResizeEdit
@@ -42,6 +41,8 @@ Edit = FactorEdit | ResizeEdit
 
 def edit_from_json(record: Mapping[str, Any]) -> Edit:
     """The edit that ``to_json`` wrote; raises KeyError, TypeError or ValueError on anything else."""
+    if not isinstance(record, Mapping):
+        raise TypeError(f"an edit is a {type(record).__name__}, not an object")
     return ResizeEdit.from_json(record) if "kind" in record else FactorEdit.from_json(record)
 
 
@@ -49,11 +50,14 @@ def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
     """A layer like ``module`` with other numbers of channels, its weights uninitialised.
 
     A depthwise convolution keeps a group for each channel, any other its number of groups. Raises ValueError if
-    ``module`` is no convolution, linear layer or BatchNorm, or if it cannot have these numbers.
+    ``module`` is no convolution, linear layer or BatchNorm, or if it cannot have these numbers: none are larger.
     """
     sizes = f"{in_channels} input and {out_channels} output channels"
     if min(in_channels, out_channels) < 1:
         raise ValueError(f"no layer has {sizes}")
+    before = channels_of(module)
+    if before is not None and (in_channels > before[0] or out_channels > before[1]):
+        raise ValueError(f"{module} cannot have {sizes}: it is smaller")
     new = copy.deepcopy(module)
     if isinstance(new, nn.Conv2d):
         depthwise = new.groups == new.in_channels == new.out_channels > 1

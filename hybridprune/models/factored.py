@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hybridprune.json_text import value_at
 from hybridprune.models.on_demand import OnDemand
 from hybridprune.models.replace import inherit, replace_module
 
@@ -177,7 +178,14 @@ FactoredLayer = FactoredConv2d | FactoredLinear
 
 
 def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None) -> FactoredLayer:
-    """The factored form of a dense layer's geometry, weights uninitialised; ValueError if the layer has none."""
+    """The factored form of a dense layer's geometry, weights uninitialised.
+
+    Raises ValueError if the layer has none, or fewer channels than a rank asks for.
+    """
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        outputs, inputs = layer.weight.shape[:2]
+        if not (1 <= (rank_in or 1) <= inputs and 1 <= (rank_out or 1) <= outputs):
+            raise ValueError(f"ranks {rank_in} and {rank_out} of a layer with {inputs} inputs and {outputs} outputs")
     if isinstance(layer, nn.Conv2d):
         return FactoredConv2d(layer, rank_in, rank_out)
     if isinstance(layer, nn.Linear):
@@ -211,8 +219,11 @@ class FactorEdit:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> FactorEdit:
-        """The inverse of ``to_json``; raises KeyError or TypeError on anything else."""
-        return FactorEdit(record["layer"], record["rank_in"], record["rank_out"])
+        """The inverse of ``to_json``; raises KeyError or ValueError on anything else."""
+        ranks = (
+            None if record[name] is None else value_at(record, name, int, low=1) for name in ("rank_in", "rank_out")
+        )
+        return FactorEdit(value_at(record, "layer", str), *ranks)
 
 
 def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridprune.config import NetworkOptions
+from hybridprune.config.options import DEEPEST, WIDEST, NetworkOptions
 from hybridprune.errors import UserError
+from hybridprune.json_text import value_at
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.gates import GATES
 from hybridprune.models.preresnet import PreResNet
@@ -24,6 +25,9 @@ from hybridprune.models.vgg import VGG
 
 TORCHVISION = "torchvision:"
 """What the names of torchvision's classifiers begin with."""
+
+
+MOST_CLASSES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ class NetworkSpec:
 
         Fields younger than the record take their defaults.
         """
+        if not isinstance(record, Mapping):
+            raise TypeError(f"a network is a {type(record).__name__}, not an object")
         if not is_network(record["network"]):
             raise ValueError(f"unknown network {record['network']!r}")
         fields = {f.name: f.default for f in dataclasses.fields(NetworkSpec)}
@@ -143,16 +149,15 @@ class NetworkSpec:
             name: record[name] if default is dataclasses.MISSING else record.get(name, default)
             for name, default in fields.items()
         }
-        for name in ("depth", "width", "classes", "pyramid_alpha"):
-            if type(values[name]) is not int:
-                raise TypeError(f"{name} is {values[name]!r}, not a whole number")
-        if type(values["bottleneck"]) is not bool:
-            raise TypeError(f"bottleneck is {values['bottleneck']!r}, not true or false")
-        if type(values["shakedrop"]) not in (int, float):
-            raise TypeError(f"shakedrop is {values['shakedrop']!r}, not a number")
+        for name, low, high in (
+            ("depth", 1, DEEPEST), ("width", 1, WIDEST), ("pyramid_alpha", 0, WIDEST), ("classes", 1, MOST_CLASSES)
+        ):  # fmt: skip
+            value_at(values, name, int, low, high)
+        value_at(values, "bottleneck", bool)
+        value_at(values, "shakedrop", float, 0, 1)
         if values["gate"] not in GATES:
             raise ValueError(f"unknown gate {values['gate']!r}")
-        values["edits"] = tuple(edit_from_json(edit) for edit in record["edits"])
+        values["edits"] = tuple(edit_from_json(edit) for edit in value_at({"edits": record["edits"]}, "edits", list))
         return NetworkSpec(**values)
 
 

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
-from hybridprune.json_text import read_json
+from hybridprune.json_text import read_json, value_at
 from hybridprune.report.bench import Measurement, read_bench
 
 FORMAT = 1
@@ -73,35 +73,23 @@ def read_run(path: Path) -> RunRecord:
     try:
         data = read_json(path)
         modified_ns = path.stat().st_mtime_ns
-        if (version := _value(data, "format", int)) != FORMAT:
+        if (version := value_at(data, "format", int)) != FORMAT:
             raise ValueError(f"format {version} is unknown, this version reads format {FORMAT}")
-        if (stage := _value(data, "stage", str)) not in STAGES:
+        if (stage := value_at(data, "stage", str)) not in STAGES:
             raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
-        network = _value(data, "network", dict)
+        network = value_at(data, "network", dict)
         if "label" not in network and {"name", "depth", "width"} <= network.keys():  # written by 0.1.0
             network["label"] = f"{network['name']}{network['depth']}-w{network['width']}"
         known = [f for f in fields(RunRecord) if f.metadata and (f.default is MISSING or f.metadata["name"] in data)]
-        values = {f.name: _value(data, **f.metadata) for f in known}
-        is_root = _value(data, "parent", object) is None
-        parent_id = None if is_root else _value(data, "parent.run_id", str)
-        readings = [_value(data, f"test.{name}", dict) for name in ("always_on", "routed")]
+        values = {f.name: value_at(data, **f.metadata) for f in known}
+        is_root = value_at(data, "parent", object) is None
+        parent_id = None if is_root else value_at(data, "parent.run_id", str)
+        readings = [value_at(data, f"test.{name}", dict) for name in ("always_on", "routed")]
         finite = all(reading.get("loss", 0.0) is not None for reading in readings)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; restore the file or move the run folder away") from error
     bench = read_bench(path.parent)
     return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, bench=bench, finite=finite, **values)
-
-
-def _value(data: Any, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:
-    for key in name.split("."):
-        if not isinstance(data, dict) or key not in data:
-            raise ValueError(f"{name} is missing")
-        data = data[key]
-    if isinstance(data, bool) or not isinstance(data, int | float if kind is float else kind):
-        raise ValueError(f"{name} is {data!r}, which is no {kind.__name__}")
-    if kind in (int, float) and (not low <= data <= high or data == math.inf):
-        raise ValueError(f"{name} is {data}, which is not in [{low}, {high}]")
-    return data
 
 
 def read_runs(results_dir: str | Path, tell: Callable[[str], object] = warnings.warn) -> list[RunRecord]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from hybridprune.data import Dataset, EvalBatches, ImageSet
+from hybridprune.data import Dataset, EvalBatches, ImageSet, Split
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
         self.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run of any stage")
         self.add_argument("--data_dir", help="where the images lie now (default: where they lay in training)")
+        self.add_argument("--cache_dir", help="folder for decoded images (default: the user's cache)")
+        self.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if it is not there")
         self.add_argument("--device", default="auto", help="of the network, default: %(default)s")
 
     def error(self, message: str) -> NoReturn:
@@ -59,7 +61,9 @@ class FinishedRun:
         run = RunFolder.named(arguments.run)
         device = device_of(arguments.device)
         net, spec = run.load_network()
-        dataset = load_dataset_of(run, spec, arguments.data_dir)
+        dataset = load_dataset_of(
+            run, spec, arguments.data_dir, cache_dir=arguments.cache_dir, download=arguments.download
+        )
         net, cost = to_device(net, device, channels_last=True).eval(), count(net, spec.input_size)
         return FinishedRun(run, spec, net, cost, device, dataset, arguments.batch_size)
 
@@ -67,12 +71,21 @@ class FinishedRun:
         """The test or the validation images, as they are; UserError if the validation split cannot be read."""
         if split == "test":
             return self._plain(self.dataset.test, None)
-        return self._plain(self.dataset.train, read_split(self.run).validation)
+        return self._plain(self.dataset.train, self._split().validation)
 
     def training_sample(self, images: int) -> EvalBatches:
         """About as many training images, evenly spaced; UserError if the split cannot be read."""
-        ids = read_split(self.run).train
+        ids = self._split().train
         return self._plain(self.dataset.train, ids[:: max(1, len(ids) // images)])
+
+    def _split(self) -> Split:
+        split = read_split(self.run)
+        if split.total != len(self.dataset.train):
+            raise UserError(
+                f"{self.run.path / 'split.json'}: is of {split.total} training images, the data has "
+                f"{len(self.dataset.train)}; restore the file"
+            )
+        return split
 
     def _plain(self, data: ImageSet, ids: torch.Tensor | None) -> EvalBatches:
         return EvalBatches(
@@ -88,7 +101,7 @@ class FinishedRun:
     @property
     def dense_macs(self) -> int:
         """Of the unpruned backbone."""
-        return self.run.read_json("result.json")["dense"]["macs"]
+        return self.run.result("dense.macs", int, low=1)
 
     def need_gates(self) -> None:
         """UserError if the network has none."""

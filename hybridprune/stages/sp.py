@@ -14,6 +14,7 @@ from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit, Validation
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.run_data import load_images
+from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
 def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
+    if config.stage.epochs == 0 and config.stage.weights is None:
+        raise UserError("--epochs 0: nothing is learnt; name a trained network with --weights, or give at least 1")
     device = device_for(config)
     dataset = load_images(config.data)
     spec = describe("sp", dataset, config.data.resize, config.network)
@@ -83,7 +86,6 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
             epochs=config.stage.epochs,
             device=device,
             log_interval=config.run.log_interval,
-            save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,17 @@ from typing import Any, BinaryIO
 
 import torch
 
+from hybridprune.config import SCRIPTS
+from hybridprune.config.options import LARGEST_INPUT
 from hybridprune.errors import RunFailed, UserError
-from hybridprune.json_text import json_text, read_json
+from hybridprune.json_text import json_text, numbers_at, read_json, texts_at, value_at
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import append, sha256, write_atomic, write_bytes, write_json
-from hybridprune.store.weights import load_weights, save_weights
+from hybridprune.store.weights import check_shapes, load_weights, read_shapes, save_weights
 
 FORMAT = 1
+SMALLEST_STD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,28 @@ class RunSpec:
 
         Fields younger than the record take their defaults.
         """
-        if record["format"] != FORMAT:
+        if value_at(record, "format", object) != FORMAT:
             raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
-        centre_crop = record.get("centre_crop", RunSpec.centre_crop)
-        if type(centre_crop) is not bool:
-            raise TypeError(f"centre_crop is {centre_crop!r}, not true or false")
+        network, names = NetworkSpec.from_json(record["network"]), texts_at(record, "class_names")
+        if len(names) != network.classes:
+            raise ValueError(f"class_names are {len(names)} for a network of {network.classes} classes")
+        mean, std = numbers_at(record, "mean"), numbers_at(record, "std", low=SMALLEST_STD)
+        if not len(mean) == len(std) == 3:
+            raise ValueError("mean and std are not three numbers each")
+        stage = value_at(record, "stage", str)
+        if stage not in SCRIPTS:
+            raise ValueError(f"stage is {stage!r}, none of {', '.join(SCRIPTS)}")
         return RunSpec(
-            record["stage"],
-            record["run_id"],
-            NetworkSpec.from_json(record["network"]),
-            tuple(record["class_names"]),
-            record["input_size"],
-            tuple(record["mean"]),
-            tuple(record["std"]),
-            record["dataset"],
-            record["dataset_digest"],
-            centre_crop,
+            stage,
+            value_at(record, "run_id", str),
+            network,
+            tuple(names),
+            value_at(record, "input_size", int, 1, LARGEST_INPUT),
+            tuple(mean),
+            tuple(std),
+            value_at(record, "dataset", str),
+            value_at(record, "dataset_digest", str),
+            value_at({"centre_crop": RunSpec.centre_crop, **record}, "centre_crop", bool),
         )
 
 
@@ -120,12 +130,11 @@ class RunFolder:
         Raises:
             UserError: if it is gone, or another run lies there now.
         """
-        record = self.read_json("result.json")["parent"]
-        if record is None:
+        if self.result("parent", object) is None:
             return None
-        place = Path(record["path"])
+        place, run_id = Path(self.result("parent.path", str)), self.result("parent.run_id", str)
         for folder in (RunFolder(place), RunFolder(self.path.resolve().parent / place.name)):
-            if folder.finished and folder.read_json("result.json")["run_id"] == record["run_id"]:
+            if folder.finished and folder.read_json("result.json").get("run_id") == run_id:
                 return folder
         raise UserError(f"{place}: the parent of {self.path} is gone; restore it there or beside {self.path.name}")
 
@@ -146,6 +155,13 @@ class RunFolder:
         if not isinstance(record, dict):
             raise UserError(f"{path}: must hold a JSON object; restore the file or run the stage again")
         return record
+
+    def result(self, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:
+        """The figure at a dotted name of result.json (`value_at`); UserError when it is missing or broken."""
+        try:
+            return value_at(self.read_json("result.json"), name, kind, low, high)
+        except ValueError as error:
+            raise UserError(f"{self.path / 'result.json'}: {error}; restore the file") from error
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
         """Write one of the folder's JSON files, atomically."""
@@ -190,10 +206,21 @@ class RunFolder:
         if not self.finished:
             raise UserError(f"{self.path}: this run is not finished; run its stage again with --resume")
         expected = self.read_json("result.json").get("model_sha256")
+        # The header of the weights says whether the specification is true before memory is taken for it.
+        shapes = read_shapes(self.model_file)
+        if spec.network.arguments.get("depth", 0) > len(shapes):  # even an empty network takes time for each layer
+            raise UserError(
+                f"{self.model_file}: checkpoint of another architecture: its {len(shapes)} tensors are too few for "
+                f"the {spec.network.depth} layers in spec.json; restore the file"
+            )
         try:
-            net = spec.network.build()
-        except ValueError as error:
-            raise UserError(f"{self.path / 'spec.json'}: not a run's specification ({error})") from error
+            with torch.device("meta"):
+                planned = spec.network.build()
+        except Exception as error:  # whatever a network's or an edit's numbers lead to
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.path / 'spec.json'}: not a run's specification ({reason})") from error
+        check_shapes(shapes, planned, self.model_file)
+        net = spec.network.build()
         load_weights(net, self.model_file)
         if sha256(self.model_file) != expected:
             raise UserError(f"{self.model_file}: is not the file that result.json describes; run the stage again")

@@ -51,6 +51,31 @@ def read_tensors(path: Path) -> OrderedDict[str, Tensor]:
     return tensors
 
 
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """The shapes of a safetensors file's tensors, which its header says: none of them is read.
+
+    Raises UserError when it is missing or broken.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name an existing checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: truncated or not a safetensors file ({error}); restore it") from error
+
+
+def check_shapes(shapes: Mapping[str, list[int]], net: torch.nn.Module, source: Path) -> None:
+    """UserError, naming the first difference, if a checkpoint of these ``shapes`` is not one of ``net``."""
+    own = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
+    for name in sorted(own.keys() | shapes.keys()):
+        if shapes.get(name) != own.get(name):
+            raise UserError(
+                f"{source}: checkpoint of another architecture: {name} is {shapes.get(name, 'nothing')}, the network "
+                f"has {own.get(name, 'nothing')}; check --network and its options"
+            )
+
+
 def load_weights(net: torch.nn.Module, path: Path, assign: bool = False) -> None:
     """Load safetensors strictly into ``net``; UserError names the first difference of architecture.
 
@@ -64,16 +89,8 @@ def load_tensors(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Pa
 
     Where they do not say of which versions of the modules they are, they are of the present ones.
     """
+    check_shapes({name: list(tensor.shape) for name, tensor in tensors.items()}, net, source)
     own = net.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        there, here = tensors.get(name), own.get(name)
-        if there is None or here is None or there.shape != here.shape:
-            found = "nothing" if there is None else list(there.shape)
-            wanted = "nothing" if here is None else list(here.shape)
-            raise UserError(
-                f"{source}: checkpoint of another architecture: {name} is {found}, the network has {wanted}; "
-                "check --network and its options"
-            )
     state = OrderedDict(tensors)
     state._metadata = getattr(tensors, "_metadata", getattr(own, "_metadata", None))  # type: ignore[attr-defined]
     net.load_state_dict(state, assign=assign)

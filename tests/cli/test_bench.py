@@ -121,7 +121,9 @@ def test_onnx_runtime_is_not_timed_beside_a_gpu() -> None:
 
 
 def test_weights_lie_as_the_images_do(results: Path) -> None:
-    arguments = Namespace(run=folder_of(results, "rl"), device="cpu", data_dir=None, batch_size=4)
+    arguments = Namespace(
+        run=folder_of(results, "rl"), device="cpu", data_dir=None, cache_dir=None, download=False, batch_size=4
+    )
     run = FinishedRun.load(arguments)
     kernels = [p for p in run.net.parameters() if p.ndim == 4 and min(p.shape[1], p.shape[2]) > 1]
     assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)

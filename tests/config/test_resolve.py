@@ -265,7 +265,7 @@ def every_change(default: Config) -> st.SearchStrategy[dict[str, Any]]:
             elif isinstance(value, bool):
                 strategy = st.booleans()
             elif isinstance(value, int):
-                strategy = st.integers(int(low), 10**6)
+                strategy = st.integers(int(low), 10**6 if high is None else int(high))
             elif isinstance(value, float):
                 strategy = st.floats(1e-3 if low is None else low, 1e6 if high is None else high)
             elif isinstance(value, str):

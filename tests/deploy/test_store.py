@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import hybridprune
 from hybridprune.deploy import Deployed, DeployedNetwork, Harden, deploy, load_deployed, save_deployed
@@ -16,6 +18,7 @@ from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.run_folder import RunSpec
 from tests.cases import batches_of, random_images
+from tests.damage import damage, quickly
 from tests.deploy.cases import SPECS, built, preferring
 
 SIZE = 12
@@ -85,6 +88,21 @@ def test_broken_folders(tmp_path: Path) -> None:
     (tmp_path / "deploy.json").write_text('{"format": 2}')
     with pytest.raises(UserError, match="format 2, this version reads 1"):
         load_deployed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["resnet, factored", "vgg, factored"])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_folder_of_a_stranger(name: str, data: st.DataObject, tmp_path: Path) -> None:
+    file = tmp_path / "deploy.json"
+    if not file.is_file():
+        save_deployed(made(SPECS[name], CASES[name][0], CASES[name][1]), run_of(SPECS[name]), tmp_path)
+        (tmp_path / "whole.json").write_bytes(file.read_bytes())
+    record = json.loads((tmp_path / "whole.json").read_text())
+    kept = {"folded", "forms", "folded_inputs", "steps", "piece"}  # what is read again
+    record["report"] = {key: value for key, value in record["report"].items() if key in kept}
+    file.write_text(json.dumps(damage(record, data)))
+    quickly(lambda: load_deployed(tmp_path))
 
 
 @torch.no_grad()

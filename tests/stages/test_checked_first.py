@@ -11,18 +11,23 @@ import torch
 from hybridprune.engine.fit import Fit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.store.run_folder import RunFolder, RunSpec
 from tests.cli.cases import STAGES, folder_of, stage
 
 
 def test_a_network_that_cannot_be_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    built, result_dir, parent = NetworkSpec.build, tmp_path / "results", ()
+    built, checked, result_dir, parent = NetworkSpec.build, RunFolder.check_weights, tmp_path / "results", ()
 
     def another(spec: NetworkSpec) -> GatedNetwork:
         net = built(spec)
-        if next(net.parameters()).is_meta:  # what the check builds, and not what is trained
-            net.backbone.register_buffer("more", torch.zeros(1))
+        net.backbone.register_buffer("more", torch.zeros(1))
         return net
+
+    def check(run: RunFolder, spec: RunSpec, net: GatedNetwork) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(NetworkSpec, "build", another)
+            checked(run, spec, net)
 
     def trains(*_: Any) -> None:
         raise AssertionError("trained first")
@@ -30,7 +35,7 @@ def test_a_network_that_cannot_be_loaded_again(tmp_path: Path, monkeypatch: pyte
     for name in STAGES:
         here = ("--result_dir", result_dir, *parent)
         with monkeypatch.context() as patched:
-            patched.setattr(NetworkSpec, "build", another)
+            patched.setattr(RunFolder, "check_weights", check)
             patched.setattr(Fit, "__call__", trains)
             failed = stage(name, *here, "--exp_name", "broken")
         assert failed.returncode == 1 and "the network cannot be saved and loaded again" in failed.stderr, failed.stderr

@@ -59,7 +59,7 @@ def gallery(
     Raises UserError if the network or its images cannot be read.
     """
     net, spec = run.load_network()
-    test = load_dataset_of(run, spec, data_dir, download=False).test
+    test = load_dataset_of(run, spec, data_dir).test
     ids = torch.arange(len(test))
     if len(ids) > limit:
         ids = torch.linspace(0, len(test) - 1, limit).round().long()
