@@ -65,6 +65,7 @@ class Loops:
     precision: str
     compile: bool
     device: torch.device
+    tf32: bool = False
 
     def batches(self) -> TrainBatches:
         """As many images as the steps need."""
@@ -101,7 +102,7 @@ class Loops:
                     objective=objective,
                     batches=batches,
                     validate=lambda _: Validation(0.0, {}),
-                    optim=OptimOptions(lr=1e-3, precision=self.precision),
+                    optim=OptimOptions(lr=1e-3, precision=self.precision, tf32=self.tf32),
                     epochs=1,
                     device=self.device,
                     log_interval=50,
