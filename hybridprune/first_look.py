@@ -18,7 +18,7 @@ from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.sampling import sampled
 from hybridprune.errors import UserError
-from hybridprune.nested import images_in, on_device, some_images
+from hybridprune.nested import images_in, on_device, some_images, with_tensors
 
 Loader = Iterable[Any]
 """Batches, gone through several times."""
@@ -33,7 +33,8 @@ class Task:
     """``forward(model, batch)`` of the whole batch; None: ``model(inputs)`` of a batch of inputs and targets."""
 
     def run(self, model: nn.Module, inputs: Any) -> Any:
-        """The network's output on what `split` gives."""
+        """The network's output on what `split` gives, of which it gets a copy: some networks change their input."""
+        inputs = with_tensors(inputs, Tensor.clone)
         return model(inputs) if self.forward is None else self.forward(model, inputs)
 
     def split(self, batch: Any) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ def some_images(batch: Any, places: Sequence[int]) -> Any:
         if isinstance(column, Tensor | np.ndarray):
             return column[list(places)] if column.ndim and len(column) == whole else column
         if isinstance(column, Mapping):
-            return {key: chosen(value, False) for key, value in column.items()}
+            return _like(column, {key: chosen(value, False) for key, value in column.items()})
         if not _is_sequence(column):
             return column
         if not top and len(column) == whole:
@@ -61,7 +61,7 @@ def joined(batches: Sequence[Any]) -> list[Any]:
             join = torch.cat if isinstance(first, Tensor) else np.concatenate
             return join(list(columns)) if of_images else first
         if isinstance(first, Mapping):
-            return {key: together([column[key] for column in columns], False) for key in first}
+            return _like(first, {key: together([column[key] for column in columns], False) for key in first})
         if not _is_sequence(first):
             return first
         if not top and all(len(c) == n for c, n in zip(columns, counts, strict=True)):
@@ -82,7 +82,9 @@ def on_device(batch: Any, device: torch.device | str) -> Any:
         return _like(batch, [on_device(value, device) for value in batch])
     if callable(move := getattr(batch, "to", None)):
         return move(device)
-    return {key: on_device(value, device) for key, value in batch.items()} if isinstance(batch, Mapping) else batch
+    if isinstance(batch, Mapping):
+        return _like(batch, {key: on_device(value, device) for key, value in batch.items()})
+    return batch
 
 
 def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -90,7 +92,7 @@ def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
-        return {key: with_tensors(value, change) for key, value in batch.items()}
+        return _like(batch, {key: with_tensors(value, change) for key, value in batch.items()})
     return _like(batch, [with_tensors(value, change) for value in batch]) if _is_sequence(batch) else batch
 
 
@@ -110,8 +112,13 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _like(sequence: Any, values: list[Any]) -> Any:
-    """A sequence of the same kind; of a named tuple, too."""
-    if hasattr(sequence, "_fields"):
-        return type(sequence)(*values)
-    return type(sequence)(values)
+def _like(container: Any, values: Any) -> Any:
+    """A sequence or mapping of the same kind: a named tuple, a dictionary with attributes; else a plain dictionary."""
+    if hasattr(container, "_fields"):
+        return type(container)(*values)
+    try:
+        return type(container)(values)
+    except TypeError:  # a mapping that is made of something else
+        if isinstance(container, Mapping):
+            return values
+        raise

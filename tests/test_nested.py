@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, defaultdict, namedtuple
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hybridprune.nested import images_in, joined, on_device, some_images, tensors_in
+from hybridprune.nested import images_in, joined, on_device, some_images, tensors_in, with_tensors
 
 X, Y, Z = torch.arange(8.0).view(4, 2), torch.arange(4), torch.ones(4, 3)
 IMAGES = [torch.ones(3, size, size) * size for size in (5, 6, 7, 8)]
@@ -52,6 +52,24 @@ def test_images_are_taken_in_the_batchs_own_structure() -> None:
     assert (some_images((X.numpy(), Y), [2])[0] == X[2:3].numpy()).all()
     pair = some_images(Pair(X, Y), [0])
     assert isinstance(pair, Pair) and pair.label.equal(Y[:1])
+
+
+class Attributes(UserDict[str, Any]):
+    """A dictionary with attributes, as tokenizers and image processors give."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data" or name not in self.data:
+            raise AttributeError(name)
+        return self.data[name]
+
+
+def test_mappings_stay_of_their_kind() -> None:
+    batch = Attributes(image=X, label=Y)
+    assert some_images(batch, [1]).image.equal(X[1:2])
+    assert with_tensors(batch, torch.neg).image.equal(-X)
+    assert joined([batch, batch])[0].label.equal(torch.cat([Y, Y]))
+    assert on_device(batch, "cpu")["image"] is X
+    assert some_images(defaultdict(list, image=X), [1])["image"].equal(X[1:2])
 
 
 def test_tensors_are_moved_and_found_wherever_they_are() -> None:
