@@ -30,6 +30,7 @@ from hybridprune.engine.finetune import finetune, length
 from hybridprune.engine.initialise import initialise
 from hybridprune.engine.modes import take_modes
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwrapped
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.measure.cost import count_module
@@ -73,7 +74,8 @@ def prune(
     left alone. The rest of the options are those of stage 2.
 
     Args:
-        model: the network, on the device where all is to happen.
+        model: the network, on the device where all is to happen. A compiled or ``DataParallel`` (or distributed) one is
+            unwrapped, and comes back so; half precision is measured in float32 and comes back as it was.
         train_loader: batches, on any device; it is gone through several times.
         target_flops: share of the FLOPs to keep if <= 1, else FLOPs (2 x MACs) of one image.
         target_params: the same of the parameters.
@@ -112,8 +114,9 @@ def prune(
     kd_weight = checked_value(PruneOptions, "kd_weight", kd_weight, "kd_weight")
     task = Task(likelihood_of(loss), forward)
     _check_training(task, fine_tune, kd_weight)
-    with isolated(stream_seed(seed, "prune"), device_of(model)):
-        module = _copied(model)
+    original = unwrapped(model)
+    with isolated(stream_seed(seed, "prune"), device_of(original)), checkpointing(False):
+        module = plain_copy(original)
         share_weights(module)
         batches, example = look(module, train_loader, task)
         if sparsity_of(cut.method).trainings or (not callable(fine_tune) and fine_tune > 0):
@@ -141,19 +144,20 @@ def prune(
         proposal.apply(work.allocate(proposal))
         if cut.cut_weights == "scratch":
             initialise(module, seed, "cut")
-        module, edits = _as_the_first(model, module)
+        module, edits = _as_the_first(original, module)
         sample = subject.sample(RECALIBRATION_IMAGES, "recalibration")
         recalibrate_by(module, sample, lambda pair: task.run(module, pair[0]), shared=True)
-        if callable(fine_tune):
-            fine_tune(module)
-        elif fine_tune > 0:
-            teacher = model if kd_weight > 0 else None
-            work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
-        share_weights(module)
-        _check_finite(module, model)
         cost = Cost(*count_module(module, example, task.run))
+        with checkpointing(True):
+            if callable(fine_tune):
+                fine_tune(take_types(module, original))
+            elif fine_tune > 0:
+                teacher = plain_copy(original) if kd_weight > 0 else None
+                work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
+        share_weights(take_types(module, original))
+        _check_finite(module, original)
     spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
-    return Pruned(take_modes(module, model), spec)
+    return Pruned(take_modes(module, original), spec)
 
 
 @dataclass(frozen=True)
@@ -235,21 +239,13 @@ def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """What is measured and cut; UserError if the model cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # of foreign code, or of tensors that hang on a graph
-        raise UserError(f"{type(model).__name__}: cannot be copied ({error}); mend that first") from error
-
-
 def _as_the_first(model: nn.Module, module: nn.Module) -> tuple[nn.Module, tuple[Edit, ...]]:
     """The first process's cut of ``model``, in all processes, and the edits that it consists of."""
     own = edits_between(model, module)
     first = json_from_first(lambda: [edit.to_json() for edit in own])
     edits = tuple(map(edit_from_json, first))
     if edits != own:
-        module = _copied(model)
+        module = plain_copy(model)
         apply_edits(module, edits)
     share_weights(module)
     return module, edits

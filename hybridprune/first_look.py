@@ -16,6 +16,7 @@ from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
+from hybridprune.engine.plain import in_single
 from hybridprune.engine.sampling import sampled
 from hybridprune.errors import UserError
 from hybridprune.nested import images_in, on_device, some_images, with_tensors
@@ -159,7 +160,7 @@ def _pair(task: Task, batch: Any, device: torch.device, name: str, classes: int 
             task.likelihood.check_values(targets, classes)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-    return on_device(inputs, device), on_device(targets, device)
+    return in_single(on_device(inputs, device)), in_single(on_device(targets, device))
 
 
 def _tried(work: Callable[[], Any], failure: str, remedy: str) -> Any:

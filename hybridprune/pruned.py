@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, texts_at, value_at
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
@@ -73,8 +74,10 @@ def save(pruned: Pruned, folder: str | Path) -> None:
 def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
     """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
 
-    From a folder of ``save`` it also gets the weights, loaded strictly. Raises UserError if they do not fit.
+    From a folder of ``save`` it also gets the weights, loaded strictly. A compiled or ``DataParallel`` module comes
+    back unwrapped. Raises UserError if they do not fit.
     """
+    into = unwrapped(into)
     spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
     try:
         apply_edits(into, spec.edits)

@@ -99,7 +99,8 @@ def passes(
 
 
 def _seen(layer: nn.Module, x: Tensor, g: Tensor, geometry: Geometry, rows: Rows, batch_size: int) -> Seen | None:
-    inputs, gradients = rows.images_first(x), rows.images_first(g)
+    weight = layer.get_parameter("weight")  # a network may compute in half precision
+    inputs, gradients = rows.images_first(x.to(weight.dtype)), rows.images_first(g.to(weight.dtype))
     if inputs is None or gradients is None or len(inputs) > batch_size:
         return None
     if isinstance(layer, nn.Linear):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.engine.modes import always_on
+from hybridprune.models.copies import copied
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(network, inputs)``: how a network is run."""
@@ -50,7 +50,7 @@ class Distillation:
         """Distillation from ``net`` as it is now (a copy, all of its blocks executed); None for weight 0."""
         if weight == 0:
             return None
-        teacher = copy.deepcopy(always_on(net)).eval().requires_grad_(False)
+        teacher = copied(always_on(net)).eval().requires_grad_(False)
         return Distillation(teacher, weight, temperature, likelihood, forward)
 
     def __call__(self, images: Any, output: Any, loss: Tensor) -> tuple[Tensor, Tensor]:

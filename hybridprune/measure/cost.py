@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridprune.errors import UserError
+from hybridprune.models.copies import copied
 from hybridprune.models.skipnet import GatedNetwork, RoutingState
 from hybridprune.nested import images_in, on_device
 
@@ -66,7 +66,7 @@ def module_macs(net: nn.Module, input_size: int) -> dict[str, int]:
     Matrix products elsewhere (attention, say) are together under ``"other"``, where there are any. Works on any
     module: see `count_module`.
     """
-    return somewhere(net, lambda copied: _macs_by_layer(copied, _image(copied, input_size)))
+    return somewhere(net, lambda found: _macs_by_layer(found, _image(found, input_size)))
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
@@ -81,7 +81,7 @@ def count_module(model: nn.Module, example: Any, run: Callable[[nn.Module, Any],
     eval mode, on its own device. (There, torch counts no recurrent layer.)
     """
     assert images_in(example) == 1, f"the example is a batch of {images_in(example)}, the MACs are those of one input"
-    macs = somewhere(model, lambda copied: _macs(lambda: run(copied, on_device(example, _device(copied)))))
+    macs = somewhere(model, lambda found: _macs(lambda: run(found, on_device(example, _device(found)))))
     return macs, sum(p.numel() for p in model.parameters())
 
 
@@ -91,7 +91,7 @@ def count(net: GatedNetwork, input_size: int) -> NetworkCost:
     Raises UserError if the network cannot take images of this size.
     """
     try:
-        return somewhere(net, lambda copied: _cost(copied, input_size))
+        return somewhere(net, lambda found: _cost(found, input_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--resize {input_size}: the network cannot take images of this size ({reason})") from error
@@ -128,9 +128,9 @@ def somewhere(net: M, measure: Callable[[M], T]) -> T:
     """Measure an eval-mode copy of ``net`` on the meta device or, if it does not run there, on its own."""
     with torch.no_grad():
         try:
-            return measure(copy.deepcopy(net).to("meta").eval())
+            return measure(copied(net).to("meta").eval())
         except Exception:  # whatever foreign code raises when its tensors hold no values
-            return measure(copy.deepcopy(net).eval())
+            return measure(copied(net).eval())
 
 
 def counted(run: Callable[[], T]) -> tuple[T, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
+from hybridprune.models.copies import copied
 from hybridprune.pruning.apply import apply_ranks
 from hybridprune.pruning.direction_space import DirectionCell, direction_space
 from hybridprune.pruning.forms import DENSE, Ranks
@@ -69,7 +69,7 @@ def propose_directions(
 
     def apply(kept: Sequence[int]) -> None:
         planned = ranks(kept)
-        reference = copy.deepcopy(subject.model) if options.refit_images else subject.model
+        reference = copied(subject.model) if options.refit_images else subject.model
         sweeps = options.hooi_sweeps if options.decomp_method == "tucker" else 0
         apply_ranks(subject.model, layers, decompositions, planned, sweeps)
         if options.refit_images:

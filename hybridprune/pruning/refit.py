@@ -64,6 +64,7 @@ def refit(
             with batch_statistics(model):
                 for images in batches:
                     x, y = _tap(model, name, images, run)[0], _tap(reference, name, images, run)[1]
+                    x, y = (each.to(layer.core.weight.dtype) for each in (x, y))
                     chunk = max(1, COLUMN_BYTES // _column_bytes(layer, x, y))
                     for some_x, some_y in zip(x.split(chunk), y.split(chunk), strict=True):
                         regression.add(_inputs(layer, some_x), _outputs(layer, some_y))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hybridprune.ambient import seeded
 from hybridprune.measure.cost import plain_attention
+from hybridprune.models.copies import copied
 from hybridprune.models.factored import FactoredLayer, blank, factored, fill
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.nested import some_images
@@ -52,7 +52,7 @@ def replaceable(subject: Subject, layers: Sequence[PrunableLayer]) -> tuple[list
     """
     names = [layer.name for layer in layers]
     images = _two_images(subject.example)
-    model = copy.deepcopy(subject.model)
+    model = copied(subject.model)
     expected: list[_Pass | None] = []
     for training, gradients in SITUATIONS:
         try:
@@ -60,10 +60,11 @@ def replaceable(subject: Subject, layers: Sequence[PrunableLayer]) -> tuple[list
         except Exception:  # of any kind: where the network itself does not run, nothing is asked of its copies
             expected.append(None)
     weight = next(subject.model.parameters())
-    exact = weight.dtype in (torch.float32, torch.float64) and weight.device.type == "cpu"
+    numbers = [weight, *(output for each in expected if each is not None for output in each.outputs)]
+    exact = all(x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" for x in numbers)
 
     def check(tried: Sequence[PrunableLayer]) -> str | None:
-        trial = copy.deepcopy(subject.model)
+        trial = copied(subject.model)
         promised = subject.cost
         for layer in tried:
             promised = promised.plus(_stand_in(trial, layer))
@@ -88,7 +89,7 @@ def read_without_call(model: nn.Module, run: Run, example: Any, names: Sequence[
     """Those of the layers ``names``, which no pass calls, whose weights take part in the outputs nevertheless."""
     if not names:
         return []
-    net = copy.deepcopy(model).eval().requires_grad_(False)
+    net = copied(model).eval().requires_grad_(False)
     modules = [net.get_submodule(name) for name in names]
     weights = [m.core.weight if isinstance(m, FactoredLayer) else m.get_parameter("weight") for m in modules]
     for weight in weights:

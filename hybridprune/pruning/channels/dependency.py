@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import torch_pruning as tp
 from torch import nn
 from torch_pruning.ops import OPTYPE
 
+from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.group import ChannelGroup, Member, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.wiring import mapped, opaque_layers, put_into, tensors_of
 from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED
@@ -26,7 +26,7 @@ WORK = 20_000_000
 def described(model: nn.Module, run: Run, example: Any, training: bool) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups of the dependency graph of a pass in one mode, and the reasons for producers that are in none."""
     # A copy: tracing needs gradients of all parameters.
-    model = copy.deepcopy(model).requires_grad_(True)
+    model = copied(model).requires_grad_(True)
 
     outputs: list[object] = []
     for module in opaque_layers(model):

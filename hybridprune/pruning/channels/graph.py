@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.dependency import described
 from hybridprune.pruning.channels.group import ChannelGroup, Places, role_of
 from hybridprune.pruning.channels.surgery import cut, intact
@@ -105,7 +105,7 @@ def _removable(model: nn.Module, groups: Sequence[ChannelGroup], run: Run, examp
     places = Places(model, groups)
     for trial in ([], [0], [-1]):
         removed = [torch.arange(g.channels)[trial if g.channels > 1 else []] for g in groups]
-        trimmed = copy.deepcopy(model)
+        trimmed = copied(model)
         cut(trimmed, groups, removed)
         if not intact(trimmed, places, removed, run, example, modes):
             return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch_pruning.ops import module2type
 from torch_pruning.pruner.function import PrunerBox
 
+from hybridprune.models.copies import copied
 from hybridprune.models.replace import memory_format
 from hybridprune.pruning.channels.group import ChannelGroup, Places
 from hybridprune.pruning.channels.wiring import running_modes, trace_wiring
@@ -40,7 +40,7 @@ def remove_channels(
     """
     places, nothing = Places(model, groups), [index[:0] for index in removed]
     modes = tuple(running_modes(model, run, example))
-    trial = copy.deepcopy(model)
+    trial = copied(model)
     cut(trial, groups, removed)
     if not (
         intact(model, places, nothing, run, example, modes) and intact(trial, places, removed, run, example, modes)

@@ -8,7 +8,6 @@ layer that mixes channels is made to swallow it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from hybridprune.models.copies import copied
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
 from hybridprune.pruning.subject import Run
@@ -57,12 +57,12 @@ def running_modes(model: nn.Module, run: Run, example: Any) -> dict[bool, set[st
     """
     found: dict[bool, set[str]] = {}
     for training in (False, True):
-        copied, ran = put_into(copy.deepcopy(model), training), set()
-        for name, module in copied.named_modules():
+        net, ran = put_into(copied(model), training), set()
+        for name, module in net.named_modules():
             if role_of(module, output=True) is not None:
                 module.register_forward_pre_hook(lambda *_, name=name, ran=ran: ran.add(name))
         try:
-            run(copied, example)
+            run(net, example)
         except Exception:  # of any kind, for example for want of targets
             if not training:
                 raise
@@ -90,7 +90,7 @@ def trace_wiring(
         ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT`` those
         numbers that are anywhere in what leaves. A layer that does not run has no entry.
     """
-    model = put_into(copy.deepcopy(model), training)
+    model = put_into(copied(model), training)
     bits = max((int(numbers.max()) for numbers in marked.values()), default=1).bit_length()
     found: dict[str, Tensor] = {}
 
