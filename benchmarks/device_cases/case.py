@@ -6,8 +6,10 @@ import atexit
 import contextlib
 import functools
 import io
+import itertools
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hybridprune.errors import Interrupted
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.stages import prune, rl_prune, sp
@@ -149,6 +154,46 @@ def stage(name: str, *flags: str, net: tuple[str, ...] = NETWORK) -> Case:
             return results(run_stage(root, name, device, (*net, *flags)))
 
     return case
+
+
+def resumed(name: str, *flags: str, after: int) -> Case:
+    """A stage that is interrupted after so many steps of an optimiser, and resumed."""
+
+    def case(device: torch.device) -> Values:
+        with finished(*PARENTS.get(name, ()), flags=NETWORK) as root:
+            with _interrupt(after), contextlib.suppress(Interrupted):
+                run_stage(root, name, device, (*NETWORK, *flags))
+            return results(run_stage(root, name, device, (*NETWORK, *flags, "--resume")))
+
+    return case
+
+
+@contextmanager
+def _interrupt(after: int) -> Iterator[None]:
+    """Inside, Ctrl-C comes after so many steps of an optimiser."""
+    steps = itertools.count(1)
+
+    def count(*_: object) -> None:
+        if next(steps) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    hook = register_optimizer_step_post_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def image_tree(root: Path) -> tuple[str, ...]:
+    """Write a small tree of PNG files below ``root``; the flags that name it."""
+    draw = torch.Generator().manual_seed(0)
+    for folder, count in (("train", 12), ("test", 4)):
+        for label in ("ant", "bee"):
+            (root / folder / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(256, (12, 10, 3), generator=draw, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(root / folder / label / f"{number}.png")
+    return ("--data_dir", str(root), "--resize", "8", "--bs", "8", "--num_workers", "0", "--max_train_samples", "16")
 
 
 def results(run: Path) -> Values:

@@ -11,6 +11,7 @@ import hybridprune
 from benchmarks.device_cases.case import NETWORK, Case, Values, finished, numbers, quiet, run_of, run_stage
 from hybridprune import bench, evaluate, export, reconfigure, sweep
 from hybridprune.deploy import load_deployed
+from hybridprune.report import __main__ as report
 
 _STAGES = ("sp", "prune", "rl")
 
@@ -36,7 +37,7 @@ def exporting(device: torch.device) -> Values:
     """A run as it is shipped, hardened and as a program, and read again on the device."""
     with finished(*_STAGES) as root, quiet():
         run = run_of(root, "rl")
-        flags = ("--batch", "4", "--program", str(root / "net.pt2"), "--harden")
+        flags = ("--batch", "4", "--program", str(root / "net.pt2"), "--onnx", str(root / "net.onnx"), "--harden")
         export.main([str(run), "--device", str(device), *flags])
         net, spec = load_deployed(run / "deployed", device)
         images = torch.zeros(2, 3, spec.input_size, spec.input_size, device=device)
@@ -72,11 +73,19 @@ def predicting(device: torch.device) -> Values:
     return numbers(probability=[each.probability for each in found], blocks=[each.blocks_executed for each in found])
 
 
+def page(device: torch.device) -> Values:
+    """The report's page, whose images are routed on the device."""
+    with finished(*_STAGES) as root, quiet():
+        report.main([str(root), "--html", str(root / "page.html"), "--device", str(device)])
+        return numbers(page=(root / "page.html").stat().st_size > 10_000)
+
+
 CASES: Mapping[str, Case] = {
     "evaluate": evaluation,
     "sweep": sweeping,
     "export": exporting,
     "bench": timing,
     "reconfigure": reconfiguring,
+    "page": page,
     "predict": predicting,
 }

@@ -52,7 +52,6 @@ def moments(device: torch.device, bases: bool = False, centred: bool = False, su
         fisher_type="true",
         seed=1,
         means={name: f.input_mean for name, f in measured.items()} if centred else None,
-        chunk=8,
     )
     # Eigenvectors have no sign, and equal eigenvalues none of their own: sums over entries do not depend on them.
     return numbers(**{name: {"trace": each.trace} for name, each in moments.items()})

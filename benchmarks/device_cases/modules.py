@@ -8,9 +8,21 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import hybridprune
-from benchmarks.device_cases.case import Case, Values, batches, numbers, plain, random_images
+from benchmarks.device_cases.case import (
+    CLASSES,
+    Case,
+    Values,
+    batches,
+    numbers,
+    plain,
+    random_images,
+    random_labels,
+    weights,
+)
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.config.options import METHOD_NAMES
 
@@ -36,6 +48,81 @@ def pruned(device: torch.device, cut: CutOptions | None = None, **options: Any) 
     with torch.no_grad():
         logits, again = found.module.eval()(images), loaded.eval()(images)
     return numbers(macs=found.spec.macs, params=found.spec.params, logits=logits, loaded=logits - again)
+
+
+class _Twice(nn.Module):
+    """A network of dictionaries: images and a second view of them, as one batch, to class ids and yes or no."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.net = plain(device)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.net(batch["first"]) + self.net(batch["second"])
+        return {"class": logits, "any": logits.sum(1)}
+
+
+class _Dense(nn.Module):
+    """Logits of every pixel, ``[B, 5, 8, 8]``."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+            self.head = nn.Conv2d(8, CLASSES, 1)
+        self.to(device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.net(images))
+
+
+def with_loss(device: torch.device, loss: str) -> Values:
+    """Prune and fine-tune for yes or no, for numbers, and for every pixel; targets lie on the CPU."""
+    images = random_images(24).split(10)
+    targets = {
+        "bce": [(each[:, 0, 0, :CLASSES] > 0).float() for each in images],
+        "mse": [each[:, 0, 0, :CLASSES] for each in images],
+        "cross_entropy": [each.argmax(1) for each in images],
+    }[loss]
+    net = _Dense(device) if loss == "cross_entropy" else plain(device)
+    found = hybridprune.prune(
+        net,
+        list(zip(images, targets, strict=True)),
+        target_flops=0.6,
+        loss=loss,
+        fine_tune=1.0,
+        lr=0.01,
+        curvature=_curvature(),
+        cut=_cut(),
+    )
+    with torch.no_grad():
+        return numbers(macs=found.spec.macs, outputs=found.module.eval()(images[0].to(device)))
+
+
+def with_own_loss(device: torch.device) -> Values:
+    """Prune what takes and gives dictionaries, by a loss and a pass of the user's own."""
+    batches = [
+        {"first": images, "second": -images, "labels": labels}
+        for images, labels in zip(random_images(24).split(10), random_labels(24).split(10), strict=True)
+    ]
+
+    def loss(output: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(output["class"], batch["labels"]) + output["any"].square().mean()
+
+    found = hybridprune.prune(
+        _Twice(device),
+        batches,
+        target_flops=0.6,
+        method="taylor",
+        loss=loss,
+        forward=lambda model, batch: model(batch),
+        fine_tune=1.0,
+        lr=0.01,
+        curvature=_curvature(),
+        cut=_cut(),
+    )
+    return numbers(macs=found.spec.macs, weights=weights(found.module))
 
 
 def _curvature(**options: Any) -> CurvatureOptions:
@@ -81,6 +168,8 @@ CASES: Mapping[str, Case] = {
     "greg-2 from new weights": partial(
         pruned, method="greg-2", sparsity=SparsityOptions(sparse_epochs=1, sparse_start="scratch", greg_interval=1)
     ),
+    **{f"loss {name}": partial(with_loss, loss=name) for name in ("bce", "mse", "cross_entropy")},
+    "loss of one's own": with_own_loss,
     "scratch": partial(pruned, cut=_cut(cut_weights="scratch"), method="l1"),
     "fine-tuned": partial(pruned, fine_tune=1.0, lr=0.01),
     "distilled": partial(pruned, fine_tune=1.0, lr=0.01, kd_weight=0.5),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from benchmarks.device_cases.case import Case, Values, numbers, random_images, random_labels, resnet, stage
+from benchmarks.device_cases.case import Case, Values, numbers, random_images, random_labels, resnet, resumed, stage
 from hybridprune.measure.cost import count
 from hybridprune.routing.env import GateRoutingEnv, GateRoutingVectorEnv
 
@@ -45,8 +45,10 @@ _FLAGS: Mapping[str, tuple[str, ...]] = {
     "warm-up": ("--rl_warmup", "1"),
     "fp16": ("--precision", "fp16"),
 }
+_RESUMED = ("counterfactual to a budget", "moving average", "gumbel to a budget")
 
 CASES: Mapping[str, Case] = {
     "environment": environment,
+    **{f"rl, {name}, resumed": resumed("rl", *_FLAGS[name], after=2) for name in _RESUMED},
     **{f"rl, {name}": stage("rl", *flags) for name, flags in _FLAGS.items()},
 }

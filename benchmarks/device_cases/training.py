@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 
-from benchmarks.device_cases.case import Case, stage
+import torch
+
+from benchmarks.device_cases.case import NETWORK, Case, Values, image_tree, results, resumed, run_stage, stage
 from hybridprune.config.options import METHOD_NAMES
 
 _RESNET = ("--depth", "8", "--width", "4")
@@ -32,8 +37,24 @@ _CUTS: Mapping[str, tuple[str, ...]] = {
     "scratch": ("--method", "l1", "--cut_weights", "scratch"),
 }
 
+_TRAINED = ("greg-2", "masksparsity", "nuspm", "rni")
+"""Each trains towards its cut in a way of its own."""
+
+
+def from_files(device: torch.device, dataset: str) -> Values:
+    """Stage 1 on a tree of images, in memory or streamed."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        flags = (*NETWORK, "--dataset", dataset, *image_tree(root / "images"))
+        return results(run_stage(root / "results", "sp", device, flags))
+
+
 CASES: Mapping[str, Case] = {
     **{f"sp, {name}": stage("sp", *flags) for name, flags in _SP.items()},
+    **{f"sp, {dataset}": partial(from_files, dataset=dataset) for dataset in ("tree", "imagefolder")},
+    "sp, resumed": resumed("sp", "--gate_noise", "1", "--precision", "fp16", after=2),
+    **{f"prune, {method}, resumed": resumed("prune", "--method", method, after=3) for method in _TRAINED},
+    "prune, brought back, resumed": resumed("prune", "--back_ratio", "0.2", after=5),
     **{f"sp, {name}": stage("sp", net=network) for name, network in _NETWORKS.items()},
     **{f"prune, {method}": stage("prune", "--method", method) for method in METHOD_NAMES},
     **{f"prune, {name}": stage("prune", *flags) for name, flags in _CUTS.items()},

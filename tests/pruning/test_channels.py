@@ -462,3 +462,20 @@ def test_wiring_tells_channels_apart() -> None:
         Net(), run, torch.randn(1, 3, 4, 4), {"a": torch.tensor([1, 2, 3]), "b": torch.tensor([4, 5, 6])}
     )
     assert mixed["c"].tolist() == [SEVERAL, SEVERAL, SEVERAL, 5, 6]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_wiring_of_outputs_that_are_numbers(named: bool) -> None:
+    """A number for each image carries its marks; one of the whole batch mixes those of all channels that it reads."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            a = self.a(x)
+            return {"each": a[:, 0].mean((1, 2))} if named else {"each": a[:, 0].mean((1, 2)), "all": a[:, 1].mean()}
+
+    found = trace_wiring(Net(), run, torch.randn(1, 3, 4, 4), {"a": torch.tensor([5, 6])})
+    assert found[OUTPUT].tolist() == ([5] if named else sorted([SEVERAL, 5]))

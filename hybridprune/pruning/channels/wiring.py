@@ -101,7 +101,7 @@ def trace_wiring(
         found[name] = numbers
 
     def leave(module: nn.Module | None, tensors: object) -> Any:
-        numbers = [_decode(tensor.isnan().flatten(1).cpu(), bits) for tensor in tensors_of(tensors)]
+        numbers = [_decode(_marks(tensor, 2 * bits).cpu(), bits) for tensor in tensors_of(tensors)]
         unique = torch.cat([found.get(OUTPUT, torch.empty(0, dtype=torch.int64)), *numbers]).unique()
         found[OUTPUT] = unique[unique != 0]
         return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0))
@@ -149,6 +149,12 @@ def _reader(
         return (x.nan_to_num(0.0), *args[1:]) if mixes else None
 
     return read
+
+
+def _marks(values: Tensor, images: int) -> Tensor:
+    """Where ``values`` are NaN, ``[images, n]``; what is not one entry an image (a loss, say) mixes all of them."""
+    marks = values.isnan()
+    return marks.reshape(images, -1) if values.ndim and len(values) == images else marks.any().expand(images, 1)
 
 
 def _decode(carried: Tensor, bits: int) -> Tensor:
