@@ -26,7 +26,7 @@ from hybridprune.config import (
 from hybridprune.curvature import Shard, likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.batchnorm import recalibrate_by
-from hybridprune.engine.finetune import finetune, length
+from hybridprune.engine.finetune import finetune, length, trainable
 from hybridprune.engine.initialise import initialise
 from hybridprune.engine.modes import take_modes
 from hybridprune.engine.parallel import share_weights
@@ -121,6 +121,7 @@ def prune(
         batches, example = look(module, train_loader, task)
         if sparsity_of(cut.method).trainings or (not callable(fine_tune) and fine_tune > 0):
             length(batches)  # refused now, not after the cut
+            trainable(module)
         dense = Cost(*count_module(module, example, task.run))
         subject = Subject(
             model=module,

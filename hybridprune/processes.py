@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from hybridprune.errors import UserError, ending, run_command
+from hybridprune.errors import UserError, ending, run_command, stopped_by_sigterm
 
 PATIENCE = timedelta(days=1)
 """How long the others wait while one reads a large folder of images for the first time."""
@@ -57,8 +57,9 @@ def run_together(command: Callable[[], None]) -> int:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=PrefixStore("run", store), rank=own, world_size=world, timeout=PATIENCE)
     try:
-        command()
-        any_process(False)  # nobody leaves before all have done their work
+        with stopped_by_sigterm():
+            command()
+            any_process(False)  # nobody leaves before all have done their work
         dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
         code, message = ending(error) or (1, "".join(traceback.format_exception(error)).rstrip())
@@ -70,7 +71,8 @@ def _end(store: Store, own: int, world: int, code: int, message: str) -> int:
     """Tell the user what went wrong unless another process has; the exit code of the one that has."""
     speaks = store.add("failed", 1) == 1
     if speaks:
-        print(message, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
         store.set("code", str(code))
     if dist.is_initialized():
         dist.destroy_process_group()  # ends the others' waiting for this one
@@ -120,11 +122,16 @@ def local_device(device: torch.device) -> torch.device:
 
 def any_process(wish: bool) -> bool:
     """Whether any process has this wish; all of them ask at the same place of the program."""
+    return bool(largest(int(wish)))
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers; all of them ask at the same place of the program."""
     if count() == 1:
-        return wish
-    wishes = torch.tensor([wish], dtype=torch.int32)
-    dist.all_reduce(wishes, dist.ReduceOp.MAX)
-    return bool(wishes)
+        return number
+    numbers = torch.tensor([number], dtype=torch.int32)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
 
 
 def bytes_from_first(produce: Callable[[], bytes]) -> bytes:

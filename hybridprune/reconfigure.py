@@ -10,9 +10,7 @@ import argparse
 import copy
 import dataclasses
 import hashlib
-import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,7 +34,7 @@ from hybridprune.pruning.space import Cost
 from hybridprune.stages.common import unpruned
 from hybridprune.stages.cutting import GATES, execute_all
 from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
-from hybridprune.store.files import sha256
+from hybridprune.store.files import sha256, write_folder
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from hybridprune.store.weights import load_weights
 
@@ -157,33 +155,31 @@ def _check(folder: RunFolder, output: Path) -> None:
 def _write(
     output: Path, folder: RunFolder, spec: RunSpec, net: nn.Module, cost: NetworkCost, measured: dict[str, Any]
 ) -> None:
-    """Write the run into a folder beside ``output`` and rename that: it is either whole or absent."""
+    """Write the run, whole or not at all."""
     before = folder.read_json("result.json")
+
+    def fill(temporary: Path) -> None:
+        run = RunFolder(temporary)
+        run.write_json("spec.json", spec.to_json())
+        run.save_weights("model.safetensors", net)
+        for name in ("config.json", "split.json"):
+            run.write_json(name, folder.read_json(name))
+        result = {
+            **before,
+            **measured,
+            "run_id": spec.run_id,
+            # Not a repetition of the run that it is made from.
+            "group": hashlib.sha256(f"reconfigured {before['group']}".encode()).hexdigest()[:16],
+            "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
+            "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
+            "stored_bytes": run.model_file.stat().st_size,
+            "model_sha256": sha256(run.model_file),
+            "reconfigured_from": {"path": str(folder.path), "run_id": before["run_id"]},
+        }
+        run.write_json("result.json", result)
+
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.absolute().parent))
-        try:
-            run = RunFolder(temporary)
-            run.write_json("spec.json", spec.to_json())
-            run.save_weights("model.safetensors", net)
-            for name in ("config.json", "split.json"):
-                run.write_json(name, folder.read_json(name))
-            result = {
-                **before,
-                **measured,
-                "run_id": spec.run_id,
-                # Not a repetition of the run that it is made from.
-                "group": hashlib.sha256(f"reconfigured {before['group']}".encode()).hexdigest()[:16],
-                "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
-                "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
-                "stored_bytes": run.model_file.stat().st_size,
-                "model_sha256": sha256(run.model_file),
-                "reconfigured_from": {"path": str(folder.path), "run_id": before["run_id"]},
-            }
-            run.write_json("result.json", result)
-            temporary.chmod(0o755)
-            temporary.rename(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_folder(output, fill)
     except OSError as error:
         raise UserError(f"--output {output}: can't be written ({error.strerror}); choose another folder") from error
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -82,3 +84,14 @@ def batches_of(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
 def all_pixels(data: ImageSet) -> Tensor:
     """The images of a set, uint8 ``[N, 3, H, W]``."""
     return data.pixels(torch.arange(len(data)))
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Inside, the system refuses to make files larger, in the way in which a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

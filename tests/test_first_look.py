@@ -62,6 +62,20 @@ class Dense(nn.Module):
         return self.second(F.relu(self.first(x)))
 
 
+class InPlace(nn.Module):
+    """Can be used, but not trained: what a layer has read is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).sigmoid()
+        z = self.second(y)
+        y.mul_(0.5)
+        return self.head(z.mean((2, 3)))
+
+
 def dictionaries() -> list[Any]:
     return [{"image": x, "label": y} for x, y in batches()]
 
@@ -137,6 +151,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "distilled": (net, batches, {"loss": lambda y, b: y.mean(), "kd_weight": 0.5, "fine_tune": 1.0}, "kd_weight"),
     "endless": (net, Endless, {"fine_tune": 0.5}, "the loader has no length"),
     "endless, sparse": (net, Endless, {"method": "slimming"}, "the loader has no length"),
+    "frozen": (lambda: net().requires_grad_(False), batches, {"fine_tune": 1.0}, "no parameter .* requires a gradient"),
+    "no gradient": (InPlace, batches, {}, r"gradient cannot be computed \(RuntimeError: .* modified by an inplace"),
+    "no gradient, taylor": (InPlace, batches, {"method": "taylor"}, "gradient cannot be computed"),
     "losses out": (
         net, batches, {"forward": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "loss": lambda y, b: y, "method": "l1"},
         r"--method l1: the channels' ways .* cannot be followed",

@@ -95,6 +95,12 @@ class RunOptions:
     seed: int = option(0, "seed of everything that is random", low=0)
     device: str = option("auto", "torch device, e.g. cpu or cuda:0; auto takes a GPU if there is one", identity=False)
     log_interval: int = option(50, "steps between two updates of the progress bar", low=1, identity=False)
+    save_every: float = option(
+        10.0,
+        "minutes after which a long epoch saves its state, for --resume (0: only between epochs)",
+        low=0,
+        identity=False,
+    )
 
 
 @dataclass(frozen=True)

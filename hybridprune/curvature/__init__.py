@@ -2,6 +2,7 @@
 
 from hybridprune.curvature.collect import SecondMoments, collect_factors, collect_second_moments
 from hybridprune.curvature.eigen import EigenBasis, eigenbasis, pi_damping, power
+from hybridprune.curvature.extension import Unobservable
 from hybridprune.curvature.layer import LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood, likelihood_of
 from hybridprune.curvature.rows import Rows, rows_of_images
@@ -15,6 +16,7 @@ __all__ = [
     "Rows",
     "SecondMoments",
     "Shard",
+    "Unobservable",
     "collect_factors",
     "collect_second_moments",
     "eigenbasis",

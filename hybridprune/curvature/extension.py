@@ -25,6 +25,14 @@ Statistic = Callable[[nn.Module, Tensor, Tensor], None]
 """Called as ``statistic(layer, layer input, gradient of the loss in the layer's output)``."""
 
 
+class Unobservable(ValueError):
+    """What a layer read is no longer there when the gradient in its output is known; carries the layer."""
+
+    def __init__(self, layer: nn.Module, message: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
 class LeafExtension(FirstOrderBackpropExtension):
     """Calls a statistic for every leaf that the backward pass reaches; stores nothing on the parameters."""
 
@@ -67,7 +75,7 @@ def observed(layers: Iterable[nn.Module], statistic: Statistic) -> Iterator[Call
     hooks and attributes are removed. The network may change a leaf's output in place.
 
     Raises:
-        ValueError: on ``backward``, if a leaf ran twice or its input was changed after it ran.
+        Unobservable: on ``backward``, if a leaf ran twice or its input was changed after it ran.
     """
     layers = list(layers)
     anchor = torch.zeros((), requires_grad=True)
@@ -124,9 +132,9 @@ def _watch_output(anchor: Tensor, layer: nn.Module, args: tuple[Tensor, ...], ou
     def run_extensions(g: Tensor) -> None:
         x = vars(layer).get("input0")
         if x is None or x is not seen():
-            raise ValueError(f"{layer} ran more than once in a forward pass: its input was overwritten")
+            raise Unobservable(layer, f"{layer} ran more than once in a forward pass: its input was overwritten")
         if x._version != version:
-            raise ValueError(f"the input of {layer} was changed in place after the layer had run")
+            raise Unobservable(layer, f"the input of {layer} was changed in place after the layer had run")
         hook_run_extensions(layer, (), (g,))  # pyright: ignore[reportArgumentType]
 
     # BackPACK keeps it for extensions of second order

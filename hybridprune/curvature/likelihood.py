@@ -100,7 +100,8 @@ class CrossEntropy:
         if targets.is_floating_point() or targets.is_complex() or (len(shape) == 2 and targets.shape == shape):
             raise UserError(
                 f"loss 'cross_entropy': takes class ids, and the targets are {_kind(targets)}; give loss='bce' for "
-                "several classes an image, loss='mse' for numbers, targets.long() for ids, or a function as loss"
+                "several labels an image, loss='mse' for numbers, targets.argmax(1) for one-hot ids, targets.long() "
+                "for other ids, or a function as loss"
             )
         wanted = (shape[0], *shape[2:])
         if (found := _aligned(targets, wanted)) is None:

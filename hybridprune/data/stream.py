@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -103,6 +104,7 @@ class _Pool:
             sampler=self._requests,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_obey_only_the_parent,
             generator=torch.Generator(),  # else each reading would advance the global one
         )
 
@@ -118,14 +120,30 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+BLOCKED = {signal.SIGINT, *([signal.SIGTERM] if hasattr(signal, "sigwaitinfo") else [])}
+"""What a terminal and a scheduler send to all processes: the main one wants its images until it has saved its state."""
+
+
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C goes to all processes of a terminal; the main one still wants its images until it has saved its state."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey_only_the_parent(worker: int) -> None:
+    """In a worker, let the SIGTERM end it by which the main process ends its workers, and no other one."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    if signal.SIGTERM in BLOCKED:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _sound(images: Tensor | UserError) -> Tensor:

@@ -78,9 +78,7 @@ def finetune(
         tqdm(total=steps, unit="step", leave=False, desc="fine-tuning", disable=None, file=sys.stderr) as bar,
     ):
         losses: list[Tensor] = []
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not trained:
-            raise UserError("fine-tuning: no parameter of the model requires a gradient; unfreeze some, or fine-tune 0")
+        trained = trainable(model)
         optimizer = torch.optim.SGD(
             parameter_groups(trained, drive),
             lr=lr,
@@ -137,6 +135,14 @@ def _distillation(
     if distillation is not None:
         distillation.teacher.to(device)
     return distillation
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a training changes, by name; UserError if there are none."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise UserError("fine-tuning: no parameter of the model requires a gradient; unfreeze some, or fine-tune 0")
+    return trained
 
 
 def length(loader: Loader) -> int:

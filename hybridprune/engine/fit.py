@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,21 +20,25 @@ from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
 from hybridprune.engine.batchnorm import average_statistics, synchronised
 from hybridprune.engine.compiler import compiled
+from hybridprune.engine.curves import Curves
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.objective import Objective
-from hybridprune.engine.parallel import average, average_gradients, share_weights
+from hybridprune.engine.parallel import average_gradients, share_weights
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
+from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import Precision, tf32
-from hybridprune.processes import any_process, count, is_first, rank
+from hybridprune.processes import count, is_first, largest, rank
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
 
 GO_ON = "the state is saved; give the same command with --resume to go on"
+SAVE = 1
+"""A wish to save within an epoch; signals, which are larger numbers, also end the training."""
 
 
 @dataclass
@@ -79,6 +82,8 @@ class Fit:
     epochs: int
     device: torch.device
     log_interval: int
+    save_every: float = 0.0
+    """Minutes after which the state is saved within an epoch; 0: only between epochs."""
     compile: bool = False
     lr_factor: float = 1.0
     """This training's learning rate over that of ``optim``; not part of the saved state."""
@@ -112,7 +117,8 @@ class Fit:
             nesterov=self.optim.momentum > 0,
         )
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
-        self._sums: dict[str, Tensor] = {}
+        self._means = StepMeans()
+        self._saved = time.monotonic()
 
     def _trained(self, part: str) -> list[tuple[str, nn.Parameter]]:
         named = self.net.get_submodule(part).named_parameters(prefix=part)
@@ -122,8 +128,8 @@ class Fit:
         """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
 
         Leaves the best weights on validation in selected.safetensors and the last ones in last.safetensors.
-        Raises RunFailed when the loss is not finite, UserError when an image cannot be read and Interrupted on Ctrl-C,
-        all with the state saved.
+        Raises RunFailed when the loss is not finite, UserError when an image cannot be read, and Interrupted on Ctrl-C
+        or SIGTERM, all with the state saved.
         """
         if state is not None:
             self._load(state)
@@ -133,31 +139,32 @@ class Fit:
             seeded(0, self.device),  # every step has its own
             frozen_parameters(self.net, self.frozen),
             deferred_interrupt() as wished,
-            SummaryWriter(str(self.run.path / "tb")) if is_first() else nullcontext() as writer,
+            Curves(self.run.path / "tb") if is_first() else nullcontext() as curves,
             synchronised(self.net) if self.sync_batchnorm else nullcontext(),
         ):
             passes = Precision.of(self.optim.precision, self.device)
             forward = passes(compiled(self.net, self.device) if self.compile else self.net)
 
-            def interrupted() -> bool:
-                return any_process(wished())
+            def wish() -> int:
+                due = 0 < 60 * self.save_every <= time.monotonic() - self._saved
+                return largest(wished() or SAVE * due)
 
             if progress.epoch == 0 and progress.step == 0:
-                self._finish_epoch(progress, writer, {})
-            while progress.epoch < self.epochs and not interrupted():
+                self._finish_epoch(progress, curves, {})
+            while progress.epoch < self.epochs and wish() <= SAVE:
                 with tf32(self.optim.tf32 and self.device.type == "cuda"):
-                    self._epoch(forward, progress, interrupted)
+                    self._epoch(forward, progress, wish)
                 progress.epoch, progress.step = progress.epoch + 1, 0
-                self._finish_epoch(progress, writer, self._means())
-            if interrupted():  # while validating
-                raise Interrupted(GO_ON)
+                self._finish_epoch(progress, curves, self._means.read())
+            if (signum := wish()) > SAVE:  # while validating
+                raise Interrupted(GO_ON, signum)
         self.run.save_weights("last.safetensors", self.net)
         return progress
 
-    def _epoch(self, forward: Any, progress: Progress, interrupted: Callable[[], bool]) -> None:
+    def _epoch(self, forward: Any, progress: Progress, wish: Callable[[], int]) -> None:
         self.train_mode(self.net)
         steps = len(self.batches)
-        started = time.monotonic()
+        started = time.monotonic() - progress.seconds
         with tqdm(
             self._batches(progress),
             initial=progress.step,
@@ -175,21 +182,22 @@ class Fit:
                 self._set_lr(done)
                 loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
                 self._step(loss, batch.weight, done)
-                self._add({"loss": loss.detach(), **metrics}, batch.weight)
+                self._means.add({"loss": loss.detach(), **metrics}, batch.weight)
                 progress.step += 1
                 if progress.step % self.log_interval == 0:
                     self._join()
                     self._check_finite(progress)
-                    bar.set_postfix({name: f"{value:.4f}" for name, value in self._means().items()})
-                if interrupted():
+                    bar.set_postfix({name: f"{value:.4f}" for name, value in self._means.read().items()})
+                if wished := wish():
                     self._join()
                     self._check_finite(progress)
-                    progress.seconds += time.monotonic() - started
+                    progress.seconds = time.monotonic() - started
                     self.save(progress)
-                    raise Interrupted(GO_ON)
+                    if wished > SAVE:
+                        raise Interrupted(GO_ON, wished)
         self._join()
         self._check_finite(progress)
-        progress.seconds += time.monotonic() - started
+        progress.seconds = time.monotonic() - started
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
         try:
@@ -230,32 +238,23 @@ class Fit:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["factor"]
 
-    def _add(self, metrics: dict[str, Tensor], weight: float) -> None:
-        # Sums stay on the device: reading one here would make the host wait for every step.
-        for name, value in {**metrics, "steps": torch.ones_like(metrics["loss"])}.items():
-            value = value.double() if weight == 1 else value.double() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
     def _join(self) -> None:
-        """Make the sums and the running statistics those of all processes; again and again does no harm."""
+        """Make the means and the running statistics those of all processes; again and again does no harm."""
         if count() > 1:
-            average(list(self._sums.values()))
+            self._means.join()
             average_statistics(self.net)
 
-    def _means(self) -> dict[str, float]:
-        steps = float(self._sums["steps"])
-        return {name: float(total) / steps for name, total in self._sums.items() if name != "steps"}
-
     def _check_finite(self, progress: Progress) -> None:
-        if not math.isfinite(float(self._sums["loss"])):
+        if not math.isfinite(float(self._means.sums["loss"])):
             raise RunFailed(
                 f"the loss is not finite at epoch {progress.epoch + 1}, step {progress.step}; start anew with a lower "
                 f"--lr (now {self.optim.lr}) and another --exp_name"
             )
 
-    def _finish_epoch(self, progress: Progress, writer: SummaryWriter | None, train: dict[str, float]) -> None:
+    def _finish_epoch(self, progress: Progress, curves: Curves | None, train: dict[str, float]) -> None:
         validation = self.validate(self.net)
         score = validation.score if math.isfinite(validation.score) else -math.inf
+        # The first one has to do where no score is a number.
         if self.keep_last or progress.best_epoch < 0 or score > progress.best_score:
             progress.best_score, progress.best_epoch = score, progress.epoch
             self.run.save_weights(self.run.selected_file.name, self.net)
@@ -268,15 +267,14 @@ class Fit:
             **{f"train_{name}": value for name, value in (self.drive.metrics() if self.drive else {}).items()},
             **{f"validation_{name}": value for name, value in validation.metrics.items()},
         }
-        self._sums = {}
+        self._means = StepMeans()
         # The line first: a kill in between repeats the epoch, and rewinding drops the line.
         self.run.append_metrics(record)
         self.save(progress)
-        if writer is None:
+        if curves is None:
             return
-        for name, value in record.items():
-            if name not in ("phase", "epoch"):
-                writer.add_scalar(f"phase{progress.phase}/{name}", value, progress.epoch)
+        points = {name: value for name, value in record.items() if name not in ("phase", "epoch")}
+        curves.add({f"phase{progress.phase}/{name}": value for name, value in points.items()}, progress.epoch)
         shown = " ".join(f"{name} {value:.4f}" for name, value in record.items() if name.startswith(("train", "valid")))
         tqdm.write(f"epoch {progress.epoch}/{self.epochs} {shown} ({progress.seconds:.0f} s)", file=sys.stderr)
 
@@ -290,10 +288,11 @@ class Fit:
                 "scaler": self._scaler.state_dict(),
                 "objective": self.objective.state_dict(),
                 "pressure": {} if self.drive is None else self.drive.pressure.state_dict(),
-                "sums": self._sums,
+                "sums": self._means.sums,
                 "extra": json.dumps(self.extra_state),
             }
         )
+        self._saved = time.monotonic()
 
     def _load(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["network"])
@@ -302,4 +301,4 @@ class Fit:
         self.objective.load_state_dict(state["objective"])
         if self.drive is not None:
             self.drive.pressure.load_state_dict(state["pressure"])
-        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self._means = StepMeans({name: value.to(self.device) for name, value in state["sums"].items()})

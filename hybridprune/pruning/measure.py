@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from hybridprune.config import CurvatureOptions
@@ -12,13 +14,19 @@ from hybridprune.curvature import (
     LayerFactors,
     Rows,
     SecondMoments,
+    Unobservable,
     collect_factors,
     collect_second_moments,
     eigenbasis,
     rows_of_images,
 )
+from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
+from hybridprune.errors import UserError
+from hybridprune.pruning.left_alone import NO_ROWS, PADDED, UNSEEN, WIDE
 from hybridprune.pruning.subject import Subject
+
+T = TypeVar("T")
 
 WIDEST = 10_000
 """Inputs or outputs of the widest layer whose factors are computed: an eigenbasis takes about 36 times its square in
@@ -27,35 +35,44 @@ bytes, and its cube in time."""
 
 def measure_factors(
     subject: Subject, layers: Mapping[str, nn.Module], options: CurvatureOptions
-) -> dict[str, LayerFactors]:
-    """The layers' curvature; the network is in eval mode and routes the images as it does in inference.
+) -> tuple[dict[str, LayerFactors], dict[str, str]]:
+    """The layers' curvature, and of those that have none the reason.
 
-    So a block that few images use collects little. With several processes each takes the batches of its shard. A layer
-    that is wider than `WIDEST`, or whose activations have no rows of single images (`rows_of_images`), has none.
+    The network is in eval mode and routes the images as it does in inference, so a block that few images use collects
+    little. With several processes each takes the batches of its shard. A layer that is wider than `WIDEST`, whose
+    activations have no rows of single images (`rows_of_images`), or that is `Unobservable`, has none.
     """
     with kept_modes(subject.model):
         subject.model.eval()
-        rows = _rows(subject, {name: layer for name, layer in layers.items() if width(layer) <= WIDEST})
-        if not rows:
-            return {}
-        return collect_factors(
-            subject.logits,
+        missing = {name: reason for name, layer in layers.items() if (reason := _obstacle(layer)) is not None}
+        rows = _rows(subject, {name: layer for name, layer in layers.items() if name not in missing})
+        found, unseen = _of_observable(
+            lambda seen: collect_factors(
+                subject.logits,
+                seen,
+                subject.sample(options.curvature_images, "factors"),
+                fisher_type=options.fisher_type,
+                moving_average=options.ma,
+                seed=subject.seed,
+                sua=options.sua,
+                use_full_cov_a=options.use_full_cov_a,
+                shard=subject.shard,
+                likelihood=subject.likelihood,
+                rows=rows,
+            ),
             {name: layers[name] for name in rows},
-            subject.sample(options.curvature_images, "factors"),
-            fisher_type=options.fisher_type,
-            moving_average=options.ma,
-            seed=subject.seed,
-            sua=options.sua,
-            use_full_cov_a=options.use_full_cov_a,
-            shard=subject.shard,
-            likelihood=subject.likelihood,
-            rows=rows,
         )
+    no_rows = dict.fromkeys((name for name in layers if name not in found), NO_ROWS)
+    return found, {**no_rows, **missing, **unseen}
 
 
-def width(layer: nn.Module) -> int:
-    """Inputs or outputs of a convolution or linear layer, whichever are more."""
-    return max(layer.get_parameter("weight").shape[:2])
+def _obstacle(layer: nn.Module) -> str | None:
+    """Why a layer has no factors, whatever it reads; None if it may have some."""
+    try:
+        geometry_of(layer)
+    except ValueError:
+        return PADDED
+    return WIDE if max(layer.get_parameter("weight").shape[:2]) > WIDEST else None
 
 
 def measure_moments(
@@ -65,14 +82,15 @@ def measure_moments(
     means: Mapping[str, Tensor] | None,
     needed: Literal["trace", "entries"] | None,
     options: CurvatureOptions,
-) -> dict[str, SecondMoments]:
+) -> tuple[dict[str, SecondMoments], dict[str, str]]:
     """The layers' exact second moments: their traces alone, or entry by entry in the eigenbases of the factors.
 
-    Of the layers that have factors. ``means`` ``[C_in]`` are subtracted from the layers' inputs.
+    Of the layers that have factors; and why others of these have none. ``means`` ``[C_in]`` are subtracted from the
+    layers' inputs.
     """
     layers = {name: layer for name, layer in layers.items() if name in factors}
     if needed is None or not layers:
-        return {}
+        return {}, {}
     bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] | None = None
     if needed == "entries":
         bases = {}
@@ -81,18 +99,51 @@ def measure_moments(
             bases[name] = basis.q_out, basis.q_in, basis.q_offset
     with kept_modes(subject.model):
         subject.model.eval()
-        return collect_second_moments(
-            subject.logits,
+        rows = _rows(subject, layers)
+        return _of_observable(
+            lambda seen: collect_second_moments(
+                subject.logits,
+                seen,
+                subject.sample(options.moment_images, "moments"),
+                bases=bases,
+                fisher_type=options.fisher_type,
+                seed=subject.seed + 1,
+                means=means,
+                shard=subject.shard,
+                likelihood=subject.likelihood,
+                rows=rows,
+            ),
             layers,
-            subject.sample(options.moment_images, "moments"),
-            bases=bases,
-            fisher_type=options.fisher_type,
-            seed=subject.seed + 1,
-            means=means,
-            shard=subject.shard,
-            likelihood=subject.likelihood,
-            rows=_rows(subject, layers),
         )
+
+
+def _of_observable(
+    collect: Callable[[Mapping[str, nn.Module]], dict[str, T]], layers: Mapping[str, nn.Module]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """What can be collected of the layers without those that turn out to be unobservable, and these."""
+    unseen: dict[str, str] = {}
+    while len(unseen) < len(layers):
+        try:
+            with differentiable():
+                return collect({name: layer for name, layer in layers.items() if name not in unseen}), unseen
+        except Unobservable as error:
+            unseen |= {name: UNSEEN for name, layer in layers.items() if layer is error.layer}
+    return {}, unseen
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """UserError if the network's gradient, inside, cannot be computed: not every network can be trained."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"--method: the network's gradient cannot be computed (RuntimeError: {said}); mend the network, or use a "
+            "method that reads the weights alone, like l1"
+        ) from error
 
 
 def _rows(subject: Subject, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics, gates
 from hybridprune.pruning.channels import ChannelGroup
-from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NO_ROWS, NOT_FINITE, WIDE
-from hybridprune.pruning.measure import WIDEST, width
+from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
 
 
 def unmeasured_layers(
-    layers: Mapping[str, nn.Module], factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]
+    factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]
 ) -> dict[str, str]:
-    """The layers that have no statistics, or whose statistics are 0 or not finite, each with the reason."""
-    found = {name: _reason(layer, factors.get(name), moments.get(name)) for name, layer in layers.items()}
+    """The layers whose statistics are 0 or not finite, each with the reason."""
+    found = {name: _reason(layer, moments.get(name)) for name, layer in factors.items()}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
@@ -31,16 +30,17 @@ def unmeasured_groups(
 
     Where the score ``needs`` no more than the weights, there are none.
     """
+    missing = statistics.missing
     found: dict[str, str] = {}
     for group in groups:
         if needs == "factors":
             layers = dict.fromkeys(member.layer for member in group.of("producer"))
-            reasons = [_reason(statistics.layers[name], statistics.factors.get(name), None) for name in layers]
+            reasons = [missing.get(name) or _reason(statistics.factors[name], None) for name in layers]
         elif needs == "taylor":
             reasons = [_reason_of(statistics.taylor[member.layer]) for member in gates(group)]
         else:
             continue
-        unknown = [reason for reason in reasons if reason in (WIDE, NO_ROWS, NOT_FINITE)]
+        unknown = [r for r in reasons if r is not None and (r == NOT_FINITE or r in missing.values())]
         if unknown:
             found[group.name] = unknown[0]
         elif (first := reasons[0]) is not None and None not in reasons:
@@ -58,9 +58,7 @@ def refuse_nothing_left(method: str, left_alone: Mapping[str, str]) -> None:
     )
 
 
-def _reason(layer: nn.Module, factors: LayerFactors | None, moments: SecondMoments | None) -> str | None:
-    if factors is None:
-        return WIDE if width(layer) > WIDEST else NO_ROWS
+def _reason(factors: LayerFactors, moments: SecondMoments | None) -> str | None:
     a, g = factors.input_factor, factors.gradient_factor
     if not (bool(a.isfinite().all()) and bool(g.isfinite().all()) and (moments is None or isfinite(moments.trace))):
         return NOT_FINITE

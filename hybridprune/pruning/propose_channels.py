@@ -24,7 +24,7 @@ from hybridprune.pruning.channels import (
 )
 from hybridprune.pruning.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS
-from hybridprune.pruning.measure import measure_factors
+from hybridprune.pruning.measure import differentiable, measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.partition import partition
@@ -173,15 +173,15 @@ def _statistics(
 ) -> Statistics:
     modules = dict(subject.model.named_modules())
     producers = [member.layer for group in groups for member in group.of("producer")]
-    factors, taylor = {}, {}
+    factors, missing, taylor = {}, {}, {}
     if method.needs == "factors":
-        factors = measure_factors(subject, {name: modules[name] for name in producers}, curvature)
+        factors, missing = measure_factors(subject, {name: modules[name] for name in producers}, curvature)
         if curvature.use_bias:
             factors = {name: layer.centred() for name, layer in factors.items()}
     if method.needs == "taylor":
         names = [member.layer for group in groups for member in gates(group)]
-        with kept_modes(subject.model):
+        with kept_modes(subject.model), differentiable():
             subject.model.eval()
             images = subject.sample(curvature.curvature_images, "taylor")
             taylor = collect_taylor(subject.logits, {name: modules[name] for name in names}, images, subject.likelihood)
-    return Statistics(modules, factors, taylor, groups, curvature.regularization, subject.seed)
+    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, subject.seed)

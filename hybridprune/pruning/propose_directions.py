@@ -39,14 +39,14 @@ def propose_directions(
             f"none of {', '.join(subject.exclude) or 'no pattern'}"
         )
     leaves = {layer.name: layer.leaf for layer in layers}
-    factors = measure_factors(subject, leaves, curvature)
+    factors, missing = measure_factors(subject, leaves, curvature)
     plain, means = factors, None
     if curvature.use_bias:
         means = {name: layer.input_mean for name, layer in factors.items()}
         factors = {name: layer.centred() for name, layer in factors.items()}
     needed = method.moments(curvature.correct_eigenvalues)
-    moments = measure_moments(subject, leaves, factors, means, needed, curvature)
-    unmeasured = unmeasured_layers(leaves, plain, moments)
+    moments, unseen = measure_moments(subject, leaves, factors, means, needed, curvature)
+    unmeasured = {**missing, **unmeasured_layers(plain, moments), **unseen}
     layers = [layer for layer in layers if layer.name not in unmeasured]
     if not layers:
         refuse_nothing_left(options.method, unmeasured)

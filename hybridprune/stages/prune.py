@@ -166,6 +166,8 @@ class _Stage:
             state = self._cut(net, phase, state)
         else:
             state = self._aim(net, phase, phase.sparse, state, first=progress.phase == 0)
+        # A cut layer has its weights in another memory format than a resumed run's, and kernels round by it.
+        self.place(net)
         share_weights(net)
         network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
         spec = dataclasses.replace(spec, network=network)
@@ -244,6 +246,7 @@ class _Stage:
             epochs=config.sparsity.sparse_epochs if phase.sparse else max(0, round(epochs)),
             device=self.images.device,
             log_interval=config.run.log_interval,
+            save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
             lr_factor=self.cutting.lr_factor(phase.cut, compression),

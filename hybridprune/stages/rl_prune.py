@@ -152,6 +152,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             epochs=options.epochs,
             device=device,
             log_interval=config.run.log_interval,
+            save_every=config.run.save_every,
             compile=config.compiler.compile and not compile_rollouts,
             frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
             if options.train == "gates"

@@ -86,6 +86,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
             epochs=config.stage.epochs,
             device=device,
             log_interval=config.run.log_interval,
+            save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
         )

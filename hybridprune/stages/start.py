@@ -9,11 +9,13 @@ from typing import Any
 
 from hybridprune.config import Invocation, identity, to_json
 from hybridprune.engine.fit import Progress
-from hybridprune.errors import UserError
+from hybridprune.errors import FULL, Interrupted, RunFailed, UserError, signal_of
 from hybridprune.processes import bytes_from_first, is_first, json_from_first
 from hybridprune.stages.common import say
 from hybridprune.store.claim import claim
 from hybridprune.store.run_folder import RunFolder, RunSpec
+
+GO_ON = "give the same command with --resume to go on"
 
 
 @contextmanager
@@ -21,12 +23,25 @@ def open_run(invocation: Invocation[Any], spec: RunSpec) -> Iterator[tuple[RunFo
     """Claim the run's folder and write its specification; gives the folder, the spec and whether it is resumed.
 
     The folder is this run's until the context is left. Of several processes, the first one claims it for all. A resumed
-    run keeps its specification, whose edits may have grown.
+    run keeps its specification, whose edits may have grown. Raises Interrupted and RunFailed for what interrupts the
+    run and leaves it to be resumed: signals, a full disk, and a reader of
+    its output that has gone.
     """
     with ExitStack() as held:
         path, record, resumed = json_from_first(lambda: _claim_run(held, invocation, spec))
         say(f"run folder: {path}{' (resumed)' if resumed else ''}")
-        yield RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
+        try:
+            yield RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
+        except KeyboardInterrupt as error:  # where no training answers it
+            raise Interrupted(GO_ON, signal_of(error)) from error
+        except BrokenPipeError as error:  # of a finished run there is nothing left to say
+            if not RunFolder(Path(path)).finished:
+                raise RunFailed(f"nobody reads this output any more; {GO_ON}") from error
+            raise
+        except OSError as error:
+            if error.errno in FULL:
+                raise RunFailed(f"{error}; make room, and {GO_ON}") from error
+            raise
 
 
 def _claim_run(held: ExitStack, invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[str, Any], bool]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
-    with _naming(path):
+    with naming(path):
         try:
             with temporary.open("xb") as file:
                 if place.exists():
@@ -50,9 +51,24 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, f"{json_text(value, indent=2)}\n".encode())
 
 
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` fill a new folder beside ``path``, which must not exist, and rename it: it is whole or absent."""
+    place = path.absolute()
+    temporary = place.with_name(f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
+    with naming(path):
+        temporary.mkdir()
+    try:
+        fill(temporary)
+        with naming(path):
+            temporary.rename(place)
+        _sync_folder(place.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def append(path: Path, text: str) -> None:
     """Add ``text`` to a file and flush it to disk; raises OSError that names ``path``, part of it may be there then."""
-    with _naming(path), path.open("a") as file:
+    with naming(path), path.open("a") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -71,8 +87,8 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let the system's errors name the file that the user knows; those of a write name none."""
+def naming(path: Path) -> Iterator[None]:
+    """Inside, let the system's errors name the file that the user knows: those of a write name none."""
     try:
         yield
     except OSError as error:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
-from hybridprune.errors import Interrupted, RunFailed, UserError, run_command
+from hybridprune.errors import Interrupted, RunFailed, UserError, run_command, signal_of
 from hybridprune.store.lock import exclusive
 from hybridprune.sweep_runs import grid
 from hybridprune.sweep_runs.grid import Run, read_grid
@@ -67,18 +65,12 @@ def _run(todo: Sequence[Run], progress: _Progress, arguments: argparse.Namespace
         cpus, gpus = arguments.cpus_per_run, arguments.gpus_per_run
         run_ray(todo, progress.tell, jobs=jobs, cpus=cpus, gpus=gpus, processes=processes, threads=threads)
     else:
-        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             run_processes(todo, Worker(processes, threads), progress.tell, jobs=jobs, devices=devices)
         except KeyboardInterrupt as error:
-            raise Interrupted("the runs' states are saved; give the same command to go on") from error
-        finally:
-            signal.signal(signal.SIGTERM, before)
+            saved = "the runs' states are saved; give the same command to go on"
+            raise Interrupted(saved, signal_of(error)) from error
     progress.conclude(todo)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _shown(words: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -54,7 +55,7 @@ class Worker:
                     return Outcome(run, "not started", 0.0)
                 # A session of its own: Ctrl-C reaches it once, through `stop`, and it saves its state.
                 process = subprocess.Popen(
-                    command(run, processes=self.processes, device=device),
+                    [*_mortal(), *command(run, processes=self.processes, device=device)],
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -74,6 +75,12 @@ class Worker:
             self._stopped = True
             for process in self._running:
                 process.send_signal(signal.SIGINT)
+
+
+def _mortal() -> list[str]:
+    """What lets a run end as SIGTERM ends it, its state saved, should this process be killed; Linux has it."""
+    tool = shutil.which("setpriv")
+    return [] if tool is None else [tool, "--pdeathsig", "TERM"]
 
 
 def _last_line(log: Path) -> str:

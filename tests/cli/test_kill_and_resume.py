@@ -122,16 +122,19 @@ def test_two_at_once_do_not_share_a_run(results: Path, tmp_path: Path) -> None:
     assert [record["epoch"] for record in RunFolder(run).read_metrics()] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_ctrl_c_saves_and_says_how_to_go_on(
-    name: str, results: Path, undisturbed: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "signum"),
+    [("sp", signal.SIGINT), ("prune", signal.SIGTERM), ("rl", signal.SIGINT), ("rl", signal.SIGTERM)],
+)
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
+    name: str, signum: int, results: Path, undisturbed: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = folder_of(results, name, "interrupted")
     process = start(name, arguments(name, results, "interrupted"), tmp_path)
     wait_for(lambda: lines(run) >= 2, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signum)
     _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + signum, errors
     assert "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
     process = start(name, [*arguments(name, results, "interrupted"), "--resume"], tmp_path)
     _, errors = process.communicate(timeout=PATIENCE)

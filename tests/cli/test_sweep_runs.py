@@ -159,7 +159,7 @@ def test_a_sweep_ends_in_means_over_seeds_whatever_fails_or_interrupts_it(tmp_pa
         time.sleep(0.01)
     interrupted.send_signal(signal.SIGTERM)
     _, said = interrupted.communicate(timeout=120)
-    assert interrupted.returncode == 130 and "give the same command to go on" in said
+    assert interrupted.returncode == 143 and "give the same command to go on" in said
 
     done = run_cli("hybridprune.sweep_runs", path, "--jobs", "2", cwd=tmp_path)
     assert done.returncode == 1, done.stderr

@@ -114,25 +114,27 @@ def test_two_processes_make_the_run_of_one_that_runs_their_shares(
 
 
 @SLOW
-@pytest.mark.parametrize("baseline", ["moving_average", "counterfactual"])
-def test_a_run_of_two_goes_on_with_one(baseline: str, results: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("baseline", "signum"), [("moving_average", signal.SIGINT), ("counterfactual", signal.SIGTERM)]
+)
+def test_a_run_of_two_goes_on_with_one(baseline: str, signum: int, results: Path, tmp_path: Path) -> None:
     more = ("--baseline", baseline)
     assert [code for code, *_ in both("rl", arguments("rl", results, "whole", *more), tmp_path)] == [0, 0]
 
     def interrupted() -> None:
         whole = TrainBatches.epoch
 
-        def with_ctrl_c(self: TrainBatches, epoch: int, start: int = 0) -> Iterator[Batch]:
+        def with_signal(self: TrainBatches, epoch: int, start: int = 0) -> Iterator[Batch]:
             for step, batch in enumerate(whole(self, epoch, start), start):
                 if (epoch, step, rank()) == (1, 3, 1):
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(signum)
                 yield batch
 
-        TrainBatches.epoch = with_ctrl_c  # in this process only
+        TrainBatches.epoch = with_signal  # in this process only
         COMMANDS[SCRIPTS["rl"]](arguments("rl", results, "cut", *more))
 
     ended = together(tmp_path, interrupted)
-    assert [code for code, *_ in ended] == [130, 130]
+    assert [code for code, *_ in ended] == [128 + signum] * 2
     assert "".join(err for *_, err in ended).count("interrupted: ") == 1
     done = stage("rl", *arguments("rl", results, "cut", *more, "--resume"))
     assert done.returncode == 0, done.stderr

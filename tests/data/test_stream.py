@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import multiprocessing
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +154,20 @@ def test_a_broken_image_is_named_in_one_line(paths: list[str], tmp_path: Path, w
     assert len(list(files.plain([torch.tensor([4])], lambda images: images))) == 1  # the workers live
 
 
-def test_interrupts_do_not_reach_the_workers(paths: list[str]) -> None:
-    reader = _files(paths, 2).plain([torch.tensor([number]) for number in range(N)], lambda images: images)
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_only_the_main_process_ends_the_workers(name: str, paths: list[str]) -> None:
+    """What a terminal or a scheduler sends to all processes does not."""
+    files = _files(paths, 2)
+    reader = files.plain([torch.tensor([number]) for number in range(N)], lambda images: images)
     next(reader)
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert len(children) >= 2
-    for child in children:
-        os.kill(int(child), signal.SIGINT)
+    workers = [str(process.pid) for process in multiprocessing.active_children()]
+    assert len(workers) >= 2
+    subprocess.run(["kill", f"-{name}", *workers], check=True)
     assert len(list(reader)) == N - 1
+    for process in multiprocessing.active_children():
+        process.terminate()
+        process.join(10)
+        assert process.exitcode == 0
 
 
 def test_no_more_workers_than_cores(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -381,6 +382,71 @@ def test_interrupted_while_an_epoch_is_being_recorded(
         resume(path)
     resume(path)
     assert_same_run(whole, path)
+
+
+EVERY_STEP = 1e-9
+"""Minutes."""
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 0), (1, 3), (2, 3)])
+def test_killed_after_a_save_within_an_epoch(at: tuple[int, int], whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        resume(path, on_step(at, kill), save_every=EVERY_STEP)
+    state = RunFolder(path).load_state()
+    assert state is not None
+    assert (state["progress"]["epoch"], state["progress"]["step"]) == at
+    resume(path)
+    assert_same_run(whole, path)
+
+
+def test_saving_within_epochs_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    resume(tmp_path / "run", save_every=EVERY_STEP)
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("save_every", "saves"), [(0, 1 + EPOCHS), (1, 1 + EPOCHS + 2), (1000, 1 + EPOCHS)])
+def test_a_long_epoch_saves_after_so_many_minutes(
+    save_every: float, saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two steps take a minute each."""
+    saved, clock, original = list[tuple[int, int]](), [0.0], RunFolder.save_state
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(epoch: int, step: int, batch: Batch) -> Batch:
+        clock[0] += 60 * (epoch == 0 and step < 2)
+        return batch
+
+    def note(self: RunFolder, state: Any) -> None:
+        saved.append((state["progress"]["epoch"], state["progress"]["step"]))
+        original(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_state", note)
+    resume(tmp_path / "run", slow, save_every=save_every)
+    assert len(saved) == saves and saved[-1] == (EPOCHS, 0)
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == [0, 120, 120, 120]
+
+
+def test_sigterm_is_answered_as_ctrl_c_is(whole: Path, tmp_path: Path) -> None:
+    def sigterm(batch: Batch) -> Batch:
+        signal.raise_signal(signal.SIGTERM)
+        return batch
+
+    with pytest.raises(Interrupted, match="--resume") as raised:
+        resume(tmp_path / "run", on_step((1, 1), sigterm))
+    assert raised.value.signum == signal.SIGTERM
+    resume(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_scores_that_are_no_numbers_select_the_first_network(tmp_path: Path) -> None:
+    resume(tmp_path / "run", validate=lambda net: Validation(float("nan"), {}))
+    state = RunFolder(tmp_path / "run").load_state()
+    assert state is not None and state["progress"]["best_epoch"] == 0
+    initial = small_net().state_dict()
+    selected = load_file(tmp_path / "run" / "selected.safetensors")
+    assert all(torch.equal(selected[name], initial[name]) for name in selected)
 
 
 def test_interrupted_at_every_step(whole: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C waits for the loop once, and not twice."""
+"""Ctrl-C and SIGTERM wait for the loop once, and not twice."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import threading
 import pytest
 
 from hybridprune.engine.interrupt import deferred_interrupt
+from hybridprune.errors import signal_of
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def test_the_first_ctrl_c_is_a_request_and_the_second_interrupts() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as interrupted:
-        assert not interrupted()
-        signal.raise_signal(signal.SIGINT)
-        assert interrupted()
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_first_signal_is_a_request_and_the_second_interrupts(first: int, second: int) -> None:
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    with pytest.raises(KeyboardInterrupt) as raised, deferred_interrupt() as requested:
+        assert requested() == 0
+        signal.raise_signal(first)
+        assert requested() == first
+        signal.raise_signal(second)
+    assert signal_of(raised.value) == second
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
 def test_the_handler_is_restored() -> None:
@@ -33,7 +39,7 @@ def test_in_another_thread_nothing_is_installed() -> None:
 
     def work() -> None:
         with deferred_interrupt() as interrupted:
-            seen.append(interrupted() or signal.getsignal(signal.SIGINT) is not before)
+            seen.append(interrupted() > 0 or signal.getsignal(signal.SIGINT) is not before)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -73,7 +73,7 @@ def test_the_last_weights_are_kept_if_that_is_asked_for(tmp_path: Path) -> None:
     for name, keep in (("last", True), ("best", False)):
         fit = make_fit(tmp_path / name, keep_last=keep, lr_factor=20.0)
         progress = fit(Progress(), None)
-        saved = [(tmp_path / name / f"{which}.safetensors").read_bytes() for which in ("model", "last")]
+        saved = [(tmp_path / name / f"{which}.safetensors").read_bytes() for which in ("selected", "last")]
         assert (saved[0] == saved[1]) == keep == (progress.best_epoch == EPOCHS)
 
 

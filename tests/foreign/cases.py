@@ -23,6 +23,8 @@ from tests.deploy.cases import preferring
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 CLASSES, SIZE = 4, 12
+UNSEEN = {"l1": "no channels that can go|channels' ways through the network cannot be followed"}
+"""What becomes of networks of which nobody can tell where channels go: they are refused."""
 COUNTS = (6, 5, 5)
 """Images of the batches, which are unequal as a loader's are."""
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.foreign.cases import CLASSES, Net, pairs
+from tests.foreign.cases import CLASSES, UNSEEN, Net, pairs
 from tests.foreign.training import plain
 
 
@@ -129,7 +129,7 @@ class Reflecting(nn.Module):
 NETS = {
     "channel shuffle": Net(Shuffle),
     "squeeze and excitation": Net(Inverted, coupled=True),
-    "dense concatenations": Net(Dense, refused={"l1": "no channels that can go"}),
+    "dense concatenations": Net(Dense, refused=UNSEEN),
     "one dimension": Net(lambda: deep(1), lambda: pairs(2, 16)),
     "three dimensions": Net(lambda: deep(3), lambda: pairs(2, 4, 4, 4)),
     "group norm": Net(lambda: normed(nn.GroupNorm, 4, 16)),

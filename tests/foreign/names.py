@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.foreign.cases import CLASSES, Net, pairs
+from tests.foreign.cases import CLASSES, UNSEEN, Net, pairs
 
 
 class Listed(nn.Module):
@@ -150,14 +150,13 @@ class Forwarding(nn.Module):
         return self.fc(self.conv2(x).mean((2, 3)))  # type: ignore[operator]
 
 
-NONE = {"l1": "no channels that can go"}
 NETS = {
     "layers in a list as well": Net(Listed),
     "children of a backbone": Net(Children),
     "tied convolutions": Net(TiedConvolutions, fixed=("first", "second")),
-    "tied embedding": Net(TiedEmbedding, sentences, refused=NONE, fixed=("embedding", "decoder")),
+    "tied embedding": Net(TiedEmbedding, sentences, refused=UNSEEN, fixed=("embedding", "decoder")),
     "siamese": Net(Siamese),
-    "functional use of weights": Net(Functional, refused=NONE, fixed=("used", "fc")),
+    "functional use of weights": Net(Functional, refused=UNSEEN, fixed=("used", "fc")),
     "asks its layers": Net(Curious),
     "forwards attributes": Net(lambda: Forwarding(Backbone()), lambda: pairs(classes=10)),
 }

@@ -11,7 +11,7 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from tests.foreign.cases import CLASSES, COUNTS, SIZE, Net, draw, pairs
+from tests.foreign.cases import CLASSES, COUNTS, SIZE, UNSEEN, Net, draw, pairs
 from tests.foreign.training import plain
 
 
@@ -205,7 +205,7 @@ NETS = {
         named,
         loss=lambda output, batch: output["loss"],
         forward=lambda model, batch: model(**batch),
-        refused={"deploy": "tensor"},
+        refused={"deploy": "tensor", **UNSEEN},
     ),
     "three items": Net(plain, triples, forward=lambda model, batch: model(batch[0])),
     "two inputs": Net(
@@ -219,6 +219,6 @@ NETS = {
     "several labels": Net(lambda: with_outputs(5), lambda: with_targets(5, binary=True), "bce"),
     "one logit": Net(lambda: with_outputs(1), lambda: with_targets(1, binary=True), "bce"),
     "regression": Net(lambda: with_outputs(2), lambda: with_targets(2), "mse"),
-    "faster r-cnn": Net(faster_rcnn, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor"}),
-    "retinanet": Net(retina_net, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor"}),
+    "faster r-cnn": Net(faster_rcnn, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor", **UNSEEN}),
+    "retinanet": Net(retina_net, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor", **UNSEEN}),
 }

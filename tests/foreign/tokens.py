@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.foreign.cases import CLASSES, Net, pairs
+from tests.foreign.cases import CLASSES, UNSEEN, Net, pairs
 
 
 class Attention(nn.Module):
@@ -170,17 +170,16 @@ def rows() -> list[tuple[Tensor, Tensor]]:
     return pairs(6, 12)
 
 
-NONE = {"l1": "no channels that can go"}
 NETS = {
-    "vision transformer": Net(Transformer, refused=NONE),
-    "windows": Net(Windows, refused=NONE),
+    "vision transformer": Net(Transformer, refused=UNSEEN),
+    "windows": Net(Windows, refused=UNSEEN),
     "tokens in the batch": Net(FoldedTokens, rows),
-    "temporal shift": Net(Shift, lambda: pairs(4, 3, 8, 8)),
-    "sequence first": Net(SequenceFirst, rows, refused=NONE),
-    "batch first, fast path": Net(lambda: SequenceFirst(batch_first=True), rows, refused=NONE),
+    "temporal shift": Net(Shift, lambda: pairs(4, 3, 8, 8), refused=UNSEEN),
+    "sequence first": Net(SequenceFirst, rows, refused=UNSEEN),
+    "batch first, fast path": Net(lambda: SequenceFirst(batch_first=True), rows, refused=UNSEEN),
     "mask by keyword": Net(
-        Masked, rows, forward=lambda model, batch: model(batch[0], mask=batch[0].mean(2) > -0.3), refused=NONE
+        Masked, rows, forward=lambda model, batch: model(batch[0], mask=batch[0].mean(2) > -0.3), refused=UNSEEN
     ),
     "LSTM on columns": Net(Recurrent, least=0.85),
-    "channels last in the middle": Net(RowFirst, refused=NONE),
+    "channels last in the middle": Net(RowFirst, refused=UNSEEN),
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.measure.cost import count_module
-from hybridprune.pruning import measure, measured
+from hybridprune.pruning import measure
 from hybridprune.pruning.left_alone import NO_ROWS, WIDE
 
 QUICK = CurvatureOptions(curvature_images=40, moment_images=40)
@@ -94,8 +94,7 @@ def test_a_layer_whose_rows_are_not_those_of_images_is_left_alone_and_named() ->
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (measure, measured):
-        monkeypatch.setattr(module, "WIDEST", 11)
+    monkeypatch.setattr(measure, "WIDEST", 11)
     yield
 
 

@@ -17,7 +17,7 @@ from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channel_scores import Statistics
 from hybridprune.pruning.channels.group import ChannelGroup, Member
-from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
+from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE, UNSEEN
 from hybridprune.pruning.measured import unmeasured_groups, unmeasured_layers
 
 QUICK = CurvatureOptions(curvature_images=12, moment_images=12)
@@ -150,7 +150,54 @@ def test_a_group_counts_as_measured_where_one_of_its_layers_is() -> None:
     assert reason(factors(), factors(g=NAN)) == NOT_FINITE
     taylor = {"a": torch.zeros(2), "b": torch.ones(2)}
     assert unmeasured_groups([group], Statistics(layers, taylor=taylor), "taylor") == {}
-    assert unmeasured_groups([group], Statistics(layers, taylor={**taylor, "b": torch.zeros(2)}), "taylor") == {
-        "a": NO_GRADIENT
-    }
+    nothing = {**taylor, "b": torch.zeros(2)}
+    assert unmeasured_groups([group], Statistics(layers, taylor=nothing), "taylor") == {"a": NO_GRADIENT}
     assert unmeasured_groups([group], Statistics(layers), None) == {}
+    unknown = Statistics(layers, {"a": factors()}, missing={"b": UNSEEN})
+    assert unmeasured_groups([group], unknown, "factors") == {"a": UNSEEN}
+
+
+class Overwritten(nn.Module):
+    """Changes what ``second`` has read before the gradient comes back, and calls ``third`` image by image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(108, 32), nn.Linear(32, 32)
+        self.third, self.head = nn.Linear(32, 32), nn.Linear(32, 3)
+        self.second.requires_grad_(False)  # or autograd would refuse the change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x.flatten(1))
+        z = self.second(y)
+        y.add_(1.0)
+        y = F.relu(y + z)
+        return self.head(torch.cat([self.third(image[None]) for image in y]))
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "eigendamage"])
+def test_what_cannot_be_seen_when_its_gradient_comes_is_left_alone(method: str) -> None:
+    curvature = CurvatureOptions(curvature_images=12, moment_images=12, correct_eigenvalues=True)
+    found, said = pruned(Overwritten(), 0.9, method=method, curvature=curvature)
+    assert found.left_alone["second"] == UNSEEN and "second (what it reads is overwritten" in said
+    assert "third" in found.left_alone and {edit.layer for edit in found.spec.edits} <= {"first", "head"}
+    assert found.spec.macs <= 0.9 * found.spec.dense_macs
+
+
+@pytest.mark.parametrize("pass_number", [1, 2])
+def test_a_layer_that_is_found_to_be_unobservable_late_is_left_out_of_the_rest(pass_number: int) -> None:
+    """The factors may be there before a batch comes for which it runs twice."""
+    batches = 0
+
+    class Sometimes(Overwritten):
+        def forward(self, x: Tensor) -> Tensor:
+            nonlocal batches
+            y, measuring = F.relu(self.first(x.flatten(1))), torch.is_grad_enabled() and len(x) == 6
+            batches += measuring
+            if measuring and batches >= 2 * pass_number:
+                y = self.second(y)
+            return self.head(F.relu(self.third(self.second(y))))
+
+    found, _ = pruned(Sometimes())
+    assert found.left_alone["second"] == UNSEEN
+    assert found.spec.macs <= 0.7 * found.spec.dense_macs

@@ -13,7 +13,15 @@ from typing import BinaryIO
 
 import pytest
 
-from hybridprune.store.files import append, remove_leftovers, sha256, write_atomic, write_bytes, write_json
+from hybridprune.store.files import (
+    append,
+    remove_leftovers,
+    sha256,
+    write_atomic,
+    write_bytes,
+    write_folder,
+    write_json,
+)
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -129,6 +137,22 @@ def test_the_systems_error_names_the_file(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as missing:
             write(tmp_path / "nowhere" / "a.json", b"")
         assert missing.value.filename == str(tmp_path / "nowhere" / "a.json")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077], indirect=True)
+def test_a_folder_is_whole_or_absent(tmp_path: Path, umask: int) -> None:
+    def fill(folder: Path, fail: bool = False) -> None:
+        write_bytes(folder / "a", b"a")
+        assert not (tmp_path / "new").exists()
+        if fail:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "new", lambda folder: fill(folder, fail=True))
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path / "new", fill)
+    assert mode(tmp_path / "new") == 0o777 & ~umask
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "a"]
 
 
 def test_what_killed_writers_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

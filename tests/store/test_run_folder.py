@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import math
 import pickle
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from hybridprune.store.weights import load_tensors, load_weights, read_tensors
-from tests.cases import random_images, random_net
+from tests.cases import file_size_limit, random_images, random_net
 from tests.store.runs import EDITS, FACTORED, SPEC, make_run
 
 # --- specification ---
@@ -308,14 +305,3 @@ def test_what_cannot_be_written_is_the_systems_error_and_leaves_what_was_there(w
     after = {path.name: path.read_bytes() for path in run.path.iterdir()}
     assert len(run.read_metrics()) == 1  # a line may be torn
     assert after == before or (what == "metrics" and after["metrics.jsonl"].startswith(before["metrics.jsonl"]))
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Inside, the system refuses to make files larger, in the way in which a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 import signal
 import sys
 import threading
@@ -140,3 +142,29 @@ def test_an_interrupted_sweep_interrupts_its_runs(tmp_path: Path, monkeypatch: p
     thread.join()
     assert time.monotonic() - started < 30
     assert log_of(todo[0]).read_text() == "on\nsaved\n" and "on" not in log_of(todo[2]).read_text()
+
+
+def sweep_on(run: Run) -> None:
+    Worker()(run)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="the system cannot tell a process that its parent died")
+def test_a_killed_sweep_takes_its_runs_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = one(tmp_path)
+    program = """import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved', flush=True)))
+print('on', flush=True)
+time.sleep(60)
+"""
+    instead(monkeypatch, program)
+    sweep = multiprocessing.get_context("fork").Process(target=sweep_on, args=(run,))
+    sweep.start()
+    log = log_of(run)
+    while not log.is_file() or "on" not in log.read_text():
+        time.sleep(0.005)
+    sweep.kill()
+    sweep.join()
+    started = time.monotonic()
+    while log.read_text() != "on\nsaved\n":
+        assert time.monotonic() - started < 30
+        time.sleep(0.005)

@@ -20,6 +20,8 @@ class Statistics:
     """The network's modules by name."""
     factors: Mapping[str, LayerFactors] = field(default_factory=dict)
     """Of all producers; for the second-order scores."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Why some of them have none, by name."""
     taylor: Mapping[str, Tensor] = field(default_factory=dict)
     """By `collect_taylor`; for its score."""
     groups: Sequence[ChannelGroup] = ()
