@@ -62,9 +62,19 @@ def run_together(command: Callable[[], None]) -> int:
             any_process(False)  # nobody leaves before all have done their work
         dist.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
-        code, message = ending(error) or (1, "".join(traceback.format_exception(error)).rstrip())
+        code, message = (
+            ending(error) or _loss_of_another(error) or (1, "".join(traceback.format_exception(error)).rstrip())
+        )
         return _end(store, own, world, code, message)
     return 0
+
+
+def _loss_of_another(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message where another process has died without a word, for example for want of memory."""
+    lost = "Connection closed by peer", "Connection reset by peer", "Broken pipe"
+    if not isinstance(error, RuntimeError) or not any(words in str(error) for words in lost):
+        return None
+    return 1, "failed: another process of this run has died; give the same command with --resume to go on"
 
 
 def _end(store: Store, own: int, world: int, code: int, message: str) -> int:

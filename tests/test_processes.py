@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -82,6 +84,17 @@ def test_all_end_with_the_first_failures_code_and_one_message(
     ended = together(tmp_path, lambda: fail(error))
     assert [each[0] for each in ended] == [code, code]
     assert sorted(each[3] for each in ended) == ["", message]
+
+
+def test_a_process_that_dies_without_a_word(tmp_path: Path) -> None:
+    def wait_or_die() -> None:
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        any_process(False)
+
+    code, _, out, err = together(tmp_path, wait_or_die, survivors=(0,))[0]
+    assert (code, out) == (1, "")
+    assert err == "failed: another process of this run has died; give the same command with --resume to go on\n"
 
 
 def test_a_mistake_of_ours_shows_where_it_is_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,24 @@ FORWARD = GatedNetwork.forward
 torch.ones((), requires_grad=True).backward()
 
 
-def together(folder: Path, command: Callable[[], object], processes: int = 2) -> list[tuple[int, Any, str, str]]:
+def together(
+    folder: Path, command: Callable[[], object], processes: int = 2, survivors: Sequence[int] | None = None
+) -> list[tuple[int, Any, str, str]]:
     """Exit code, what ``command`` returned (None if it failed), standard output and error of each process.
 
-    They are started with torchrun's environment.
+    They are started with torchrun's environment. ``survivors``: those that are not killed meanwhile, by default all.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start_processes(_run, (folder, command, processes, port), nprocs=processes, start_method="fork")
-    return [pickle.loads((folder / f"process{rank}.pickle").read_bytes()) for rank in range(processes)]
+    context = start_processes(
+        _run, (folder, command, processes, port), nprocs=processes, join=survivors is None, start_method="fork"
+    )
+    started: Sequence[Any] = () if context is None else context.processes
+    for process in started:
+        process.join()
+    ended = range(processes) if survivors is None else survivors
+    return [pickle.loads((folder / f"process{rank}.pickle").read_bytes()) for rank in ended]
 
 
 def _run(rank: int, folder: Path, command: Callable[[], object], processes: int, port: int) -> None:

@@ -131,7 +131,7 @@ def test_a_run_of_two_goes_on_with_one(baseline: str, signum: int, results: Path
                 yield batch
 
         TrainBatches.epoch = with_signal  # in this process only
-        COMMANDS[SCRIPTS["rl"]](arguments("rl", results, "cut", *more))
+        COMMANDS[SCRIPTS["rl"]](arguments("rl", results, "cut", *more, "--save_every", "1e-9"))
 
     ended = together(tmp_path, interrupted)
     assert [code for code, *_ in ended] == [128 + signum] * 2
