@@ -44,8 +44,9 @@ from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import Evaluation, evaluate
-from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Objective, Pass
+from hybridprune.engine.progress import Progress, Validation
 from hybridprune.engine.threshold import threshold_for
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.edits import edits_between

@@ -31,8 +31,9 @@ from benchmarks.routing import SIZE, network
 from hybridprune.config import OptimOptions, RoutingOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
 from hybridprune.engine.compiler import compiled
-from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Objective, Supervised
+from hybridprune.engine.progress import Progress, Validation
 from hybridprune.measure.cost import count
 from hybridprune.models.gates import Decide, greedy, straight_through
 from hybridprune.models.skipnet import GatedNetwork

@@ -37,8 +37,8 @@ def together(
     context = start_processes(
         _run, (folder, command, processes, port), nprocs=processes, join=survivors is None, start_method="fork"
     )
-    started: Sequence[Any] = () if context is None else context.processes
-    for process in started:
+    for process in () if context is None else context.processes:
+        assert process is not None
         process.join()
     ended = range(processes) if survivors is None else survivors
     return [pickle.loads((folder / f"process{rank}.pickle").read_bytes()) for rank in ended]

@@ -26,6 +26,7 @@ from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.objective import Objective
 from hybridprune.engine.parallel import average_gradients, share_weights
 from hybridprune.engine.pressure import Drive, parameter_groups
+from hybridprune.engine.progress import Progress, Validation
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import Interrupted, RunFailed, UserError
@@ -39,30 +40,6 @@ from hybridprune.store.seeds import stream_seed
 GO_ON = "the state is saved; give the same command with --resume to go on"
 SAVE = 1
 """A wish to save within an epoch; signals, which are larger numbers, also end the training."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come: ``phase`` counts a stage's trainings, ``step`` the batches of the current epoch."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-    best_score: float = -math.inf
-    best_epoch: int = -1
-    seconds: float = 0.0
-
-    def next_phase(self) -> Progress:
-        """The start of the next training of the same run."""
-        return Progress(phase=self.phase + 1, seconds=self.seconds)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A network's score on the validation split (higher is better; it selects) and what is worth logging."""
-
-    score: float
-    metrics: dict[str, float]
 
 
 @dataclass

@@ -18,11 +18,12 @@ from torch import Tensor
 from hybridprune.config import Invocation, PruneConfig, resolve
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
-from hybridprune.engine.fit import Fit, Progress
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.initialise import initialise
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.progress import Progress
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count

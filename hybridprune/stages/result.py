@@ -12,8 +12,8 @@ import torch
 
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, identity, to_json
 from hybridprune.engine.evaluate import summary
-from hybridprune.engine.fit import Progress
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.progress import Progress
 from hybridprune.measure.cost import count
 from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork

@@ -14,8 +14,9 @@ from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve
 from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.compiler import compiled
 from hybridprune.engine.distill import Distillation, plainly
-from hybridprune.engine.fit import Fit, Validation
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.progress import Validation
 from hybridprune.engine.run_data import load_images
 from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError

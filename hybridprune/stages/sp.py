@@ -11,8 +11,9 @@ from hybridprune.config import Invocation, SpConfig, resolve
 from hybridprune.data import EvalBatches
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
-from hybridprune.engine.fit import Fit, Validation
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Supervised
+from hybridprune.engine.progress import Validation
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridprune.config import Invocation, identity, to_json
-from hybridprune.engine.fit import Progress
+from hybridprune.engine.progress import Progress
 from hybridprune.errors import FULL, Interrupted, RunFailed, UserError, signal_of
 from hybridprune.processes import bytes_from_first, is_first, json_from_first
 from hybridprune.stages.common import say

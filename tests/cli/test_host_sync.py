@@ -16,7 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridprune.data import Batch
-from hybridprune.engine.fit import Fit, Progress
+from hybridprune.engine.fit import Fit
+from hybridprune.engine.progress import Progress
 from tests.cli.cases import stage
 
 READS = {"_local_scalar_dense", "nonzero"}

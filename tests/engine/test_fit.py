@@ -20,9 +20,10 @@ from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.evaluate import evaluate, evaluate_routes
-from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.freeze import rotation_parameters
 from hybridprune.engine.objective import Pass, Supervised
+from hybridprune.engine.progress import Progress, Validation
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.measure.cost import count

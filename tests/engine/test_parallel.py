@@ -20,9 +20,10 @@ from hybridprune.engine.batchnorm import synchronised
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
-from hybridprune.engine.fit import Fit, Progress, Validation
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import average, average_gradients, batch_mean, gather, share_weights, total
+from hybridprune.engine.progress import Progress, Validation
 from hybridprune.measure.cost import count
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hybridprune.engine.finetune import finetune
-from hybridprune.engine.fit import Fit, Progress
+from hybridprune.engine.fit import Fit
 from hybridprune.engine.pressure import Drive, parameter_groups
+from hybridprune.engine.progress import Progress
 from hybridprune.models.skipnet import GatedNetwork
 from tests.engine.test_fit import EPOCHS, STEPS, Killed, assert_same_run, kill, make_fit, on_step, small_net
 

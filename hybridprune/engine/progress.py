@@ -1,0 +1,30 @@
+"""How far a training has come, and how good its network is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """How far a run has come: ``phase`` counts a stage's trainings, ``step`` the batches of the current epoch."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    best_score: float = -math.inf
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+    def next_phase(self) -> Progress:
+        """The start of the next training of the same run."""
+        return Progress(phase=self.phase + 1, seconds=self.seconds)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A network's score on the validation split (higher is better; it selects) and what is worth logging."""
+
+    score: float
+    metrics: dict[str, float]
