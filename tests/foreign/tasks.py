@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ class Named(nn.Module):
 def named() -> list[dict[str, Tensor]]:
     """Batches as a collating processor gives them."""
     return [{"pixel_values": images, "labels": labels} for images, labels in pairs()]
+
+
+class Encoding(UserDict[str, Tensor]):
+    """A batch whose items are attributes, too, and that goes to a device by itself."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "data":
+            raise AttributeError(name)
+        return self.data[name]
+
+    def to(self, device: torch.device) -> Encoding:
+        return Encoding({key: value.to(device) for key, value in self.data.items()})
 
 
 class TwoInputs(nn.Module):
@@ -206,6 +219,13 @@ NETS = {
         loss=lambda output, batch: output["loss"],
         forward=lambda model, batch: model(**batch),
         refused={"deploy": "tensor", **UNSEEN},
+    ),
+    "attributes": Net(
+        Named,
+        lambda: [Encoding(batch) for batch in named()],
+        loss=lambda output, batch: F.cross_entropy(output["logits"], batch.labels),
+        forward=lambda model, batch: model(batch.pixel_values),
+        refused={"deploy": "tensor"},
     ),
     "three items": Net(plain, triples, forward=lambda model, batch: model(batch[0])),
     "two inputs": Net(

@@ -15,33 +15,19 @@ NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
 SLOW = {"compiled"}
 PENDING = {
-    "tied convolutions-channels",
-    "windows-channels",
-    "tokens in the batch-channels",
-    "temporal shift-channels",
-    "sequence first-channels",
-    "auxiliary head-channels",
     "checkpointing-fisher-tucker",
     "reentrant checkpointing-fisher-tucker",
-    "reentrant checkpointing-channels",
-    "changes its input-fisher-tucker",
     "lazy layers-fisher-tucker",
     "lazy layers-channels",
-    "loss within-channels",
-    "retinanet-channels",
     "spectral norm-fisher-tucker",
     "spectral norm-channels",
-    "weight norm-channels",
     "old weight norm-fisher-tucker",
-    "old weight norm-channels",
     "compiled-fisher-tucker",
     "compiled-channels",
     "bfloat16-fisher-tucker",
     "half-fisher-tucker",
-    "channels last-channels",
 }
 """Not mended yet."""
-CRASHES = {"faster r-cnn-fisher-tucker", "faster r-cnn-channels"}
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # reentrant checkpoints, without gradient
@@ -50,8 +36,6 @@ CRASHES = {"faster r-cnn-fisher-tucker", "faster r-cnn-channels"}
     "name", [pytest.param(name, marks=pytest.mark.full) if name in SLOW else name for name in NETS]
 )
 def test_all_the_way(name: str, method: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if f"{name}-{method}" in CRASHES:
-        pytest.skip("not mended yet: marks of NaN end the process in roi_align")
     if f"{name}-{method}" in PENDING:
         request.applymarker(pytest.mark.xfail(reason="not mended yet", strict=False))
     net = NETS[name]
