@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
@@ -79,6 +80,8 @@ def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
     """
     into = unwrapped(into)
     spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
+    if any(map(is_lazy, into.parameters())):
+        raise UserError(f"into: {type(into).__name__} has lazy layers without a shape; run it on a batch first")
     try:
         apply_edits(into, spec.edits)
     except ValueError as error:

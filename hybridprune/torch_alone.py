@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-OWN = frozenset({"aten", "prim", "prims"})
-"""Namespaces of torch's own operations."""
+OWN = frozenset({"aten", "prim", "prims", "profiler"})
+"""Namespaces of torch's own operations, and of the marks that ``DataParallel`` and others leave for a profiler."""
 
 
 class ForeignOperation(RuntimeError):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
 from hybridprune.pruning.allocation import BY_LAYER, allocate
@@ -37,11 +38,13 @@ def propose(
     """
     method = METHODS[options.method]
     allocation = _allocation(method, options)
-    if isinstance(method, DirectionMethod):
-        proposal = propose_directions(subject, method, allocation, options, curvature)
-    else:
-        wish = Wish(sparsity or SparsityOptions(), budget, removed)
-        proposal = propose_channels(subject, method, allocation, options, curvature, wish)
+    with kept_modes(subject.model):
+        subject.model.eval()  # in training mode the mere look at a weight under spectral_norm would change it
+        if isinstance(method, DirectionMethod):
+            proposal = propose_directions(subject, method, allocation, options, curvature)
+        else:
+            wish = Wish(sparsity or SparsityOptions(), budget, removed)
+            proposal = propose_channels(subject, method, allocation, options, curvature, wish)
 
     def apply(kept: Sequence[int]) -> None:
         proposal.apply(kept)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 import hybridprune
@@ -177,6 +178,10 @@ def goes_all_the_way(net: Net, method: str, folder: Path) -> None:
     hybridprune.save(pruned, folder)
     torch.manual_seed(1)
     fresh = net.make()
+    if any(map(is_lazy, fresh.parameters())):
+        with pytest.raises(UserError, match="lazy layers without a shape; run it on a batch first"):
+            hybridprune.load(folder, into=fresh)
+        net.outputs(fresh)
     fresh = hybridprune.load(folder, into=fresh)
     expected = net.outputs(pruned.module)
     assert_same(net.outputs(fresh), expected)

@@ -15,12 +15,7 @@ NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
 SLOW = {"compiled"}
 PENDING = {
-    "checkpointing-fisher-tucker",
     "reentrant checkpointing-fisher-tucker",
-    "lazy layers-fisher-tucker",
-    "lazy layers-channels",
-    "spectral norm-fisher-tucker",
-    "spectral norm-channels",
     "old weight norm-fisher-tucker",
     "compiled-fisher-tucker",
     "compiled-channels",
