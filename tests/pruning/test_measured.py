@@ -129,31 +129,27 @@ REASONS = [
 @pytest.mark.parametrize(("layer", "trace", "reason"), REASONS)
 def test_reasons(layer: LayerFactors, trace: float, reason: str | None) -> None:
     expected = {} if reason is None else {"a": reason}
-    layers = {"a": nn.Linear(3, 2)}
-    assert unmeasured_layers(layers, {"a": layer}, {"a": SecondMoments(trace, None)}) == expected
+    assert unmeasured_layers({"a": layer}, {"a": SecondMoments(trace, None)}) == expected
     entries = torch.full((2, 3), trace)
-    measured = {"a": SecondMoments(float(entries.sum()), entries)}
-    assert unmeasured_layers(layers, {"a": layer}, measured) == expected
+    assert unmeasured_layers({"a": layer}, {"a": SecondMoments(float(entries.sum()), entries)}) == expected
 
 
 def test_a_group_counts_as_measured_where_one_of_its_layers_is() -> None:
     index = torch.arange(2)[:, None]
     group = ChannelGroup("a", 2, True, (Member("a", "producer", index), Member("b", "producer", index)))
 
-    layers: dict[str, nn.Module] = {"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)}
-
     def reason(one: LayerFactors, other: LayerFactors) -> str | None:
-        return unmeasured_groups([group], Statistics(layers, {"a": one, "b": other}), "factors").get("a")
+        return unmeasured_groups([group], Statistics({}, {"a": one, "b": other}), "factors").get("a")
 
     assert reason(factors(), factors(g=0)) is None and reason(factors(g=0), factors()) is None
     assert reason(factors(g=0), factors(0, 0, 0)) == NO_GRADIENT
     assert reason(factors(), factors(g=NAN)) == NOT_FINITE
     taylor = {"a": torch.zeros(2), "b": torch.ones(2)}
-    assert unmeasured_groups([group], Statistics(layers, taylor=taylor), "taylor") == {}
+    assert unmeasured_groups([group], Statistics({}, taylor=taylor), "taylor") == {}
     nothing = {**taylor, "b": torch.zeros(2)}
-    assert unmeasured_groups([group], Statistics(layers, taylor=nothing), "taylor") == {"a": NO_GRADIENT}
-    assert unmeasured_groups([group], Statistics(layers), None) == {}
-    unknown = Statistics(layers, {"a": factors()}, missing={"b": UNSEEN})
+    assert unmeasured_groups([group], Statistics({}, taylor=nothing), "taylor") == {"a": NO_GRADIENT}
+    assert unmeasured_groups([group], Statistics({}), None) == {}
+    unknown = Statistics({}, {"a": factors()}, missing={"b": UNSEEN})
     assert unmeasured_groups([group], unknown, "factors") == {"a": UNSEEN}
 
 
