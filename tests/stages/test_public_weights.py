@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridprune.data import EvalBatches, load_dataset
+from hybridprune.data import EvalBatches, LabelledImages
+from hybridprune.data.decode import decode_files
+from hybridprune.data.listing import list_tree
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
@@ -121,21 +123,22 @@ PUBLISHED = {  # depth -> sha256 of chenyaofo/pytorch-cifar-models' cifar100_res
     not {"HYBRIDPRUNE_CIFAR100_PNG", "HYBRIDPRUNE_CIFAR100_WEIGHTS"} <= os.environ.keys(),
     reason="HYBRIDPRUNE_CIFAR100_PNG or HYBRIDPRUNE_CIFAR100_WEIGHTS names no CIFAR-100 PNG tree, or no weights for it",
 )
-def test_published_cifar100_resnets_keep_their_accuracy(tmp_path: Path) -> None:
-    data = load_dataset(
-        dataset="tree", data_dir=os.environ["HYBRIDPRUNE_CIFAR100_PNG"], img_type="png", resize=32, num_workers=2,
-        download=False, cache_dir=str(tmp_path),
-    )  # fmt: skip
+def test_published_cifar100_resnets_keep_their_accuracy() -> None:
+    names = {"train": ("train",), "test": ("test",)}
+    folders = list_tree(Path(os.environ["HYBRIDPRUNE_CIFAR100_PNG"]), names, "png").folders["test"]
+    files = [f"{folder.path}/{name}" for folder in folders for name in folder.files]
+    labels = torch.tensor([folder.label for folder in folders for _ in folder.files])
+    images = LabelledImages(decode_files(files, resize=32, num_workers=2, title="test"), labels)
     for depth, (digest, accuracy) in PUBLISHED.items():
         path = Path(os.environ["HYBRIDPRUNE_CIFAR100_WEIGHTS"]) / f"cifar100_resnet{depth}.pth"
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, f"{path} is another file than the published one"
         spec = NetworkSpec("resnet", depth, 16, 100)
         net = spec.build()
         start_from(net, spec, path)
-        every = {20: 1}.get(depth, 5)  # all images once: the others see a fifth, hence a wider bound
+        every = {20: 1}.get(depth, 10)  # all images once: the others see a tenth, hence a wider bound
         batches = EvalBatches(
-            data.test, torch.arange(0, 10_000, every), batch_size=500, mean=data.mean, std=data.std, device="cpu",
-            channels_last=True,
+            images, torch.arange(0, 10_000, every), batch_size=500, mean=(0.507, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2761), device="cpu", channels_last=True,
         )  # fmt: skip
         found = evaluate(net, batches, "always_on").accuracy
-        assert found == pytest.approx(accuracy, abs=0.001 if every == 1 else 0.03)
+        assert found == pytest.approx(accuracy, abs=0.001 if every == 1 else 0.04)
