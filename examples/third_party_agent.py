@@ -139,7 +139,7 @@ def route(agent: PPO, env: GateRoutingVectorEnv, labels: Tensor) -> Evaluation:
         gate_logits.append(torch.stack(own, 1))
     # The last batch began with the first images again.
     decided = torch.cat(gate_logits)[:images]
-    return Evaluation(torch.cat(logits)[:images], (decided > 0).float(), labels, decided)
+    return Evaluation.of(torch.cat(logits)[:images], (decided > 0).float(), labels, decided)
 
 
 def main(argv: Sequence[str]) -> None:
