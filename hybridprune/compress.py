@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,7 @@ from hybridprune.errors import RunFailed, UserError
 from hybridprune.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.measure.cost import count_module
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
+from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.processes import json_from_first
 from hybridprune.pruned import Pruned, PrunedSpec
 from hybridprune.pruning.left_alone import notice
@@ -145,7 +146,8 @@ def prune(
         proposal.apply(work.allocate(proposal))
         if cut.cut_weights == "scratch":
             initialise(module, seed, "cut")
-        module, edits = _as_the_first(original, module)
+        origin = origin_of(original)
+        module, edits = _as_the_first(original, module, origin.edits)
         sample = subject.sample(RECALIBRATION_IMAGES, "recalibration")
         recalibrate_by(module, sample, lambda pair: task.run(module, pair[0]), shared=True)
         cost = Cost(*count_module(module, example, task.run))
@@ -158,6 +160,7 @@ def prune(
         share_weights(take_types(module, original))
         _check_finite(module, original)
     spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
+    note_origin(module, dataclasses.replace(origin, edits=edits))
     return Pruned(take_modes(module, original), spec)
 
 
@@ -240,9 +243,9 @@ def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 
 
-def _as_the_first(model: nn.Module, module: nn.Module) -> tuple[nn.Module, tuple[Edit, ...]]:
+def _as_the_first(model: nn.Module, module: nn.Module, history: Sequence[Edit]) -> tuple[nn.Module, tuple[Edit, ...]]:
     """The first process's cut of ``model``, in all processes, and the edits that it consists of."""
-    own = edits_between(model, module)
+    own = edits_between(model, module, history)
     first = json_from_first(lambda: [edit.to_json() for edit in own])
     edits = tuple(map(edit_from_json, first))
     if edits != own:

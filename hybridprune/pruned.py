@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, texts_at, value_at
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
+from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.store.files import write_json
 from hybridprune.store.weights import load_weights, save_weights
 
@@ -65,27 +66,54 @@ class Pruned(NamedTuple):
 
 
 def save(pruned: Pruned, folder: str | Path) -> None:
-    """Write ``spec.json`` and ``model.safetensors`` of a pruned module into ``folder``, atomically."""
+    """Write ``spec.json`` and ``model.safetensors`` of a pruned module into ``folder``, atomically.
+
+    First the module's outline, without its weights, is rebuilt from the specification. Raises UserError, and writes
+    nothing, if that is not the module: if it was changed after it was pruned.
+    """
     path = Path(folder)
+    _check(pruned)
     path.mkdir(parents=True, exist_ok=True)
     save_weights(pruned.module, path / "model.safetensors")
     write_json(path / "spec.json", pruned.spec.to_json())
 
 
+def _check(pruned: Pruned) -> None:
+    origin = dataclasses.replace(origin_of(pruned.module), edits=pruned.spec.edits)
+    own = {name: _outline(value) for name, value in pruned.module.state_dict().items()}
+    try:
+        there = {name: _outline(value) for name, value in origin.rebuilt().state_dict().items()}
+    except ValueError as error:
+        raise UserError(f"the module does not belong to its specification ({error}); save what prune gave") from error
+    for name in sorted(own.keys() | there.keys()):
+        if own.get(name) != there.get(name):
+            raise UserError(
+                f"{name} of the module is {own.get(name, 'missing')}, and of a fresh one, pruned by its specification, "
+                f"{there.get(name, 'missing')}; save what prune gave, with the layers that it had then"
+            )
+
+
+def _outline(value: object) -> str:
+    return f"{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
     """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
 
-    From a folder of ``save`` it also gets the weights, loaded strictly. A compiled or ``DataParallel`` module comes
-    back unwrapped. Raises UserError if they do not fit.
+    Where a module was pruned again and again, ``into`` may also be what an earlier time gave. From a folder of ``save``
+    it also gets the weights, loaded strictly. A compiled or ``DataParallel`` module comes back unwrapped. Raises
+    UserError if they do not fit.
     """
     into = unwrapped(into)
     spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
     if any(map(is_lazy, into.parameters())):
         raise UserError(f"into: {type(into).__name__} has lazy layers without a shape; run it on a batch first")
+    origin = origin_of(into)
     try:
         apply_edits(into, spec.edits)
     except ValueError as error:
         raise UserError(f"{source}: belongs to another kind of module ({error})") from error
     if not isinstance(source, PrunedSpec):
         load_weights(into, Path(source) / "model.safetensors")
+    note_origin(into, dataclasses.replace(origin, edits=spec.edits))
     return into

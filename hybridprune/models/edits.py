@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hybridprune.json_text import value_at
 from hybridprune.models import factored
-from hybridprune.models.factored import FactorEdit, FactoredLayer, factor_edits
-from hybridprune.models.replace import memory_format, replace_module
+from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLayer, FactoredLinear, blank, form, outline
+from hybridprune.models.replace import inherit, memory_format, replace_module
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
     before = channels_of(module)
     if before is not None and (in_channels > before[0] or out_channels > before[1]):
         raise ValueError(f"{module} cannot have {sizes}: it is smaller")
+    if isinstance(module, FactoredLayer):
+        dense = resize(outline(module), in_channels, out_channels)
+        # Its ranks may be larger than what its channels have become.
+        kind = FactoredConv2d if isinstance(dense, nn.Conv2d) else FactoredLinear
+        return inherit(kind(dense, *form(module)), module, blank(module))  # type: ignore[arg-type]
     new = copy.deepcopy(module)
     if isinstance(new, nn.Conv2d):
         depthwise = new.groups == new.in_channels == new.out_channels > 1
@@ -91,21 +96,6 @@ def _reshape(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
         setattr(module, name, old.new_empty(shape))
 
 
-def resize_edits(original: nn.Module, edited: nn.Module) -> tuple[ResizeEdit, ...]:
-    """The layers of ``original`` that have other numbers of channels in ``edited``, in its order.
-
-    Layers that are in one of them only, or that have become of another type, are passed over; but a layer that has
-    become factored counts by the channels that it connects.
-    """
-    edits = []
-    others = dict(edited.named_modules())
-    for name, module in original.named_modules():
-        before, after = channels_of(module), channels_of(others.get(name))
-        if before and after and before != after:
-            edits.append(ResizeEdit(name, *after))
-    return tuple(edits)
-
-
 def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
     """Input and output channels; None if the module has no numbers of its own to compare."""
     if isinstance(module, nn.Conv2d):
@@ -119,14 +109,34 @@ def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
     return None
 
 
-def edits_between(original: nn.Module, edited: nn.Module) -> tuple[Edit, ...]:
-    """What makes the architecture of ``original`` that of ``edited``: resized layers first, then factored ones.
+def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit] = ()) -> tuple[Edit, ...]:
+    """What makes the architecture of ``original`` that of ``edited``: factored layers first, then resized ones.
 
-    A layer that is factored in both counts by its rotations and its core, which are layers of their own.
+    Edits say what a layer becomes, and not by how much it changes. So with the ``history`` of what had made
+    ``original`` already, they lead to ``edited`` from ``original`` and from whatever that was made of. Layers that are
+    in one of the two only, or that have become of another type, are passed over; a factored layer counts by the
+    channels that it connects.
     """
-    edits: tuple[Edit, ...] = (*resize_edits(original, edited), *factor_edits(edited))
-    both = {name for name, module in original.named_modules() if isinstance(module, FactoredLayer)}
-    return tuple(edit for edit in edits if edit.layer not in both)
+    again = {(type(edit), edit.layer) for edit in history}
+    others = dict(edited.named_modules())
+    resizes: list[Edit] = []
+    factors: list[Edit] = []
+    for name, module in original.named_modules():
+        before, after = channels_of(module), channels_of(others.get(name))
+        if before is None or after is None:
+            continue
+        if before != after or (ResizeEdit, name) in again:
+            resizes.append(ResizeEdit(name, *after))
+        ranks = ranks_of(others[name])
+        if ranks != ranks_of(module) or (FactorEdit, name) in again:
+            factors.append(FactorEdit(name, *ranks))
+    inside = tuple(f"{name}." for name, module in others.items() if isinstance(module, FactoredLayer))
+    return tuple(edit for edit in (*factors, *resizes) if not edit.layer.startswith(inside))
+
+
+def ranks_of(layer: nn.Module) -> tuple[int | None, int | None]:
+    """Ranks of the input and the output side; None where there is no rotation, as in a dense layer."""
+    return form(layer) if isinstance(layer, FactoredLayer) else (None, None)
 
 
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:

@@ -193,6 +193,16 @@ def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None) -> Fac
     raise ValueError(f"a {type(layer).__name__} has no factored form")
 
 
+def outline(layer: FactoredLayer) -> nn.Conv2d | nn.Linear:
+    """The dense layer of the same geometry, its weights left uninitialised."""
+    options: dict[str, Any] = {"device": layer.core.weight.device, "dtype": layer.core.weight.dtype}
+    options["bias"] = layer.bias is not None
+    if isinstance(layer, FactoredLinear):
+        return nn.Linear(*layer.channels, **options)
+    geometry = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    return nn.Conv2d(*layer.channels, **geometry, **options)
+
+
 def blank(layer: nn.Module) -> nn.Module:
     """A small layer of the same class, on which nothing hangs; ValueError if it is no dense or factored layer."""
     with torch.device("meta"):
@@ -253,17 +263,23 @@ def form_name(ranks: tuple[int | None, int | None]) -> str:
 def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
     """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers.
 
-    Raises ValueError if an edit names no convolution and no linear layer.
+    A layer that is factored already gets other ranks, or without ranks becomes dense. Raises ValueError if an edit
+    names no convolution and no linear layer.
     """
     for edit in edits:
         try:
             layer = model.get_submodule(edit.layer)
         except AttributeError:
             layer = None
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
             raise ValueError(f"an edit of {edit.layer!r}, which is no convolution or linear layer of the network")
-        new = factored(layer, edit.rank_in, edit.rank_out)
-        replace_module(model, edit.layer, inherit(new, layer, blank(layer)))
+        if isinstance(layer, FactoredLayer) and (edit.rank_in, edit.rank_out) == form(layer):
+            continue
+        new: nn.Module = outline(layer) if isinstance(layer, FactoredLayer) else layer
+        if (edit.rank_in, edit.rank_out) != (None, None):
+            new = factored(new, edit.rank_in, edit.rank_out)
+        if new is not layer:
+            replace_module(model, edit.layer, inherit(new, layer, blank(layer)))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybridprune.models.edits import ResizeEdit, apply_edits, edit_from_json, edits_between, resize, resize_edits
+from hybridprune.models.edits import ResizeEdit, apply_edits, edit_from_json, edits_between, resize
 from hybridprune.models.factored import FactoredConv2d, FactorEdit
 from hybridprune.models.replace import replace_module
 
@@ -57,8 +57,8 @@ def narrow() -> nn.Module:
 
 
 def test_edits_are_the_differences() -> None:
-    assert resize_edits(Net(), narrow()) == EDITS
-    assert resize_edits(Net(), Net()) == ()
+    assert edits_between(Net(), narrow()) == EDITS
+    assert edits_between(Net(), Net()) == ()
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -128,7 +128,7 @@ def test_a_layer_may_be_resized_and_then_factored() -> None:
     assert isinstance(point, nn.Conv2d)
     replace_module(net, "point", FactoredConv2d(point, 2, None))
     edits = edits_between(Net(), net)
-    assert edits == (*EDITS, FactorEdit("point", 2, None))
+    assert edits == (FactorEdit("point", 2, None), *EDITS)
     fresh = Net().eval()
     apply_edits(fresh, edits)
     fresh.load_state_dict(net.state_dict(), strict=True)
@@ -136,18 +136,40 @@ def test_a_layer_may_be_resized_and_then_factored() -> None:
     assert torch.equal(fresh(images), net(images))
 
 
-def test_a_factored_layer_that_was_there_before_is_no_edit() -> None:
-    def factored() -> Net:
+def test_a_layer_that_was_factored_before() -> None:
+    def factored(*ranks: int | None) -> Net:
         net = Net()
-        replace_module(net, "point", FactoredConv2d(net.point, 4, 3))
+        replace_module(net, "point", FactoredConv2d(net.point, *ranks))
         return net
 
-    edited = factored()
-    replace_module(edited, "point.core", nn.Conv2d(2, 3, 1, bias=False))
-    replace_module(edited, "point.rotate_in", nn.Conv2d(8, 2, 1, bias=False))
-    edits = edits_between(factored(), edited)
-    assert edits == (ResizeEdit("point.rotate_in", 8, 2), ResizeEdit("point.core", 2, 3))
-    fresh = factored()
-    apply_edits(fresh, edits)
-    fresh.load_state_dict(edited.state_dict(), strict=True)
-    assert edits_between(factored(), factored()) == ()
+    assert edits_between(factored(4, 3), factored(4, 3)) == ()
+    once = (FactorEdit("point", 4, 3),)
+    for edited, edit in (
+        (factored(2, 3), FactorEdit("point", 2, 3)),
+        (factored(None, 2), FactorEdit("point", None, 2)),
+        (Net(), FactorEdit("point", None, None)),
+    ):
+        assert edits_between(factored(4, 3), edited) == edits_between(factored(4, 3), edited, once) == (edit,)
+        for fresh in (Net(), factored(4, 3)):
+            apply_edits(fresh, [edit])
+            fresh.load_state_dict(edited.state_dict(), strict=True)
+    # What another layer than the factored one became does not make the factored one dense again.
+    assert edits_between(factored(4, 3), factored(4, 3), once) == once
+
+
+def test_a_factored_layer_may_have_become_narrower_than_its_ranks() -> None:
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 1)) for _ in range(2)]
+    apply_edits(layers[0], [FactorEdit("0", 5, 6), ResizeEdit("0", 4, 3)])
+    edits = edits_between(layers[1], layers[0])
+    assert edits == (FactorEdit("0", 5, 6), ResizeEdit("0", 4, 3))
+    for fresh in layers:
+        apply_edits(fresh, edits)
+        assert [tuple(p.shape) for p in fresh.parameters()] == [(5, 4, 1, 1), (6, 5, 1, 1), (3, 6, 1, 1), (3,)]
+
+
+def test_a_factored_layer_is_resized_by_the_channels_that_it_connects() -> None:
+    point = FactoredConv2d(nn.Conv2d(8, 6, 3, padding=1, dtype=torch.float64), 4, None).eval()
+    new = resize(point, 5, 4)
+    assert isinstance(new, FactoredConv2d) and (new.in_channels, new.out_channels, new.training) == (5, 4, False)
+    assert [tuple(p.shape) for p in new.parameters()] == [(4, 5, 1, 1), (4, 4, 3, 3), (4,)]
+    assert new.weight.dtype == torch.float64
