@@ -126,7 +126,7 @@ def prune(
         dense = Cost(*count_module(module, example, task.run))
         subject = Subject(
             model=module,
-            logits=lambda inputs: task.run(module, inputs),
+            logits=lambda inputs: task.output(module, inputs),
             run=task.run,
             example=example,
             exclude=cut.exclude,
@@ -149,7 +149,7 @@ def prune(
         origin = origin_of(original)
         module, edits = _as_the_first(original, module, origin.edits)
         sample = subject.sample(RECALIBRATION_IMAGES, "recalibration")
-        recalibrate_by(module, sample, lambda pair: task.run(module, pair[0]), shared=True)
+        recalibrate_by(module, sample, lambda pair: task.output(module, pair[0]), shared=True)
         cost = Cost(*count_module(module, example, task.run))
         with checkpointing(True):
             if callable(fine_tune):
@@ -227,7 +227,7 @@ class _Work:
     def fine_tune(self, model: nn.Module, epochs: float, **options: Any) -> None:
         """Train by the task's loss; the other options are those of `finetune`."""
         task, device = self.batches.task, self.batches.device
-        common: dict[str, Any] = {"likelihood": task.likelihood, "forward": task.run}
+        common: dict[str, Any] = {"likelihood": task.likelihood, "forward": task.output}
         finetune(model, self.batches, epochs=epochs, lr=self.lr, device=device, **common, **options)
 
 

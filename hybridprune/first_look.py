@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
@@ -37,6 +37,10 @@ class Task:
         """The network's output on what `split` gives, of which it gets a copy: some networks change their input."""
         inputs = with_tensors(inputs, Tensor.clone)
         return model(inputs) if self.forward is None else self.forward(model, inputs)
+
+    def output(self, model: nn.Module, inputs: Any) -> Any:
+        """The same; UserError where the network fails on a batch."""
+        return _tried(lambda: self.run(model, inputs), "the network fails on a batch", "give batches that it takes")
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """What the network reads of a batch, and what the loss does; UserError if the batch is of another kind."""
@@ -68,18 +72,44 @@ class Batches:
     """What one of them is called."""
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        number = 0
-        for number, batch in enumerate(self.loader, start=1):
-            yield _pair(self.task, batch, self.device, f"{self.kind} {number}", self.classes)
-        if not number:
+        empty = True
+        for batch in self.raw():
+            empty = False
+            inputs, targets = self.task.split(batch)
+            yield in_single(on_device(inputs, self.device)), in_single(on_device(targets, self.device))
+        if empty:
             raise UserError("the loader gives no batches; give one that is not empty, however often it is gone through")
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
+    def raw(self) -> Looked:
+        """As the loader gives them."""
+        return Looked(self.loader, self.task, self.classes, self.kind)
+
     def sample(self, images: int, seed: int) -> Batches:
         """So many random images of the whole loader, or all if there are fewer; see `sampled`."""
-        return replace(self, loader=sampled(self.loader, images, seed), kind="sampled batch")
+        # A plain DataLoader is not gone through for that.
+        loader = self.loader if type(self.loader) is DataLoader else self.raw()
+        return replace(self, loader=sampled(loader, images, seed), kind="sampled batch")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The batches of a loader, each of them looked at."""
+
+    loader: Loader
+    task: Task
+    classes: int
+    kind: str
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self.loader, start=1):
+            _check(self.task, batch, f"{self.kind} {number}", self.classes)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
 
 
 def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
@@ -90,14 +120,8 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
     """
     device = device_of(model)
     first = _first(loader)
-    inputs, targets = task.split(first)
-    held = images_in(inputs)
-    if not held:
-        raise UserError(
-            f"a batch is {_described(first)}, which does not say how many images it holds; give batches of tensors, or "
-            "of lists as long as there are images"
-        )
-    inputs, targets = _pair(task, first, device, "the first batch")
+    held = _check(task, first, "the first batch")
+    inputs, targets = (in_single(on_device(part, device)) for part in task.split(first))
     example = some_images(inputs, [0])
     remedy = "mend forward=" if task.forward else "give batches that it takes, or forward="
     with torch.no_grad(), kept_modes(model):
@@ -150,24 +174,34 @@ def _first(loader: Loader) -> Any:
     raise UserError("the loader gives no batches; give one that is not empty")
 
 
-def _pair(task: Task, batch: Any, device: torch.device, name: str, classes: int | None = None) -> tuple[Any, Any]:
-    """The batch, if it is as it should be, on the device."""
-    inputs, targets = task.split(batch)
-    if task.forward is None and inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-        raise UserError(f"{name}: its inputs are not finite (NaN or infinite); leave such images out")
-    if classes is not None and isinstance(targets, Tensor):
-        try:
+def _check(task: Task, batch: Any, name: str, classes: int | None = None) -> int:
+    """How many images a batch holds; UserError if it is not as it should be for outputs ``[B, classes, ...]``."""
+    try:
+        inputs, targets = task.split(batch)
+        held = images_in(inputs)
+        if held is None or (held == 0 and classes is None):
+            raise UserError(
+                f"a batch is {_described(batch)}, which does not say how many images it holds; give batches of "
+                "tensors, or of lists as long as there are images"
+            )
+        if task.forward is None and inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            raise UserError("its inputs are not finite (NaN or infinite); leave such images out")
+        if classes is not None and not isinstance(task.likelihood, UserLoss):
+            if not isinstance(targets, Tensor):
+                raise UserError(f"its targets are {_described(targets)}, not a tensor as before")
+            if task.forward is None and images_in(targets) != held:
+                raise UserError(f"it has {held} inputs and {images_in(targets)} targets; give one for each")
             task.likelihood.check_values(targets, classes)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-    return in_single(on_device(inputs, device)), in_single(on_device(targets, device))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return held
 
 
 def _tried(work: Callable[[], Any], failure: str, remedy: str) -> Any:
     """What the user's code gives; whatever it raises becomes one line."""
     try:
         return work()
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0][:200]

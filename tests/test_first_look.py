@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops import roi_align
 
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
@@ -74,6 +75,11 @@ class InPlace(nn.Module):
         z = self.second(y)
         y.mul_(0.5)
         return self.head(z.mean((2, 3)))
+
+
+def cropped(x: Tensor) -> Tensor:
+    """An operation of torchvision's, which leaves the images about as they are."""
+    return roi_align(x, [torch.tensor([[0.0, 0.0, 6.0, 6.0]])] * len(x), 6)
 
 
 def dictionaries() -> list[Any]:
@@ -154,9 +160,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "frozen": (lambda: net().requires_grad_(False), batches, {"fine_tune": 1.0}, "no parameter .* requires a gradient"),
     "no gradient": (InPlace, batches, {}, r"gradient cannot be computed \(RuntimeError: .* modified by an inplace"),
     "no gradient, taylor": (InPlace, batches, {"method": "taylor"}, "gradient cannot be computed"),
-    "losses out": (
-        net, batches, {"forward": lambda m, b: F.cross_entropy(m(b[0]), b[1]), "loss": lambda y, b: y, "method": "l1"},
-        r"--method l1: the channels' ways .* cannot be followed",
+    "foreign operations": (
+        net, batches, {"forward": lambda m, b: m(cropped(b[0])), "method": "l1"},
+        r"--method l1: the channels' ways .* cannot be followed \(ForeignOperation: torchvision",
     ),
     "mode": (net, batches, {"forward": lambda m, b: m.train()(b[0])}, "leaves the network in training mode"),
     "images second": (
@@ -189,6 +195,28 @@ def test_an_image_that_is_no_number_never_ends_in_a_network(method: str, fine_tu
     """In whichever batch, and whoever sees it first."""
     with pytest.raises(UserError, match=r"batch \d: its inputs are not finite"):
         pruned(net(), nan_at(1), method=method, fine_tune=fine_tune)
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "batch 2: a batch is a NoneType"),
+    "a dictionary": ({"a": 1}, "batch 2: a batch is a dict of 'a'"),
+    "no targets": ((images(4), None), "batch 2: its targets are a NoneType"),
+    "words": (("a", "b"), r"batch 2: a batch is a tuple of 2 \(str, str\)"),
+    "fewer targets": ((images(4), torch.zeros(3).long()), "batch 2: it has 4 inputs and 3 targets"),
+    "numbers": ((images(4), torch.zeros(4)), "batch 2: loss 'cross_entropy': takes class ids"),
+    "other channels": ((images(4)[:, :2], torch.zeros(4).long()), r"the network fails on a batch \(RuntimeError"),
+    "other size": ((images(4)[:, :, :5], torch.zeros(4).long()), r"the network fails on a batch \(RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("method", ["fisher-tucker", "l1"])
+@pytest.mark.parametrize("name", ODD)
+def test_a_later_batch_that_is_odd_is_refused_in_one_line(name: str, method: str) -> None:
+    batch, message = ODD[name]
+    curvature = CurvatureOptions(curvature_images=20, moment_images=20)
+    with pytest.raises(UserError, match=message) as refused:
+        pruned(net(), [batches()[0], batch], method=method, curvature=curvature, fine_tune=1.0)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("method", ["fisher-tucker", "l1"])

@@ -89,6 +89,7 @@ class CrossEntropy:
 
     def check_values(self, targets: Tensor, classes: int) -> None:
         """Ids in [0, K) or -100."""
+        _check_ids(targets)
         outside = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)]
         if len(outside):
             raise UserError(
@@ -97,12 +98,7 @@ class CrossEntropy:
             )
 
     def _ids(self, shape: torch.Size, targets: Tensor) -> Tensor:
-        if targets.is_floating_point() or targets.is_complex() or (len(shape) == 2 and targets.shape == shape):
-            raise UserError(
-                f"loss 'cross_entropy': takes class ids, and the targets are {_kind(targets)}; give loss='bce' for "
-                "several labels an image, loss='mse' for numbers, targets.argmax(1) for one-hot ids, targets.long() "
-                "for other ids, or a function as loss"
-            )
+        _check_ids(targets, several=len(shape) == 2 and targets.shape == shape)
         wanted = (shape[0], *shape[2:])
         if (found := _aligned(targets, wanted)) is None:
             raise UserError(
@@ -240,6 +236,16 @@ def _tensors(shape: torch.Size | None, targets: Any, loss: str) -> tuple[torch.S
             "function as loss"
         )
     return shape, targets
+
+
+def _check_ids(targets: Tensor, several: bool = False) -> None:
+    """UserError if these are no class ids; ``several``: there is a number for each class."""
+    if several or targets.is_floating_point() or targets.is_complex():
+        raise UserError(
+            f"loss 'cross_entropy': takes class ids, and the targets are {_kind(targets)}; give loss='bce' for "
+            "several labels an image, loss='mse' for numbers, targets.argmax(1) for one-hot ids, targets.long() "
+            "for other ids, or a function as loss"
+        )
 
 
 def _fitting(shape: torch.Size, targets: Tensor, loss: str) -> Tensor:
