@@ -36,12 +36,14 @@ def seeded(number: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 @contextmanager
-def isolated(seed: int = 0, device: torch.device = CPU) -> Iterator[None]:
+def isolated(seed: int = 0, device: torch.device = CPU, dtype: torch.dtype | None = torch.float32) -> Iterator[None]:
     """Inside, torch is as a new process finds it, with generators that start from ``seed``; then it is as it was.
 
-    Whatever the caller has set: no autocast, gradients are recorded, tensors are fp32 on the CPU unless it is said.
+    Whatever the caller has set: no autocast, gradients are recorded, tensors are on the CPU and of type ``dtype``
+    unless it is said. None leaves the type to the caller, whose own networks and data may count on it, if it is fp32 or
+    fp64: nothing is measured in half precision.
     """
-    dtype = torch.get_default_dtype()
+    before = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(seeded(seed, device))
         stack.enter_context(no_autocast())
@@ -49,6 +51,6 @@ def isolated(seed: int = 0, device: torch.device = CPU) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         if torch.get_default_device() != CPU:
             stack.enter_context(CPU)
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_default_dtype, before)
+        torch.set_default_dtype(dtype or torch.promote_types(before, torch.float32))
         yield

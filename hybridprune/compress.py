@@ -36,6 +36,7 @@ from hybridprune.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.measure.cost import count_module
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
 from hybridprune.models.origin import note_origin, origin_of
+from hybridprune.precision import full_precision
 from hybridprune.processes import json_from_first
 from hybridprune.pruned import Pruned, PrunedSpec
 from hybridprune.pruning.left_alone import notice
@@ -116,7 +117,8 @@ def prune(
     task = Task(likelihood_of(loss), forward)
     _check_training(task, fine_tune, kd_weight)
     original = unwrapped(model)
-    with isolated(stream_seed(seed, "prune"), device_of(original)), checkpointing(False):
+    device = device_of(original)
+    with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False):
         module = plain_copy(original)
         share_weights(module)
         batches, example = look(module, train_loader, task)
@@ -143,7 +145,8 @@ def prune(
         proposal = work.propose(removed)
         if (told := notice(proposal.left_alone)) is not None:
             warnings.warn(told, stacklevel=2)
-        proposal.apply(work.allocate(proposal))
+        with full_precision():
+            proposal.apply(work.allocate(proposal))
         if cut.cut_weights == "scratch":
             initialise(module, seed, "cut")
         origin = origin_of(original)
@@ -151,12 +154,12 @@ def prune(
         sample = subject.sample(RECALIBRATION_IMAGES, "recalibration")
         recalibrate_by(module, sample, lambda pair: task.output(module, pair[0]), shared=True)
         cost = Cost(*count_module(module, example, task.run))
-        with checkpointing(True):
-            if callable(fine_tune):
-                fine_tune(take_types(module, original))
-            elif fine_tune > 0:
-                teacher = plain_copy(original) if kd_weight > 0 else None
-                work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
+    if callable(fine_tune):
+        fine_tune(take_types(module, original))  # as the caller has set everything
+    with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None):
+        if not callable(fine_tune) and fine_tune > 0:
+            teacher = plain_copy(original) if kd_weight > 0 else None
+            work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
         share_weights(take_types(module, original))
         _check_finite(module, original)
     spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)

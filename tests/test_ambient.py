@@ -268,6 +268,37 @@ def test_a_callers_settings_change_nothing(
         assert found.equal(expected)
 
 
+def test_a_callers_own_training_runs_as_the_caller_has_set_everything(tmp_path: Path) -> None:
+    world, seen = World(tmp_path), []
+
+    def own(module: nn.Module) -> None:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.rand(2)))
+
+    with torch.autocast("cpu", torch.bfloat16), default_dtype():
+        torch.manual_seed(3)
+        expected, after = torch.rand(2), torch.get_rng_state()
+        torch.manual_seed(3)
+        hybridprune.prune(world.net, world.loader, target_flops=0.6, curvature=QUICK, cut=UNFITTED, fine_tune=own)
+        assert torch.get_rng_state().equal(after)
+    ((autocast, dtype, drawn),) = seen
+    assert autocast and dtype == torch.float64 and drawn.equal(expected)
+
+
+def test_networks_that_count_on_the_default_type_are_pruned() -> None:
+    class Double(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.conv(x).relu().mean((2, 3)) @ torch.eye(8))
+
+    with default_dtype():
+        loader = DataLoader(TensorDataset(torch.rand(16, 3, 8, 8), LABELS[:16]), batch_size=8)
+        pruned = hybridprune.prune(Double(), loader, target_flops=0.7, curvature=QUICK, cut=UNFITTED, fine_tune=1)
+        assert {value.dtype for value in pruned.module.parameters()} == {torch.float64}
+
+
 class Gpu:
     """Two generators that stand for those of two GPUs."""
 

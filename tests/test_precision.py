@@ -9,6 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybridprune.curvature import collect_factors, collect_second_moments
+from hybridprune.data import Batch
+from hybridprune.engine.batchnorm import recalibrate_by
+from hybridprune.engine.evaluate import evaluate_routes
+from hybridprune.models.skipnet import Routed
 from hybridprune.precision import FP32, Precision, fp32_precisions, full_precision, tf32
 
 BF16 = Precision("cpu", torch.bfloat16)
@@ -132,3 +137,35 @@ def test_full_precision_ends_autocast() -> None:
         with full_precision():
             assert (a @ b).dtype == torch.float32
         assert torch.is_autocast_enabled("cpu")
+
+
+MEASURED: dict[str, Callable[[Callable[[Tensor], Tensor], nn.Module], object]] = {
+    "factors": lambda forward, net: collect_factors(
+        forward, dict(net.named_children()), DATA, fisher_type="true", moving_average=0.0, seed=0
+    ),
+    "moments": lambda forward, net: collect_second_moments(
+        forward, dict(net.named_children()), DATA, bases=None, fisher_type="true", seed=0
+    ),
+    "evaluation": lambda forward, net: evaluate_routes(lambda batch, _: _routed(forward(batch.images)), BATCHES),
+    "recalibration": lambda forward, net: recalibrate_by(net, BATCHES, lambda batch: forward(batch.images)),
+}
+DATA = [(torch.randn(4, 3), torch.arange(4) % 2)]
+BATCHES = [Batch(*DATA[0], torch.arange(4))]
+
+
+def _routed(logits: Tensor) -> Routed:
+    return Routed(logits, logits[:, :0], logits[:, :0])
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_measures_is_in_full_precision(name: str) -> None:
+    net, seen = nn.Sequential(nn.Linear(3, 2)), []
+
+    def forward(x: Tensor) -> Tensor:
+        y = net(x)
+        seen.append((y.dtype, set(fp32_precisions().values())))
+        return y
+
+    with tf32(True), torch.autocast("cpu", torch.bfloat16):
+        MEASURED[name](forward, net)
+    assert seen and all(each == (torch.float32, {"ieee"}) for each in seen)

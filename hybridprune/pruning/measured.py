@@ -15,9 +15,7 @@ from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
 
 
-def unmeasured_layers(
-    factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]
-) -> dict[str, str]:
+def unmeasured_layers(factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]) -> dict[str, str]:
     """The layers whose statistics are 0 or not finite, each with the reason."""
     found = {name: _reason(layer, moments.get(name)) for name, layer in factors.items()}
     return {name: reason for name, reason in found.items() if reason is not None}

@@ -28,7 +28,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     found = {"device": str(device), "name": _cpu(), "cpu": _cpu(), "threads": torch.get_num_threads()}
     if device.type != "cuda":
         return found
-    products = ", ".join(f"{kind} {how}" for kind, how in fp32_precisions().items())
+    products = ", ".join(f"{kind} {how.replace('none', 'ieee')}" for kind, how in fp32_precisions().items())
     return {**found, "name": torch.cuda.get_device_name(device), "fp32": products}
 
 
