@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
     arguments.batch_size = max(arguments.batch)
     torch.set_num_threads(arguments.threads)
     run = FinishedRun.load(arguments)
+    run.run.refuse_links(FILE)
     bench = Bench(run, forms, arguments.int8, arguments.rounds, arguments.threads)
     tables = [bench.table(batch) for batch in dict.fromkeys(arguments.batch)]
     write_json(run.run.path / FILE, tables)

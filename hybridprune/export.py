@@ -20,6 +20,7 @@ from hybridprune.data import EvalBatches
 from hybridprune.deploy import Deployed, Harden, deploy, save_deployed
 from hybridprune.deploy.onnx import compare, need_onnx, onnx_bytes
 from hybridprune.deploy.program import export_program, program_bytes
+from hybridprune.deploy.store import FILES
 from hybridprune.errors import RunFailed, UserError, run_command
 from hybridprune.stages.finished import FinishedRun, Parser
 from hybridprune.store.files import write_bytes
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     if harden is not None:
         run.need_gates()
     folder = arguments.output or run.run.path / "deployed"
+    if arguments.output is None:
+        run.run.refuse_links(*(f"deployed/{name}" for name in FILES))
     example = _example(run)
     validation = dataclasses.replace(run, batch_size=EVALUATION_BATCH).batches("validation")
     deployed = deploy(run.net, example, run.device, harden=harden, validation=validation)

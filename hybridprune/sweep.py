@@ -22,6 +22,7 @@ from hybridprune.stages.finished import FinishedRun, Parser, add_batch_size
 from hybridprune.store.files import write_bytes
 
 Point = dict[str, Any]
+FILES = ("sweep.md", "sweep.json", "sweep.png")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--points {arguments.points}: must be at least 1")
     run = FinishedRun.load(arguments)
     run.need_gates()
+    if arguments.output is None:
+        run.run.refuse_links(*FILES)
     points = sweep(run, arguments.points, arguments.split == "test")
     text = table(points)
     _write(arguments.output or run.run.path, points, text)
@@ -140,14 +143,10 @@ def plot(points: Sequence[Point]) -> bytes:
 
 
 def _write(folder: Path, points: Sequence[Point], text: str) -> None:
-    files = {
-        "sweep.md": text.encode(),
-        "sweep.json": f"{json_text(points, indent=2)}\n".encode(),
-        "sweep.png": plot(points),
-    }
+    contents = (text.encode(), f"{json_text(points, indent=2)}\n".encode(), plot(points))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
+        for name, content in zip(FILES, contents, strict=True):
             write_bytes(folder / name, content)
     except OSError as error:
         raise UserError(f"--output {folder}: can't be written ({error.strerror}); choose another folder") from error

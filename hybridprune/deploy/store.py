@@ -26,6 +26,7 @@ from hybridprune.store.run_folder import RunSpec
 from hybridprune.store.weights import check_shapes, load_weights, read_shapes, save_weights
 
 FORMAT = 1
+FILES = ("model.safetensors", "report.txt", "deploy.json")
 
 
 def save_deployed(deployed: Deployed, spec: RunSpec, folder: Path) -> None:

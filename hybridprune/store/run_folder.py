@@ -18,80 +18,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from hybridprune.config import SCRIPTS
-from hybridprune.config.options import LARGEST_INPUT
 from hybridprune.errors import RunFailed, UserError
-from hybridprune.json_text import json_text, numbers_at, read_json, texts_at, value_at
+from hybridprune.json_text import json_text, read_json, value_at
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import append, sha256, write_atomic, write_bytes, write_json
+from hybridprune.store.run_spec import FORMAT as FORMAT
+from hybridprune.store.run_spec import RunSpec as RunSpec
 from hybridprune.store.weights import check_shapes, load_weights, read_shapes, save_weights
-
-FORMAT = 1
-SMALLEST_STD = 1e-6
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What a run's network is and what it expects as input."""
-
-    stage: str
-    run_id: str
-    network: NetworkSpec
-    class_names: tuple[str, ...]
-    input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dataset: str
-    dataset_digest: str
-    centre_crop: bool = False
-    """How images of other sizes become the input: their middle is cut out, or both sides are scaled to the size."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return {
-            "format": FORMAT,
-            "stage": self.stage,
-            "run_id": self.run_id,
-            "network": self.network.to_json(),
-            "class_names": list(self.class_names),
-            "input_size": self.input_size,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "dataset": self.dataset,
-            "dataset_digest": self.dataset_digest,
-            "centre_crop": self.centre_crop,
-        }
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any]) -> RunSpec:
-        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else.
-
-        Fields younger than the record take their defaults.
-        """
-        if value_at(record, "format", object) != FORMAT:
-            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
-        network, names = NetworkSpec.from_json(record["network"]), texts_at(record, "class_names")
-        if len(names) != network.classes:
-            raise ValueError(f"class_names are {len(names)} for a network of {network.classes} classes")
-        mean, std = numbers_at(record, "mean"), numbers_at(record, "std", low=SMALLEST_STD)
-        if not len(mean) == len(std) == 3:
-            raise ValueError("mean and std are not three numbers each")
-        stage = value_at(record, "stage", str)
-        if stage not in SCRIPTS:
-            raise ValueError(f"stage is {stage!r}, none of {', '.join(SCRIPTS)}")
-        return RunSpec(
-            stage,
-            value_at(record, "run_id", str),
-            network,
-            tuple(names),
-            value_at(record, "input_size", int, 1, LARGEST_INPUT),
-            tuple(mean),
-            tuple(std),
-            value_at(record, "dataset", str),
-            value_at(record, "dataset_digest", str),
-            value_at({"centre_crop": RunSpec.centre_crop, **record}, "centre_crop", bool),
-        )
 
 
 @dataclass(frozen=True)
@@ -162,6 +95,18 @@ class RunFolder:
             return value_at(self.read_json("result.json"), name, kind, low, high)
         except ValueError as error:
             raise UserError(f"{self.path / 'result.json'}: {error}; restore the file") from error
+
+    def refuse_links(self, *names: str) -> None:
+        """UserError if one of these files (``folder/file``), about to be written, would end up outside of the run.
+
+        The folder may be a stranger's, and a link in it leads to whatever file of the user's its maker chose.
+        """
+        for name in names:
+            place = self.path
+            for part in Path(name).parts:
+                place = place / part
+                if place.is_symlink():
+                    raise UserError(f"{place}: is a link, and would be written through; remove it")
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
         """Write one of the folder's JSON files, atomically."""
