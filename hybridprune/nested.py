@@ -114,7 +114,7 @@ def _is_sequence(value: Any) -> bool:
 
 def _like(container: Any, values: Any) -> Any:
     """A sequence or mapping of the same kind: a named tuple, a dictionary with attributes; else a plain dictionary."""
-    if hasattr(container, "_fields"):
+    if isinstance(container, tuple) and hasattr(container, "_fields"):
         return type(container)(*values)
     try:
         return type(container)(values)

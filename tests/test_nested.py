@@ -58,9 +58,12 @@ class Attributes(UserDict[str, Any]):
     """A dictionary with attributes, as tokenizers and image processors give."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "data" or name not in self.data:
+        if name == "data":
             raise AttributeError(name)
-        return self.data[name]
+        return self.data[name]  # KeyError, which hasattr does not expect
+
+    def to(self, device: str) -> Attributes:
+        return Attributes({key: value.to(device) for key, value in self.data.items()})
 
 
 def test_mappings_stay_of_their_kind() -> None:
@@ -68,7 +71,7 @@ def test_mappings_stay_of_their_kind() -> None:
     assert some_images(batch, [1]).image.equal(X[1:2])
     assert with_tensors(batch, torch.neg).image.equal(-X)
     assert joined([batch, batch])[0].label.equal(torch.cat([Y, Y]))
-    assert on_device(batch, "cpu")["image"] is X
+    assert on_device(batch, "cpu").image is X
     assert some_images(defaultdict(list, image=X), [1])["image"].equal(X[1:2])
 
 
