@@ -83,7 +83,6 @@ def ends_well(results: Path, name: str, run: Path, command: str) -> None:
         assert len(lines[0]) < 1000, lines[0]
 
 
-@pytest.mark.xfail(reason="not mended yet", strict=False)
 @fuzzed(6)
 @given(CASES)
 def test_a_few(finished: Path, case: tuple[str, list[Damage], str]) -> None:
@@ -91,7 +90,6 @@ def test_a_few(finished: Path, case: tuple[str, list[Damage], str]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.xfail(reason="not mended yet", strict=False)
 @fuzzed(110)
 @given(CASES)
 def test_many(finished: Path, case: tuple[str, list[Damage], str]) -> None:

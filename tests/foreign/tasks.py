@@ -37,7 +37,7 @@ class Encoding(UserDict[str, Tensor]):
     """A batch whose items are attributes, too, and that goes to a device by itself."""
 
     def __getattr__(self, name: str) -> Tensor:
-        if name == "data":
+        if name == "data" or name not in self.data:
             raise AttributeError(name)
         return self.data[name]
 
@@ -218,7 +218,7 @@ NETS = {
         named,
         loss=lambda output, batch: output["loss"],
         forward=lambda model, batch: model(**batch),
-        refused={"deploy": "tensor", **UNSEEN},
+        refused={"deploy": "tensor"},
     ),
     "attributes": Net(
         Named,
@@ -240,5 +240,5 @@ NETS = {
     "one logit": Net(lambda: with_outputs(1), lambda: with_targets(1, binary=True), "bce"),
     "regression": Net(lambda: with_outputs(2), lambda: with_targets(2), "mse"),
     "faster r-cnn": Net(faster_rcnn, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor", **UNSEEN}),
-    "retinanet": Net(retina_net, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor", **UNSEEN}),
+    "retinanet": Net(retina_net, scenes, sum_of_losses, detected, boxes, refused={"deploy": "tensor"}),
 }

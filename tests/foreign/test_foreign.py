@@ -14,15 +14,7 @@ FAMILIES = (names, tokens, training, tasks, convolutions, wrapped)
 NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
 SLOW = {"compiled"}
-PENDING = {
-    "reentrant checkpointing-fisher-tucker",
-    "old weight norm-fisher-tucker",
-    "compiled-fisher-tucker",
-    "compiled-channels",
-    "bfloat16-fisher-tucker",
-    "half-fisher-tucker",
-}
-"""Not mended yet."""
+"""Compiling takes a second."""
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # reentrant checkpoints, without gradient
@@ -30,9 +22,7 @@ PENDING = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.full) if name in SLOW else name for name in NETS]
 )
-def test_all_the_way(name: str, method: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if f"{name}-{method}" in PENDING:
-        request.applymarker(pytest.mark.xfail(reason="not mended yet", strict=False))
+def test_all_the_way(name: str, method: str, tmp_path: Path) -> None:
     net = NETS[name]
     method = net.channels if method == "channels" else method
     if method in net.refused:

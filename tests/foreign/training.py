@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.foreign.cases import CLASSES, UNSEEN, Net
+from tests.foreign.cases import CLASSES, Net
 
 
 def plain(*, width: int = 16) -> nn.Sequential:
@@ -202,7 +202,7 @@ NETS = {
     "hooks": Net(hooked),
     "auxiliary head": Net(Auxiliary, loss=main_and_half_of_aux),
     "checkpointing": Net(lambda: Checkpointed(reentrant=False)),
-    "reentrant checkpointing": Net(lambda: Checkpointed(reentrant=True), refused=UNSEEN),
+    "reentrant checkpointing": Net(lambda: Checkpointed(reentrant=True)),
     "features without gradient": Net(FixedFeatures, alone=("backbone",)),
     "frozen backbone": Net(frozen_backbone),
     "frozen norms": Net(FrozenNorms),

@@ -156,14 +156,12 @@ def logits(module: nn.Module, images: Tensor) -> Tensor:
     return copy.deepcopy(module).eval()(images)
 
 
-@pytest.mark.xfail(reason="not mended yet", strict=False)
 @fuzzed(4)
 @given(REASONABLE)
 def test_what_is_allowed(case: dict[str, Any]) -> None:
     keeps_its_promise(**case)
 
 
-@pytest.mark.xfail(reason="not mended yet", strict=False)
 @fuzzed(4)
 @given(mistakes())
 def test_mistakes(case: dict[str, Any]) -> None:
@@ -171,7 +169,6 @@ def test_mistakes(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.xfail(reason="not mended yet", strict=False)
 @fuzzed(90)
 @given(REASONABLE)
 def test_much_that_is_allowed(case: dict[str, Any]) -> None:
@@ -179,7 +176,6 @@ def test_much_that_is_allowed(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.xfail(reason="not mended yet", strict=False)
 @fuzzed(90)
 @given(mistakes())
 def test_many_mistakes(case: dict[str, Any]) -> None:
