@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -15,12 +16,12 @@ from tqdm import tqdm
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.engine.distill import Distillation, Forward, plainly
 from hybridprune.engine.freeze import frozen_parameters
-from hybridprune.engine.modes import kept_modes, training_mode
+from hybridprune.engine.modes import kept_modes, norms_at_rest, training_mode
 from hybridprune.engine.parallel import average_gradients
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import RunFailed, UserError
-from hybridprune.nested import on_device
+from hybridprune.nested import images_in, on_device
 from hybridprune.precision import Precision
 from hybridprune.processes import json_from_first
 
@@ -65,8 +66,9 @@ def finetune(
     pass, ``after_epoch`` gets its number, from 1, and the mean loss of its steps; it may change the modes of the model.
     The model stays on ``device`` and in its mode. Where several processes train together, each gives batches of its
     own, gradients are averaged, and the first one's loader says how many steps there are; each keeps its own BatchNorm
-    statistics. Raises UserError for a loader without a length or batches, a missing teacher, a weight out of range or
-    a model of which nothing can be trained, and RunFailed when the loss is not finite.
+    statistics. BatchNorms are at rest in a batch of one image. Raises UserError for a loader without a length or
+    batches, a missing teacher, a weight out of range or a model of which nothing can be trained, and RunFailed when the
+    loss is not finite.
     """
     forward = Precision(device.type, precision)(forward)
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device, likelihood, forward)
@@ -92,7 +94,8 @@ def finetune(
             for group in optimizer.param_groups:
                 group["lr"] = scheduled * group["factor"]
             inputs, targets = on_device(inputs, device), on_device(targets, device)
-            output = forward(model, inputs)
+            with norms_at_rest(model) if images_in(inputs) == 1 else nullcontext():
+                output = forward(model, inputs)
             loss = likelihood.loss(output, targets)
             if distillation is not None:
                 loss, _ = distillation(inputs, output, loss)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hybridprune.models.skipnet import GatedNetwork
 
@@ -36,6 +37,16 @@ def training_mode(net: nn.Module) -> Iterator[None]:
     with kept_modes(net):
         if not net.training:
             net.train()
+        yield
+
+
+@contextmanager
+def norms_at_rest(net: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorms normalise by their running statistics, and keep them: a single image has none of its own."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    with kept_modes(net):
+        for norm in norms:
+            norm.training = False
         yield
 
 

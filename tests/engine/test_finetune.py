@@ -191,3 +191,16 @@ def test_bfloat16_follows_single_precision() -> None:
     moved = torch.cat([(a - b).flatten() for a, b in zip(single.parameters(), start.parameters(), strict=True)])
     apart = torch.cat([(a - b).flatten() for a, b in zip(single.parameters(), half.parameters(), strict=True)])
     assert 0 < apart.norm() < 0.1 * moved.norm()
+
+
+def test_batchnorm_is_at_rest_in_a_batch_of_one_image() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
+    pairs = [(random_images(count), torch.arange(count) % 3) for count in (6, 1)]
+    norm, weight = model[1], model.get_parameter("0.weight")
+    before = weight.detach().clone()
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    tuned(pairs[1:], model)
+    assert bool((norm.running_mean == 0).all()) and not torch.equal(weight, before)
+    tuned(pairs, model)
+    assert norm.num_batches_tracked == 1 and norm.training
