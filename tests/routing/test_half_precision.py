@@ -202,6 +202,7 @@ def test_the_price_pays_the_share_of_the_greedy_routes(baseline: str, monkeypatc
     assert spent == pytest.approx([oracle], abs=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_parameter_that_learns_gets_a_gradient_in_bf16(name: str) -> None:
     """Weights that a pass without gradients has cast are not reused by one with them."""
