@@ -58,6 +58,7 @@ def run_together(command: Callable[[], None]) -> int:
     dist.init_process_group(backend, store=PrefixStore("run", store), rank=own, world_size=world, timeout=PATIENCE)
     try:
         with stopped_by_sigterm():
+            any_process(False)  # nobody leaves while another is still being connected
             command()
             any_process(False)  # nobody leaves before all have done their work
         dist.destroy_process_group()

@@ -112,7 +112,7 @@ def test_a_child_of_another_run_is_refused(results: Path, tmp_path: Path) -> Non
     ("changes", "flags", "words"),
     [
         ({"sp": {"epochz": 1}}, (), ("GRID", "sp", "--epochz", "did you mean --epochs")),
-        ({"sp": {"epochs": 0}}, (), ("--epochs 0",)),
+        ({"sp": {"momentum": 2}}, (), ("--momentum 2",)),
         ({"prune": {"config_path": "none.json"}}, (), ("none.json",)),
         ({"sp": {}}, ("--jobs", "0"), ("--jobs 0",)),
         ({"sp": {}}, ("--nproc_per_run", "0"), ("--nproc_per_run 0",)),
