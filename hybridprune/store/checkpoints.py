@@ -20,7 +20,7 @@ from hybridprune.store.weights import read_tensors
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "weights", "params", "module", "ema")
 """Keys under which a training script's checkpoint may hold the network, the first that is there is taken."""
-_DEPTH = 4  # containers within containers
+_DEPTH = 6  # containers within containers
 _WRAPPERS = {"_orig_mod", "module"}  # of torch.compile, of DataParallel and of averaged models
 _COUNTERS = {"n_averaged"}  # of averaged models
 
@@ -82,20 +82,20 @@ def _reason(error: Exception) -> str:
 
 def _weights(stored: Any, path: Path) -> Mapping[str, Tensor]:
     """The tensors of the first container that holds any."""
-    held: Any = stored
-    for _ in range(_DEPTH):
-        if not isinstance(held, Mapping):
-            break
-        inner = next((held[key] for key in CONTAINERS if isinstance(held.get(key), Mapping)), None)
-        if inner is None:
-            tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-            tensors = {name: value for name, value in tensors.items() if name not in _COUNTERS}
-            if tensors and all(isinstance(name, str) for name in tensors):
-                return tensors
-            break
-        held = inner
+    if found := _held(stored, _DEPTH):
+        return found
     keys = f" (it has {', '.join(map(str, list(stored)[:8]))})" if isinstance(stored, Mapping) and stored else ""
     raise UserError(f"--weights {path}: holds no state dict{keys}; save model.state_dict()")
+
+
+def _held(stored: Any, depth: int) -> Mapping[str, Tensor] | None:
+    if not isinstance(stored, Mapping) or depth == 0:
+        return None
+    for key in CONTAINERS:
+        if found := _held(stored.get(key), depth - 1):
+            return found
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor) and name not in _COUNTERS}
+    return tensors if all(isinstance(name, str) for name in tensors) else None
 
 
 def _unwrapped(name: str) -> str:

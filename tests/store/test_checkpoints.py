@@ -66,6 +66,10 @@ def test_containers(key: str, tmp_path: Path) -> None:
     assert_state(read({"checkpoint": None, key: {"state_dict": OrderedDict(prefixed("module."))}, **beside}, tmp_path))
 
 
+def test_containers_without_weights_are_passed_over(tmp_path: Path) -> None:
+    assert_state(read({"state_dict": {}, "model": {"epoch": 3}, "net": STATE, "lr": torch.tensor(0.1)}, tmp_path))
+
+
 def test_the_trained_weights_come_before_their_average(tmp_path: Path) -> None:
     other = {name: torch.zeros_like(value) for name, value in STATE.items()}
     assert_state(read({"ema": other, "model": STATE}, tmp_path))
