@@ -30,7 +30,7 @@ def reseed(number: int, device: torch.device) -> None:
 @contextmanager
 def seeded(number: int, device: torch.device = CPU) -> Iterator[None]:
     """Inside, torch's own generators of the CPU and of ``device`` start from ``number``; then they go on as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
         reseed(number, device)
         yield
 
