@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridprune.curvature.geometry import Geometry, geometry_of
-from hybridprune.curvature.gradients import sum_squared_weight_gradients, weight_gradients
+from hybridprune.curvature.gradients import bytes_per_image, sum_squared_weight_gradients, weight_gradients
 
 from .nets import GEOMETRIES, per_image_gradients
 
@@ -57,3 +60,40 @@ def test_weight_gradients_of_a_linear_layer(tokens: tuple[int, ...]):
     x, g = torch.randn(4, *tokens, 3, dtype=torch.float64), torch.randn(4, *tokens, 2, dtype=torch.float64)
     expected = torch.stack([4 * g[n].view(-1, 2).T @ x[n].view(-1, 3) for n in range(4)])
     torch.testing.assert_close(weight_gradients(x, g, Geometry(), batch_size=4), expected)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            self.elements = max(self.elements, output.numel())
+        return output
+
+
+def test_squares_of_outer_products_are_a_product_of_squares() -> None:
+    """Of 32 images' gradients of a wide linear layer, none is ever made."""
+    x, g = torch.randn(32, 48, 1, 1, dtype=torch.float64), torch.randn(32, 40, 1, 1, dtype=torch.float64)
+    mean = torch.randn(48, dtype=torch.float64)
+    with Largest() as largest:
+        squares = sum_squared_weight_gradients(x, g, Geometry(), batch_size=32, mean=mean)
+    assert largest.elements <= 48 * 40
+    expected = weight_gradients(x, g, Geometry(), 32, mean).square().sum(0)
+    torch.testing.assert_close(squares, expected)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 9, 9), (6, 5, 1, 1)], ids=str)
+@pytest.mark.parametrize("with_offsets", [False, True])
+def test_what_is_in_memory_is_what_was_said(shape: tuple[int, ...], with_offsets: bool) -> None:
+    geometry = Geometry(3, 1, 1)
+    x, g = torch.randn(*shape), torch.randn(6, 7, *shape[2:])
+    q = torch.linalg.qr(torch.randn(9, 9))[0] if with_offsets else None
+    with Largest() as largest:
+        sum_squared_weight_gradients(x, g, geometry, 6, frames=2, q_offset=q)
+    said = 3 * bytes_per_image(x, g, geometry, 2, with_offsets)
+    assert 4 * largest.elements <= said < 16 * 4 * largest.elements

@@ -87,3 +87,9 @@ def test_nearest_kronecker_product_of_nothing_is_zero():
     assert (a.shape, k.shape) == ((2, 2), (3, 3))
     assert not a.any()
     assert not k.any()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_images_in_parts_give_the_same_moment(geometry: Geometry):
+    x = torch.randn(5, 3, 9, 7, dtype=torch.float64)
+    torch.testing.assert_close(offset_moment(x, geometry, memory=1), offset_moment(x, geometry))

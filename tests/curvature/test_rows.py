@@ -199,6 +199,22 @@ def test_without_marks_only_a_row_for_each_image_is_believed() -> None:
     }
 
 
+class Mixing(nn.Module):
+    """Takes the batch's mean from every image, as norms without running statistics do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.plain, self.folded = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.folded(self.plain(x - x.mean(0)).flatten(0, 1))
+
+
+def test_where_images_mix_only_a_row_for_each_image_is_believed() -> None:
+    assert rows_in(Mixing(), torch.randn(1, T, 3)) == {"first": Rows(), "plain": Rows()}
+
+
 class Varying(nn.Module):
     """As many rows as there are objects in the images."""
 
