@@ -14,7 +14,6 @@ the outputs; a weight lives if it is not zero, its input is reached and its outp
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from hybridprune.models.copies import copied
 
 SMALL = 2.0**-7
 """Size of the values that mark a path: where every activation rises, and sums of hundreds still do not saturate."""
@@ -54,7 +55,7 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
         example: one image ``[1, ...]``, on the model's device; ``model(example)`` is a tensor.
     """
     assert len(example) == 1, f"the example is a batch of {len(example)}"
-    net = copy.deepcopy(model).double().eval().requires_grad_(False)
+    net = copied(model).double().eval().requires_grad_(False)
     draw = _Draw()
     nodes: dict[str, _Node] = {}
     for name, module in net.named_modules():

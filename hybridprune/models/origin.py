@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
 
+from hybridprune.models.copies import copied
 from hybridprune.models.edits import Edit, apply_edits
 from hybridprune.models.replace import replace_module
 
@@ -24,7 +24,7 @@ class Origin:
 
     def rebuilt(self) -> nn.Module:
         """What the edits make of the outline, on the meta device. Raises ValueError if one of them does not fit."""
-        model = copy.deepcopy(self.outline)
+        model = copied(self.outline)
         apply_edits(model, self.edits)
         return model
 
@@ -34,7 +34,7 @@ def origin_of(model: nn.Module) -> Origin:
     known = vars(model).get(_PLACE)
     if isinstance(known, Origin):
         return known
-    outline = copy.deepcopy(model).to("meta")
+    outline = copied(model).to("meta")
     edits: list[Edit] = []
     for name, module in list(outline.named_modules()):
         part = vars(module).get(_PLACE)

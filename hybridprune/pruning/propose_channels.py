@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
+from hybridprune.models.copies import copied
 from hybridprune.pruning.channel_scores import Statistics, collect_taylor, gates
 from hybridprune.pruning.channels import (
     ChannelGroup,
@@ -123,7 +123,7 @@ def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> Cha
     def check(groups: Sequence[ChannelGroup]) -> str | None:
         space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
         kept = [max(1, group.channels - 1) for group in groups]
-        trial = copy.deepcopy(subject.model)
+        trial = copied(subject.model)
         cut(trial, groups, [torch.arange(n, group.channels) for group, n in zip(groups, kept, strict=True)])
         return None if subject.measure(trial) == space.cost(kept) else COSTS
 
