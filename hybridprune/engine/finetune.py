@@ -27,6 +27,7 @@ from hybridprune.processes import json_from_first
 
 WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
 SHOW_EVERY = 20
+NO_GRADIENT = "fine-tuning: no gradient of the loss reaches the model; mend the network or the loss"
 
 Loader = Iterable[tuple[Any, Any]]
 
@@ -94,15 +95,16 @@ def finetune(
             for group in optimizer.param_groups:
                 group["lr"] = scheduled * group["factor"]
             inputs, targets = on_device(inputs, device), on_device(targets, device)
+            # Until the gradient is there: checkpointing runs parts of the network once more.
             with norms_at_rest(model) if images_in(inputs) == 1 else nullcontext():
                 output = forward(model, inputs)
-            loss = likelihood.loss(output, targets)
-            if distillation is not None:
-                loss, _ = distillation(inputs, output, loss)
-            if not loss.requires_grad:
-                raise UserError("fine-tuning: no gradient of the loss reaches the model; mend the network or the loss")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+                loss = likelihood.loss(output, targets)
+                if distillation is not None:
+                    loss, _ = distillation(inputs, output, loss)
+                if not loss.requires_grad:
+                    raise UserError(NO_GRADIENT)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
             average_gradients(p for _, p in trained)
             if drive is not None:
                 drive.pressure.add_gradients(step / steps)

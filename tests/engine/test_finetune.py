@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from hybridprune.engine.finetune import finetune
@@ -204,3 +205,27 @@ def test_batchnorm_is_at_rest_in_a_batch_of_one_image() -> None:
     assert bool((norm.running_mean == 0).all()) and not torch.equal(weight, before)
     tuned(pairs, model)
     assert norm.num_batches_tracked == 1 and norm.training
+
+
+class Checkpointed(nn.Module):
+    """Runs its BatchNorm once more in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.reentrant = nn.Linear(6, 8), reentrant
+        self.inner, self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.inner, self.first(x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_batch_of_one_image_may_be_checkpointed(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    model = Checkpointed(reentrant).train()
+    pairs = [(torch.randn(count, 6), torch.arange(count) % 3) for count in (1, 5)]
+    tuned(pairs[:1], model)
+    norm = model.inner[0]
+    assert isinstance(norm, nn.BatchNorm1d) and norm.num_batches_tracked == 0 and norm.training
+    tuned(pairs, model)
+    assert norm.num_batches_tracked in (1, 2)
