@@ -40,6 +40,9 @@ _CUTS: Mapping[str, tuple[str, ...]] = {
 _TRAINED = ("greg-2", "masksparsity", "nuspm", "rni")
 """Each trains towards its cut in a way of its own."""
 
+_EVERY_4 = ("--nuclear_interval", "4")
+"""So that nuspm goes on with what it had computed before."""
+
 
 def from_files(device: torch.device, dataset: str) -> Values:
     """Stage 1 on a tree of images, in memory or streamed."""
@@ -53,7 +56,7 @@ CASES: Mapping[str, Case] = {
     **{f"sp, {name}": stage("sp", *flags) for name, flags in _SP.items()},
     **{f"sp, {dataset}": partial(from_files, dataset=dataset) for dataset in ("tree", "imagefolder")},
     "sp, resumed": resumed("sp", "--gate_noise", "1", "--precision", "fp16", after=2),
-    **{f"prune, {method}, resumed": resumed("prune", "--method", method, after=3) for method in _TRAINED},
+    **{f"prune, {method}, resumed": resumed("prune", "--method", method, *_EVERY_4, after=2) for method in _TRAINED},
     "prune, brought back, resumed": resumed("prune", "--back_ratio", "0.2", after=5),
     **{f"sp, {name}": stage("sp", net=network) for name, network in _NETWORKS.items()},
     **{f"prune, {method}": stage("prune", "--method", method) for method in METHOD_NAMES},

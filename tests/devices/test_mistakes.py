@@ -25,6 +25,7 @@ WATCHED = (
     *("modules: kron-obs, channels only", "modules: kron-obs", "modules: rni", "notebook: rni", "modules: nuspm"),
     *("routing: rl, counterfactual to a budget", "modules: loss bce", "modules: eigendamage, by orthogonal iteration"),
     *("modules: greg-1", "modules: fisher-tucker", "modules: masksparsity", "training: sp, noisy gates"),
+    "commands: evaluate",
 )
 """Cases which together run most of what puts something on the device, the short ones first."""
 HARMLESS = {
@@ -33,6 +34,7 @@ HARMLESS = {
     "hybridprune/routing/price.py (Price.__init__)": "numbers without dimensions",
     "hybridprune/curvature/collect.py (collect_second_moments)": "a number without dimensions",
     "hybridprune/models/skipnet.py (Routed.mean_rate)": "a number without dimensions",
+    "hybridprune/pruning/trial.py (_two_images)": "copied into its place",
 }
 """What a GPU forgives: it takes such numbers from the CPU."""
 
