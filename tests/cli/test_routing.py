@@ -222,9 +222,9 @@ def test_distillation_is_from_the_dense_networks_run_and_needs_it(
     teachers: list[GatedNetwork] = []
     of = Distillation.of
 
-    def watched(net: GatedNetwork, weight: float, temperature: float) -> Distillation | None:
+    def watched(net: GatedNetwork, weight: float, temperature: float, **options: Any) -> Distillation | None:
         teachers.append(net)
-        return of(net, weight, temperature)
+        return of(net, weight, temperature, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Distillation, "of", watched)
