@@ -40,6 +40,15 @@ def before(target: Any, name: str, act: Callable[[], None], patch: pytest.Monkey
     patch.setattr(target, name, call)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT means what it means at a terminal: in the background a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("name", "target", "function"),

@@ -248,6 +248,28 @@ def test_no_trace_is_left() -> None:
     assert all(p.grad is None and p.is_leaf for p in net.parameters())
 
 
+def test_a_depthwise_convolution_may_end_with_one_channel() -> None:
+    """Where it has the looks of any other, it passes on what it is given all the same."""
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), depthwise, nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.Flatten(), nn.Linear(192, 5)
+    )
+    fresh = copy.deepcopy(net)
+    groups = channel_groups(net, run, torch.randn(1, 3, 8, 8), exclude=("3",), coupled=False)
+    assert [group.name for group in groups] == ["0"]
+    silenced = copy.deepcopy(net)
+    with torch.no_grad():
+        silenced[3].get_parameter("weight")[:, [0, 1, 3]] = 0
+    remove_channels(net, groups, [torch.tensor([0, 1, 3])], run, torch.randn(1, 3, 8, 8))
+    images = torch.randn(2, 3, 8, 8)
+    assert isinstance(net[1], nn.Conv2d) and net[1].weight.shape == (1, 1, 3, 3)
+    torch.testing.assert_close(net.eval()(images), silenced.eval()(images))
+    apply_edits(fresh, edits_between(fresh, net))
+    fresh.load_state_dict(net.state_dict(), strict=True)
+    assert torch.equal(fresh.eval()(images), net(images))
+
+
 def test_edits_rebuild_the_cut_network() -> None:
     for name, build in NETS.items():
         net, fresh = build(), build()

@@ -84,10 +84,11 @@ def intact(
 ) -> bool:
     """Whether every channel that is left goes where it went, and nowhere else, in these modes (training or not)."""
     marked, expected = places.without(removed)
+    depthwise = {member.layer for group in places.groups for member in group.of("depthwise")}
     seen: set[str] = set()
     for training in modes:
         try:
-            found = trace_wiring(cut_model, run, example, marked, training)
+            found = trace_wiring(cut_model, run, example, marked, training, depthwise)
         except Exception:  # of any kind: sizes that do not fit
             return False
         seen |= found.keys()

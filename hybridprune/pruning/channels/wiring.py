@@ -8,7 +8,7 @@ layer that mixes channels is made to swallow it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -73,7 +73,12 @@ def running_modes(model: nn.Module, run: Run, example: Any) -> dict[bool, set[st
 
 @torch.no_grad()
 def trace_wiring(
-    model: nn.Module, run: Run, example: Any, marked: Mapping[str, Tensor], training: bool = False
+    model: nn.Module,
+    run: Run,
+    example: Any,
+    marked: Mapping[str, Tensor],
+    training: bool = False,
+    depthwise: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Number of the marked channel that each input of each convolution, linear layer and BatchNorm carries.
 
@@ -85,6 +90,7 @@ def trace_wiring(
         example: one image ``[1, ...]``, or what else ``run`` takes.
         marked: for each marked layer the numbers of its outputs, > 0, or 0 for an output that is not marked.
         training: the mode, but for norms and dropout, which would mix or lose marks (`put_into`).
+        depthwise: layers that are depthwise convolutions, beside those that show it: with one channel they do not.
 
     Returns:
         ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT`` those
@@ -108,7 +114,7 @@ def trace_wiring(
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            module.register_forward_pre_hook(_reader(name, 2 * bits, read))
+            module.register_forward_pre_hook(_reader(name, 2 * bits, read, name in depthwise))
         if name in marked:
             module.register_forward_hook(_marker(marked[name], bits))
     for module in opaque_layers(model):
@@ -138,15 +144,15 @@ def _marker(numbers: Tensor, bits: int) -> Callable[[nn.Module, Any, Tensor], Te
 
 
 def _reader(
-    name: str, images: int, record: Callable[[str, Tensor], None]
+    name: str, images: int, record: Callable[[str, Tensor], None], depthwise: bool
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
     def read(module: nn.Module, args: tuple[Tensor, ...]) -> Any:
         x = args[0]
         carried = x.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).isnan()
         folded = len(x) % images == 0
         record(name, carried.reshape(images if folded else 1, -1, carried.shape[-1]).any(1).expand(images, -1))
-        mixes = not (isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.groups > 1))
-        return (x.nan_to_num(0.0), *args[1:]) if mixes else None
+        apart = depthwise or isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.groups > 1)
+        return None if apart else (x.nan_to_num(0.0), *args[1:])
 
     return read
 
