@@ -42,9 +42,9 @@ def value_at(data: Any, name: str, kind: type, low: float = -math.inf, high: flo
         data = data[key]
     wanted = int | float if kind is float else kind
     if not isinstance(data, wanted) or (isinstance(data, bool) and kind not in (bool, object)):
-        raise ValueError(f"{name} is {_short(data)}, which is no {kind.__name__}")
+        raise ValueError(f"{name} is {short(data)}, which is no {kind.__name__}")
     if kind in (int, float) and not (low <= data <= high and abs(data) < math.inf):
-        raise ValueError(f"{name} is {_short(data)}, which is not in [{low}, {high}]")
+        raise ValueError(f"{name} is {short(data)}, which is not in [{low}, {high}]")
     return data
 
 
@@ -52,7 +52,7 @@ def texts_at(data: Any, name: str) -> list[str]:
     """A list of texts, as `value_at` finds it."""
     found = value_at(data, name, list)
     if not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{name} is {_short(found)}, which is no list of texts")
+        raise ValueError(f"{name} is {short(found)}, which is no list of texts")
     return found
 
 
@@ -64,7 +64,8 @@ def numbers_at(data: Any, name: str, low: float = -math.inf) -> list[float]:
     return found
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as code writes it, cut to 60 characters: a file's may be of any length."""
     return textwrap.shorten(repr(value), 60, placeholder=" ...")
 
 
@@ -72,7 +73,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} is there twice: remove one")
+            raise ValueError(f"the key {short(key)} is there twice: remove one")
         found[key] = value
     return found
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hybridprune.config import SpConfig, resolve
 from hybridprune.errors import UserError
-from hybridprune.json_text import json_text, read_json
+from hybridprune.json_text import json_text, read_json, short
 from hybridprune.sweep_runs.grid import read_grid
 
 
@@ -72,3 +72,8 @@ def test_numbers_that_are_not_finite_become_null(value: object, indent: int | No
         raise AssertionError(f"{text} is no JSON")
 
     assert json.loads(json_text(value, indent), parse_constant=constant) == without_infinities(value)
+
+
+def test_values_of_any_length_are_shown_short() -> None:
+    assert short("word") == "'word'"
+    assert len(short("word " * 1000)) <= 60 and len(short("x" * 1000)) <= 60

@@ -19,7 +19,7 @@ from hybridprune.deploy.harden import drop_listeners, fix_step
 from hybridprune.deploy.network import ACTIONS, DeployedNetwork
 from hybridprune.deploy.pieces import in_one, in_pieces
 from hybridprune.errors import UserError
-from hybridprune.json_text import read_json
+from hybridprune.json_text import read_json, short
 from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
 from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunSpec
@@ -53,7 +53,7 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
     try:
         record = read_json(path)
         if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+            raise ValueError(f"format {short(record['format'])}, this version reads {FORMAT}")
         spec = RunSpec.from_json(record["run"])
         # The header of the weights says whether this is true before memory is taken for it.
         shapes = read_shapes(weights)
@@ -91,6 +91,6 @@ def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
         elif action in ("run", "skip"):
             fix_step(net, i, action, keeps_state, image)
         else:
-            raise ValueError(f"unknown action {action!r}")
+            raise ValueError(f"unknown action {short(action)}")
     drop_listeners(net)
     return net

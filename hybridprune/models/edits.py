@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hybridprune.json_text import value_at
+from hybridprune.json_text import short, value_at
 from hybridprune.models import factored
 from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLayer, FactoredLinear, blank, form, outline
 from hybridprune.models.replace import inherit, memory_format, replace_module
@@ -31,7 +31,7 @@ class ResizeEdit:
     def from_json(record: Mapping[str, Any]) -> ResizeEdit:
         """The inverse of ``to_json``; raises KeyError or ValueError on anything else."""
         if record["kind"] != "resize":
-            raise ValueError(f"an edit of kind {record['kind']!r}")
+            raise ValueError(f"an edit of kind {short(record['kind'])}")
         inputs, outputs = (value_at(record, name, int, low=1) for name in ("in_channels", "out_channels"))
         return ResizeEdit(value_at(record, "layer", str), inputs, outputs)
 
@@ -153,4 +153,4 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
                 model, edit.layer, resize(model.get_submodule(edit.layer), edit.in_channels, edit.out_channels)
             )
         except (AttributeError, ValueError) as error:
-            raise ValueError(f"an edit of {edit.layer!r} does not fit the network: {error}") from error
+            raise ValueError(f"an edit of {short(edit.layer)} does not fit the network: {error}") from error

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hybridprune.json_text import value_at
+from hybridprune.json_text import short, value_at
 from hybridprune.models.on_demand import OnDemand
 from hybridprune.models.replace import inherit, replace_module
 
@@ -272,7 +272,7 @@ def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
         except AttributeError:
             layer = None
         if not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
-            raise ValueError(f"an edit of {edit.layer!r}, which is no convolution or linear layer of the network")
+            raise ValueError(f"an edit of {short(edit.layer)}, which is no convolution or linear layer of the network")
         if isinstance(layer, FactoredLayer) and (edit.rank_in, edit.rank_out) == form(layer):
             continue
         new: nn.Module = outline(layer) if isinstance(layer, FactoredLayer) else layer

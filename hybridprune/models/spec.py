@@ -13,7 +13,7 @@ from torch import nn
 
 from hybridprune.config.options import DEEPEST, WIDEST, NetworkOptions
 from hybridprune.errors import UserError
-from hybridprune.json_text import value_at
+from hybridprune.json_text import short, value_at
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.gates import GATES
 from hybridprune.models.preresnet import PreResNet
@@ -141,10 +141,10 @@ class NetworkSpec:
         if not isinstance(record, Mapping):
             raise TypeError(f"a network is a {type(record).__name__}, not an object")
         if not is_network(record["network"]):
-            raise ValueError(f"unknown network {record['network']!r}")
+            raise ValueError(f"unknown network {short(record['network'])}")
         fields = {f.name: f.default for f in dataclasses.fields(NetworkSpec)}
         if unknown := sorted(record.keys() - fields.keys()):
-            raise ValueError(f"unknown field {unknown[0]!r}")
+            raise ValueError(f"unknown field {short(unknown[0])}")
         values = {
             name: record[name] if default is dataclasses.MISSING else record.get(name, default)
             for name, default in fields.items()
@@ -156,7 +156,7 @@ class NetworkSpec:
         value_at(values, "bottleneck", bool)
         value_at(values, "shakedrop", float, 0, 1)
         if values["gate"] not in GATES:
-            raise ValueError(f"unknown gate {values['gate']!r}")
+            raise ValueError(f"unknown gate {short(values['gate'])}")
         values["edits"] = tuple(edit_from_json(edit) for edit in value_at({"edits": record["edits"]}, "edits", list))
         return NetworkSpec(**values)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridprune.errors import UserError
-from hybridprune.json_text import read_json
+from hybridprune.json_text import read_json, short
 
 FILE = "bench.json"
 
@@ -81,5 +81,5 @@ def _place(table: dict[str, Any]) -> str:
 def _number(record: dict[str, Any], name: str, kind: type | tuple[type, ...] = (int, float)) -> Any:
     value = record[name]
     if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}, which is no positive number")
+        raise ValueError(f"{name} is {short(value)}, which is no positive number")
     return value

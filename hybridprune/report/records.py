@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
-from hybridprune.json_text import read_json, value_at
+from hybridprune.json_text import read_json, short, value_at
 from hybridprune.report.bench import Measurement, read_bench
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def read_run(path: Path) -> RunRecord:
         if (version := value_at(data, "format", int)) != FORMAT:
             raise ValueError(f"format {version} is unknown, this version reads format {FORMAT}")
         if (stage := value_at(data, "stage", str)) not in STAGES:
-            raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}")
+            raise ValueError(f"stage {short(stage)} is none of {', '.join(STAGES)}")
         network = value_at(data, "network", dict)
         if "label" not in network and {"name", "depth", "width"} <= network.keys():  # written by 0.1.0
             network["label"] = f"{network['name']}{network['depth']}-w{network['width']}"

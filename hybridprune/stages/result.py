@@ -14,6 +14,7 @@ from hybridprune.config import PruneConfig, RlConfig, SpConfig, identity, to_jso
 from hybridprune.engine.evaluate import summary
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
+from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork
@@ -114,29 +115,37 @@ def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> 
 
 
 def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
-    """Print a finished run's figures; of several processes, the first one does."""
+    """Print a finished run's figures; of several processes, the first one does. UserError if ``result`` has others."""
     if not is_first():
         return
-    test, dense = result["test"], result["dense"]
-    routed = test["routed"]
-    print(f"finished: {run.path}")
-    print(
+    try:
+        lines = _lines(result)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{run.path / 'result.json'}: not a run's result ({reason}); restore the file") from error
+    print("\n".join([f"finished: {run.path}", *lines]))
+
+
+def _lines(result: Mapping[str, Any]) -> list[str]:
+    """What there is to say; raises what comes of a file that holds something else."""
+    test, dense, backbone = result["test"], result["dense"], result["macs"]["backbone"]
+    routed, rates = test["routed"], [float(rate) for rate in test["routed"]["block_rates"]]
+    lines = [
         f"  all blocks executed: test accuracy {test['always_on']['accuracy']:.2%}, "
-        f"{result['macs']['backbone'] * 2 / 1e9:.4f} GFLOPs ({result['macs']['backbone'] / dense['macs']:.1%} of dense)"
-    )
-    print(
+        f"{backbone * 2 / 1e9:.4f} GFLOPs ({backbone / dense['macs']:.1%} of dense)",
         f"  routed by the gates: test accuracy {routed['accuracy']:.2%}, expected "
         f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
-        f"mean execution rate {routed['mean_rate']:.3f}"
-    )
+        f"mean execution rate {routed['mean_rate']:.3f}",
+    ]
     if (target := result.get("target")) is not None:
         price = target.get("price")  # runs of older versions do not say
-        print(
+        lines.append(
             f"  budget: {target['macs'] * 2 / 1e9:.4f} GFLOPs, of which the validation images take "
             f"{target['validation_macs'] / target['macs']:.1%}; threshold {target['threshold']:.4g}"
             + ("" if price is None else f", final alpha {price:.4g}")
         )
     if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
-        print(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
-    if routed["block_rates"]:
-        print(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in routed['block_rates'])}")
+        lines.append(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
+    if rates:
+        lines.append(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in rates)}")
+    return lines

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridprune.errors import UserError
+from hybridprune.json_text import short
 from hybridprune.store.files import remove_leftovers
 from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunFolder
@@ -102,6 +103,6 @@ def _check_same(run: RunFolder, config: Mapping[str, Any], identity: Collection[
     for key in sorted(identity):
         if before.get(key) != config[key]:
             raise UserError(
-                f"--resume: {run.path} was started with {key} = {before.get(key)!r}, not {config[key]!r}; "
+                f"--resume: {run.path} was started with {key} = {short(before.get(key))}, not {config[key]!r}; "
                 "give the same value, or choose another --exp_name"
             )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
+from hybridprune.json_text import short
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 
@@ -28,7 +29,7 @@ def runs_under(folder: Path, tell: Callable[[str], object]) -> Iterator[Candidat
         try:
             seed = run.read_json("result.json").get("seed")
             if type(seed) is not int:
-                raise UserError(f"{path}: seed is {seed!r}, not a whole number")
+                raise UserError(f"{path}: seed is {short(seed)}, not a whole number")
             candidate = Candidate(run, run.read_spec(), seed, path.stat().st_mtime)
         except (UserError, OSError) as error:
             tell(f"warning: {run.path} is passed over: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridprune.config import SCRIPTS
 from hybridprune.config.options import LARGEST_INPUT
-from hybridprune.json_text import numbers_at, texts_at, value_at
+from hybridprune.json_text import numbers_at, short, texts_at, value_at
 from hybridprune.models.spec import NetworkSpec
 
 FORMAT = 1
@@ -54,7 +54,7 @@ class RunSpec:
         Fields younger than the record take their defaults.
         """
         if value_at(record, "format", object) != FORMAT:
-            raise ValueError(f"format {record['format']!r}, this version reads {FORMAT}")
+            raise ValueError(f"format {short(record['format'])}, this version reads {FORMAT}")
         network, names = NetworkSpec.from_json(record["network"]), texts_at(record, "class_names")
         if len(names) != network.classes:
             raise ValueError(f"class_names are {len(names)} for a network of {network.classes} classes")
@@ -63,7 +63,7 @@ class RunSpec:
             raise ValueError("mean and std are not three numbers each")
         stage = value_at(record, "stage", str)
         if stage not in SCRIPTS:
-            raise ValueError(f"stage is {stage!r}, none of {', '.join(SCRIPTS)}")
+            raise ValueError(f"stage is {short(stage)}, none of {', '.join(SCRIPTS)}")
         return RunSpec(
             stage,
             value_at(record, "run_id", str),

@@ -10,6 +10,7 @@ from pathlib import Path
 import hybridprune
 from hybridprune.config import SCRIPTS, PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
 from hybridprune.errors import UserError
+from hybridprune.json_text import short
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.sweep_runs.grid import Run
 
@@ -61,8 +62,8 @@ def check(run: Run) -> Found:
         for key in sorted(identity(invocation.config)):
             if stored.get(key) != wanted[key]:
                 raise UserError(
-                    f"{found.folder.path} was made with {key} = {stored.get(key)!r}, the grid has {wanted[key]!r}; "
-                    "give the same value, or choose another exp_name"
+                    f"{found.folder.path} was made with {key} = {short(stored.get(key))}, "
+                    f"the grid has {wanted[key]!r}; give the same value, or choose another exp_name"
                 )
     _check_parent(run, found)
     return found

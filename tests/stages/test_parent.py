@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from hybridprune.config import ParentOptions, PruneConfig, RlConfig, RunOptions
+from hybridprune.errors import UserError
 from hybridprune.stages.common import Parent
 from hybridprune.store.run_folder import RunSpec
 from tests.store.runs import FACTORED, SPEC, make_run
@@ -33,3 +35,15 @@ def test_it_is_the_one_of_the_same_seed_or_the_one_that_is_named(
 
     assert [parent(seed, None) for seed in (0, 1)] == [run.path for run in runs]
     assert parent(0, runs[1].path) == runs[1].path
+
+
+@pytest.mark.parametrize("name", ["dense.macs", "dense.params", "group", "model_sha256"])
+def test_what_the_end_of_a_stage_needs_of_it_is_checked_at_its_beginning(name: str, tmp_path: Path) -> None:
+    file = make_run(tmp_path / "run", SPEC, seed=0).path / "result.json"
+    record = json.loads(file.read_text())
+    outer, _, inner = name.rpartition(".")
+    del (record[outer] if outer else record)[inner]
+    file.write_text(json.dumps(record))
+    config = dataclasses.replace(PruneConfig(), parent=ParentOptions(str(file.parent)))
+    with pytest.raises(UserError, match=r"result\.json: .* is missing|not the file that result\.json describes"):
+        Parent.load(config, SPEC, "sp", ())

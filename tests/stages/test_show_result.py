@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hybridprune.errors import UserError
 from hybridprune.stages.result import show_result
 from hybridprune.store.run_folder import RunFolder
 
@@ -28,3 +29,22 @@ def test_runs_of_older_versions_are_shown_too(
     said = capsys.readouterr().out
     assert "test accuracy 50.00%" in said and "(60.0% of dense)" in said and "0.25 0.75" in said
     assert ("effective sparsity: 37.5%" in said) == shown
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"test": {"always_on": {"accuracy": 0.5}, "routed": {}}},
+        {"test": {"always_on": {}, "routed": RESULT["test"]["routed"]}},
+        {"dense": {"macs": 0}},
+        {"macs": []},
+        {"target": 5},
+        {"effective_sparsity": "much"},
+    ],
+)
+def test_what_is_no_result_is_told_in_a_line(
+    damage: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"result\.json: not a run's result .*; restore the file") as refused:
+        show_result(RunFolder(tmp_path), {**RESULT, **damage})
+    assert "\n" not in str(refused.value) and capsys.readouterr().out == ""

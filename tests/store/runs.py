@@ -35,6 +35,7 @@ def make_run(path: Path, spec: RunSpec = SPEC, *, finished: bool = True, seed: i
     network = spec.network
     run.save_weights("model.safetensors", random_net(network.depth, network.width, network.classes, network.edits))
     if finished:
-        run.write_json("result.json", {"model_sha256": sha256(run.model_file), "seed": seed})
+        result = {"model_sha256": sha256(run.model_file), "seed": seed, "group": "g", "dense": {"macs": 9, "params": 9}}
+        run.write_json("result.json", result)
         os.utime(path / "result.json", (1_700_000_000 - age, 1_700_000_000 - age))
     return run
