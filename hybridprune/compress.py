@@ -162,6 +162,7 @@ def prune(
             work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
         share_weights(take_types(module, original))
         _check_finite(module, original)
+        batches.check_output(module)
     spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
     note_origin(module, dataclasses.replace(origin, edits=edits))
     return Pruned(take_modes(module, original), spec)

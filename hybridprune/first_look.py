@@ -18,7 +18,7 @@ from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.plain import in_single
 from hybridprune.engine.sampling import sampled
-from hybridprune.errors import UserError
+from hybridprune.errors import RunFailed, UserError
 from hybridprune.nested import images_in, on_device, some_images, with_tensors
 
 Loader = Iterable[Any]
@@ -87,6 +87,18 @@ class Batches:
         """As the loader gives them."""
         return Looked(self.loader, self.task, self.classes, self.kind)
 
+    def check_output(self, model: nn.Module) -> None:
+        """RunFailed if the output of ``model``, of the precision that the loader gives, is not finite in eval mode.
+
+        Finite weights do not say so: those of a training that went astray multiply to infinity.
+        """
+        inputs, _ = self.task.split(_first(self.loader))
+        with torch.no_grad(), kept_modes(model):
+            model.eval()
+            output = self.task.output(model, on_device(inputs, self.device))
+        if not _is_finite(output):
+            raise RunFailed("the pruned network's output is not finite; fine-tune at a lower lr")
+
     def sample(self, images: int, seed: int) -> Batches:
         """So many random images of the whole loader, or all if there are fewer; see `sampled`."""
         # A plain DataLoader is not gone through for that.
@@ -136,7 +148,7 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
                 f"the output for {held} images is {list(shape)}; images come first in inputs and outputs, so transpose "
                 "them with forward="
             )
-        if isinstance(output, Tensor) and not bool((output < math.inf).all()):
+        if not _is_finite(output):
             raise UserError("the network's output for the first batch is not finite; give one with weights that work")
         remedy = "mend loss=, or give forward= that returns what it takes, in eval mode, too"
         loss = _tried(lambda: task.likelihood.loss(output, targets), "the loss of the first batch fails", remedy)
@@ -206,6 +218,11 @@ def _tried(work: Callable[[], Any], failure: str, remedy: str) -> Any:
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(f"{failure} ({type(error).__name__}: {said}); {remedy}") from error
+
+
+def _is_finite(output: Any) -> bool:
+    """Minus infinity is a legitimate logit: that of a class that cannot be."""
+    return not isinstance(output, Tensor) or bool((output < math.inf).all())
 
 
 def _is_pair(batch: Any) -> bool:

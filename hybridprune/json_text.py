@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
+
+LARGEST_INT = 2**63 - 1
+"""JSON's integers, and Python's, have no end; those of tensors do."""
 
 
 def read_json(path: Path) -> Any:
@@ -34,7 +38,7 @@ def value_at(data: Any, name: str, kind: type, low: float = -math.inf, high: flo
     """What stands at a dotted ``name`` of nested objects, of this ``kind`` (float: any number; object: anything).
 
     Raises ValueError, naming it, if it is missing, of another kind (true and false are no numbers), or a number that is
-    not finite or not in ``[low, high]``.
+    not finite, too large for a machine's integer or double, or not in ``[low, high]``.
     """
     for key in name.split("."):
         if not isinstance(data, dict) or key not in data:
@@ -43,7 +47,8 @@ def value_at(data: Any, name: str, kind: type, low: float = -math.inf, high: flo
     wanted = int | float if kind is float else kind
     if not isinstance(data, wanted) or (isinstance(data, bool) and kind not in (bool, object)):
         raise ValueError(f"{name} is {short(data)}, which is no {kind.__name__}")
-    if kind in (int, float) and not (low <= data <= high and abs(data) < math.inf):
+    largest = LARGEST_INT if kind is int else sys.float_info.max
+    if kind in (int, float) and not (low <= data <= high and abs(data) <= largest):
         raise ValueError(f"{name} is {short(data)}, which is not in [{low}, {high}]")
     return data
 
@@ -56,11 +61,11 @@ def texts_at(data: Any, name: str) -> list[str]:
     return found
 
 
-def numbers_at(data: Any, name: str, low: float = -math.inf) -> list[float]:
-    """A list of finite numbers, none below ``low``, as `value_at` finds it."""
+def numbers_at(data: Any, name: str, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """A list of finite numbers in ``[low, high]``, as `value_at` finds it."""
     found = value_at(data, name, list)
     for place, each in enumerate(found):
-        value_at({f"{name}[{place}]": each}, f"{name}[{place}]", float, low=low)
+        value_at({f"{name}[{place}]": each}, f"{name}[{place}]", float, low, high)
     return found
 
 

@@ -314,3 +314,14 @@ def net_outside() -> nn.Module:
 def batches_outside() -> list[Any]:
     with torch.inference_mode(False):
         return batches()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_finite_weights_whose_output_is_not_never_come_back(dtype: torch.dtype) -> None:
+    def goes_astray(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            parameter.data.fill_(torch.finfo(dtype).max / 2)
+
+    food = [(inputs.to(dtype), labels) for inputs, labels in batches()]
+    with pytest.raises(RunFailed, match="output is not finite; fine-tune at a lower lr"):
+        pruned(net().to(dtype), food, fine_tune=goes_astray)

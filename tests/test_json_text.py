@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hybridprune.config import SpConfig, resolve
 from hybridprune.errors import UserError
-from hybridprune.json_text import json_text, read_json, short
+from hybridprune.json_text import json_text, numbers_at, read_json, short, value_at
 from hybridprune.sweep_runs.grid import read_grid
 
 
@@ -77,3 +77,20 @@ def test_numbers_that_are_not_finite_become_null(value: object, indent: int | No
 def test_values_of_any_length_are_shown_short() -> None:
     assert short("word") == "'word'"
     assert len(short("word " * 1000)) <= 60 and len(short("x" * 1000)) <= 60
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 2**63, math.inf, math.nan])
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_that_no_tensor_holds_are_refused(value: float, kind: type) -> None:
+    if value == 2**63 and kind is float:
+        assert value_at({"it": value}, "it", kind) == value
+    else:
+        with pytest.raises(ValueError, match="^it is "):
+            value_at({"it": value}, "it", kind)
+
+
+def test_each_number_of_a_list_has_to_be_in_the_range() -> None:
+    assert numbers_at({"them": [1, 2.5]}, "them", 1, 2.5) == [1, 2.5]
+    for wrong in ([1, 2.6], [0, 1], [1, True], [1, "1"], [1, 10**400]):
+        with pytest.raises(ValueError, match=r"^them\[[01]\] is "):
+            numbers_at({"them": wrong}, "them", 1, 2.5)

@@ -13,6 +13,7 @@ from hybridprune.models.spec import NetworkSpec
 
 FORMAT = 1
 SMALLEST_STD = 1e-6
+LARGEST_PIXEL = 1e6
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class RunSpec:
         network, names = NetworkSpec.from_json(record["network"]), texts_at(record, "class_names")
         if len(names) != network.classes:
             raise ValueError(f"class_names are {len(names)} for a network of {network.classes} classes")
-        mean, std = numbers_at(record, "mean"), numbers_at(record, "std", low=SMALLEST_STD)
+        mean = numbers_at(record, "mean", -LARGEST_PIXEL, LARGEST_PIXEL)
+        std = numbers_at(record, "std", SMALLEST_STD, LARGEST_PIXEL)
         if not len(mean) == len(std) == 3:
             raise ValueError("mean and std are not three numbers each")
         stage = value_at(record, "stage", str)

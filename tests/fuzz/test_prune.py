@@ -122,6 +122,8 @@ def keeps_its_promise(plan: Plan, food: Food, arguments: dict[str, Any], cut: An
     assert_untouched(model, before)
     assert torch.equal(torch.get_rng_state(), generator), "the caller's random numbers"
     if pruned is not None:
+        images, *_ = next(iter(food.serve(plan, arguments.get("loss"))))
+        assert logits(pruned.module, images).isfinite().all()
         met(pruned, model, arguments)
         comes_back(pruned, plan)
 
@@ -137,7 +139,6 @@ def met(pruned: hybridprune.Pruned, model: nn.Module, arguments: dict[str, Any])
     ):
         if wanted is not None:
             assert found <= (wanted * whole if wanted <= 1 else wanted / unit), (wanted, found, whole)
-    assert logits(pruned.module, example).isfinite().all()
     copy.deepcopy(pruned.module).train()(example.repeat(2, 1, 1, 1)).sum().backward()
 
 
