@@ -85,7 +85,7 @@ def test_numbers_that_no_tensor_holds_are_refused(value: float, kind: type) -> N
     if value == 2**63 and kind is float:
         assert value_at({"it": value}, "it", kind) == value
     else:
-        with pytest.raises(ValueError, match="^it is "):
+        with pytest.raises(ValueError, match=r"^it is "):
             value_at({"it": value}, "it", kind)
 
 
