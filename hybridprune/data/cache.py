@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +12,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+OLD = 24 * 60 * 60.0
+"""Seconds after which a file that is still being written is nobody's."""
 
 
 def default_cache_dir() -> Path:
@@ -32,6 +37,7 @@ def write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         save_file(tensors, temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
@@ -39,3 +45,11 @@ def write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers have left: a younger file may be one that is being written, here or elsewhere."""
+    for leftover in folder.glob("*.safetensors.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another one was faster
+            if time.time() - leftover.stat().st_mtime > OLD:
+                leftover.unlink()

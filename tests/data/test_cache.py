@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from hybridprune.data.cache import default_cache_dir, read_cache, write_cache
+from hybridprune.data.cache import OLD, default_cache_dir, read_cache, write_cache
 
 _TENSORS = {"train": torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)}
 _SHAPES = {"train": (2, 3, 2, 2)}
@@ -54,6 +56,17 @@ def test_failed_replacement_leaves_no_temporary_file(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match="not cached"):
         write_cache(path, _TENSORS)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    ours = [tmp_path / f"a.safetensors.{pid}.tmp" for pid in (1, 2)]
+    others = tmp_path / "notes.tmp"
+    for path in (*ours, others):
+        path.write_bytes(b"half")
+    for path in (ours[0], others):
+        os.utime(path, (time.time() - OLD - 60,) * 2)
+    write_cache(tmp_path / "b.safetensors", _TENSORS)
+    assert sorted(tmp_path.iterdir()) == sorted([ours[1], tmp_path / "b.safetensors", others])
 
 
 def test_default_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
