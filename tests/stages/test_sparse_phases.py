@@ -17,6 +17,7 @@ from hybridprune.engine.pressure import Drive
 from hybridprune.errors import Interrupted, UserError
 from hybridprune.pruning import methods
 from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.left_alone import AT_OUTPUT
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.pressures.scale import ScalePressure, all_scales, doomed_scales
 from hybridprune.pruning.sparsity import Removal, SparseTraining, Sparsity, Target
@@ -207,3 +208,12 @@ def test_several_cuts_are_refused_before_anything_is_made(parent: Path, tmp_path
         with pytest.raises(UserError, match="--method slimming trains towards one cut"):
             stage_2(parent, tmp_path, *flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_user_would_expect_to_be_cut_is_named(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hybridprune.pruning.left_alone.BY_DESIGN", frozenset())
+    stage_2(parent, tmp_path, "--sparse_epochs", "0")
+    (told,) = [line for line in "".join(capsys.readouterr()).splitlines() if line.startswith("left alone: ")]
+    assert f"backbone.classifier ({AT_OUTPUT})" in told
