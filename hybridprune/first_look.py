@@ -16,7 +16,7 @@ from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
-from hybridprune.engine.plain import in_single
+from hybridprune.engine.plain import in_single, plain_copy
 from hybridprune.engine.sampling import sampled
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.nested import images_in, on_device, some_images, with_tensors
@@ -88,14 +88,13 @@ class Batches:
         return Looked(self.loader, self.task, self.classes, self.kind)
 
     def check_output(self, model: nn.Module) -> None:
-        """RunFailed if the output of ``model``, of the precision that the loader gives, is not finite in eval mode.
+        """RunFailed if the output of ``model`` for the first batch, in single precision and eval mode, is not finite.
 
         Finite weights do not say so: those of a training that went astray multiply to infinity.
         """
         inputs, _ = self.task.split(_first(self.loader))
-        with torch.no_grad(), kept_modes(model):
-            model.eval()
-            output = self.task.output(model, on_device(inputs, self.device))
+        with torch.no_grad():
+            output = self.task.output(plain_copy(model).eval(), in_single(on_device(inputs, self.device)))
         if not _is_finite(output):
             raise RunFailed("the pruned network's output is not finite; fine-tune at a lower lr")
 

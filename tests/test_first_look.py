@@ -316,7 +316,7 @@ def batches_outside() -> list[Any]:
         return batches()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_finite_weights_whose_output_is_not_never_come_back(dtype: torch.dtype) -> None:
     def goes_astray(module: nn.Module) -> None:
         for parameter in module.parameters():
