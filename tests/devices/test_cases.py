@@ -14,31 +14,23 @@ FAST = {
     "measuring: recalibration",
     "measuring: effective sparsity",
     "modules: fisher-tucker",
-    "modules: fisher-tucker, by orthogonal iteration",
-    "modules: eigendamage, homogeneous",
     "modules: kron-obs",
     "modules: taylor, coupled",
-    "modules: greg-2",
-    "modules: masksparsity",
-    "modules: nuspm",
     "modules: rni",
-    "modules: distilled",
     "training: sp, noisy gates",
     "training: sp, fp16",
     "training: sp, pyramidnet",
     "training: prune, fisher-tucker",
     "routing: environment",
     "routing: rl, counterfactual to a budget",
-    "routing: rl, self-critical",
     "routing: rl, gumbel",
-    "commands: sweep",
     "commands: predict",
     "deploying: rnn, first form",
     "deploying: rnn, last form",
     "deploying: hardened",
     "notebook: rni",
 }
-"""Every part of the package once; the rest takes a minute."""
+"""What most users run, and every part of the package; the rest takes a minute."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in CASES])
