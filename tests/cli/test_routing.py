@@ -71,7 +71,7 @@ def test_a_budget_is_met_on_validation_or_said_not_to_be(estimator: str, parent:
         pytest.param(("--baseline", "moving_average"), marks=pytest.mark.full),
         pytest.param(("--baseline", "counterfactual"), marks=pytest.mark.full),
         ("--estimator", "gumbel"),
-        ("--gate_start", "subset", "--batchnorm", "trained"),
+        pytest.param(("--gate_start", "subset", "--batchnorm", "trained"), marks=pytest.mark.full),
     ],
     ids=" ".join,
 )
@@ -241,6 +241,7 @@ def test_distillation_is_from_the_dense_networks_run_and_needs_it(
     assert gone.returncode == 2 and "--kd_weight" in gone.stderr and "gone" in gone.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flags", [("--entropy_bonus", "5"), ("--rate_bound", "0.4"), ("--exploration", "0.4")])
 def test_what_keeps_gates_open_changes_what_they_learn(flags: tuple[str, ...], parent: Path) -> None:
     common = ("--lr", "0.05", "--rl_warmup", "0")
@@ -252,7 +253,8 @@ def test_what_keeps_gates_open_changes_what_they_learn(flags: tuple[str, ...], p
     assert not torch.equal(before["gate.score.weight"], after["gate.score.weight"])
 
 
-@pytest.mark.parametrize("gate", ["ff1", pytest.param("ff2", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("gate", ["ff1", "ff2"])
 def test_feed_forward_gates_go_through_all_stages(gate: str, tmp_path: Path) -> None:
     results = tmp_path / "results"
     for name in ("sp", "prune", "rl"):

@@ -64,7 +64,8 @@ def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path: Path) -> Non
     for path in (*ours, others):
         path.write_bytes(b"half")
     for path in (ours[0], others):
-        os.utime(path, (time.time() - OLD - 60,) * 2)
+        before = time.time() - OLD - 60
+        os.utime(path, (before, before))
     write_cache(tmp_path / "b.safetensors", _TENSORS)
     assert sorted(tmp_path.iterdir()) == sorted([ours[1], tmp_path / "b.safetensors", others])
 

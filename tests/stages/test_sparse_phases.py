@@ -25,6 +25,7 @@ from hybridprune.stages import prune, sp
 from hybridprune.store.weights import read_tensors
 from tests.cli.cases import DIGITS, OWN
 
+pytestmark = pytest.mark.full
 STEPS = 10
 OTHER = {"sparse_start": "parent", "cut_weights": "inherit"}
 OPTIONS = ("--sparse_epochs", "1", "--method", "slimming", "--alpha", "0")
@@ -156,9 +157,7 @@ def whole(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return stage_2(parent, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(
-    "at", [STEPS + 3, *(pytest.param(step, marks=pytest.mark.full) for step in (3, 2 * STEPS + 3))]
-)
+@pytest.mark.parametrize("at", [3, STEPS + 3, 2 * STEPS + 3])
 def test_interrupted_in_any_training(
     at: int, parent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,7 +192,7 @@ def test_slimming_shrinks_scales_and_hits_the_budget(parent: Path, tmp_path: Pat
     assert scales[1] < 0.95 * scales[0]
 
 
-@pytest.mark.parametrize("what", ["sparse_start", pytest.param("cut_weights", marks=pytest.mark.full)])
+@pytest.mark.parametrize("what", ["sparse_start", "cut_weights"])
 def test_from_scratch(what: str, parent: Path, tmp_path: Path) -> None:
     epochs = ("--sparse_epochs", "0", "--epochs_start", "0", "--epochs_end", "0")
     runs = {start: stage_2(parent, tmp_path / start, *epochs, f"--{what}", start) for start in ("scratch", OTHER[what])}
