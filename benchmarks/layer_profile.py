@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridprune.deploy import deploy
+from hybridprune.deployment import deploy
 from hybridprune.engine.device import device_of
 from hybridprune.engine.modes import always_on
 from hybridprune.errors import UserError, run_command

@@ -24,8 +24,8 @@ from benchmarks.methods_tables import DENSE, show
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.run_data import load_images
+from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.methods import METHODS
-from hybridprune.pruning.propose import sparsity_of
 from hybridprune.stages import prune, sp
 from hybridprune.store.run_folder import RunFolder
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from hybridprune.deploy import deploy
-from hybridprune.deploy.onnx import onnx_bytes, session
+from hybridprune.deployment import deploy
+from hybridprune.deployment.onnx import onnx_bytes, session
 from hybridprune.measure.latency import stopwatch
 from hybridprune.models.spec import NetworkSpec
 

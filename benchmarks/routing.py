@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.clock import median_seconds
 from benchmarks.memory import growth_bytes
-from hybridprune.deploy import DeployedNetwork, deploy
+from hybridprune.deployment import DeployedNetwork, deploy
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import apply_edits
 from hybridprune.models.factored import FactorEdit

@@ -36,9 +36,9 @@ from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import DTYPES
-from hybridprune.pruning.space import Cost
+from hybridprune.pruning.budget.space import Cost
 from hybridprune.stages.common import Images
-from hybridprune.stages.cutting import CutState, Cutting
+from hybridprune.stages.cut_schedule import CutState, Cutting
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.weights import load_weights
 

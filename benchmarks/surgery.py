@@ -16,12 +16,12 @@ import torch
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.measure.cost import count
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.pruning.allocation import ALLOCATIONS, allocate
-from hybridprune.pruning.apply import apply_ranks
-from hybridprune.pruning.direction_space import DirectionCell, direction_space
-from hybridprune.pruning.layers import PrunableLayer, prunable_layers
+from hybridprune.pruning.allocate import ALLOCATIONS, allocate
+from hybridprune.pruning.budget.space import Budget, Cost, pick
+from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
+from hybridprune.pruning.directions.space import DirectionCell, direction_space
+from hybridprune.pruning.directions.surgery import apply_ranks
 from hybridprune.pruning.methods.fisher_tucker import decompose
-from hybridprune.pruning.space import Budget, Cost, pick
 
 
 def random_curvature(layer: PrunableLayer, draw: torch.Generator) -> tuple[LayerFactors, SecondMoments]:

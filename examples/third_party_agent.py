@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hybridprune
+from hybridprune.commands.finished_run import Parser
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import Evaluation
 from hybridprune.engine.run_data import load_dataset_of
@@ -34,7 +35,6 @@ from hybridprune.errors import UserError, run_command
 from hybridprune.measure.cost import NetworkCost, count, count_module
 from hybridprune.routing.env import GateRoutingVectorEnv
 from hybridprune.stages.common import device_of, read_split
-from hybridprune.stages.finished import Parser
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import FORMAT, RunFolder

@@ -4,13 +4,13 @@
 >>> hybridprune.predict(model, ["cat.png"])
 """
 
-from hybridprune.compress import prune
-from hybridprune.deploy import Deployed, deploy  # the function takes the place of its package as an attribute
-from hybridprune.inference import Model, Prediction, load, predict
+from hybridprune.api.bn_scale import prune_finetune, train
+from hybridprune.api.inference import Model, Prediction, load, predict
+from hybridprune.api.prune import prune
+from hybridprune.api.pruned import Pruned, PrunedSpec, save
+from hybridprune.deployment import Deployed, deploy  # the function takes the place of its package as an attribute
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.measure.effective import count_weights, effective_sparsity
-from hybridprune.pruned import Pruned, PrunedSpec, save
-from hybridprune.scale_pruning import prune_finetune, train
 from hybridprune.version import __version__
 
 __all__ = [

@@ -28,7 +28,7 @@ from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunSpec
 from hybridprune.store.weights import save_weights
 from tests.cases import random_images, random_net
-from tests.deploy.cases import preferring
+from tests.deployment.cases import preferring
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 LABELS = torch.arange(24) % 3

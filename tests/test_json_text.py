@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hybridprune.config import SpConfig, resolve
 from hybridprune.errors import UserError
+from hybridprune.grid.grid import read_grid
 from hybridprune.json_text import json_text, numbers_at, read_json, short, value_at
-from hybridprune.sweep_runs.grid import read_grid
 
 
 def config_of(path: Path) -> SpConfig:

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
 from hybridprune.errors import UserError
 from hybridprune.models.edits import ResizeEdit, apply_edits
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.pruned import Pruned, PrunedSpec, restore, save
 from hybridprune.stages.common import read_split
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from tests.damage import damage, quickly

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from hybridprune.api.pruned import Pruned
 from hybridprune.curvature.likelihood import NAMED
-from hybridprune.pruned import Pruned
 from tests.cases import ROOT
 
 PAGE = (ROOT / "docs/your_own_network.md").read_text()

@@ -9,8 +9,8 @@ import torch
 
 import hybridprune
 from benchmarks.device_cases.case import NETWORK, Case, Values, finished, numbers, quiet, run_of, run_stage
-from hybridprune import bench, evaluate, export, reconfigure, sweep
-from hybridprune.deploy import load_deployed
+from hybridprune.commands import bench, evaluate, export, reconfigure, threshold_sweep
+from hybridprune.deployment import load_deployed
 from hybridprune.report import __main__ as report
 
 _STAGES = ("sp", "prune", "rl")
@@ -28,7 +28,7 @@ def sweeping(device: torch.device) -> Values:
     """The operating points of a run."""
     with finished(*_STAGES) as root, quiet():
         run = run_of(root, "rl")
-        sweep.main([str(run), "--device", str(device), "--points", "2", "--split", "test"])
+        threshold_sweep.main([str(run), "--device", str(device), "--points", "2", "--split", "test"])
         points = json.loads((run / "sweep.json").read_text())
     return numbers(**{name: [point[name] for point in points] for name in ("flops", "accuracy", "loss", "test_loss")})
 

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.device_cases.case import CLASSES, Case, Values, network, numbers, random_images, random_labels
 from hybridprune.data import Batch
-from hybridprune.deploy import Harden, deploy
-from hybridprune.deploy.program import export_program
+from hybridprune.deployment import Harden, deploy
+from hybridprune.deployment.program import export_program
 from hybridprune.measure.latency import Arms, Latency, device_clock, interleaved, stopwatch
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.spec import NetworkSpec

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
-from hybridprune.pruning.channel_scores import Statistics, gates
 from hybridprune.pruning.channels import ChannelGroup
+from hybridprune.pruning.channels.scores import Statistics, gates
 from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
 
 

@@ -9,10 +9,10 @@ from typing import Literal
 from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
-from hybridprune.pruning.channel_scores import ChannelScorer, Statistics
+from hybridprune.pruning.channels.scores import ChannelScorer, Statistics
 from hybridprune.pruning.channels.surgery import Update
-from hybridprune.pruning.directions import Decomposition
-from hybridprune.pruning.sparsity import Sparsity
+from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.sparse_training.protocol import Sparsity
 
 Decompose = Callable[[Tensor, LayerFactors, SecondMoments | None, float], Decomposition]
 """From a weight ``[C_out, C_in, kh, kw]``, its curvature and the regularization to its directions, best first."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hybridprune.errors import RunFailed
-from hybridprune.pruning.space import Cost
+from hybridprune.pruning.budget.space import Cost
 
 
 class BrokenPromise(RunFailed):

@@ -10,7 +10,7 @@ from torch import nn
 
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.shard import ALONE, Shard
-from hybridprune.pruning.space import Cost
+from hybridprune.pruning.budget.space import Cost
 
 Run = Callable[[nn.Module, Any], object]
 """``run(model, images)`` passes a batch through a network of this kind, all of its blocks executed."""

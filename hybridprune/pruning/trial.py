@@ -18,13 +18,13 @@ from hybridprune.models.copies import copied
 from hybridprune.models.factored import FactoredLayer, blank, factored, fill
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.nested import some_images
-from hybridprune.pruning.apply import outline_of
-from hybridprune.pruning.channels.wiring import tensors_of
-from hybridprune.pruning.forms import DENSE, Ranks
-from hybridprune.pruning.layers import PrunableLayer
+from hybridprune.pruning.budget.space import Cost
+from hybridprune.pruning.channels.nan_tracing import tensors_of
+from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
+from hybridprune.pruning.directions.layers import PrunableLayer
+from hybridprune.pruning.directions.surgery import outline_of
 from hybridprune.pruning.left_alone import COSTS, DIFFERS, NOT_ONCE
 from hybridprune.pruning.partition import partition
-from hybridprune.pruning.space import Cost
 from hybridprune.pruning.subject import Run, Subject
 
 SITUATIONS = tuple(itertools.product((False, True), repeat=2))

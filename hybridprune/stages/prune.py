@@ -32,10 +32,10 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first, json_from_first
+from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.left_alone import notice
-from hybridprune.pruning.proposal import Proposal
-from hybridprune.pruning.space import Cost
-from hybridprune.pruning.sparsity import SparseTraining
+from hybridprune.pruning.plan import Proposal
+from hybridprune.pruning.sparse_training.protocol import SparseTraining
 from hybridprune.stages.common import (
     Images,
     Parent,
@@ -47,7 +47,7 @@ from hybridprune.stages.common import (
     to_device,
     unpruned,
 )
-from hybridprune.stages.cutting import CutState, Cutting, Phase, layer_channels, plan_lines
+from hybridprune.stages.cut_schedule import CutState, Cutting, Phase, layer_channels, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.sp import routed_accuracy
 from hybridprune.stages.start import open_run, saved_progress

@@ -24,7 +24,7 @@ from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
 from hybridprune.precision import Precision, full_precision
-from hybridprune.pruning.space import target_macs
+from hybridprune.pruning.budget.space import target_macs
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient

@@ -9,11 +9,11 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridprune import bench, evaluate, export, reconfigure, sweep
+from hybridprune.commands import bench, evaluate, export, reconfigure, threshold_sweep
+from hybridprune.commands import grid as sweep_runs
 from hybridprune.errors import run_command
 from hybridprune.report import __main__ as report
 from hybridprune.stages import prune, rl_prune, sp
-from hybridprune.sweep_runs import __main__ as sweep_runs
 from tests.cases import ROOT
 
 STAGES = ("sp", "prune", "rl")
@@ -27,7 +27,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "hybridprune.export": export.main,
     "hybridprune.reconfigure": reconfigure.main,
     "hybridprune.report": report.main,
-    "hybridprune.sweep": sweep.main,
+    "hybridprune.sweep": threshold_sweep.main,
     "hybridprune.sweep_runs": sweep_runs.main,
 }
 NETWORK = ("--network", "resnet", "--depth", "8", "--width", "4")

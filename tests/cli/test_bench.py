@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridprune.bench import FILE, _forms, markdown, rows
+from hybridprune.commands.bench import FILE, _forms, markdown, rows
+from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency
 from hybridprune.report import collect
 from hybridprune.report.speed import shown
-from hybridprune.stages.finished import FinishedRun
 from tests.cli.cases import folder_of, run_here
 
 ONCE = ("--rounds", "1", "--threads", "1")

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridprune
-from hybridprune import export
-from hybridprune.deploy import deploy
+from hybridprune.commands import export
+from hybridprune.deployment import deploy
 from hybridprune.errors import UserError
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder
 from tests.cli.cases import STAGES, folder_of, run_here, stage
-from tests.deploy.cases import preferring
+from tests.deployment.cases import preferring
 from tests.fuzz.cases import fuzzed, tell
 from tests.fuzz.damage import DAMAGES, Damage, unchanged
 

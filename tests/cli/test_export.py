@@ -16,10 +16,10 @@ import torch
 import hybridprune
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
-from hybridprune.deploy import DeployedNetwork, load_deployed
+from hybridprune.deployment import DeployedNetwork, load_deployed
 from tests.cases import ROOT, all_pixels
 from tests.cli.cases import assert_refused, contents, folder_of, run_here
-from tests.deploy.cases import assert_close
+from tests.deployment.cases import assert_close
 
 
 def images_of(model: hybridprune.Model, count: int) -> torch.Tensor:

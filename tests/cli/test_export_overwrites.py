@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hybridprune.deploy import load_deployed
+from hybridprune.deployment import load_deployed
 from hybridprune.errors import UserError
 from tests.cli.cases import assert_refused, contents, folder_of, run_here
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hybridprune
-from hybridprune import reconfigure
+from hybridprune.commands import reconfigure
 from hybridprune.engine.fit import Fit
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hybridprune.stages import prune, result, rl_prune
-from hybridprune.stages.cutting import Cutting
+from hybridprune.stages.cut_schedule import Cutting
 from tests.cases import file_size_limit
 from tests.cli.cases import OWN, SCRIPTS, TINY, Result, folder_of, run_here, weights
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from hybridprune import evaluate
+from hybridprune.commands import evaluate
+from hybridprune.commands.threshold_sweep import thresholds
 from hybridprune.config import DataOptions
 from hybridprune.data import EvalBatches
 from hybridprune.engine.run_data import load_images
@@ -19,7 +20,6 @@ from hybridprune.engine.threshold import OperatingPoint
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.common import read_split
 from hybridprune.store.run_folder import RunFolder
-from hybridprune.sweep import thresholds
 from tests.cli.cases import folder_of, run_here, stage
 
 

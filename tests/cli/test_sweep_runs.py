@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from hybridprune.commands.grid import LOCK
 from hybridprune.report import collect
 from hybridprune.store.lock import exclusive
-from hybridprune.sweep_runs.__main__ import LOCK
 from tests.cases import ROOT, run_cli
 from tests.cli.cases import Result, contents, folder_of, run_here, stage
 

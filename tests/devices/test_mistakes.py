@@ -6,15 +6,17 @@ import pytest
 
 from benchmarks.device_cases import CASES
 from hybridprune.curvature import layer
-from hybridprune.pruning import directions
+from hybridprune.pruning.directions import decomposition as directions
 from tests.devices.claimed import MixedDevices, claimed_cuda
 
 INDICES = {
     "hybridprune/curvature/factors.py (_weighted_moment)": "measuring: factors",
     "hybridprune/curvature/offsets.py (_offset_sum.<locals>.<genexpr>)": "measuring: factors, offsets",
     "hybridprune/pruning/channels/surgery.py (cut)": "modules: uniform",
-    "hybridprune/pruning/pressures/growing.py (GrowingL2.__init__.<locals>.<listcomp>)": "modules: greg-1",
-    "hybridprune/pruning/pressures/scale.py (ScalePressure.__init__.<locals>.<listcomp>)": "modules: masksparsity",
+    "hybridprune/pruning/sparse_training/growing_l2.py (GrowingL2.__init__.<locals>.<listcomp>)": "modules: greg-1",
+    "hybridprune/pruning/sparse_training/scale_l1.py (ScalePressure.__init__.<locals>.<listcomp>)": (
+        "modules: masksparsity"
+    ),
     "hybridprune/routing/env.py (_picked)": "routing: environment",
 }
 """Functions that put an index on the device, and a case that runs them."""
@@ -30,7 +32,7 @@ WATCHED = (
 """Cases which together run most of what puts something on the device, the short ones first."""
 HARMLESS = {
     "hybridprune/engine/device.py (device_of)": "asks whether the device is there",
-    "hybridprune/pruning/masks.py (_Reading.__init__)": "a buffer, which goes with its network",
+    "hybridprune/pruning/methods/nuspm/masks.py (_Reading.__init__)": "a buffer, which goes with its network",
     "hybridprune/routing/price.py (Price.__init__)": "numbers without dimensions",
     "hybridprune/curvature/collect.py (collect_second_moments)": "a number without dimensions",
     "hybridprune/models/skipnet.py (Routed.mean_rate)": "a number without dimensions",
@@ -56,7 +58,7 @@ def test_measurements_on_the_cpu_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
 def test_plans_on_the_device_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = directions.Decomposition.losses
     monkeypatch.setattr(directions.Decomposition, "losses", lambda self: losses(self).to(self.core))
-    with pytest.raises(MixedDevices, match=r"direction_space\.py"), claimed_cuda() as device:
+    with pytest.raises(MixedDevices, match=r"directions/space\.py"), claimed_cuda() as device:
         CASES["modules: fisher-tucker"](device)
 
 

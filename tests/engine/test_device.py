@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import hybridprune
+from hybridprune.api.inference import Model
 from hybridprune.engine.device import check_kind, device_of
 from hybridprune.errors import UserError
-from hybridprune.inference import Model
 from hybridprune.measure.cost import count
 from hybridprune.routing.env import GateRoutingVectorEnv
 from tests.cases import random_images, random_net, run_cli

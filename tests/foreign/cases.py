@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
-from tests.deploy.cases import preferring
+from tests.deployment.cases import preferring
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 CLASSES, SIZE = 4, 12

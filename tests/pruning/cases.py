@@ -15,13 +15,13 @@ from hybridprune.measure.cost import count
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.pruning.direction_space import DirectionCell, direction_space
-from hybridprune.pruning.directions import Decomposition
-from hybridprune.pruning.forms import DENSE, ConvShape, Ranks
-from hybridprune.pruning.layers import PrunableLayer, prunable_layers
+from hybridprune.pruning.budget.space import Cost, Space, pick
+from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
+from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
+from hybridprune.pruning.directions.space import DirectionCell, direction_space
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.methods import eigendamage, fisher_tucker
-from hybridprune.pruning.space import Cost, Space, pick
 
 SIZE = 8
 TINY = 1e-36

@@ -18,6 +18,7 @@ from hybridprune.measure.cost import module_macs
 from hybridprune.models.edits import apply_edits, edits_between
 from hybridprune.models.pyramidnet import PyramidNet
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.channels import (
     ChannelGroup,
     ChannelSpace,
@@ -26,9 +27,8 @@ from hybridprune.pruning.channels import (
     channel_space,
     remove_channels,
 )
+from hybridprune.pruning.channels.nan_tracing import OUTPUT, SEVERAL, trace_wiring
 from hybridprune.pruning.channels.surgery import cut
-from hybridprune.pruning.channels.wiring import OUTPUT, SEVERAL, trace_wiring
-from hybridprune.pruning.space import Cost
 from tests.cases import random_decisions, random_images, random_net, randomise
 
 SIZE = 8

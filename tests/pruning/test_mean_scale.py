@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.errors import UserError
-from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.scale import bn_rank, bn_scale, mean_scale
 from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
+from hybridprune.pruning.channels.scores import Statistics
+from hybridprune.pruning.channels.scores.scale import bn_rank, bn_scale, mean_scale
 
 
 def member(layer: str, role: str, places: list[list[int]]) -> Member:

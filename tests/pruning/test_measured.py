@@ -15,8 +15,8 @@ import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
-from hybridprune.pruning.channel_scores import Statistics
 from hybridprune.pruning.channels.group import ChannelGroup, Member
+from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE, UNSEEN
 from hybridprune.pruning.measured import unmeasured_groups, unmeasured_layers
 

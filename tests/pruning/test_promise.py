@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.promise import BrokenPromise, check_promise
-from hybridprune.pruning.space import Cost, Space
 from tests.cases import random_net
-from tests.pruning.test_propose import proposal_of
+from tests.pruning.test_make_plan import proposal_of
 
 
 @pytest.mark.parametrize("found", [Cost(11, 20), Cost(10, 21)])

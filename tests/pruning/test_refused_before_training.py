@@ -22,7 +22,7 @@ def plain() -> nn.Module:
 
 @pytest.mark.parametrize("method", ["slimming", "rni", "masksparsity", "peel", "adapruner"])
 def test_channels_that_no_scale_ranks(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridprune.compress.finetune", forbidden)
+    monkeypatch.setattr("hybridprune.api.prune.finetune", forbidden)
     with pytest.raises(UserError, match="no BatchNorm scales the channels of 0"):
         hybridprune.prune(plain(), BATCHES, method=method, target_flops=0.9)
 
@@ -44,7 +44,7 @@ def test_channels_that_no_scale_ranks(method: str, monkeypatch: pytest.MonkeyPat
 def test_allocations_that_the_scores_do_not_allow(
     method: str, allocation: str, normalize: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybridprune.compress.finetune", forbidden)
+    monkeypatch.setattr("hybridprune.api.prune.finetune", forbidden)
     cut = CutOptions(allocation=allocation, normalize=normalize)
     with pytest.raises(UserError, match=message):
         hybridprune.prune(random_net(8).backbone, BATCHES, method=method, target_flops=0.8, cut=cut)

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridprune.pruning import greedy, rate_distortion
-from hybridprune.pruning.forms import ConvShape
-from hybridprune.pruning.space import Budget, Cost, Space, UnitSet
+from hybridprune.pruning.budget import greedy
+from hybridprune.pruning.budget.space import Budget, Cost, Space, UnitSet
+from hybridprune.pruning.directions import rate_distortion
+from hybridprune.pruning.directions.layer_forms import ConvShape
 from tests.pruning.cases import toy_space
 
 SHAPES = {

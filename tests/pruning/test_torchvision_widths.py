@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from hybridprune.measure.cost import count_module
 from hybridprune.measure.effective import count_weights, effective_sparsity
-from hybridprune.pruning.channel_scores import Statistics
-from hybridprune.pruning.channel_scores.scale import mean_scale
+from hybridprune.pruning.budget.space import Budget, Cost, Space
+from hybridprune.pruning.budget.width_growth import Goal, Growth, adapruner, backbone, peel
 from hybridprune.pruning.channels import ChannelGroup, channel_groups, channel_space, remove_channels
-from hybridprune.pruning.layers import layer_macs
-from hybridprune.pruning.reallocation import Goal, Growth, adapruner, backbone, peel
-from hybridprune.pruning.space import Budget, Cost, Space
+from hybridprune.pruning.channels.scores import Statistics
+from hybridprune.pruning.channels.scores.scale import mean_scale
+from hybridprune.pruning.directions.layers import layer_macs
 from tests.cases import random_images, randomise
 
 SIZE = 32

@@ -14,9 +14,9 @@ import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.measure.cost import count_module
 from hybridprune.models.factored import FactoredLayer
-from hybridprune.pruning.layers import survey
+from hybridprune.pruning.budget.space import Cost
+from hybridprune.pruning.directions.layers import survey
 from hybridprune.pruning.left_alone import COSTS, NEVER, NOT_ONCE, READ, SEVERAL
-from hybridprune.pruning.space import Cost
 from hybridprune.pruning.subject import Subject
 from hybridprune.pruning.trial import read_without_call, replaceable
 

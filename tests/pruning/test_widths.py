@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.measure.cost import module_macs
+from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_space, remove_channels
-from hybridprune.pruning.channels.widths import WidthMacs
-from hybridprune.pruning.space import Cost, Space
+from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
 from tests.cases import random_images
 from tests.pruning.test_channels import NETS, groups_of, run
 

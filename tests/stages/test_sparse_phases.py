@@ -16,11 +16,11 @@ from hybridprune.engine.fit import Fit
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import Interrupted, UserError
 from hybridprune.pruning import methods
-from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.channels.scores.magnitude import l1
 from hybridprune.pruning.left_alone import AT_OUTPUT
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.pressures.scale import ScalePressure, all_scales, doomed_scales
-from hybridprune.pruning.sparsity import Removal, SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.scale_l1 import ScalePressure, all_scales, doomed_scales
 from hybridprune.stages import prune, sp
 from hybridprune.store.weights import read_tensors
 from tests.cli.cases import DIGITS, OWN
@@ -102,7 +102,7 @@ def weights_of(parent: Path) -> dict[str, Tensor]:
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watched = Watched()
     monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, "slimming": watched.method})
-    monkeypatch.setattr("hybridprune.pruning.propose.METHODS", methods.METHODS)
+    monkeypatch.setattr("hybridprune.pruning.make_plan.METHODS", methods.METHODS)
     return watched
 
 

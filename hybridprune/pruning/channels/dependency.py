@@ -13,7 +13,7 @@ from torch_pruning.ops import OPTYPE
 
 from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.group import ChannelGroup, Member, inputs_of, outputs_of, role_of
-from hybridprune.pruning.channels.wiring import mapped, opaque_layers, put_into, tensors_of
+from hybridprune.pruning.channels.nan_tracing import mapped, opaque_layers, put_into, tensors_of
 from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED
 from hybridprune.pruning.subject import Run
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.dependency import described
 from hybridprune.pruning.channels.group import ChannelGroup, Places, role_of
+from hybridprune.pruning.channels.nan_tracing import OUTPUT, running_modes, trace_wiring
 from hybridprune.pruning.channels.surgery import cut, intact
-from hybridprune.pruning.channels.wiring import OUTPUT, running_modes, trace_wiring
 from hybridprune.pruning.left_alone import AT_OUTPUT, JOINED, NEVER, SHARED, WIRED
 from hybridprune.pruning.partition import partition
 from hybridprune.pruning.subject import Run

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hybridprune.pruning.budget.space import Cost, Space, UnitSet, least_kept
 from hybridprune.pruning.channels.group import ChannelGroup, inputs_of, outputs_of
-from hybridprune.pruning.space import Cost, Space, UnitSet, least_kept
 
 
 @dataclass(frozen=True)

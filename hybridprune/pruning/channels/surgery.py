@@ -13,7 +13,7 @@ from torch_pruning.pruner.function import PrunerBox
 from hybridprune.models.copies import copied
 from hybridprune.models.replace import memory_format
 from hybridprune.pruning.channels.group import ChannelGroup, Places
-from hybridprune.pruning.channels.wiring import running_modes, trace_wiring
+from hybridprune.pruning.channels.nan_tracing import running_modes, trace_wiring
 from hybridprune.pruning.subject import Run
 
 Update = Callable[[ChannelGroup, Tensor], None]

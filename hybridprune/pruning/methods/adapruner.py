@@ -7,9 +7,9 @@ weights are inherited; here the channels of the largest scales stay, or none of 
 
 from __future__ import annotations
 
-from hybridprune.pruning.channel_scores.scale import mean_scale
+from hybridprune.pruning.channels.scores.scale import mean_scale
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods.slimming import prepare
-from hybridprune.pruning.sparsity import SparseTraining, Sparsity
+from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity
 
 METHOD = ChannelMethod(mean_scale, allocation="adapruner", sparsity=Sparsity(before=SparseTraining(prepare)))

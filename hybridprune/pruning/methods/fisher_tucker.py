@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments, pi_damping, power
-from hybridprune.pruning.directions import Decomposition
+from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.method import DirectionMethod
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
-from hybridprune.pruning.channel_scores.magnitude import l1
+from hybridprune.pruning.channels.scores.magnitude import l1
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import greg_1
-from hybridprune.pruning.pressures.growing import GrowingL2, Growth, all_filters
-from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.growing_l2 import GrowingL2, Growth, all_filters
+from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity, Target
 
 PICK_CEILING = 0.01
 

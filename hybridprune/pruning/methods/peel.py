@@ -3,7 +3,7 @@
 The network is trained with L1 on the scales of its BatchNorms (as in slimming). The importance of a layer is then the
 mean ``|gamma|`` over the channels of its group, over the sum of all groups'. From a backbone that costs less than the
 budget, each width grows with the importance of its layer until the budget is spent, in one round
-(`hybridprune.pruning.reallocation`). The channels of the largest scales stay.
+(`hybridprune.pruning.budget.width_growth`). The channels of the largest scales stay.
 
 What is left open by the description that this is written from, and chosen here:
 
@@ -15,9 +15,9 @@ What is left open by the description that this is written from, and chosen here:
 
 from __future__ import annotations
 
-from hybridprune.pruning.channel_scores.scale import mean_scale
+from hybridprune.pruning.channels.scores.scale import mean_scale
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods.slimming import prepare
-from hybridprune.pruning.sparsity import SparseTraining, Sparsity
+from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity
 
 METHOD = ChannelMethod(mean_scale, allocation="peel", sparsity=Sparsity(before=SparseTraining(prepare)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
 from hybridprune.models.sigmoid_norm import bound, conclude
-from hybridprune.pruning.channel_scores.scale import bn_scale, check_scaled
+from hybridprune.pruning.channels.scores.scale import bn_scale, check_scaled
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.pressures.receding import receding_drive
-from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.receding import receding_drive
 from hybridprune.store.seeds import generator
 
 WEIGHT = 1e-4

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hybridprune.config import SparsityOptions
 from hybridprune.engine.pressure import Drive
-from hybridprune.pruning.channel_scores.scale import bn_scale, check_scaled
+from hybridprune.pruning.channels.scores.scale import bn_scale, check_scaled
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.pressures.scale import ScalePressure, all_scales
-from hybridprune.pruning.sparsity import SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.scale_l1 import ScalePressure, all_scales
 
 WEIGHT = 1e-4
 """Section 4.2; 1e-5 for their ResNet and DenseNet."""

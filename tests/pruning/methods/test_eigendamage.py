@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.curvature import EigenBasis, LayerFactors, SecondMoments, eigenbasis
-from hybridprune.pruning.directions import Decomposition
+from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.methods.eigendamage import METHOD, decompose
 from tests.pruning.cases import fisher, random_curvature, random_weight, source
 

@@ -10,11 +10,11 @@ from torch import nn
 
 import hybridprune
 from hybridprune.config import SparsityOptions
+from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import METHODS
-from hybridprune.pruning.space import Cost, Space
-from hybridprune.pruning.sparsity import Sparsity, Target
+from hybridprune.pruning.sparse_training.protocol import Sparsity, Target
 from tests.cases import random_images, random_net
 
 OPTIONS = SparsityOptions(greg_rise=0.5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hybridprune.config import CurvatureOptions, CutOptions
-from hybridprune.pruning.propose import propose
+from hybridprune.pruning.make_plan import propose
 from tests.cases import random_net
-from tests.pruning.test_propose import subject_of
+from tests.pruning.test_make_plan import subject_of
 
 
 @pytest.mark.parametrize(("method", "least"), [("slimming", 3), ("rni", 3), ("ucs", 3), ("bn-scale", 1)])

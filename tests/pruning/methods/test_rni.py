@@ -14,11 +14,11 @@ from hybridprune.config import CutOptions, SparsityOptions
 from hybridprune.errors import UserError
 from hybridprune.models.resnet import ResNet
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
+from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_groups, remove_channels
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import METHODS, rni
-from hybridprune.pruning.space import Cost, Space
-from hybridprune.pruning.sparsity import Target
+from hybridprune.pruning.sparse_training.protocol import Target
 from tests.cases import random_images, randomise
 
 PIXELS = random_images(6).double()

@@ -1,0 +1,1 @@
+"""What Python users call: pruning, loading and predicting, BatchNorm scales in memory."""

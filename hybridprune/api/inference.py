@@ -1,0 +1,99 @@
+"""Using a finished run: its network, its classes and what it says of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import nn
+
+from hybridprune.ambient import isolated
+from hybridprune.api.pruned import PrunedSpec, restore
+from hybridprune.data import normalise
+from hybridprune.data.image_like import ImageLike, each_image
+from hybridprune.data.resize import resize_images
+from hybridprune.engine.device import check_kind, device_of
+from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.store.run_folder import RunFolder, RunSpec
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with all that is needed to use it."""
+
+    network: GatedNetwork
+    spec: RunSpec
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.spec.class_names
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image."""
+
+    label: str
+    probability: float
+    blocks_executed: int
+    """Of the gated ones."""
+
+
+@overload
+def load(run: str | Path, device: str | torch.device = "cpu", *, into: None = None) -> Model: ...
+
+
+@overload
+def load(run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module) -> nn.Module: ...
+
+
+@isolated()
+def load(
+    run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module | None = None
+) -> Model | nn.Module:
+    """The selected network of a finished run of any stage, in eval mode; or a pruned module of your own.
+
+    ``run`` is a run folder or its model.safetensors. With ``into``, a fresh instance of the module that
+    ``hybridprune.prune`` was given, it is what ``prune`` returned (the specification alone: the architecture without
+    weights) or a folder of ``hybridprune.save``, and ``into`` is edited in place and returned in its mode.
+    Raises UserError if it is none of these, unfinished or broken, or if the device is not there.
+    """
+    place = device_of(device, "device")
+    if into is not None:
+        return restore(run, into).to(place)
+    assert not isinstance(run, PrunedSpec), "a specification needs into=, a fresh instance of the module"
+    network, spec = RunFolder.named(Path(run)).load_network()
+    return Model(network.to(place).eval(), spec)
+
+
+@torch.inference_mode()
+def predict(model: Model, images: ImageLike | Iterable[ImageLike], mode: Mode = "executed") -> list[Prediction]:
+    """Classify images of any size: always a list of a prediction for each, in their order.
+
+    ``images`` is one image, a batch or a list (any iterable) of these: a path, a Pillow image, a uint8 array
+    ``[H, W, 3]``, ``[H, W, 1]`` or ``[H, W]``, a uint8 tensor ``[3, H, W]`` or ``[1, H, W]``, an array ``[N, H, W, C]``
+    or a tensor ``[N, C, H, W]``. Grey is repeated, alpha dropped, EXIF's orientation heeded. They are read and run 128
+    at a time.
+
+    Raises UserError naming a file that cannot be read, or the place of what is no image.
+    """
+    device = check_kind(next(model.network.parameters()).device, "the network is on")
+    given, spec = each_image(images), model.spec
+    predictions: list[Prediction] = []
+    while few := [resize_images(image[None], spec.input_size, spec.centre_crop) for image in islice(given, _BATCH)]:
+        pixels = torch.cat(few).to(device)
+        routed = model.network(normalise(pixels, spec.mean, spec.std, torch.contiguous_format), mode=mode)
+        probabilities, labels = routed.logits.softmax(1).max(1)
+        executed = routed.decisions.sum(1).int().tolist()
+        predictions += [
+            Prediction(model.classes[label], probability, blocks)
+            for label, probability, blocks in zip(labels.tolist(), probabilities.tolist(), executed, strict=True)
+        ]
+    return predictions

@@ -1,0 +1,1 @@
+"""The commands on finished runs, and sweeps: each has a `main`."""

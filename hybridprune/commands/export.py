@@ -1,0 +1,181 @@
+"""``python -m hybridprune.export RUN``: the network of a finished run in the form in which it is shipped.
+
+Writes a folder with the deployed network, which load_deployed of hybridprune.deploy reads, and a report of what was
+done to it; an ONNX model with --onnx and a torch.export program with --program, which run without this package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridprune.commands.finished_run import FinishedRun, Parser
+from hybridprune.data import EvalBatches
+from hybridprune.deployment import Deployed, Harden, deploy, save_deployed
+from hybridprune.deployment.onnx import compare, need_onnx, onnx_bytes
+from hybridprune.deployment.program import export_program, program_bytes
+from hybridprune.deployment.store import FILES
+from hybridprune.errors import RunFailed, UserError
+from hybridprune.store.files import write_bytes
+
+EVALUATION_BATCH = 128
+CHECKED_IMAGES = 256
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    arguments = _parser().parse_args(argv)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch {arguments.batch_size}: must be at least 1")
+    harden = _harden(arguments)
+    for flag, suffix in (("onnx", ".onnx"), ("program", ".pt2")):
+        _check_writable(f"--{flag}", getattr(arguments, flag), suffix)
+    _check_folder(arguments.output)
+    if arguments.onnx is not None:
+        need_onnx("--onnx")
+    run = FinishedRun.load(arguments)
+    if harden is not None:
+        run.need_gates()
+    folder = arguments.output or run.run.path / "deployed"
+    if arguments.output is None:
+        run.run.refuse_links(*(f"deployed/{name}" for name in FILES))
+    example = _example(run)
+    validation = dataclasses.replace(run, batch_size=EVALUATION_BATCH).batches("validation")
+    deployed = deploy(run.net, example, run.device, harden=harden, validation=validation)
+    contents = _files(arguments, run, deployed, example, validation)
+    try:
+        save_deployed(deployed, run.spec, folder)
+    except OSError as error:
+        raise UserError(f"--output {folder}: can't be written ({error.strerror}); choose another folder") from error
+    for path, content in contents.items():
+        write_bytes(path, content)
+    print(deployed.report)
+    for path in (folder, *contents):
+        print(f"written: {path}")
+
+
+def _example(run: FinishedRun) -> Tensor:
+    """``--batch`` validation images; again and again if there are not as many. In channels_last, as all that come."""
+    few = next(iter(run.batches("validation"))).images
+    repeated = few.repeat(-(-run.batch_size // len(few)), 1, 1, 1)[: run.batch_size]
+    return repeated.to(memory_format=torch.channels_last)
+
+
+def _files(
+    arguments: argparse.Namespace, run: FinishedRun, deployed: Deployed, example: Tensor, validation: EvalBatches
+) -> dict[Path, bytes]:
+    """What --onnx and --program ask for, by path; the ONNX model is checked against the deployed network."""
+    module, single = deployed.module, arguments.batch_size == 1
+    metadata = json.dumps(
+        {
+            "classes": list(run.spec.class_names),
+            "input_size": run.spec.input_size,
+            "mean": list(run.spec.mean),
+            "std": list(run.spec.std),
+            "centre_crop": run.spec.centre_crop,
+        }
+    )
+    files: dict[Path, bytes] = {}
+    if arguments.program is not None:
+        files[arguments.program] = _made(
+            f"--program {arguments.program}",
+            lambda: program_bytes(export_program(module, example, single=single), metadata),
+        )
+    if arguments.onnx is not None:
+        content = files[arguments.onnx] = _made(
+            f"--onnx {arguments.onnx}", lambda: onnx_bytes(module, example, single=single, metadata=metadata)
+        )
+        found = compare(content, module, _first(validation, arguments.batch_size))
+        if not found.good:
+            raise RunFailed(f"--onnx {arguments.onnx}: ONNX Runtime computes another network ({found}); not written")
+        print(f"ONNX Runtime on {found.images} validation images: {found}")
+    return files
+
+
+def _first(batches: EvalBatches, batch_size: int) -> Iterator[Tensor]:
+    """The first images of ``batches`` in batches of another size."""
+    images = torch.cat([batch.images.cpu() for _, batch in zip(range(CHECKED_IMAGES // 128), batches, strict=False)])
+    return iter(images[:CHECKED_IMAGES].contiguous().split(batch_size))
+
+
+def _made(flag: str, make: Callable[[], bytes]) -> bytes:
+    try:
+        return make()
+    except Exception as error:  # whatever the exporters raise on a network that they cannot express
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{flag}: this network can't be exported ({reason}); leave the flag out") from error
+
+
+def _harden(arguments: argparse.Namespace) -> Harden | None:
+    """What the flags ask for; UserError where they contradict each other."""
+    given = {
+        name: value
+        for name in ("never", "always", "unprofitable", "keep_state")
+        if (value := getattr(arguments, name)) not in (None, False)
+    }
+    if not arguments.harden:
+        if given:
+            raise UserError(f"--{next(iter(given))}: says how to harden; add --harden, which changes decisions")
+        return None
+    harden = Harden(**given)
+    for name in ("never", "always"):
+        if not 0 <= getattr(harden, name) <= 1:
+            raise UserError(f"--{name} {getattr(harden, name)}: is a share of the images; give 0 to 1")
+    if harden.never >= harden.always:
+        raise UserError(f"--never {harden.never}: must be below --always {harden.always}")
+    return harden
+
+
+def _check_writable(flag: str, path: Path | None, suffix: str) -> None:
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
+        raise UserError(f"{flag} {path}: {what}; name a file in an existing folder")
+    if path.suffix != suffix:  # a run's files have other ones, so none is overwritten
+        raise UserError(f"{flag} {path}: name a file that ends in {suffix}")
+
+
+def _check_folder(path: Path | None) -> None:
+    """UserError if ``path`` holds a run or a pruned module, whose weights have the name of the deployed ones."""
+    if path is not None and any((path / name).exists() for name in ("spec.json", "config.json", "result.json")):
+        raise UserError(
+            f"--output {path}: holds a run or a pruned module; name another folder, for example {path}/deployed"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__, "python -m hybridprune.export", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--batch",
+        "--bs",
+        dest="batch_size",
+        type=int,
+        default=1,
+        help="images at a time for which forms are chosen; at 1, gated ONNX models and programs take single images "
+        "only and branch, else any number is gathered (default: %(default)s)",
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the network (default: RUN/deployed)")
+    parser.add_argument("--onnx", metavar="FILE", type=Path, help="also an ONNX model (.onnx), checked by ONNX Runtime")
+    parser.add_argument("--program", metavar="FILE", type=Path, help="also a torch.export program (.pt2)")
+    hardening = parser.add_argument_group("hardening (changes decisions; measured on the validation images)")
+    hardening.add_argument(
+        "--harden", action="store_true", help="take decisions that are always the same once and for all"
+    )
+    hardening.add_argument("--never", type=float, help="remove blocks that at most this share executes (default: 0)")
+    hardening.add_argument("--always", type=float, help="remove gates that at least this share passes (default: 1)")
+    hardening.add_argument(
+        "--unprofitable", action="store_true", help="remove gates, too, that by the clock cost more than they save"
+    )
+    hardening.add_argument(
+        "--keep_state",
+        action="store_true",
+        help="let removed recurrent gates feed the state of those behind, whose decisions then change less",
+    )
+    return parser

@@ -1,0 +1,190 @@
+"""``python -m hybridprune.reconfigure RUN``: the small network that the masks of a nuspm run leave, without loss.
+
+Cuts the masked channels out of the network as it was when its masks were learnt, before any fine-tuning, checks in
+double precision that the logits stay the same and that the MACs are those of the masks, and writes a run of stage 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import hashlib
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_size
+from hybridprune.data import Batch
+from hybridprune.engine.evaluate import summary
+from hybridprune.errors import RunFailed, UserError
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.edits import edits_between
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.pruning.budget.space import Cost
+from hybridprune.pruning.channels import channel_groups, channel_space, remove_channels
+from hybridprune.pruning.directions.layers import layer_macs
+from hybridprune.pruning.methods.nuspm.masks import attach_masks, fold_masks, unread_channels
+from hybridprune.pruning.methods.nuspm.method import MASKED
+from hybridprune.pruning.promise import check_promise
+from hybridprune.stages.common import unpruned
+from hybridprune.stages.cut_schedule import GATES, execute_all
+from hybridprune.store.files import sha256, write_folder
+from hybridprune.store.run_folder import RunFolder, RunSpec
+from hybridprune.store.weights import load_weights
+
+CHECKED_IMAGES = 256
+TOLERANCE = 1e-10
+"""Of the logits, in double precision, relative to the largest."""
+GATE_TOLERANCE = 1e-4
+"""Of the gates' logits, which gates compute in single precision."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    arguments = _parser().parse_args(argv)
+    folder = RunFolder.named(arguments.run)
+    output = arguments.output or folder.path.with_name(f"{folder.path.name}-reconfigured")
+    _check(folder, output)
+    run = FinishedRun.load(arguments)
+    masked, small, promised = reconfigured(folder)
+    masked.to(run.device)
+    small.to(run.device)
+    difference = largest_difference(masked, small, run.batches("validation"))
+    spec = folder.read_spec(f"{MASKED}.json")
+    spec = dataclasses.replace(
+        spec,
+        run_id=uuid.uuid4().hex,
+        network=dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), small)),
+    )
+    cost = count(small, spec.input_size)
+    print(f"logits of the masked and of the small network on validation images differ by {difference:.1e} at most")
+    print(f"MACs of the masks {promised.macs:,}, of the small network {cost.backbone_macs:,}")
+    check_promise(promised, Cost(cost.backbone_macs, cost.backbone_params))
+    test, validation = (summary(small, run.batches(split), cost) for split in ("test", "validation"))
+    _write(output, folder, spec, small, cost, {"test": test, "validation": validation})
+    print(
+        f"test accuracy {test['always_on']['accuracy']:.2%} with all blocks executed, "
+        f"{cost.backbone_macs / run.dense_macs:.1%} of the dense FLOPs"
+    )
+    print(f"written: {output}")
+
+
+def reconfigured(folder: RunFolder) -> tuple[GatedNetwork, GatedNetwork, Cost]:
+    """The masked network of a run and the small one, on the CPU, and the cost that the masks leave.
+
+    Raises UserError if the run's masked network is missing or broken.
+    """
+    spec = folder.read_spec(f"{MASKED}.json")
+    exclude = folder.read_json("config.json").get("exclude", ())
+    try:
+        masked = spec.network.build().eval()
+    except ValueError as error:
+        raise UserError(f"{folder.path / MASKED}.json: not a run's specification ({error})") from error
+    example = torch.zeros(1, 3, spec.input_size, spec.input_size)
+    groups = channel_groups(masked, execute_all, example, exclude=(GATES, *exclude), coupled=True)
+    cost = count(masked, spec.input_size)
+    macs = layer_macs(masked, lambda: execute_all(masked, example))
+    space = channel_space(
+        masked,
+        groups,
+        [torch.zeros(group.channels) for group in groups],
+        {name: value for name, value in macs.items() if name.startswith("backbone.")},
+        Cost(cost.backbone_macs, cost.backbone_params),
+        limit=0,
+    ).space
+    masks = attach_masks(masked, groups)
+    load_weights(masked, folder.path / f"{MASKED}.safetensors")
+    small = copy.deepcopy(masked)
+    fold_masks(small)
+    removed = [torch.tensor(unread_channels(small, group), dtype=torch.int64) for group in groups]
+    remove_channels(small, groups, removed, execute_all, example)
+    kept = [max(1, int(masks[group.name].kept.sum())) for group in groups]
+    return masked, small, space.cost(kept)
+
+
+@torch.no_grad()
+def largest_difference(masked: GatedNetwork, small: GatedNetwork, batches: Iterable[Batch]) -> float:
+    """Of the logits on the first images, every block executed, in double precision; RunFailed above `TOLERANCE`."""
+    one, other = (_doubled(net) for net in (masked, small))
+    worst, seen = 0.0, 0
+    for batch in batches:
+        images = batch.images.double()
+        decisions = images.new_ones(len(images), one.num_gates)
+        expected, found = one(images, decisions), other(images, decisions)
+        scale = max(1.0, float(expected.logits.abs().max()))
+        worst = max(worst, float((expected.logits - found.logits).abs().max()))
+        gates = (expected.gate_logits - found.gate_logits).abs().max() if one.num_gates else images.new_zeros(())
+        if not worst < TOLERANCE * scale or not float(gates) < GATE_TOLERANCE * scale:
+            raise RunFailed(
+                f"the small network computes other logits than the masked one (they differ by {worst:.1e}, those of "
+                f"the gates by {float(gates):.1e}); not written"
+            )
+        seen += len(images)
+        if seen >= CHECKED_IMAGES:
+            break
+    return worst
+
+
+def _doubled(net: GatedNetwork) -> GatedNetwork:
+    """A copy in eval mode whose backbone computes in double precision; gates do it in single precision always."""
+    net = copy.deepcopy(net).eval()
+    net.backbone.double()
+    return net
+
+
+def _check(folder: RunFolder, output: Path) -> None:
+    """UserError if ``folder`` is no finished nuspm run, or if ``output`` cannot be made."""
+    method = folder.read_json("result.json").get("method") if folder.finished else None
+    if folder.finished and not (folder.path / f"{MASKED}.safetensors").is_file():
+        what = f"a run of --method {method}" if method else "no run of main_prune.py"
+        if method == "nuspm":
+            what = f"without its {MASKED}.safetensors; restore the file"
+        raise UserError(f"{folder.path}: {what}; reconfigure takes a run of main_prune.py --method nuspm")
+    if output.exists():
+        raise UserError(f"--output {output}: exists; nothing is overwritten, name another folder")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; name one in it")
+
+
+def _write(
+    output: Path, folder: RunFolder, spec: RunSpec, net: nn.Module, cost: NetworkCost, measured: dict[str, Any]
+) -> None:
+    """Write the run, whole or not at all."""
+    before = folder.read_json("result.json")
+
+    def fill(temporary: Path) -> None:
+        run = RunFolder(temporary)
+        run.write_json("spec.json", spec.to_json())
+        run.save_weights("model.safetensors", net)
+        for name in ("config.json", "split.json"):
+            run.write_json(name, folder.read_json(name))
+        result = {
+            **before,
+            **measured,
+            "run_id": spec.run_id,
+            # Not a repetition of the run that it is made from.
+            "group": hashlib.sha256(f"reconfigured {before['group']}".encode()).hexdigest()[:16],
+            "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
+            "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
+            "stored_bytes": run.model_file.stat().st_size,
+            "model_sha256": sha256(run.model_file),
+            "reconfigured_from": {"path": str(folder.path), "run_id": before["run_id"]},
+        }
+        run.write_json("result.json", result)
+
+    try:
+        write_folder(output, fill)
+    except OSError as error:
+        raise UserError(f"--output {output}: can't be written ({error.strerror}); choose another folder") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(__doc__, "python -m hybridprune.reconfigure", formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_batch_size(parser)
+    parser.add_argument("--output", metavar="DIR", type=Path, help="new folder of the run (default: RUN-reconfigured)")
+    return parser

@@ -1,0 +1,45 @@
+"""Counting a deployed network as honestly as a trained one: gates, shortcuts, blended blocks in full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+
+from hybridprune.deployment.network import DeployedNetwork
+from hybridprune.measure.cost import count, count_module, counted, somewhere
+from hybridprune.models.backbone import ResidualBlock
+from hybridprune.models.gates import Hidden
+from hybridprune.models.skipnet import GatedNetwork
+
+
+def expected_macs(module: nn.Module, image: Tensor, rates: Sequence[float]) -> float:
+    """MACs of one image ``[1, 3, H, W]`` whose gated blocks are executed at ``rates``, gates counted."""
+    if isinstance(module, GatedNetwork):
+        return count(module, image.shape[-1]).expected_macs(rates)
+    if isinstance(module, DeployedNetwork):
+        return somewhere(module, lambda net: _walk(net, image.to(next(net.parameters()).device), rates))
+    return count_module(module, image)[0]
+
+
+def _walk(net: DeployedNetwork, image: Tensor, rates: Sequence[float]) -> float:
+    """Count step by step, as if every block were executed."""
+    hidden: Hidden | None = None
+    x, macs = counted(lambda: net.backbone.stem(image))
+    total = float(macs)
+    for i in range(len(net.steps)):
+        step = net.step(i)
+        if step.gate is not None:
+            (_, hidden), macs = counted(partial(step.gate, x, hidden))
+            total += macs
+        block = cast(ResidualBlock, step.block)
+        skipped, macs = counted(partial(block.skip, x))
+        total += macs
+        if step.action == "skip":
+            x = skipped
+            continue
+        x, macs = counted(partial(block.execute, x, skipped))
+        total += macs * (1.0 if step.action in ("run", "blend") else rates[i - 1])
+    return total + counted(lambda: net.backbone.head(x))[1]

@@ -1,0 +1,145 @@
+"""From a trained network to the module that is shipped: folded, in the forms that the clock prefers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hybridprune.data import Batch
+from hybridprune.deployment.assembly import Assembly, all_of, exact_logits
+from hybridprune.deployment.batch_splitting import in_one
+from hybridprune.deployment.cost import expected_macs
+from hybridprune.deployment.fold import fold_scalings
+from hybridprune.deployment.harden import Harden
+from hybridprune.deployment.layer_variants import recomposed
+from hybridprune.deployment.network import DeployedNetwork
+from hybridprune.deployment.report import DeployReport
+from hybridprune.deployment.validate import Validated, evaluate_module
+from hybridprune.engine.device import device_of
+from hybridprune.errors import UserError
+from hybridprune.measure.latency import Stopwatch, stopwatch
+from hybridprune.models.skipnet import GatedNetwork
+
+
+class Deployed(NamedTuple):
+    """A network for inference and what was done to get it."""
+
+    module: nn.Module
+    """Images ``[B, 3, H, W]`` to logits; a `DeployedNetwork` where there are gates, else `InPieces` where these pay."""
+    report: DeployReport
+
+
+@torch.no_grad()
+def deploy(
+    model: nn.Module,
+    example_input: Tensor,
+    device: torch.device | str | None = None,
+    *,
+    rates: Sequence[float] | None = None,
+    harden: Harden | None = None,
+    validation: Iterable[Batch] | None = None,
+    time: Stopwatch | None = None,
+) -> Deployed:
+    """A copy of ``model`` that computes the same, faster; ``model`` itself is not changed.
+
+    BatchNorm is folded into the layers before it (or behind, where they do not pad), each factored layer and each 1x1
+    convolution takes the form that is fastest on ``device`` (unless the whole network is faster with dense layers),
+    large batches are run in pieces, each gated block is gathered or blended, whichever is faster, and recurrent gates
+    become two matrix products. Only ``harden`` changes decisions.
+
+    Args:
+        model: a gated network or any other module of images (one tensor of logits).
+        example_input: normalised images ``[B, 3, H, W]`` of the batch size, the memory format and, best, the kind that
+            will come.
+        device: where the module will run; None: where ``example_input`` lies.
+        rates: expected execution rate of each gated block; None: as on the validation images, if there are, or else on
+            the example.
+        harden: which decisions are taken once and for all; None: none. Needs ``validation``.
+        validation: batches on ``device``, gone through several times.
+        time: how alternatives are timed; None: interleaved, by the clock of the device.
+
+    Raises:
+        UserError: if ``harden`` is given without ``validation`` or without gates, or if ``model`` takes or gives
+            something else than one tensor.
+        RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
+            by other ways than through its parents.
+    """
+    if not isinstance(example_input, Tensor):
+        raise UserError(
+            f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
+        )
+    device = device_of(device or example_input.device, "device")
+    images = example_input.to(device)
+    time = time or stopwatch(device)
+    module = copy.deepcopy(model).to(device).eval()
+    gates = module.num_gates if isinstance(module, GatedNetwork) else 0
+    if harden is not None and (validation is None or not gates):
+        raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
+    if not isinstance(module, GatedNetwork) and not isinstance(given := all_of(module, images), Tensor):
+        raise UserError(
+            f"{type(model).__name__}: gives a {type(given).__name__}; only modules that give one tensor can be deployed"
+        )
+    before = None if validation is None else evaluate_module(module, validation)
+    if rates is not None:
+        expected = list(rates)
+    elif before is not None:
+        expected = before.block_rates
+    else:
+        expected = module(images, mode="executed").decisions.mean(0).tolist() if gates else []
+    assert len(expected) == gates, (len(expected), gates)
+    if isinstance(module, GatedNetwork) and not gates:
+        module = module.backbone
+    macs_before, params_before = expected_macs(module, images[:1], expected), _parameters(module)
+
+    logits = exact_logits(module, images)
+    folded = fold_scalings(module, lambda: all_of(module, images[:1]))
+    assembly = Assembly(module, images, logits, harden, () if before is None else before.block_rates, time)
+    # What is certain and the pieces first, since forms and actions are timed on the images that will come together.
+    plain = assembly.assemble(recomposed(module))[0]
+    if harden is not None:
+        expected = _rates(plain, validation if rates is None else None, expected)
+    piece, pieces = assembly.choose_piece(plain, expected)
+    found, whole = assembly.fastest(expected, piece)
+    if harden is not None:
+        expected = _rates(found.module, validation if rates is None else None, expected)
+    after = None if validation is None else evaluate_module(found.module, validation)
+    inner = in_one(found.module)
+    report = DeployReport(
+        batch=len(images),
+        device=str(device),
+        piece=piece,
+        pieces=pieces,
+        whole=whole,
+        folded=folded,
+        folded_inputs=found.folded_inputs,
+        kept=tuple(name for name, each in inner.named_modules() if isinstance(each, _BatchNorm)),
+        forms=found.forms,
+        blocks=found.blocks,
+        fixed=found.fixed,
+        steps=inner.records() if isinstance(inner, DeployedNetwork) else (),
+        rates=tuple(expected),
+        validated=None if before is None or after is None else Validated.of(before, after),
+        macs_before=macs_before,
+        macs_after=expected_macs(inner, images[:1], expected),
+        params_before=params_before,
+        params_after=_parameters(inner),
+    )
+    return Deployed(found.module.requires_grad_(False), report)
+
+
+def _rates(net: nn.Module, validation: Iterable[Batch] | None, expected: Sequence[float]) -> list[float]:
+    """Execution rates on the validation images; without them, as ``expected`` but where a decision is fixed."""
+    assert isinstance(net, DeployedNetwork)
+    if validation is not None:
+        return evaluate_module(net, validation).block_rates
+    fixed = {"run": 1.0, "skip": 0.0}
+    return [fixed.get(net.step(i).action, rate) for i, rate in enumerate(expected, start=1)]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

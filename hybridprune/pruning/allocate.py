@@ -1,0 +1,48 @@
+"""How many units go from which set, by name of the allocation (pure)."""
+
+from __future__ import annotations
+
+from hybridprune.errors import UserError
+from hybridprune.pruning.budget import greedy, width_growth
+from hybridprune.pruning.budget.space import Budget, Space
+from hybridprune.pruning.budget.width_growth import Goal, Growth
+from hybridprune.pruning.directions import rate_distortion
+from hybridprune.pruning.directions.space import DirectionCell
+
+BY_LAYER = {"peel": width_growth.peel, "adapruner": width_growth.adapruner}
+ALLOCATIONS = (*greedy.ORDERS, "rate_distortion", *BY_LAYER)
+
+
+def allocate(
+    space: Space, allocation: str, *, ratio: float, budget: Budget | None, growth: Growth | None = None
+) -> list[int]:
+    """How many units each set of ``space`` keeps under the budget or, without one, when ``ratio`` of them go.
+
+    Args:
+        growth: of the widths, for the allocations that give to whole layers.
+
+    Raises:
+        InfeasibleBudget: if nothing that the limits allow meets the budget.
+        UserError: if the allocation needs directions and the units are channels, or the other way round.
+    """
+    directions = [isinstance(cell, DirectionCell) for cell in space.cells]
+    if allocation in BY_LAYER:
+        if any(directions):
+            raise UserError(
+                f"--allocation {allocation}: gives widths to layers, and this --method cuts directions, of which a "
+                "layer has two kinds; use importance, importance_per_flop or rate_distortion"
+            )
+        return BY_LAYER[allocation](space, Goal(ratio, budget), growth or Growth())
+    if allocation == "rate_distortion":
+        if not all(directions):
+            raise UserError(
+                "--allocation rate_distortion: chooses the ranks of both sides of a layer together, which channels do "
+                "not have; use importance or importance_per_flop with this --method"
+            )
+        if budget is None:
+            return rate_distortion.cut_at_ratio(space, ratio)
+        return rate_distortion.cut_at_budget(space, budget)
+    order = greedy.ORDERS[allocation]
+    if budget is None:
+        return greedy.cut_at_ratio(space, ratio, order)
+    return greedy.cut_at_budget(space, budget, order)

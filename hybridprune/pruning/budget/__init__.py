@@ -1,0 +1,1 @@
+"""Budgets: spaces of units with exact prices, and what is kept of them."""

@@ -1,6 +1,0 @@
-"""Scores of channels by the methods that are published. A group's score is the sum over its layers."""
-
-from hybridprune.pruning.channel_scores.statistics import ChannelScorer, Statistics
-from hybridprune.pruning.channel_scores.taylor import collect_taylor, gates
-
-__all__ = ["ChannelScorer", "Statistics", "collect_taylor", "gates"]

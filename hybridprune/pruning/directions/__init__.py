@@ -1,0 +1,1 @@
+"""Directions of layers: decomposed, scored, cut, put together as factored layers and refitted."""

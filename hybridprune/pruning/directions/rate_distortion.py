@@ -1,0 +1,123 @@
+"""The ranks of all layers at once: least expected loss at a price of computation (Shoham & Gersho 1988; pure).
+
+Every layer offers its forms and ranks, each with a cost and an expected rise of the loss. At a price ``lambda`` of a
+MAC (or parameter) each layer takes its own best choice; the budget fixes ``lambda``. Greedy removal sees one direction
+of one side at a time; this sees what both sides and the change of form are worth together. What is worth nothing at any
+price (scores of 0) would all be cut: as much of it is put back as may stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hybridprune.pruning.budget.greedy import put_back
+from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget, Space
+from hybridprune.pruning.directions.space import Choices, DirectionCell
+
+STEPS = 60
+
+
+def cut_at_budget(space: Space, budget: Budget) -> list[int]:
+    """How many directions each set keeps under the budget; raises InfeasibleBudget if no choice meets it."""
+    offers = _offers(space, budget)
+    taken = _cheapest_price(offers, lambda taken: budget.allows(_cost(offers, taken, space.other)))
+    if taken is None:
+        raise InfeasibleBudget(_cost(offers, [int(price.argmin()) for _, price in offers], space.other))
+    kept = _kept(space, offers, _fill(offers, taken, budget, space.other))
+    return put_back(space, kept, lambda _, cost: budget.allows(cost))
+
+
+def cut_at_ratio(space: Space, ratio: float) -> list[int]:
+    """The same until the share ``ratio`` of all directions is removed, as far as the limits allow."""
+    offers = _offers(space, Budget(macs=1.0))
+    wanted = (1 - ratio) * sum(space.everything())
+    taken = _cheapest_price(offers, lambda taken: sum(_kept(space, offers, taken)) <= wanted)
+    kept = _kept(space, offers, taken or [int(price.argmin()) for _, price in offers])
+    return put_back(space, kept, lambda more, _: sum(more) <= wanted, highest=0.0)
+
+
+Offers = list[tuple[Choices, Tensor]]
+"""Of each layer, what is worth choosing and its price."""
+
+
+def _offers(space: Space, budget: Budget) -> Offers:
+    offers: Offers = []
+    for cell in space.cells:
+        assert isinstance(cell, DirectionCell)
+        choices = cell.choices()
+        price = torch.zeros_like(choices.loss)
+        for costs, bound in ((choices.macs, budget.macs), (choices.params, budget.params)):
+            if bound is not None:
+                price = price + costs.double() / bound
+        worth = _pareto(price, choices.loss)
+        offers.append((choices.at(worth), price[worth]))
+    return offers
+
+
+def _pareto(price: Tensor, loss: Tensor) -> Tensor:
+    """Where a choice has less loss than every cheaper one, by ascending price."""
+    order = torch.argsort(loss, stable=True)
+    order = order[torch.argsort(price[order], stable=True)]
+    best = torch.cummin(loss[order], 0).values
+    better = torch.ones_like(order, dtype=torch.bool)
+    better[1:] = best[1:] < best[:-1]
+    return order[better]
+
+
+def _cheapest_price(offers: Offers, met: Callable[[list[int]], bool]) -> list[int] | None:
+    """The choices at the smallest price of computation for which ``met`` holds; None if there is none."""
+
+    def at(exponent: float) -> list[int]:
+        return [int((choices.loss + 10.0**exponent * price).argmin()) for choices, price in offers]
+
+    low, high = -20.0, 20.0
+    if met(at(low)):
+        return at(low)
+    if not met(at(high)):
+        return None
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if met(at(middle)) else (middle, high)
+    return at(high)
+
+
+def _fill(offers: Offers, taken: list[int], budget: Budget, other: Cost) -> list[int]:
+    """Spend what is left of the budget: again and again the upgrade that fits and is worth most for its price."""
+    taken, cost = [*taken], _cost(offers, taken, other)
+    while True:
+        best: tuple[float, int, int] | None = None
+        for index, ((choices, price), now) in enumerate(zip(offers, taken, strict=True)):
+            gain = choices.loss[now] - choices.loss
+            fits = gain > 0
+            for costs, spent, bound in (
+                (choices.macs, cost.macs, budget.macs),
+                (choices.params, cost.params, budget.params),
+            ):
+                if bound is not None:
+                    fits = fits & (spent + costs - costs[now] <= bound)
+            if not bool(fits.any()):
+                continue
+            value = torch.where(fits, gain / (price - price[now]).clamp(min=1e-12), -1.0)
+            choice = int(value.argmax())
+            if best is None or float(value[choice]) > best[0]:
+                best = float(value[choice]), index, choice
+        if best is None:
+            return taken
+        taken[best[1]] = best[2]
+        cost = _cost(offers, taken, other)
+
+
+def _cost(offers: Offers, taken: Sequence[int], other: Cost) -> Cost:
+    macs = sum(int(choices.macs[i]) for (choices, _), i in zip(offers, taken, strict=True))
+    params = sum(int(choices.params[i]) for (choices, _), i in zip(offers, taken, strict=True))
+    return other.plus(Cost(macs, params))
+
+
+def _kept(space: Space, offers: Offers, taken: Sequence[int]) -> list[int]:
+    kept = space.everything()
+    for cell, (choices, _), i in zip(space.cells, offers, taken, strict=True):
+        kept[cell.sets[0]], kept[cell.sets[1]] = int(choices.kept_in[i]), int(choices.kept_out[i])
+    return kept

@@ -1,0 +1,170 @@
+"""The directions of all layers as a space to be cut, and what each layer's form is at given ranks (pure)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybridprune.pruning.budget.space import Cost, Space, UnitSet, least_kept
+from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.layer_forms import ConvShape, Ranks
+from hybridprune.pruning.directions.layers import PrunableLayer
+
+MOST_STEPS = 512
+"""Numbers of directions that are compared on each side of a layer: all pairs of them are in memory."""
+
+
+@dataclass(frozen=True)
+class DirectionCell:
+    """One layer: the numbers of directions kept decide its form, and the form its cost."""
+
+    name: str
+    sets: tuple[int, ...]
+    """Of the input and the output side."""
+    shape: ConvShape
+    form: Ranks
+    """The form it has now, with all of its directions."""
+    full: tuple[int, int]
+    """Input and output directions it has now."""
+    least: tuple[int, int]
+    losses: Tensor
+    """``[out directions + 1, in directions + 1]``"""
+    allow_increase: bool
+    """Whether the layer's parameters may grow."""
+    multiple: int = 1
+    """Ranks are multiples of it; what is kept is rounded up, at most to all that there is."""
+
+    def ranks(self, kept: tuple[int, ...]) -> Ranks:
+        """The cheapest form that keeps at least these directions; an uncut layer keeps the form it has."""
+        kept = tuple(self._rounded(k, full) for k, full in zip(kept, self.full, strict=True))
+        if kept == self.full:
+            return self.form
+        wanted = Ranks(
+            None if kept[0] == self.shape.in_channels else kept[0],
+            None if kept[1] == self.shape.out_channels else kept[1],
+        )
+        return self.shape.cheapest(wanted, None if self.allow_increase else self.shape.params(self.form))
+
+    def cost(self, kept: tuple[int, ...]) -> Cost:
+        """The form's cost."""
+        ranks = self.ranks(kept)
+        return Cost(self.shape.macs(ranks), self.shape.params(ranks))
+
+    def relaxed_macs(self, kept: tuple[int, ...]) -> float:
+        """MACs of the two-sided form."""
+        return self.shape.macs(Ranks(*kept))
+
+    def choices(self) -> Choices:
+        """What ``ranks`` makes of all numbers of directions, as far as it costs less than the layer does now."""
+        now = Cost(self.shape.macs(self.form), self.shape.params(self.form))
+        (full_in, full_out), (least_in, least_out) = self.full, self.least
+        sides = (self._steps(least_in, full_in), self._steps(least_out, full_out))
+        grid = torch.meshgrid(*sides, indexing="ij")
+        kept = grid[0].flatten(), grid[1].flatten()
+        forms: list[Choices] = []
+        for rotate_in, rotate_out in itertools.product((False, True), repeat=2):
+            ranks = Ranks(kept[0] if rotate_in else None, kept[1] if rotate_out else None)  # type: ignore[arg-type]
+            macs = torch.as_tensor(self.shape.macs(ranks)).expand_as(kept[0])
+            params = torch.as_tensor(self.shape.params(ranks)).expand_as(kept[0])
+            # A side that ends without a rotation keeps all that there is of it.
+            left_in = kept[0] if rotate_in else torch.full_like(kept[0], full_in)
+            left_out = kept[1] if rotate_out else torch.full_like(kept[1], full_out)
+            forms.append(Choices(left_in, left_out, macs, params, self.losses[left_out, left_in]))
+        table = Choices(*(torch.stack(columns) for columns in zip(*(f.columns() for f in forms), strict=True)))
+        allowed = (table.params <= now.params) | self.allow_increase
+        # The first of equals: as in ``ConvShape.cheapest``, that with fewer rotations.
+        cheapest = torch.where(allowed, table.macs, torch.iinfo(torch.int64).max).argmin(0)
+        best = table.at((cheapest, torch.arange(len(cheapest))))
+        cut = (best.kept_in < full_in) | (best.kept_out < full_out)
+        return Choices.joined([Choices.single(self.full, now), best.at(cut & (best.macs < now.macs))])
+
+    def _rounded(self, kept: int, full: int) -> int:
+        return min(math.ceil(kept / self.multiple) * self.multiple, full)
+
+    def _steps(self, least: int, full: int) -> Tensor:
+        """The numbers of directions that one side may keep; of a wide layer some of them, from the least to all."""
+        numbers = torch.tensor(sorted({self._rounded(kept, full) for kept in range(least, full + 1)}))
+        places = torch.linspace(0, len(numbers) - 1, min(len(numbers), MOST_STEPS), dtype=torch.float64)
+        return numbers[places.round().long()]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a layer may become: kept directions, MACs, parameters and expected rise of the loss of each, ``[M]``."""
+
+    kept_in: Tensor
+    kept_out: Tensor
+    macs: Tensor
+    params: Tensor
+    loss: Tensor
+
+    @staticmethod
+    def single(kept: tuple[int, int], cost: Cost) -> Choices:
+        """A layer that stays as it is."""
+        kept_in, kept_out, macs, params = (torch.tensor([value]) for value in (*kept, *cost))
+        return Choices(kept_in, kept_out, macs, params, torch.zeros(1, dtype=torch.float64))
+
+    @staticmethod
+    def joined(parts: Sequence[Choices]) -> Choices:
+        """All of them, in order."""
+        return Choices(*(torch.cat(columns) for columns in zip(*(p.columns() for p in parts), strict=True)))
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """Its fields, in order."""
+        return self.kept_in, self.kept_out, self.macs, self.params, self.loss
+
+    def at(self, index: Tensor | tuple[Tensor, ...]) -> Choices:
+        """Some of them, by mask or place."""
+        return Choices(*(column[index] for column in self.columns()))
+
+
+def direction_space(
+    layers: Sequence[PrunableLayer],
+    decompositions: Mapping[str, Decomposition],
+    whole: Cost,
+    *,
+    limit: float,
+    normalize: bool,
+    allow_increase: bool,
+    multiple: int = 1,
+) -> Space:
+    """The space of all directions; ``whole`` is the present network's cost.
+
+    No side loses more than the share ``limit`` of its channels. ``normalize`` scales each layer's scores to sum 1.
+    Ranks are multiples of ``multiple``, or all.
+    """
+    sets: list[UnitSet] = []
+    cells: list[DirectionCell] = []
+    other = whole
+    for layer in layers:
+        decomposition = decompositions[layer.name]
+        full_in, full_out = decomposition.importance.shape[1], decomposition.importance.shape[0]
+        assert layer.directions == (full_in, full_out)
+        total = float(decomposition.importance.sum()) if normalize else 1.0
+        scale = 1.0 / total if total > 0 else 1.0
+        least = (
+            least_kept(layer.shape.in_channels, full_in, limit),
+            least_kept(layer.shape.out_channels, full_out, limit),
+        )
+        cells.append(
+            DirectionCell(
+                name=layer.name,
+                sets=(len(sets), len(sets) + 1),
+                shape=layer.shape,
+                form=layer.form,
+                full=(full_in, full_out),
+                least=least,
+                losses=decomposition.losses() * scale,
+                allow_increase=allow_increase,
+                multiple=multiple,
+            )
+        )
+        sets.append(UnitSet(f"{layer.name}:in", decomposition.in_scores * scale, least[0]))
+        sets.append(UnitSet(f"{layer.name}:out", decomposition.out_scores * scale, least[1]))
+        other = other.minus(cells[-1].cost((full_in, full_out)))
+    return Space(sets, cells, other)

@@ -1,0 +1,93 @@
+"""Surgery: give a network's layers the forms and ranks of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.models.factored import blank, factored, fill
+from hybridprune.models.replace import inherit, replace_module
+from hybridprune.pruning.directions.decomposition import Decomposition, Factors
+from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
+from hybridprune.pruning.directions.layers import PrunableLayer
+
+
+@torch.no_grad()
+def apply_ranks(
+    model: nn.Module,
+    layers: Sequence[PrunableLayer],
+    decompositions: Mapping[str, Decomposition],
+    ranks: Mapping[str, Ranks],
+    sweeps: int = 0,
+) -> None:
+    """Give every layer of ``model`` its ranks, in place; ``sweeps`` as in ``Decomposition.truncate``.
+
+    Layers whose form does not change are left as they are, to the bit.
+    """
+    for layer in layers:
+        if ranks[layer.name] != layer.form:
+            rebuilt = _rebuilt(layer, decompositions[layer.name], ranks[layer.name], sweeps)
+            old = model.get_submodule(layer.name)
+            replace_module(model, layer.name, inherit(rebuilt, old, blank(old)))
+
+
+def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, sweeps: int) -> nn.Module:
+    rank_in, rank_out = ranks
+    full = layer.directions
+    assert full.rank_in is not None and full.rank_out is not None
+    # A side that ends without a rotation loses nothing: all of its directions are kept.
+    factors = decomposition.truncate(
+        full.rank_out if rank_out is None else rank_out, full.rank_in if rank_in is None else rank_in, sweeps
+    )
+    merged = merge(layer, factors)
+    outline = outline_of(layer)
+    core = merged.core
+    if rank_in is None:
+        core = torch.einsum("rskl,si->rikl", core, merged.rotate_in)
+    if rank_out is None:
+        core = torch.einsum("or,rikl->oikl", merged.rotate_out, core)
+    if ranks == DENSE:
+        outline.to_empty(device=layer.leaf.weight.device)
+        outline.weight.copy_(core.reshape(outline.weight.shape))
+        if layer.bias is not None and outline.bias is not None:
+            outline.bias.copy_(layer.bias)
+        return outline
+    module = factored(outline, rank_in, rank_out).to_empty(device=layer.leaf.weight.device)
+    rotate_in = None if rank_in is None else merged.rotate_in
+    fill(module, None if rank_out is None else merged.rotate_out, core, rotate_in)
+    if layer.bias is not None:
+        last = module.core if rank_out is None else module.rotate_out
+        assert isinstance(last.bias, Tensor)
+        last.bias.copy_(layer.bias)
+    return module
+
+
+def merge(layer: PrunableLayer, factors: Factors) -> Factors:
+    """The factors of ``layer.leaf`` joined with the rotations that the layer has already: those of the whole layer."""
+    rotate_in, rotate_out = factors.rotate_in, factors.rotate_out
+    if layer.rotate_in is not None:
+        rotate_in = rotate_in @ layer.rotate_in.to(rotate_in)
+    if layer.rotate_out is not None:
+        rotate_out = layer.rotate_out.to(rotate_out) @ rotate_out
+    return Factors(rotate_out, factors.core, rotate_in)
+
+
+def outline_of(layer: PrunableLayer) -> nn.Conv2d | nn.Linear:
+    """A dense layer of the whole layer's geometry, on the meta device: making it draws no random numbers."""
+    leaf, shape = layer.leaf, layer.shape
+    options: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta", "dtype": leaf.weight.dtype}
+    if isinstance(leaf, nn.Linear):
+        return nn.Linear(shape.in_channels, shape.out_channels, **options)
+    return nn.Conv2d(
+        shape.in_channels,
+        shape.out_channels,
+        (int(leaf.kernel_size[0]), int(leaf.kernel_size[1])),
+        stride=layer.stride,
+        padding=leaf.padding,  # type: ignore[arg-type]
+        dilation=(int(leaf.dilation[0]), int(leaf.dilation[1])),
+        padding_mode=leaf.padding_mode,
+        **options,
+    )

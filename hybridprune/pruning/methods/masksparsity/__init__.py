@@ -1,0 +1,1 @@
+"""MaskSparsity (Jiang et al. 2022)."""

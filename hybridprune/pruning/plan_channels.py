@@ -1,0 +1,187 @@
+"""Channels of dependency groups: score, allocate, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.engine.modes import kept_modes
+from hybridprune.errors import UserError
+from hybridprune.models.copies import copied
+from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
+from hybridprune.pruning.budget.width_growth import Growth
+from hybridprune.pruning.channels import (
+    ChannelGroup,
+    Channels,
+    ChannelSpace,
+    channel_space,
+    cut,
+    remove_channels,
+    survey_channels,
+)
+from hybridprune.pruning.channels.scores import Statistics, collect_taylor, gates
+from hybridprune.pruning.directions.layers import layer_macs
+from hybridprune.pruning.left_alone import COSTS
+from hybridprune.pruning.measure import differentiable, measure_factors
+from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
+from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.partition import partition
+from hybridprune.pruning.plan import Proposal
+from hybridprune.pruning.sparse_training.protocol import Removal, Target
+from hybridprune.pruning.subject import Subject
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a method that selects by itself has to know of the cut."""
+
+    options: SparsityOptions
+    budget: Budget | None
+    removed: Removal | None
+    """What was selected already."""
+
+
+def propose_channels(
+    subject: Subject,
+    method: ChannelMethod,
+    allocation: str,
+    options: CutOptions,
+    curvature: CurvatureOptions,
+    wish: Wish,
+) -> Proposal:
+    """Score all channels of the network; UserError if no group is left to prune."""
+    model = subject.model
+    groups, left_alone = _groups(subject, method, options)
+    removal = wish.removed
+    if removal is None and method.sparsity is not None and method.sparsity.select is not None:
+        removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
+    statistics = _statistics(subject, groups, method, options, curvature) if removal is None else None
+    unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
+    groups = [group for group in groups if group.name not in unmeasured]
+    if not groups:
+        refuse_nothing_left(options.method, unmeasured)
+    if statistics is None:
+        scores = [_marked(group, removal or {}) for group in groups]
+    else:
+        scores = [method.score(group, statistics) for group in groups]
+    if options.normalize:
+        scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
+    channels = _space(subject, method, options, groups, scores)
+
+    def apply(kept: Sequence[int]) -> None:
+        update = None if method.update is None or statistics is None else method.update(statistics)
+        remove_channels(model, groups, channels.removed(kept), subject.run, subject.example, update)
+
+    def describe(kept: Sequence[int]) -> list[str]:
+        return [f"{g.name}: {n} of {g.channels} channels" for g, n in zip(groups, kept, strict=True)]
+
+    def removed(kept: Sequence[int]) -> Removal:
+        return {g.name: ids.tolist() for g, ids in zip(groups, channels.removed(kept), strict=True) if len(ids)}
+
+    fixed = None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups]
+    growth = Growth(options.round_to, options.peel_backbone, options.peel_pool)
+    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth, {**left_alone, **unmeasured})
+
+
+def target(
+    subject: Subject, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
+) -> Target:
+    """The network as what trains it towards sparsity sees it; UserError if no group is left to prune."""
+    return _target(subject, method, options, _groups(subject, method, options).groups, budget, removed)
+
+
+def _target(
+    subject: Subject,
+    method: ChannelMethod,
+    options: CutOptions,
+    groups: Sequence[ChannelGroup],
+    budget: Budget | None,
+    removed: Removal,
+) -> Target:
+    space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+    if budget is not None and not budget.allows(space.floor()):
+        raise InfeasibleBudget(space.floor())
+    return Target(subject.model, groups, space, budget, removed, subject.seed)
+
+
+def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> Channels:
+    """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
+    coupled = options.use_out_dependencies or method.coupled
+    try:
+        found = survey_channels(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
+    except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise UserError(
+            f"--method {options.method}: the channels' ways through the network cannot be followed "
+            f"({type(error).__name__}: {said}); use a method that cuts directions (fisher-tucker, eigendamage)"
+        ) from error
+
+    def check(groups: Sequence[ChannelGroup]) -> str | None:
+        space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+        kept = [max(1, group.channels - 1) for group in groups]
+        trial = copied(subject.model)
+        cut(trial, groups, [torch.arange(n, group.channels) for group, n in zip(groups, kept, strict=True)])
+        return None if subject.measure(trial) == space.cost(kept) else COSTS
+
+    groups, failed = partition(found.groups, check)
+    if not groups:
+        joined = "" if coupled else "--use_out_dependencies for those that residual sums join, or "
+        raise UserError(
+            f"--method {options.method}: the network has no channels that can go by themselves; use {joined}a method "
+            "that cuts directions (fisher-tucker, eigendamage)"
+        )
+    return Channels(groups, {**found.left_alone, **{group.name: reason for group, reason in failed}})
+
+
+def _space(
+    subject: Subject,
+    method: ChannelMethod,
+    options: CutOptions,
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Tensor],
+) -> ChannelSpace:
+    macs = layer_macs(subject.model, lambda: subject.run(subject.model, subject.example))
+    return channel_space(
+        subject.model,
+        groups,
+        scores,
+        {name: value for name, value in macs.items() if subject.counts(name)},
+        subject.cost,
+        limit=options.prune_ratio_limit,
+        dense={group.name: subject.channels.get(group.name, group.channels) for group in groups},
+        least=method.least,
+    )
+
+
+def _marked(group: ChannelGroup, removal: Removal) -> Tensor:
+    """Scores ``[channels]`` of 1, and 0 for the channels that go."""
+    scores = torch.ones(group.channels, dtype=torch.float64)
+    scores[list(removal.get(group.name, ()))] = 0.0
+    return scores
+
+
+def _statistics(
+    subject: Subject,
+    groups: Sequence[ChannelGroup],
+    method: ChannelMethod,
+    options: CutOptions,
+    curvature: CurvatureOptions,
+) -> Statistics:
+    modules = dict(subject.model.named_modules())
+    producers = [member.layer for group in groups for member in group.of("producer")]
+    factors, missing, taylor = {}, {}, {}
+    if method.needs == "factors":
+        factors, missing = measure_factors(subject, {name: modules[name] for name in producers}, curvature)
+        if curvature.use_bias:
+            factors = {name: layer.centred() for name, layer in factors.items()}
+    if method.needs == "taylor":
+        names = [member.layer for group in groups for member in gates(group)]
+        with kept_modes(subject.model), differentiable():
+            subject.model.eval()
+            images = subject.sample(curvature.curvature_images, "taylor")
+            taylor = collect_taylor(subject.logits, {name: modules[name] for name in names}, images, subject.likelihood)
+    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, subject.seed)

@@ -1,1 +1,0 @@
-"""What the methods that train towards sparsity add to the gradients."""

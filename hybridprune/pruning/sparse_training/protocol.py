@@ -1,0 +1,73 @@
+"""Trainings before a cut: they concentrate what a network computes in the channels that will stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from hybridprune.config import SparsityOptions
+from hybridprune.engine.pressure import Drive
+from hybridprune.pruning.budget.space import Budget, Space
+from hybridprune.pruning.channels import ChannelGroup
+
+Removal = Mapping[str, Sequence[int]]
+"""The channels that go, ascending, by name of their group; a group that loses none may be missing."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The network that is to become sparse."""
+
+    model: nn.Module
+    """Plain layers, on its device."""
+    groups: Sequence[ChannelGroup]
+    """What may be removed."""
+    space: Space
+    """A set for each group, in their order, whose scores mean nothing yet: what any widths would cost."""
+    budget: Budget | None
+    """What the cut has to meet."""
+    removed: Removal
+    """The channels that were selected to go; empty before the selection."""
+    seed: int = 0
+    """Of what is drawn at random."""
+
+
+@dataclass(frozen=True)
+class SparseTraining:
+    """One training, on the loss of fine-tuning and with a drive; its last weights are kept."""
+
+    prepare: Callable[[Target, SparsityOptions], Drive]
+    """May give ``target.model`` other layers, in place; the same ones if it is called again on an equal network."""
+    start: Literal["current", "parent"] = "current"
+    """The weights it starts from: as they are, or once more those that the stage started from."""
+    fresh: bool = False
+    """Whether ``sparse_start: auto`` means newly initialised weights, where it is the first one."""
+
+    def starts_fresh(self, options: SparsityOptions) -> bool:
+        """Whether it starts, if it is the first one, from newly initialised weights."""
+        return self.fresh if options.sparse_start == "auto" else options.sparse_start == "scratch"
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How a method makes a network sparse before it cuts: train, select channels, train on the selection, cut."""
+
+    before: SparseTraining | None = None
+    """The training before channels are selected."""
+    after: SparseTraining | None = None
+    """The training that knows which channels will go."""
+    conclude: Callable[[nn.Module], None] | None = None
+    """Turns what ``prepare`` made into plain layers again, in place; the function of the network stays the same."""
+    select: Callable[[Target, SparsityOptions], Removal | None] | None = None
+    """Selects from a concluded network in the place of scores and allocation; None where these decide."""
+    keeps: str | None = None
+    """The name of the files of a run (.safetensors and .json, its specification) in which the network stays as it was
+    trained, before ``conclude``."""
+
+    @property
+    def trainings(self) -> list[SparseTraining]:
+        """In their order."""
+        return [training for training in (self.before, self.after) if training is not None]
