@@ -8,7 +8,7 @@ from hybridprune.api.bn_scale import prune_finetune, train
 from hybridprune.api.inference import Model, Prediction, load, predict
 from hybridprune.api.prune import prune
 from hybridprune.api.pruned import Pruned, PrunedSpec, save
-from hybridprune.deployment import Deployed, deploy  # the function takes the place of its package as an attribute
+from hybridprune.deployment import Deployed, deploy
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.version import __version__

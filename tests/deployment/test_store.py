@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,6 @@ def test_broken_steps(tmp_path: Path) -> None:
             load_deployed(tmp_path)
 
 
-def test_deploy_is_the_function_and_its_package_can_be_imported_from() -> None:
+def test_the_function_hides_no_package() -> None:
     assert hybridprune.deploy is deploy
-    assert importlib.import_module("hybridprune.deploy").load_deployed is load_deployed
+    assert importlib.util.find_spec("hybridprune.deploy") is None
