@@ -37,8 +37,8 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import DTYPES
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.stages.common import Images
 from hybridprune.stages.cut_schedule import CutState, Cutting
+from hybridprune.stages.images import RunImages
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.weights import load_weights
 
@@ -117,7 +117,7 @@ STUDIES: Mapping[str, Arm] = {
 class Bench:
     """The images and the network that all arms start from."""
 
-    images: Images
+    images: RunImages
     seed: int
     precision: str
     network: NetworkSpec = DENSE
@@ -128,7 +128,7 @@ class Bench:
         """The full CIFAR-100 tree under ``data_dir``."""
         config = _config(Arm({}), 1.0, data_dir, seed)
         dataset = load_images(config.data)
-        return Bench(Images.of(dataset, None, config, torch.device("cpu")), seed, precision, network, weights)
+        return Bench(RunImages.of(dataset, None, config, torch.device("cpu")), seed, precision, network, weights)
 
     def dense(self) -> GatedNetwork:
         """The network that is cut."""

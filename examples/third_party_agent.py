@@ -29,12 +29,13 @@ from torch import Tensor, nn
 import hybridprune
 from hybridprune.commands.finished_run import Parser
 from hybridprune.data import EvalBatches
+from hybridprune.engine.device import device_of
 from hybridprune.engine.evaluate import Evaluation
 from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError, run_command
 from hybridprune.measure.cost import NetworkCost, count, count_module
 from hybridprune.routing.env import GateRoutingVectorEnv
-from hybridprune.stages.common import device_of, read_split
+from hybridprune.stages.images import read_split
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import FORMAT, RunFolder

@@ -17,7 +17,7 @@ from hybridprune.errors import UserError
 from hybridprune.models.edits import ResizeEdit, apply_edits
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.stages.common import read_split
+from hybridprune.stages.images import read_split
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from tests.damage import damage, quickly
 from tests.store.runs import FACTORED, make_run

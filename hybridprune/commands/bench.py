@@ -34,7 +34,7 @@ from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.report.bench import FILE
-from hybridprune.stages.common import say
+from hybridprune.stages.console import say
 from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
 

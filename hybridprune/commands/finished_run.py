@@ -15,7 +15,8 @@ from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.stages.common import read_split, to_device
+from hybridprune.stages.images import read_split
+from hybridprune.stages.setup import to_device
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 SplitName = Literal["test", "validation"]

@@ -22,7 +22,7 @@ from hybridprune.pruning.make_plan import propose, sparse_target, sparsity_of
 from hybridprune.pruning.plan import Proposal
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
 from hybridprune.pruning.subject import Subject
-from hybridprune.stages.common import Images
+from hybridprune.stages.images import RunImages
 from hybridprune.store.seeds import generator, stream_seed
 
 CURVATURE_BATCH = 128
@@ -68,7 +68,7 @@ class Cutting:
     """
 
     config: PruneConfig
-    images: Images
+    images: RunImages
     dense: Mapping[str, int]
     """Parameters and MACs of the unpruned backbone, which shares refer to."""
     start: Cost

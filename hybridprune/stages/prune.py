@@ -24,7 +24,6 @@ from hybridprune.engine.initialise import initialise
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
-from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import edits_between
@@ -36,19 +35,11 @@ from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.plan import Proposal
 from hybridprune.pruning.sparse_training.protocol import SparseTraining
-from hybridprune.stages.common import (
-    Images,
-    Parent,
-    describe,
-    device_for,
-    say,
-    show_config,
-    show_plan,
-    to_device,
-    unpruned,
-)
+from hybridprune.stages.console import say, show_config, show_plan
 from hybridprune.stages.cut_schedule import CutState, Cutting, Phase, layer_channels, plan_lines
+from hybridprune.stages.images import RunImages
 from hybridprune.stages.result import finish, load_selected, show_result
+from hybridprune.stages.setup import StageSetup, to_device, unpruned
 from hybridprune.stages.sp import routed_accuracy
 from hybridprune.stages.start import open_run, saved_progress
 from hybridprune.store.run_folder import RunFolder, RunSpec
@@ -69,22 +60,17 @@ def main(argv: Sequence[str]) -> None:
 def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    device = device_for(config)
-    dataset = load_images(config.data)
-    wanted = describe("prune", dataset, config.data.resize, config.network)
-    parent = Parent.load(config, wanted, "sp", also=("prune",))
-    spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
-    images = Images.of(dataset, parent.split(), config, device)
-    net = to_device(parent.net, device, config.optim.channels_last)
-    before = count(net, spec.input_size)
+    setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
+    spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
+    assert setup.parent is not None
     cutting = Cutting(
         config,
         images,
-        parent.result["dense"],
+        setup.parent.result["dense"],
         Cost(before.backbone_macs, before.backbone_params),
         layer_channels(unpruned(spec.network)),
     )
-    precision = Precision.of(config.optim.precision, device)
+    precision = Precision.of(config.optim.precision, setup.device)
     weight, temperature = config.stage.kd_weight, config.stage.kd_temperature
     distillation = Distillation.of(net, weight, temperature, forward=precision(plainly))
     stage = _Stage(config, images, cutting, cutting.schedule, copy.deepcopy(net.state_dict()), distillation)
@@ -95,16 +81,15 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
             training.prepare(cutting.target(copy.deepcopy(net), CutState()), config.sparsity)
         proposal = cutting.propose(net, 0)
         kept, _ = cutting.decide(proposal, 0, CutState())
-        show_plan("prune", spec, images, before, plan_lines(proposal, kept, training is not None))
+        show_plan(spec, images, before, plan_lines(proposal, kept, training is not None))
         return None
-    return _prune(invocation, stage, spec, net, parent)
+    return _prune(setup, stage)
 
 
-def _prune(
-    invocation: Invocation[PruneConfig], stage: _Stage, spec: RunSpec, net: GatedNetwork, parent: Parent
-) -> dict[str, Any]:
-    config, images = invocation.config, stage.images
-    with open_run(invocation, spec) as (folder, spec, resumed):
+def _prune(setup: StageSetup[PruneConfig], stage: _Stage) -> dict[str, Any]:
+    config, images = setup.config, setup.images
+    with open_run(setup) as (folder, setup, resumed):
+        spec, net = setup.spec, setup.net
         if folder.finished:
             result = folder.read_json("result.json")
             show_result(folder, result)
@@ -139,7 +124,7 @@ def _prune(
             **({} if state.gap is None else {"gap": state.gap}),
             "sparse_epochs": config.sparsity.sparse_epochs * sum(phase.sparse is not None for phase in stage.schedule),
         }
-        result = finish(folder, spec, config, fit.net, images, progress, fit.epochs, parent, more)
+        result = finish(folder, dataclasses.replace(setup, spec=spec, net=fit.net), progress, fit.epochs, more)
         show_result(folder, result)
         return result
 
@@ -147,7 +132,7 @@ def _prune(
 @dataclass(frozen=True)
 class _Stage:
     config: PruneConfig
-    images: Images
+    images: RunImages
     cutting: Cutting
     schedule: Sequence[Phase]
     initial: Mapping[str, Tensor]

@@ -20,7 +20,9 @@ from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import count as processes
 from hybridprune.processes import is_first, json_from_first
-from hybridprune.stages.common import Images, Parent, say, unpruned
+from hybridprune.stages.console import say
+from hybridprune.stages.parent import Parent
+from hybridprune.stages.setup import C, StageSetup, unpruned
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
@@ -35,21 +37,15 @@ def load_selected(net: GatedNetwork, run: RunFolder) -> None:
 
 
 def finish(
-    run: RunFolder,
-    spec: RunSpec,
-    config: SpConfig | PruneConfig | RlConfig,
-    net: GatedNetwork,
-    images: Images,
-    progress: Progress,
-    epochs: int,
-    parent: Parent | None,
-    extra: Mapping[str, Any],
+    run: RunFolder, setup: StageSetup[C], progress: Progress, epochs: int, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Save the network that is shipped, measure it on validation and, once, on test, and write result.json.
 
-    Then the run is finished. All that is done between ``load_selected`` and here works on ``net`` in memory only: a run
-    that is killed in between and resumed does it again, from the same weights.
+    ``setup`` holds that network and its specification, ``extra`` what only this stage has to say. All that is done
+    between ``load_selected`` and here works on the network in memory only: a run that is killed in between and resumed
+    does it again, from the same weights.
     """
+    spec, config, net, images, parent = setup.spec, setup.config, setup.net, setup.images, setup.parent
     run.save_weights(run.model_file.name, net)
     cost = count(net, spec.input_size)
     test, validation = summary(net, images.test(), cost), summary(net, images.validation(), cost)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -17,10 +16,9 @@ from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Validation
-from hybridprune.engine.run_data import load_images
 from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
 from hybridprune.precision import Precision, full_precision
@@ -31,17 +29,11 @@ from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price, met
 from hybridprune.routing.rollout import rollout
 from hybridprune.routing.subset import Subset, start_from_subset
-from hybridprune.stages.common import (
-    Images,
-    Parent,
-    describe,
-    device_for,
-    say,
-    show_config,
-    show_plan,
-    to_device,
-)
+from hybridprune.stages.console import say, show_config, show_plan
+from hybridprune.stages.images import RunImages
+from hybridprune.stages.parent import Parent
 from hybridprune.stages.result import finish, load_selected, show_result
+from hybridprune.stages.setup import StageSetup, to_device
 from hybridprune.stages.start import open_run, saved_progress
 
 SEARCH_IMAGES = 2000
@@ -61,19 +53,14 @@ def main(argv: Sequence[str]) -> None:
 def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    device = device_for(config)
-    dataset = load_images(config.data)
-    wanted = describe("rl", dataset, config.data.resize, config.network)
-    parent = Parent.load(config, wanted, "prune", also=("sp", "rl"))
-    if parent.net.num_gates == 0:
+    setup = StageSetup.descendant(invocation, "rl", of="prune", also=("sp", "rl"))
+    images, net, cost, device, parent = setup.images, setup.net, setup.cost, setup.device, setup.parent
+    assert parent is not None
+    if net.num_gates == 0:
         raise UserError(
             f"--network {config.network.network}: has no residual blocks to skip, hence no gates; "
             f"use {', '.join(gated_networks())}"
         )
-    spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
-    images = Images.of(dataset, parent.split(), config, device)
-    net = to_device(parent.net, device, config.optim.channels_last)
-    cost = count(net, spec.input_size)
     options = config.stage
     if options.train == "gates" and options.batchnorm == "trained":
         raise UserError(
@@ -96,14 +83,14 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         raise UserError("--gate_start subset: needs the budget that it has to meet; give --target_flops as well")
     if invocation.dry_run:
         steps = len(images.training("rl"))
-        show_plan("rl", spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
+        show_plan(setup.spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
         return None
 
     distillation, precision = None, Precision.of(config.optim.precision, device)
     if options.kd_weight > 0:
         teacher = to_device(_dense(parent), device, config.optim.channels_last)
         distillation = Distillation.of(teacher, options.kd_weight, options.kd_temperature, forward=precision(plainly))
-    with open_run(invocation, spec) as (folder, spec, _):
+    with open_run(setup) as (folder, setup, _):
         if folder.finished:
             result = folder.read_json("result.json")
             show_result(folder, result)
@@ -111,7 +98,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         folder.write_json("split.json", images.split.to_json())
         progress, state = saved_progress(folder)
         if state is None:
-            folder.check_weights(spec, net)
+            folder.check_weights(setup.spec, net)
         first_price = options.reward_scale
         if options.gate_start == "subset" and state is None:
             assert budget is not None
@@ -133,12 +120,12 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
         )
         objective = (
-            GumbelRouting(terms, images=len(dataset.train), seed=config.run.seed)
+            GumbelRouting(terms, images=len(images.dataset.train), seed=config.run.seed)
             if options.estimator == "gumbel"
             else PolicyGradient(
                 net,
                 terms,
-                images=len(dataset.train),
+                images=len(images.dataset.train),
                 seed=config.run.seed,
                 learn_from=compiled(rollout, device) if compile_rollouts else rollout,
             )
@@ -172,18 +159,18 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             # `gumbel` has the budget in its loss, and no price.
             alpha = float(price.value) if options.estimator == "reinforce" else None
             extra["target"] = {**_meet(net, images, cost, budget, alpha), "price": alpha}
-        result = finish(folder, spec, config, net, images, progress, options.epochs, parent, extra)
+        result = finish(folder, setup, progress, options.epochs, extra)
         show_result(folder, result)
         return result
 
 
-def search_images(images: Images) -> EvalBatches:
+def search_images(images: RunImages) -> EvalBatches:
     """The training images that subsets of blocks are compared on."""
     return images.sample(SEARCH_IMAGES, images.eval_batch, "subset", shared=True)
 
 
 def gates_from_subset(
-    net: GatedNetwork, cost: NetworkCost, budget: float, images: Images, alpha: float
+    net: GatedNetwork, cost: NetworkCost, budget: float, images: RunImages, alpha: float
 ) -> tuple[Subset, float]:
     """Let the gates start from the best subset of blocks for ``budget`` MACs, gates counted.
 
@@ -245,7 +232,7 @@ def _dense(parent: Parent) -> GatedNetwork:
 
 
 def _recalibrate_if_better(
-    net: GatedNetwork, images: Images, score: Callable[[GatedNetwork, EvalBatches], Validation]
+    net: GatedNetwork, images: RunImages, score: Callable[[GatedNetwork, EvalBatches], Validation]
 ) -> bool:
     """Re-estimate the BatchNorm statistics of ``net`` for its new routes; keep them if validation does not object."""
     candidate = copy.deepcopy(net)
@@ -257,7 +244,9 @@ def _recalibrate_if_better(
     return True
 
 
-def _meet(net: GatedNetwork, images: Images, cost: NetworkCost, budget: float, alpha: float | None) -> dict[str, Any]:
+def _meet(
+    net: GatedNetwork, images: RunImages, cost: NetworkCost, budget: float, alpha: float | None
+) -> dict[str, Any]:
     """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it.
 
     ``alpha`` is the price that training ended with, if there was one.

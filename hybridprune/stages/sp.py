@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hybridprune.ambient import seeded
 from hybridprune.config import Invocation, SpConfig, resolve
 from hybridprune.data import EvalBatches
 from hybridprune.engine.draws import Draws
@@ -14,23 +12,14 @@ from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.progress import Validation
-from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
-from hybridprune.stages.common import (
-    Images,
-    describe,
-    device_for,
-    show_config,
-    show_plan,
-    to_device,
-)
+from hybridprune.stages.console import show_config, show_plan
 from hybridprune.stages.result import finish, load_selected, show_result
+from hybridprune.stages.setup import StageSetup
 from hybridprune.stages.start import open_run, saved_progress
-from hybridprune.stages.weights import start_from
-from hybridprune.store.seeds import stream_seed
 
 DESCRIPTION = "Stage 1: train a gated network (cross-entropy plus a FLOPs-weighted rate penalty)."
 
@@ -50,31 +39,23 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     config = invocation.config
     if config.stage.epochs == 0 and config.stage.weights is None:
         raise UserError("--epochs 0: nothing is learnt; name a trained network with --weights, or give at least 1")
-    device = device_for(config)
-    dataset = load_images(config.data)
-    spec = describe("sp", dataset, config.data.resize, config.network)
-    images = Images.of(dataset, None, config, device)
-    with seeded(stream_seed(config.run.seed, "initialisation")):
-        net = spec.network.build()
-    if config.stage.weights is not None:
-        start_from(net, spec.network, Path(config.stage.weights))
-    cost = count(net, spec.input_size)
+    setup = StageSetup.fresh(invocation)
+    images, net, cost, device = setup.images, setup.net, setup.cost, setup.device
     if invocation.dry_run:
         steps = len(images.training("sp"))
-        show_plan("sp", spec, images, cost, [f"{config.stage.epochs} epochs of {steps} steps on {device}"])
+        show_plan(setup.spec, images, cost, [f"{config.stage.epochs} epochs of {steps} steps on {device}"])
         return None
 
-    with open_run(invocation, spec) as (folder, spec, _):
+    with open_run(setup) as (folder, setup, _):
         if folder.finished:
             result = folder.read_json("result.json")
             show_result(folder, result)
             return result
         folder.write_json("split.json", images.split.to_json())
-        net = to_device(net, device, config.optim.channels_last)
         progress, state = saved_progress(folder)
         if state is None:
-            folder.check_weights(spec, net)
-        noise = Draws(len(dataset.train), net.num_gates, config.run.seed, "gate noise")
+            folder.check_weights(setup.spec, net)
+        noise = Draws(len(images.dataset.train), net.num_gates, config.run.seed, "gate noise")
         fit = Fit(
             run=folder,
             net=net,
@@ -93,7 +74,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
         )
         progress = fit(progress, state)
         load_selected(net, folder)
-        result = finish(folder, spec, config, net, images, progress, config.stage.epochs, None, {})
+        result = finish(folder, setup, progress, config.stage.epochs, {})
         show_result(folder, result)
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from hybridprune.config import Invocation, identity, to_json
 from hybridprune.engine.progress import Progress
 from hybridprune.errors import FULL, Interrupted, RunFailed, UserError, signal_of
 from hybridprune.processes import bytes_from_first, is_first, json_from_first
-from hybridprune.stages.common import say
+from hybridprune.stages.console import say
+from hybridprune.stages.setup import C, StageSetup
 from hybridprune.store.claim import claim
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
@@ -19,19 +21,19 @@ GO_ON = "give the same command with --resume to go on"
 
 
 @contextmanager
-def open_run(invocation: Invocation[Any], spec: RunSpec) -> Iterator[tuple[RunFolder, RunSpec, bool]]:
-    """Claim the run's folder and write its specification; gives the folder, the spec and whether it is resumed.
+def open_run(setup: StageSetup[C]) -> Iterator[tuple[RunFolder, StageSetup[C], bool]]:
+    """Claim the run's folder and write its specification; gives the folder, the setup and whether it is resumed.
 
     The folder is this run's until the context is left. Of several processes, the first one claims it for all. A resumed
     run keeps its specification, whose edits may have grown. Raises Interrupted and RunFailed for what interrupts the
-    run and leaves it to be resumed: signals, a full disk, and a reader of
-    its output that has gone.
+    run and leaves it to be resumed: signals, a full disk, and a reader of its output that has gone.
     """
     with ExitStack() as held:
-        path, record, resumed = json_from_first(lambda: _claim_run(held, invocation, spec))
+        path, record, resumed = json_from_first(lambda: _claim_run(held, setup.invocation, setup.spec))
         say(f"run folder: {path}{' (resumed)' if resumed else ''}")
         try:
-            yield RunFolder(Path(path), writes=is_first()), RunSpec.from_json(record), resumed
+            claimed = dataclasses.replace(setup, spec=RunSpec.from_json(record))
+            yield RunFolder(Path(path), writes=is_first()), claimed, resumed
         except KeyboardInterrupt as error:  # where no training answers it
             raise Interrupted(GO_ON, signal_of(error)) from error
         except BrokenPipeError as error:  # of a finished run there is nothing left to say

@@ -10,7 +10,7 @@ from hybridprune.errors import UserError
 from hybridprune.models.published import own_names
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.stages.common import say
+from hybridprune.stages.console import say
 from hybridprune.store.checkpoints import read_state_dict
 from hybridprune.store.weights import load_tensors
 

@@ -18,7 +18,7 @@ from hybridprune.data import EvalBatches
 from hybridprune.engine.run_data import load_images
 from hybridprune.engine.threshold import OperatingPoint
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.stages.common import read_split
+from hybridprune.stages.images import read_split
 from hybridprune.store.run_folder import RunFolder
 from tests.cli.cases import folder_of, run_here, stage
 

@@ -14,15 +14,15 @@ from hybridprune.measure.cost import count
 from hybridprune.routing import subset as subsets
 from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages import rl_prune
-from hybridprune.stages.common import Images
+from hybridprune.stages.images import RunImages
 from tests.cases import random_net
 
 
-def images() -> Images:
+def images() -> RunImages:
     config = RlConfig()
     data = dataclasses.replace(config.data, dataset="digits", resize=8, batch_size=10, max_train_samples=120)
     config = dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, seed=3))
-    return Images.of(load_digits(resize=8), None, config, torch.device("cpu"))
+    return RunImages.of(load_digits(resize=8), None, config, torch.device("cpu"))
 
 
 def test_images_and_lessons_are_those_of_the_published_runs(monkeypatch: pytest.MonkeyPatch) -> None:

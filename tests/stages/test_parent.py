@@ -10,7 +10,7 @@ import pytest
 
 from hybridprune.config import ParentOptions, PruneConfig, RlConfig, RunOptions
 from hybridprune.errors import UserError
-from hybridprune.stages.common import Parent
+from hybridprune.stages.parent import Parent
 from hybridprune.store.run_folder import RunSpec
 from tests.store.runs import FACTORED, SPEC, make_run
 

@@ -1,0 +1,47 @@
+"""The finished run that stages 2 and 3 start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridprune.config import PruneConfig, RlConfig
+from hybridprune.data import Split
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.stages.console import say
+from hybridprune.stages.images import read_split
+from hybridprune.store.find import find_parent, named_parent
+from hybridprune.store.run_folder import RunFolder, RunSpec
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished run a stage starts from."""
+
+    run: RunFolder
+    spec: RunSpec
+    net: GatedNetwork
+    result: Mapping[str, Any]
+
+    @staticmethod
+    def load(config: PruneConfig | RlConfig, wanted: RunSpec, stage: str, also: tuple[str, ...]) -> Parent:
+        """The run that ``checkpoint_file`` names, else the matching run of ``stage`` (`find_parent`); says which.
+
+        A named run may be of one of the stages ``also``.
+        """
+        if config.parent.checkpoint_file is not None:
+            run = named_parent(Path(config.parent.checkpoint_file), wanted, {stage, *also})
+        else:
+            run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed, say)
+        say(f"parent run: {run.path}")
+        net, spec = run.load_network()
+        # What the run's own result is made of at its end, checked now.
+        for name, kind in (("dense.macs", int), ("dense.params", int), ("group", str), ("model_sha256", str)):
+            run.result(name, kind, *((1,) if kind is int else ()))
+        return Parent(run, spec, net, run.read_json("result.json"))
+
+    def split(self) -> Split:
+        """The parent's validation split, which every descendant inherits."""
+        return read_split(self.run)

@@ -1,0 +1,132 @@
+"""What a stage has before it starts: device, images, the network and the run that it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from hybridprune.ambient import seeded
+from hybridprune.config import Invocation, NetworkOptions, PruneConfig, RlConfig, SpConfig
+from hybridprune.data import Dataset
+from hybridprune.engine.device import device_of
+from hybridprune.engine.run_data import load_images
+from hybridprune.errors import UserError
+from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
+from hybridprune.processes import local_device
+from hybridprune.stages.images import RunImages
+from hybridprune.stages.parent import Parent
+from hybridprune.stages.weights import start_from
+from hybridprune.store.run_folder import RunSpec
+from hybridprune.store.seeds import stream_seed
+
+C = TypeVar("C", SpConfig, PruneConfig, RlConfig)
+D = TypeVar("D", PruneConfig, RlConfig)
+
+
+@dataclass(frozen=True)
+class StageSetup(Generic[C]):
+    """A stage before it starts: what was asked for, the images, and the network as it is to be changed."""
+
+    invocation: Invocation[C]
+    spec: RunSpec
+    images: RunImages
+    net: GatedNetwork
+    """On this process's device."""
+    cost: NetworkCost
+    """Of ``net`` as it is at the start."""
+    parent: Parent | None
+
+    @property
+    def config(self) -> C:
+        """The resolved configuration."""
+        return self.invocation.config
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.images.device
+
+    @staticmethod
+    def fresh(invocation: Invocation[SpConfig]) -> StageSetup[SpConfig]:
+        """Stage 1: a new network, of random weights or of those that ``weights`` names.
+
+        Raises UserError for a device, images, a network or weights that are not there.
+        """
+        config = invocation.config
+        device = device_for(config)
+        dataset = load_images(config.data)
+        spec = describe("sp", dataset, config.data.resize, config.network)
+        images = RunImages.of(dataset, None, config, device)
+        with seeded(stream_seed(config.run.seed, "initialisation")):
+            net = spec.network.build()
+        if config.stage.weights is not None:
+            start_from(net, spec.network, Path(config.stage.weights))
+        return _placed(invocation, spec, images, net, None)
+
+    @staticmethod
+    def descendant(invocation: Invocation[D], stage: str, of: str, also: tuple[str, ...]) -> StageSetup[D]:
+        """The network of a finished run of the stage ``of``; a named one may be of the stages ``also``.
+
+        Raises UserError for a device, images or a parent that is not there, and for images that are not the parent's.
+        """
+        config = invocation.config
+        device = device_for(config)
+        dataset = load_images(config.data)
+        wanted = describe(stage, dataset, config.data.resize, config.network)
+        parent = Parent.load(config, wanted, of, also)
+        spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
+        images = RunImages.of(dataset, parent.split(), config, device)
+        return _placed(invocation, spec, images, parent.net, parent)
+
+
+def _placed(
+    invocation: Invocation[C], spec: RunSpec, images: RunImages, net: GatedNetwork, parent: Parent | None
+) -> StageSetup[C]:
+    net = to_device(net, images.device, images.channels_last)
+    return StageSetup(invocation, spec, images, net, count(net, spec.input_size), parent)
+
+
+def device_for(config: SpConfig | PruneConfig | RlConfig) -> torch.device:
+    """The device of this process of a stage; UserError if it is not there, or cannot do what is asked of it."""
+    device = local_device(device_of(config.run.device))
+    if config.optim.sync_batchnorm and device.type != "cuda":
+        raise UserError(f"--sync_batchnorm: works on GPUs only, this run is on {device.type}; leave it out")
+    return device
+
+
+def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -> RunSpec:
+    """The specification of a new run of ``stage`` on this data, with the unpruned network.
+
+    Raises UserError if the options name no network.
+    """
+    return RunSpec(
+        stage=stage,
+        run_id=uuid.uuid4().hex,
+        network=NetworkSpec.of(network, len(dataset.classes)),
+        class_names=dataset.classes,
+        input_size=size,
+        mean=dataset.mean,
+        std=dataset.std,
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+        centre_crop=dataset.centre_crop,
+    )
+
+
+def to_device(net: GatedNetwork, device: torch.device, channels_last: bool) -> GatedNetwork:
+    """Move ``net`` to the device, in the memory format of its images."""
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return net.to(device=device, memory_format=format)  # type: ignore[call-overload]
+
+
+def unpruned(network: NetworkSpec) -> GatedNetwork:
+    """The architecture before any edit, on the meta device."""
+    with torch.device("meta"):
+        return dataclasses.replace(network, edits=()).build()
