@@ -1,5 +1,20 @@
 """hybridprune: static and dynamic pruning of convolutional networks.
 
+A module of your own
+    ``prune`` gives a smaller copy of it (``Pruned``, with its ``PrunedSpec``), ``save`` writes that, and ``restore``
+    puts it together again.
+A finished run
+    ``load`` gives its network (a ``Model``), and ``predict`` says what it sees in images (a ``Prediction`` each).
+Shipping
+    ``deploy`` gives a copy of either that computes the same, faster (``Deployed``).
+Accounting
+    ``count`` gives the MACs and parameters of a gated network (``NetworkCost``), ``effective_sparsity`` the share of
+    ``count_weights`` that no path from input to output reads.
+Notebooks
+    ``train`` and ``prune_finetune`` of `hybridprune.bn_scale` prune by the scales of BatchNorms, in memory.
+What goes wrong
+    ``UserError`` is a mistake that the caller can mend, ``RunFailed`` a run that went astray, each told in one line.
+
 >>> model = hybridprune.load("results/default/...-rl-seed0")
 >>> hybridprune.predict(model, ["cat.png"])
 """
@@ -7,28 +22,39 @@
 from hybridprune.api.bn_scale import prune_finetune, train
 from hybridprune.api.inference import Model, Prediction, load, predict
 from hybridprune.api.prune import prune
-from hybridprune.api.pruned import Pruned, PrunedSpec, save
+from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
 from hybridprune.deployment import Deployed, deploy
+from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.version import __version__
 
-__all__ = [
-    "Deployed",
-    "Model",
-    "NetworkCost",
-    "Prediction",
+__all__ = [  # noqa: RUF022 (grouped by what one does)
+    # A module of your own
+    "prune",
     "Pruned",
     "PrunedSpec",
-    "__version__",
-    "count",
-    "count_weights",
-    "deploy",
-    "effective_sparsity",
-    "load",
-    "predict",
-    "prune",
-    "prune_finetune",
     "save",
+    "restore",
+    # A finished run
+    "load",
+    "Model",
+    "predict",
+    "Prediction",
+    # Shipping
+    "deploy",
+    "Deployed",
+    # Accounting
+    "count",
+    "NetworkCost",
+    "count_weights",
+    "effective_sparsity",
+    # Notebooks
     "train",
+    "prune_finetune",
+    # What goes wrong
+    "UserError",
+    "RunFailed",
+    # The package
+    "__version__",
 ]

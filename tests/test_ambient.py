@@ -93,7 +93,7 @@ def prune_from_scratch(world: World) -> nn.Module:
 
 def saved_and_loaded(world: World) -> nn.Module:
     hybridprune.save(world.pruned, world.path / "saved")
-    return hybridprune.load(world.path / "saved", into=world.fresh)
+    return hybridprune.restore(world.path / "saved", into=world.fresh)
 
 
 def train(world: World) -> nn.Module:

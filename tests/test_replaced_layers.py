@@ -78,7 +78,7 @@ def test_a_layer_under_several_names_is_cut_once_and_for_all(
     macs, params = count_module(pruned.module, data[0][0][:1])
     assert (macs, params) == (pruned.spec.macs, pruned.spec.params) and 0.4 < macs / pruned.spec.dense_macs <= 0.5
     hybridprune.save(pruned, tmp_path)
-    fresh = hybridprune.load(tmp_path, into=make()).eval()
+    fresh = hybridprune.restore(tmp_path, into=make()).eval()
     assert fresh(data[0][0]).equal(pruned.module(data[0][0]))
     if isinstance(fresh, Listed):
         assert fresh.layers[0] is fresh.conv1 and fresh.norms["b"] is fresh.bn2

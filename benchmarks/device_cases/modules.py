@@ -43,7 +43,7 @@ def pruned(device: torch.device, cut: CutOptions | None = None, **options: Any) 
     )
     with tempfile.TemporaryDirectory() as folder:
         hybridprune.save(found, folder)
-        loaded = hybridprune.load(folder, device, into=plain(torch.device("cpu")))
+        loaded = hybridprune.restore(folder, into=plain(torch.device("cpu"))).to(device)
     images = random_images(8, seed=1).to(device)
     with torch.no_grad():
         logits, again = found.module.eval()(images), loaded.eval()(images)

@@ -6,21 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import overload
 
 import torch
-from torch import nn
 
 from hybridprune.ambient import isolated
-from hybridprune.api.pruned import PrunedSpec, restore
+from hybridprune.api.pruned import PrunedSpec, is_saved
 from hybridprune.data import normalise
 from hybridprune.data.image_like import ImageLike, each_image
 from hybridprune.data.resize import resize_images
 from hybridprune.engine.device import check_kind, device_of
+from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork, Mode
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 _BATCH = 128
+_RESTORE = "use hybridprune.restore(..., into=a fresh instance of the module)"
 
 
 @dataclass(frozen=True)
@@ -46,29 +46,18 @@ class Prediction:
     """Of the gated ones."""
 
 
-@overload
-def load(run: str | Path, device: str | torch.device = "cpu", *, into: None = None) -> Model: ...
-
-
-@overload
-def load(run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module) -> nn.Module: ...
-
-
 @isolated()
-def load(
-    run: str | Path | PrunedSpec, device: str | torch.device = "cpu", *, into: nn.Module | None = None
-) -> Model | nn.Module:
-    """The selected network of a finished run of any stage, in eval mode; or a pruned module of your own.
+def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The selected network of a finished run of any stage, in eval mode on ``device``.
 
-    ``run`` is a run folder or its model.safetensors. With ``into``, a fresh instance of the module that
-    ``hybridprune.prune`` was given, it is what ``prune`` returned (the specification alone: the architecture without
-    weights) or a folder of ``hybridprune.save``, and ``into`` is edited in place and returned in its mode.
-    Raises UserError if it is none of these, unfinished or broken, or if the device is not there.
+    ``run`` is a run folder or its model.safetensors. Raises UserError if it is neither, unfinished or broken, if it is
+    a pruned module of your own (`hybridprune.restore` is for that), or if the device is not there.
     """
     place = device_of(device, "device")
-    if into is not None:
-        return restore(run, into).to(place)
-    assert not isinstance(run, PrunedSpec), "a specification needs into=, a fresh instance of the module"
+    if isinstance(run, PrunedSpec):
+        raise UserError(f"run: is a PrunedSpec; {_RESTORE}")
+    if is_saved(Path(run)):
+        raise UserError(f"{run}: holds a pruned module of your own; {_RESTORE}")
     network, spec = RunFolder.named(Path(run)).load_network()
     return Model(network.to(place).eval(), spec)
 

@@ -11,13 +11,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hybridprune.ambient import isolated
 from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, texts_at, value_at
+from hybridprune.models.copies import copied
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.store.files import write_json
-from hybridprune.store.weights import load_weights, save_weights
+from hybridprune.store.weights import check_shapes, load_tensors, read_tensors, save_weights
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,15 @@ def save(pruned: Pruned, folder: str | Path) -> None:
     write_json(path / "spec.json", pruned.spec.to_json())
 
 
+def is_saved(path: Path) -> bool:
+    """Whether ``path`` is a folder of `save`, or a file in one."""
+    try:
+        record = read_json((path if path.is_dir() else path.parent) / "spec.json")
+    except (OSError, ValueError):
+        return False
+    return path.exists() and isinstance(record, Mapping) and "dense_macs" in record
+
+
 def _check(pruned: Pruned) -> None:
     origin = dataclasses.replace(origin_of(pruned.module), edits=pruned.spec.edits)
     own = {name: _outline(value) for name, value in pruned.module.state_dict().items()}
@@ -97,23 +108,34 @@ def _outline(value: object) -> str:
     return f"{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+@isolated()
 def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
     """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
 
-    Where a module was pruned again and again, ``into`` may also be what an earlier time gave. From a folder of ``save``
-    it also gets the weights, loaded strictly. A compiled or ``DataParallel`` module comes back unwrapped. Raises
-    UserError if they do not fit.
+    ``source`` is a folder of ``save``, of which ``into`` also gets the weights, strictly; or a specification alone,
+    which leaves the edited layers without weights. Where a module was pruned again and again, ``into`` may also be what
+    an earlier time gave. It keeps its device, its type and its mode; a compiled or ``DataParallel`` module comes back
+    unwrapped.
+
+    Raises UserError, and leaves ``into`` as it is, if the folder is broken or the two do not belong together.
     """
     into = unwrapped(into)
     spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
+    named = "the specification " if isinstance(source, PrunedSpec) else f"{source}: "
     if any(map(is_lazy, into.parameters())):
         raise UserError(f"into: {type(into).__name__} has lazy layers without a shape; run it on a batch first")
-    origin = origin_of(into)
+    origin, trial = origin_of(into), copied(into).to("meta")
     try:
-        apply_edits(into, spec.edits)
+        apply_edits(trial, spec.edits)
     except ValueError as error:
-        raise UserError(f"{source}: belongs to another kind of module ({error})") from error
-    if not isinstance(source, PrunedSpec):
-        load_weights(into, Path(source) / "model.safetensors")
+        raise UserError(f"{named}belongs to another kind of module ({error}); give an instance of that") from error
+    weights = None
+    if isinstance(source, str | Path):
+        file = Path(source) / "model.safetensors"
+        weights = file, read_tensors(file)
+        check_shapes({name: list(tensor.shape) for name, tensor in weights[1].items()}, trial, file)
+    apply_edits(into, spec.edits)
+    if weights is not None:
+        load_tensors(into, weights[1], weights[0])
     note_origin(into, dataclasses.replace(origin, edits=spec.edits))
     return into

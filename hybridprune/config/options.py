@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # No network of anybody's is larger; a mistyped number, or a stranger's, shall not take the machine's memory.
 DEEPEST, WIDEST, LARGEST_INPUT = 4096, 16384, 4096
@@ -49,7 +51,7 @@ _SCHEDULES = {
 
 
 def option(
-    default: Any,
+    default: T,
     help: str,
     *,
     flags: tuple[str, ...] = (),
@@ -61,13 +63,15 @@ def option(
     above: float | None = None,
     identity: bool = True,
     follows: tuple[str, Mapping[str, Any]] | None = None,
-) -> Any:
+) -> T:
     """Declare one option of a stage.
 
     ``key`` is its name in config.json and ``flags`` are its names on the command line (default: the field's name).
     Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice.
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
     ``follows`` names an earlier option of the same concern, and for each of its values the default that goes with it.
+
+    Returns a dataclass field. A type checker is told that it is the ``default``, so a field keeps its type.
     """
     metadata = {
         "help": help,
@@ -81,9 +85,12 @@ def option(
         "identity": identity,
         "follows": follows,
     }
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    declared: Any = (
+        field(default_factory=lambda: dict(default), metadata=metadata)
+        if isinstance(default, dict)
+        else field(default=default, metadata=metadata)
+    )
+    return declared
 
 
 @dataclass(frozen=True)

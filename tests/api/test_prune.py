@@ -73,7 +73,7 @@ def assert_pruned(make: Callable[[], nn.Module], tmp_path: Path) -> hybridprune.
     assert (macs, params) == (pruned.spec.macs, pruned.spec.params)
     assert 0.69 * pruned.spec.dense_macs < macs <= 0.7 * pruned.spec.dense_macs
     hybridprune.save(pruned, tmp_path / "saved")
-    fresh = hybridprune.load(tmp_path / "saved", into=make()).eval()
+    fresh = hybridprune.restore(tmp_path / "saved", into=make()).eval()
     with torch.no_grad():
         expected, found = pruned.module(data[0][0]), fresh(data[0][0])
     assert expected.isfinite().all() and found.equal(expected)
@@ -110,7 +110,7 @@ def test_torchvisions_modules(name: str, tmp_path: Path) -> None:
 def test_the_specification_alone_gives_the_architecture() -> None:
     data = batches()
     pruned = hybridprune.prune(settled(Padded, data), data, target_flops=0.6, curvature=QUICK)
-    fresh = hybridprune.load(pruned.spec, into=Padded())
+    fresh = hybridprune.restore(pruned.spec, into=Padded())
     assert {n: v.shape for n, v in fresh.state_dict().items()} == {
         n: v.shape for n, v in pruned.module.state_dict().items()
     }
@@ -142,7 +142,7 @@ def test_channels_of_a_sequential_network(tmp_path: Path) -> None:
     pruned = hybridprune.prune(settled(make, data), data, target_flops=0.5, method="bn-scale")
     assert pruned.spec.macs <= 0.5 * pruned.spec.dense_macs
     hybridprune.save(pruned, tmp_path)
-    fresh = hybridprune.load(tmp_path, into=make()).eval()
+    fresh = hybridprune.restore(tmp_path, into=make()).eval()
     with torch.no_grad():
         assert fresh(data[0][0]).equal(pruned.module(data[0][0]))
 
@@ -178,10 +178,10 @@ def test_users_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--exclude"):
         hybridprune.prune(model, data, target_flops=0.5, cut=CutOptions(exclude=("*",)), curvature=QUICK)
     with pytest.raises(UserError, match=r"spec\.json"):
-        hybridprune.load(tmp_path, into=Padded())
+        hybridprune.restore(tmp_path, into=Padded())
     pruned = hybridprune.prune(model, data, target_flops=0.6, curvature=QUICK)
     with pytest.raises(UserError, match="another kind of module"):
-        hybridprune.load(pruned.spec, into=nn.Linear(2, 2))
+        hybridprune.restore(pruned.spec, into=nn.Linear(2, 2))
 
 
 class Normed(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import hybridprune
 from hybridprune.errors import UserError
 from hybridprune.models.edits import FactorEdit, ResizeEdit
 from hybridprune.models.factored import FactoredConv2d
+from hybridprune.store.files import write_json
 from tests.test_replaced_layers import NO_REFIT, QUICK, Listed, Plain, batches
 
 SEQUENCES = [
@@ -40,13 +42,13 @@ def test_a_module_that_was_pruned_again_is_rebuilt(methods: tuple[str, ...], tmp
         assert results[-1].spec.edits != results[-2].spec.edits
     last = tmp_path / str(len(methods) - 1)
     expected = results[-1].module(images)
-    for start in (make(), *(hybridprune.load(tmp_path / str(n), into=make()) for n in range(len(methods)))):
-        fresh = hybridprune.load(last, into=start).eval()
+    for start in (make(), *(hybridprune.restore(tmp_path / str(n), into=make()) for n in range(len(methods)))):
+        fresh = hybridprune.restore(last, into=start).eval()
         assert fresh(images).equal(expected)
     # And what was put together can be pruned again as well.
-    more = again(hybridprune.load(last, into=make()).eval(), "fisher-tucker", 0.9)
+    more = again(hybridprune.restore(last, into=make()).eval(), "fisher-tucker", 0.9)
     hybridprune.save(more, tmp_path / "more")
-    assert hybridprune.load(tmp_path / "more", into=make()).eval()(images).equal(more.module(images))
+    assert hybridprune.restore(tmp_path / "more", into=make()).eval()(images).equal(more.module(images))
 
 
 def test_a_part_that_was_pruned_before(tmp_path: Path) -> None:
@@ -64,14 +66,14 @@ def test_a_part_that_was_pruned_before(tmp_path: Path) -> None:
     kinds = {type(edit) for edit in whole.spec.edits if edit.layer.startswith("body.")}
     assert kinds == {ResizeEdit, FactorEdit}
     images = batches()[0][0]
-    assert hybridprune.load(tmp_path, into=Scaled(Plain())).eval()(images).equal(whole.module(images))
+    assert hybridprune.restore(tmp_path, into=Scaled(Plain())).eval()(images).equal(whole.module(images))
 
 
 def test_a_layer_that_is_dense_again(tmp_path: Path) -> None:
     model = Plain().eval()
     first = hybridprune.Pruned(model, hybridprune.PrunedSpec((FactorEdit("conv2", 2, 3),), 0, 0, 0, 0))
-    hybridprune.load(first.spec, into=model)
-    hybridprune.load(hybridprune.PrunedSpec((FactorEdit("conv2", None, None),), 0, 0, 0, 0), into=model)
+    hybridprune.restore(first.spec, into=model)
+    hybridprune.restore(hybridprune.PrunedSpec((FactorEdit("conv2", None, None),), 0, 0, 0, 0), into=model)
     assert type(model.conv2) is nn.Conv2d and model.conv2.weight.shape == (12, 12, 3, 3)
 
 
@@ -115,5 +117,35 @@ def test_a_specification_of_another_module_is_not_saved(tmp_path: Path) -> None:
     made = hybridprune.Pruned(Plain(), hybridprune.PrunedSpec((), 0, 0, 0, 0))
     hybridprune.save(made, tmp_path / "by hand")
     record = json.loads((tmp_path / "by hand" / "spec.json").read_text())
-    assert record["edits"] == [] and isinstance(hybridprune.load(tmp_path / "by hand", into=Plain()), Plain)
+    assert record["edits"] == [] and isinstance(hybridprune.restore(tmp_path / "by hand", into=Plain()), Plain)
     assert torch.equal(made.module.get_parameter("conv1.weight"), Plain().conv1.weight)
+
+
+def test_what_does_not_fit_leaves_the_module_as_it_is(tmp_path: Path) -> None:
+    pruned = again(Plain().eval(), "l1")
+    hybridprune.save(pruned, tmp_path / "whole")
+    content = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    other = FactorEdit("conv2", 2, 3)
+    for name, spec, weights in (
+        ("truncated", pruned.spec, content[:-4]),
+        ("other weights", dataclasses.replace(pruned.spec, edits=(other,)), content),
+        ("other module", dataclasses.replace(pruned.spec, edits=(other, FactorEdit("nothing", 1, 1))), content),
+    ):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "spec.json", spec.to_json())
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        fresh = Plain()
+        before = copy.deepcopy(fresh.state_dict()), str(fresh)
+        with pytest.raises(UserError, match=rf"{name}\S* .*(truncated|another architecture|another kind of module)"):
+            hybridprune.restore(tmp_path / name, into=fresh)
+        after = fresh.state_dict()
+        assert str(fresh) == before[1] and after.keys() == before[0].keys()
+        assert all(after[key].equal(value) for key, value in before[0].items())
+
+
+def test_a_pruned_module_is_not_loaded_as_a_run(tmp_path: Path) -> None:
+    made = hybridprune.Pruned(Plain(), hybridprune.PrunedSpec((), 0, 0, 0, 0))
+    hybridprune.save(made, tmp_path)
+    for given in (tmp_path, str(tmp_path / "model.safetensors"), made.spec):
+        with pytest.raises(UserError, match=r"use hybridprune\.restore\(\.\.\., into="):
+            hybridprune.load(given)  # type: ignore[arg-type]

@@ -53,7 +53,6 @@ def elsewhere() -> nn.Module:
 
 CALLS: dict[str, Callable[[], Any]] = {
     "load": lambda: hybridprune.load("nowhere", "mps"),
-    "load into": lambda: hybridprune.load("nowhere", "mps", into=nn.Linear(1, 1)),
     "train": lambda: hybridprune.train("digits", "resnet8-w4", "ucs", device="mps"),
     "prune_finetune": lambda: hybridprune.prune_finetune(random_net(8), "digits", "ucs", device="mps"),
     "deploy": lambda: hybridprune.deploy(random_net(8), random_images(2), "mps"),

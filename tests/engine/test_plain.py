@@ -56,7 +56,7 @@ def test_a_wrapped_network_is_the_network(name: str, tmp_path: Path) -> None:
     assert type(found.module) is nn.Sequential and found.spec == plain.spec
     torch.testing.assert_close(found.module.state_dict(), plain.module.state_dict(), rtol=0, atol=0)
     hybridprune.save(found, tmp_path)
-    fresh = hybridprune.load(tmp_path, into=WRAPPED[name](net()))
+    fresh = hybridprune.restore(tmp_path, into=WRAPPED[name](net()))
     torch.testing.assert_close(fresh.state_dict(), plain.module.state_dict(), rtol=0, atol=0)
 
 
@@ -105,7 +105,7 @@ def test_half_precision_is_measured_in_single_and_comes_back_as_it_was(
         torch.testing.assert_close(value, expected.module.state_dict()[name].to(value.dtype), rtol=0, atol=0)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     hybridprune.save(found, tmp_path)
-    fresh = hybridprune.load(tmp_path, into=net().to(dtype))
+    fresh = hybridprune.restore(tmp_path, into=net().to(dtype))
     torch.testing.assert_close(fresh.state_dict(), found.module.state_dict(), rtol=0, atol=0)
 
 
@@ -215,7 +215,7 @@ def test_what_modules_remember_is_no_obstacle(tmp_path: Path) -> None:
     assert pruned.left_alone == {"stem": "its weight is shared or computed"}
     assert count_module(pruned.module, batches()[0][0][:1])[0] <= 0.8 * pruned.spec.dense_macs
     hybridprune.save(pruned, tmp_path)
-    fresh = hybridprune.load(tmp_path, into=Remembering()).eval()
+    fresh = hybridprune.restore(tmp_path, into=Remembering()).eval()
     with torch.no_grad():
         torch.testing.assert_close(fresh(batches()[0][0]), pruned.module(batches()[0][0]))
     assert not model.features.is_leaf and model.features.grad_fn is not None

@@ -186,9 +186,9 @@ def goes_all_the_way(net: Net, method: str, folder: Path) -> None:
     fresh = net.make()
     if any(map(is_lazy, fresh.parameters())):
         with pytest.raises(UserError, match="lazy layers without a shape; run it on a batch first"):
-            hybridprune.load(folder, into=fresh)
+            hybridprune.restore(folder, into=fresh)
         net.outputs(fresh)
-    fresh = hybridprune.load(folder, into=fresh)
+    fresh = hybridprune.restore(folder, into=fresh)
     expected = net.outputs(pruned.module)
     assert_same(net.outputs(fresh), expected)
     batch = net.batches()[0]

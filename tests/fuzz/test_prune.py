@@ -147,7 +147,7 @@ def comes_back(pruned: hybridprune.Pruned, plan: Plan) -> None:
     """From its folder, into a fresh instance of other weights."""
     with tempfile.TemporaryDirectory() as folder:
         hybridprune.save(pruned, Path(folder) / "saved")
-        fresh = hybridprune.load(Path(folder) / "saved", into=plan.build(1))
+        fresh = hybridprune.restore(Path(folder) / "saved", into=plan.build(1))
     images = torch.randn(2, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(5)).to(plan.dtype)
     assert torch.equal(logits(fresh, images), logits(pruned.module, images))
 
