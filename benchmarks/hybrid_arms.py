@@ -58,7 +58,8 @@ from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import TOLERANCE, Price
 from hybridprune.routing.subset import best_subset
-from hybridprune.stages.rl_prune import gates_from_subset, routed_score, search_images
+from hybridprune.stages.gates_from_subset import gates_from_subset, search_images
+from hybridprune.stages.routed_score import routed_score
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import generator

@@ -62,11 +62,10 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     config = invocation.config
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
     spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
-    assert setup.parent is not None
     cutting = Cutting(
         config,
         images,
-        setup.parent.result["dense"],
+        setup.dense,
         Cost(before.backbone_macs, before.backbone_params),
         layer_channels(unpruned(spec.network)),
     )

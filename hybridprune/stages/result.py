@@ -63,9 +63,7 @@ def finish(
         "network": {"name": spec.network.network, "label": spec.network.label},
         "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
         "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
-        "dense": dict(parent.result["dense"])
-        if parent
-        else {"params": cost.backbone_params, "macs": cost.backbone_macs},
+        "dense": setup.dense,
         "effective_sparsity": _effective_sparsity(net, spec, images.device),
         **json_from_first(
             lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}

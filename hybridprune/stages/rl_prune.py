@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from hybridprune.config import Invocation, RlConfig, RoutingOptions, resolve
-from hybridprune.data import Batch, EvalBatches
+from hybridprune.config import Invocation, RlConfig, resolve
+from hybridprune.config.contradictions import refuse_contradictions
+from hybridprune.data import EvalBatches
 from hybridprune.engine.compiler import compiled
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.fit import Fit
+from hybridprune.engine.objective import Objective
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Validation
-from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import gated_networks
 from hybridprune.precision import Precision, full_precision
-from hybridprune.pruning.budget.space import target_macs
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
-from hybridprune.routing.price import TOLERANCE, Price, met
+from hybridprune.routing.price import Price
 from hybridprune.routing.rollout import rollout
-from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages.console import say, show_config, show_plan
+from hybridprune.stages.flops_budget import budget_of, meet_budget
+from hybridprune.stages.gates_from_subset import gates_from_subset
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.parent import Parent
 from hybridprune.stages.result import finish, load_selected, show_result
+from hybridprune.stages.routed_score import routed_score
 from hybridprune.stages.setup import StageSetup, to_device
 from hybridprune.stages.start import open_run, saved_progress
+from hybridprune.store.run_folder import RunFolder
 
-SEARCH_IMAGES = 2000
 DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
+
+Score = Callable[[GatedNetwork, EvalBatches], Validation]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,44 +55,22 @@ def main(argv: Sequence[str]) -> None:
 @full_precision()
 def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
-    config = invocation.config
+    options = invocation.config.stage
+    refuse_contradictions(invocation.config)
     setup = StageSetup.descendant(invocation, "rl", of="prune", also=("sp", "rl"))
-    images, net, cost, device, parent = setup.images, setup.net, setup.cost, setup.device, setup.parent
-    assert parent is not None
+    images, net, cost = setup.images, setup.net, setup.cost
     if net.num_gates == 0:
         raise UserError(
-            f"--network {config.network.network}: has no residual blocks to skip, hence no gates; "
+            f"--network {invocation.config.network.network}: has no residual blocks to skip, hence no gates; "
             f"use {', '.join(gated_networks())}"
         )
-    options = config.stage
-    if options.train == "gates" and options.batchnorm == "trained":
-        raise UserError(
-            "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
-            "use --batchnorm frozen"
-        )
-    if options.train == "gates" and options.estimator == "reinforce":
-        if options.kd_weight > 0:
-            raise UserError(
-                "--kd_weight: distils the backbone, which --train gates leaves alone; leave it out, or use --estimator "
-                "gumbel, whose gates learn from the loss as well"
-            )
-        if config.compiler.compile:
-            raise UserError(
-                "--compile: with --train gates all rollouts skip blocks, which does not compile; leave it out, or use "
-                "--estimator gumbel"
-            )
-    budget = _budget(options, cost, parent)
-    if options.gate_start == "subset" and budget is None:
-        raise UserError("--gate_start subset: needs the budget that it has to meet; give --target_flops as well")
+    budget = budget_of(options, cost, setup.dense["macs"])
     if invocation.dry_run:
         steps = len(images.training("rl"))
-        show_plan(setup.spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {device}"])
+        show_plan(setup.spec, images, cost, [f"{options.epochs} epochs of {steps} steps on {setup.device}"])
         return None
-
-    distillation, precision = None, Precision.of(config.optim.precision, device)
-    if options.kd_weight > 0:
-        teacher = to_device(_dense(parent), device, config.optim.channels_last)
-        distillation = Distillation.of(teacher, options.kd_weight, options.kd_temperature, forward=precision(plainly))
+    distillation = _distillation(setup)
+    score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
     with open_run(setup) as (folder, setup, _):
         if folder.finished:
             result = folder.read_json("result.json")
@@ -99,58 +80,8 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         progress, state = saved_progress(folder)
         if state is None:
             folder.check_weights(setup.spec, net)
-        first_price = options.reward_scale
-        if options.gate_start == "subset" and state is None:
-            assert budget is not None
-            subset, first_price = gates_from_subset(net, cost, budget, images, first_price)
-            blocks = f"{int(subset.route.sum())} of {net.num_gates} gated blocks"
-            say(f"gates start from {blocks}, alpha from {first_price:.3f}")
-        target = None if budget is None else budget / cost.backbone_macs
-        price = Price(first_price, target, options.price_step, device)
-        score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
-
-        def validate(candidate: GatedNetwork) -> Validation:
-            found = score(candidate, images.validation())
-            price.validated(found.metrics["flops_share"])
-            return found
-
-        terms = RoutingTerms.of(cost, options, price, device, distillation, precision)
-        # Where the backbone learns from rollouts there is no other pass to compile.
-        compile_rollouts = (
-            config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
-        )
-        objective = (
-            GumbelRouting(terms, images=len(images.dataset.train), seed=config.run.seed)
-            if options.estimator == "gumbel"
-            else PolicyGradient(
-                net,
-                terms,
-                images=len(images.dataset.train),
-                seed=config.run.seed,
-                learn_from=compiled(rollout, device) if compile_rollouts else rollout,
-            )
-        )
-        fit = Fit(
-            run=folder,
-            net=net,
-            objective=objective,
-            batches=images.training("rl"),
-            validate=validate,
-            optim=config.optim,
-            epochs=options.epochs,
-            device=device,
-            log_interval=config.run.log_interval,
-            save_every=config.run.save_every,
-            compile=config.compiler.compile and not compile_rollouts,
-            frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
-            if options.train == "gates"
-            else (),
-            gate_lr_factor=options.gate_lr_factor,
-            gate_grad_norm=options.gate_grad_norm,
-            train_mode=nn.Module.eval if options.batchnorm == "frozen" else nn.Module.train,
-            sync_batchnorm=config.optim.sync_batchnorm,
-        )
-        progress = fit(progress, state)
+        price = _price(setup, budget, starts=state is None)
+        progress = _training(setup, folder, score, price, distillation)(progress, state)
         load_selected(net, folder)
         # With --train gates the backbone's statistics stay as well: what is shipped is the parent with other gates.
         recalibrated = options.train != "gates" and _recalibrate_if_better(net, images, score)
@@ -158,68 +89,21 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         if budget is not None:
             # `gumbel` has the budget in its loss, and no price.
             alpha = float(price.value) if options.estimator == "reinforce" else None
-            extra["target"] = {**_meet(net, images, cost, budget, alpha), "price": alpha}
+            extra["target"] = {**meet_budget(net, images, cost, budget, alpha), "price": alpha}
         result = finish(folder, setup, progress, options.epochs, extra)
         show_result(folder, result)
         return result
 
 
-def search_images(images: RunImages) -> EvalBatches:
-    """The training images that subsets of blocks are compared on."""
-    return images.sample(SEARCH_IMAGES, images.eval_batch, "subset", shared=True)
-
-
-def gates_from_subset(
-    net: GatedNetwork, cost: NetworkCost, budget: float, images: RunImages, alpha: float
-) -> tuple[Subset, float]:
-    """Let the gates start from the best subset of blocks for ``budget`` MACs, gates counted.
-
-    Gives that subset and the price of the whole backbone (nats) at which it pays, or ``alpha`` if none does.
-    """
-    subset = start_from_subset(net, cost, budget, search_images(images), images.training("lessons"))
-    return subset, subset.price * cost.backbone_macs or alpha
-
-
-def routed_score(
-    net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost, reward_scale: float, budget: float | None = None
-) -> Validation:
-    """What selects in this stage, of the greedy policy: its mean undiscounted return.
-
-    With a ``budget`` (MACs), the network that would be shipped is scored: minus the cross-entropy at the threshold that
-    meets the budget (``budget_...`` in the metrics), and minus 10 nats per 100 % that even the nearest threshold misses
-    beyond the 2 % that count as met. The price of FLOPs changes while training goes on, so returns cannot be compared.
-    """
-    own = operating_point(net, batches, cost, 0.0)
-    routed = own.evaluation
-    metrics = {"accuracy": routed.accuracy, "loss": routed.loss, "flops_share": own.macs / cost.backbone_macs}
-    if budget is None:
-        saved = sum(share * (1 - rate) for share, rate in zip(cost.block_shares, routed.block_rates, strict=True))
-        score = reward_scale * saved - routed.loss
-    else:
-        point = threshold_for(net, batches, cost, budget, TOLERANCE / 2, own)
-        score = -point.evaluation.loss - 10 * max(0.0, abs(point.macs / budget - 1) - TOLERANCE)
-        metrics["budget_accuracy"] = point.evaluation.accuracy
-        metrics["budget_flops_share"] = point.macs / cost.backbone_macs
-    return Validation(score, {"score": score, **metrics})
-
-
-def _budget(options: RoutingOptions, cost: NetworkCost, parent: Parent) -> float | None:
-    """The MACs that ``--target_flops`` asks for; UserError for what skipping blocks cannot reach."""
-    if options.target_flops is None:
+def _distillation(setup: StageSetup[RlConfig]) -> Distillation | None:
+    """What the network of stage 1 teaches, if it is to; UserError if its run is gone."""
+    options, optim = setup.config.stage, setup.config.optim
+    if options.kd_weight == 0:
         return None
-    dense = parent.result["dense"]["macs"]
-    budget = target_macs(options.target_flops, dense)
-    floor = cost.expected_macs([0.0] * len(cost.block_macs))
-    ceiling = cost.expected_macs([1.0] * len(cost.block_macs))
-    if not floor <= budget <= ceiling:
-        raise UserError(
-            f"--target_flops {options.target_flops}: skipping blocks reaches {floor / dense:.4f} to "
-            f"{ceiling / dense:.4f} of the dense FLOPs ({2 * floor:,.0f} to {2 * ceiling:,.0f}); choose a budget "
-            "in between, or another --checkpoint_file"
-        )
-    if options.reward_scale == 0:
-        raise UserError("--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1")
-    return budget
+    assert setup.parent is not None
+    teacher = to_device(_dense(setup.parent), setup.device, optim.channels_last)
+    forward = Precision.of(optim.precision, setup.device)(plainly)
+    return Distillation.of(teacher, options.kd_weight, options.kd_temperature, forward=forward)
 
 
 def _dense(parent: Parent) -> GatedNetwork:
@@ -231,9 +115,68 @@ def _dense(parent: Parent) -> GatedNetwork:
     return eldest.load_network()[0]
 
 
-def _recalibrate_if_better(
-    net: GatedNetwork, images: RunImages, score: Callable[[GatedNetwork, EvalBatches], Validation]
-) -> bool:
+def _price(setup: StageSetup[RlConfig], budget: float | None, starts: bool) -> Price:
+    """The price of FLOPs that training begins with. If it ``starts``, the gates are first put where it starts from."""
+    options, cost = setup.config.stage, setup.cost
+    first = options.reward_scale
+    if options.gate_start == "subset" and starts:
+        assert budget is not None
+        subset, first = gates_from_subset(setup.net, cost, budget, setup.images, first)
+        say(f"gates start from {int(subset.route.sum())} of {setup.net.num_gates} gated blocks, alpha from {first:.3f}")
+    target = None if budget is None else budget / cost.backbone_macs
+    return Price(first, target, options.price_step, setup.device)
+
+
+def _training(
+    setup: StageSetup[RlConfig], folder: RunFolder, score: Score, price: Price, distillation: Distillation | None
+) -> Fit:
+    """The training of this stage; validation tells ``price`` what share of the FLOPs is spent."""
+    config, options, net, images = setup.config, setup.config.stage, setup.net, setup.images
+    # Where the backbone learns from rollouts there is no other pass to compile.
+    rollouts = config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
+
+    def validate(candidate: GatedNetwork) -> Validation:
+        found = score(candidate, images.validation())
+        price.validated(found.metrics["flops_share"])
+        return found
+
+    return Fit(
+        run=folder,
+        net=net,
+        objective=_objective(setup, price, distillation, compile_rollouts=rollouts),
+        batches=images.training("rl"),
+        validate=validate,
+        optim=config.optim,
+        epochs=options.epochs,
+        device=setup.device,
+        log_interval=config.run.log_interval,
+        save_every=config.run.save_every,
+        compile=config.compiler.compile and not rollouts,
+        frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
+        if options.train == "gates"
+        else (),
+        gate_lr_factor=options.gate_lr_factor,
+        gate_grad_norm=options.gate_grad_norm,
+        train_mode=nn.Module.eval if options.batchnorm == "frozen" else nn.Module.train,
+        sync_batchnorm=config.optim.sync_batchnorm,
+    )
+
+
+def _objective(
+    setup: StageSetup[RlConfig], price: Price, distillation: Distillation | None, compile_rollouts: bool
+) -> Objective:
+    """The estimator that was asked for."""
+    config, options, device = setup.config, setup.config.stage, setup.device
+    precision = Precision.of(config.optim.precision, device)
+    terms = RoutingTerms.of(setup.cost, options, price, device, distillation, precision)
+    images, seed = len(setup.images.dataset.train), config.run.seed
+    if options.estimator == "gumbel":
+        return GumbelRouting(terms, images=images, seed=seed)
+    learn_from = compiled(rollout, device) if compile_rollouts else rollout
+    return PolicyGradient(setup.net, terms, images=images, seed=seed, learn_from=learn_from)
+
+
+def _recalibrate_if_better(net: GatedNetwork, images: RunImages, score: Score) -> bool:
     """Re-estimate the BatchNorm statistics of ``net`` for its new routes; keep them if validation does not object."""
     candidate = copy.deepcopy(net)
     images.recalibrate(candidate)
@@ -242,28 +185,3 @@ def _recalibrate_if_better(
         return False
     net.load_state_dict(candidate.state_dict())
     return True
-
-
-def _meet(
-    net: GatedNetwork, images: RunImages, cost: NetworkCost, budget: float, alpha: float | None
-) -> dict[str, Any]:
-    """Shift the gates so that the expected FLOPs on validation are the budget's, as far as a threshold can do it.
-
-    ``alpha`` is the price that training ended with, if there was one.
-    """
-    own = operating_point(net, images.validation(), cost, 0.0)
-    if alpha is not None and own.macs < budget and not met(own.macs, budget):
-        say(
-            f"at the final alpha of {alpha:.4g} the gates spend only {own.macs / budget:.1%} of --target_flops (alpha "
-            "can stop charging for FLOPs, not pay for them); a threshold raises that as far as it can"
-        )
-    point = threshold_for(net, images.validation(), cost, budget, TOLERANCE / 2, own)
-    if point.threshold != 0:
-        net.gate.shift(-point.threshold)
-    reached = met(point.macs, budget)
-    if not reached:
-        say(
-            f"warning: expected FLOPs are {point.macs / budget:.1%} of --target_flops, since the gates hardly tell "
-            "images apart; train for more epochs, or with a higher --price_step, --exploration or --rate_bound"
-        )
-    return {"macs": budget, "validation_macs": point.macs, "met": reached, "threshold": point.threshold}

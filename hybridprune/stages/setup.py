@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -40,7 +41,7 @@ class StageSetup(Generic[C]):
     net: GatedNetwork
     """On this process's device."""
     cost: NetworkCost
-    """Of ``net`` as it is at the start."""
+    """Of the network at the start."""
     parent: Parent | None
 
     @property
@@ -52,6 +53,13 @@ class StageSetup(Generic[C]):
     def device(self) -> torch.device:
         """Of this process."""
         return self.images.device
+
+    @property
+    def dense(self) -> Mapping[str, int]:
+        """``params`` and ``macs`` of the unpruned backbone, which shares refer to."""
+        if self.parent is not None:
+            return dict(self.parent.result["dense"])
+        return {"params": self.cost.backbone_params, "macs": self.cost.backbone_macs}
 
     @staticmethod
     def fresh(invocation: Invocation[SpConfig]) -> StageSetup[SpConfig]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridprune.config import Invocation, SpConfig, resolve
+from hybridprune.config.contradictions import refuse_contradictions
 from hybridprune.data import EvalBatches
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.progress import Validation
-from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
@@ -37,8 +37,7 @@ def main(argv: Sequence[str]) -> None:
 def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    if config.stage.epochs == 0 and config.stage.weights is None:
-        raise UserError("--epochs 0: nothing is learnt; name a trained network with --weights, or give at least 1")
+    refuse_contradictions(config)
     setup = StageSetup.fresh(invocation)
     images, net, cost, device = setup.images, setup.net, setup.cost, setup.device
     if invocation.dry_run:

@@ -57,7 +57,7 @@ def ctrl_c() -> Iterator[None]:
         ("prune", Cutting, "propose"),  # curvature
         ("prune", prune, "load_selected"),
         ("rl", rl_prune, "share_weights"),  # statistics
-        ("rl", rl_prune, "_meet"),
+        ("rl", rl_prune, "meet_budget"),
     ],
 )
 def test_a_signal_anywhere(name: str, target: Any, function: str, signum: int, finished: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hybridprune.data.digits import load_digits
 from hybridprune.measure.cost import count
 from hybridprune.routing import subset as subsets
 from hybridprune.routing.subset import Subset, start_from_subset
-from hybridprune.stages import rl_prune
+from hybridprune.stages import gates_from_subset as start
 from hybridprune.stages.images import RunImages
 from tests.cases import random_net
 
@@ -31,7 +31,7 @@ def test_images_and_lessons_are_those_of_the_published_runs(monkeypatch: pytest.
     cost = count(net, 8)
     budget = 0.8 * cost.backbone_macs
     own, other = copy.deepcopy(net), copy.deepcopy(net)
-    found, price = rl_prune.gates_from_subset(own, cost, budget, pool, 0.3)
+    found, price = start.gates_from_subset(own, cost, budget, pool, 0.3)
     expected = start_from_subset(other, cost, budget, pool.sample(2000, 500, "subset"), pool.training("lessons"))
     assert torch.equal(found.route, expected.route) and torch.equal(found.worth, expected.worth)
     assert price == (expected.price * cost.backbone_macs or 0.3)
@@ -44,8 +44,8 @@ def test_the_price_is_of_the_whole_backbone_or_else_alpha(
     worth: list[float], price: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = Subset(torch.tensor([1.0, 0.0]), torch.tensor(worth).double())
-    monkeypatch.setattr(rl_prune, "start_from_subset", lambda *_: chosen)
+    monkeypatch.setattr(start, "start_from_subset", lambda *_: chosen)
     net = random_net(8)
     cost = count(net, 8)
-    found, first = rl_prune.gates_from_subset(net, cost, 0.0, images(), 0.3)
+    found, first = start.gates_from_subset(net, cost, 0.0, images(), 0.3)
     assert found is chosen and first == pytest.approx(price * cost.backbone_macs if price else 0.3)

@@ -14,7 +14,7 @@ from hybridprune.engine.threshold import threshold_for
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.price import TOLERANCE
-from hybridprune.stages.rl_prune import routed_score
+from hybridprune.stages.routed_score import routed_score
 from tests.cases import batches_of, random_images, random_net
 
 NET = random_net()
