@@ -145,11 +145,11 @@ class Bench:
         dense = {"macs": uncut.backbone_macs, "params": uncut.backbone_params}
         cutting = Cutting(config, self.images, dense, Cost(before.backbone_macs, before.backbone_params), {})
         times = [time.perf_counter()]
-        proposal = cutting.propose(net, 0)
+        plan = cutting.make_plan(net, 0)
         times.append(time.perf_counter())
-        kept, _ = cutting.decide(proposal, 0, CutState())
+        kept, _ = cutting.decide(plan, 0, CutState())
         times.append(time.perf_counter())
-        proposal.apply(kept)
+        plan.apply(kept)
         times.append(time.perf_counter())
         recalibrate(net, self.images.sample(10_000, BATCH, "recalibration"), always_on=True)
         after = count(net, 32)

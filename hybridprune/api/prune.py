@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridprune.ambient import isolated
 from hybridprune.api.first_look import Batches, Loader, Task, device_of, look
+from hybridprune.api.prunable import PlainNetwork
 from hybridprune.api.pruned import Pruned, PrunedSpec
 from hybridprune.config import (
     CurvatureOptions,
@@ -25,7 +26,7 @@ from hybridprune.config import (
     checked,
     checked_value,
 )
-from hybridprune.curvature import Shard, likelihood_of
+from hybridprune.curvature import likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.batchnorm import recalibrate_by
 from hybridprune.engine.finetune import finetune, length, trainable
@@ -34,17 +35,15 @@ from hybridprune.engine.modes import take_modes
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwrapped
 from hybridprune.errors import RunFailed, UserError
-from hybridprune.measure.cost import count_module
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.precision import full_precision
 from hybridprune.processes import json_from_first
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.left_alone import notice
-from hybridprune.pruning.make_plan import propose, sparse_target, sparsity_of
-from hybridprune.pruning.plan import Proposal
+from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
+from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining
-from hybridprune.pruning.subject import Subject
 from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
@@ -125,35 +124,22 @@ def prune(
         if sparsity_of(cut.method).trainings or (not callable(fine_tune) and fine_tune > 0):
             length(batches)  # refused now, not after the cut
             trainable(module)
-        dense = Cost(*count_module(module, example, task.run))
-        subject = Subject(
-            model=module,
-            logits=lambda inputs: task.output(module, inputs),
-            run=task.run,
-            example=example,
-            exclude=cut.exclude,
-            sample=lambda images, purpose: batches.sample(images, stream_seed(seed, purpose)),
-            measure=lambda net: Cost(*count_module(net, example, task.run)),
-            counts=lambda name: True,
-            channels={},
-            seed=seed,
-            shard=Shard.current(),
-            likelihood=task.likelihood,
-        )
-        work = _Work(subject, cut, curvature, sparsity, dense, batches, lr)
+        network = PlainNetwork(module, batches, example, cut.exclude, seed)
+        dense = network.cost
+        work = _Work(network, cut, curvature, sparsity, dense, batches, lr)
         removed = work.train_sparse()
-        proposal = work.propose(removed)
-        if (told := notice(proposal.left_alone)) is not None:
+        plan = work.make_plan(removed)
+        if (told := notice(plan.left_alone)) is not None:
             warnings.warn(told, stacklevel=2)
         with full_precision():
-            proposal.apply(work.allocate(proposal))
+            plan.apply(work.allocate(plan))
         if cut.cut_weights == "scratch":
             initialise(module, seed, "cut")
         origin = origin_of(original)
         module, edits = _as_the_first(original, module, origin.edits)
-        sample = subject.sample(RECALIBRATION_IMAGES, "recalibration")
+        sample = network.sample(RECALIBRATION_IMAGES, "recalibration")
         recalibrate_by(module, sample, lambda pair: task.output(module, pair[0]), shared=True)
-        cost = Cost(*count_module(module, example, task.run))
+        cost = network.measure(module)
     if callable(fine_tune):
         fine_tune(take_types(module, original))  # as the caller has set everything
     with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None):
@@ -163,7 +149,7 @@ def prune(
         share_weights(take_types(module, original))
         _check_finite(module, original)
         batches.check_output(module)
-    spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, proposal.left_alone)
+    spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, plan.left_alone)
     note_origin(module, dataclasses.replace(origin, edits=edits))
     return Pruned(take_modes(module, original), spec)
 
@@ -172,7 +158,7 @@ def prune(
 class _Work:
     """What leads to the cut of one module."""
 
-    subject: Subject
+    network: PlainNetwork
     cut: CutOptions
     curvature: CurvatureOptions
     sparsity: SparsityOptions
@@ -185,15 +171,15 @@ class _Work:
         """What the cut has to meet."""
         return Budget.of(self.cut.target_flops, self.cut.target_params, self.dense)
 
-    def propose(self, removed: Removal | None = None) -> Proposal:
+    def make_plan(self, removed: Removal | None = None) -> Plan:
         """What would be cut."""
         with self._refused_budget():
-            return propose(self.subject, self.cut, self.curvature, self.sparsity, self.budget, removed)
+            return make_plan(self.network, self.cut, self.curvature, self.sparsity, self.budget, removed)
 
-    def allocate(self, proposal: Proposal) -> list[int]:
+    def allocate(self, plan: Plan) -> list[int]:
         """How many units each set keeps; UserError if the budget cannot be reached."""
         with self._refused_budget():
-            return proposal.allocate(self.cut.prune_ratio, self.budget)
+            return plan.allocate(self.cut.prune_ratio, self.budget)
 
     @contextmanager
     def _refused_budget(self) -> Iterator[None]:
@@ -206,17 +192,18 @@ class _Work:
 
     def train_sparse(self) -> Removal | None:
         """The method's trainings before the cut, and the channels that it selected in between, if it did."""
-        method, model = sparsity_of(self.cut.method), self.subject.model
+        method, model = sparsity_of(self.cut.method), self.network.model
         initial = copy.deepcopy(model.state_dict())
         removed = None
         for number, training in enumerate(method.trainings):
             if training is method.after:
-                proposal = self.propose()
-                removed = proposal.removed(self.allocate(proposal))
+                plan = self.make_plan()
+                assert isinstance(plan, ChannelPlan)  # `sparse_target` refuses other methods
+                removed = plan.removed(self.allocate(plan))
             if training.start == "parent":
                 model.load_state_dict(initial)
             if number == 0 and training.starts_fresh(self.sparsity):
-                initialise(model, self.subject.seed, "sparse")
+                initialise(model, self.network.seed, "sparse")
             self._train(training, removed or {})
             if method.conclude is not None:
                 method.conclude(model)
@@ -224,9 +211,9 @@ class _Work:
 
     def _train(self, training: SparseTraining, removed: Removal) -> None:
         with self._refused_budget():
-            target = sparse_target(self.subject, self.cut, self.budget, removed)
+            target = sparse_target(self.network, self.cut, self.budget, removed)
         drive = training.prepare(target, self.sparsity)
-        self.fine_tune(self.subject.model, self.sparsity.sparse_epochs, drive=drive)
+        self.fine_tune(self.network.model, self.sparsity.sparse_epochs, drive=drive)
 
     def fine_tune(self, model: nn.Module, epochs: float, **options: Any) -> None:
         """Train by the task's loss; the other options are those of `finetune`."""

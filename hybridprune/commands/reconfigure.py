@@ -31,7 +31,7 @@ from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.methods.nuspm.masks import attach_masks, fold_masks, unread_channels
 from hybridprune.pruning.methods.nuspm.method import MASKED
 from hybridprune.pruning.promise import check_promise
-from hybridprune.stages.cut_schedule import GATES, execute_all
+from hybridprune.stages.prunable import GATES, execute_all
 from hybridprune.stages.setup import unpruned
 from hybridprune.store.files import sha256, write_folder
 from hybridprune.store.run_folder import RunFolder, RunSpec

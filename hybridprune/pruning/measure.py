@@ -24,7 +24,7 @@ from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.pruning.left_alone import NO_ROWS, PADDED, UNSEEN, WIDE
-from hybridprune.pruning.subject import Subject
+from hybridprune.pruning.prunable import PrunableNetwork
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ bytes, and its cube in time."""
 
 
 def measure_factors(
-    subject: Subject, layers: Mapping[str, nn.Module], options: CurvatureOptions
+    network: PrunableNetwork, layers: Mapping[str, nn.Module], options: CurvatureOptions
 ) -> tuple[dict[str, LayerFactors], dict[str, str]]:
     """The layers' curvature, and of those that have none the reason.
 
@@ -42,22 +42,22 @@ def measure_factors(
     little. With several processes each takes the batches of its shard. A layer that is wider than `WIDEST`, whose
     activations have no rows of single images (`rows_of_images`), or that is `Unobservable`, has none.
     """
-    with kept_modes(subject.model):
-        subject.model.eval()
+    with kept_modes(network.model):
+        network.model.eval()
         missing = {name: reason for name, layer in layers.items() if (reason := _obstacle(layer)) is not None}
-        rows = _rows(subject, {name: layer for name, layer in layers.items() if name not in missing})
+        rows = _rows(network, {name: layer for name, layer in layers.items() if name not in missing})
         found, unseen = _of_observable(
             lambda seen: collect_factors(
-                subject.logits,
+                network.logits,
                 seen,
-                subject.sample(options.curvature_images, "factors"),
+                network.sample(options.curvature_images, "factors"),
                 fisher_type=options.fisher_type,
                 moving_average=options.ma,
-                seed=subject.seed,
+                seed=network.seed,
                 sua=options.sua,
                 use_full_cov_a=options.use_full_cov_a,
-                shard=subject.shard,
-                likelihood=subject.likelihood,
+                shard=network.shard,
+                likelihood=network.likelihood,
                 rows=rows,
             ),
             {name: layers[name] for name in rows},
@@ -76,7 +76,7 @@ def _obstacle(layer: nn.Module) -> str | None:
 
 
 def measure_moments(
-    subject: Subject,
+    network: PrunableNetwork,
     layers: Mapping[str, nn.Module],
     factors: Mapping[str, LayerFactors],
     means: Mapping[str, Tensor] | None,
@@ -97,20 +97,20 @@ def measure_moments(
         for name, layer in factors.items():
             basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
             bases[name] = basis.q_out, basis.q_in, basis.q_offset
-    with kept_modes(subject.model):
-        subject.model.eval()
-        rows = _rows(subject, layers)
+    with kept_modes(network.model):
+        network.model.eval()
+        rows = _rows(network, layers)
         return _of_observable(
             lambda seen: collect_second_moments(
-                subject.logits,
+                network.logits,
                 seen,
-                subject.sample(options.moment_images, "moments"),
+                network.sample(options.moment_images, "moments"),
                 bases=bases,
                 fisher_type=options.fisher_type,
-                seed=subject.seed + 1,
+                seed=network.seed + 1,
                 means=means,
-                shard=subject.shard,
-                likelihood=subject.likelihood,
+                shard=network.shard,
+                likelihood=network.likelihood,
                 rows=rows,
             ),
             layers,
@@ -146,5 +146,5 @@ def differentiable() -> Iterator[None]:
         ) from error
 
 
-def _rows(subject: Subject, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:
-    return rows_of_images(lambda images: subject.run(subject.model, images), subject.example, layers)
+def _rows(network: PrunableNetwork, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:
+    return rows_of_images(lambda images: network.run(network.model, images), network.example, layers)

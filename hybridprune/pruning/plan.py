@@ -1,38 +1,190 @@
-"""What a method would cut."""
+"""What a method would cut: directions of layers, or channels of groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
+
+from hybridprune.models.copies import copied
 from hybridprune.pruning.allocate import allocate
-from hybridprune.pruning.budget.space import Budget, Space
+from hybridprune.pruning.budget.space import Budget, Space, pick
 from hybridprune.pruning.budget.width_growth import Growth
+from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, remove_channels
+from hybridprune.pruning.channels.surgery import Update
+from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
+from hybridprune.pruning.directions.layers import PrunableLayer
+from hybridprune.pruning.directions.refit import refit
+from hybridprune.pruning.directions.space import DirectionCell
+from hybridprune.pruning.directions.surgery import apply_ranks
+from hybridprune.pruning.promise import check_promise
+from hybridprune.pruning.prunable import Pairs, PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import Removal
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """The units of a network with their scores. Nothing has changed yet."""
+class Plan(ABC):
+    """The scored units of a network, and how it is cut down to some of them. Nothing has changed yet.
 
-    space: Space
+    ``kept``, throughout, is how many units of each set of the space stay, in their order.
+    """
+
+    network: PrunableNetwork
     allocation: str
-    apply: Callable[[Sequence[int]], None]
-    """Cut the network in place, down to so many units of each set."""
-    describe: Callable[[Sequence[int]], list[str]]
-    """One line for each layer or group."""
-    removed: Callable[[Sequence[int]], Removal] = lambda kept: {}
-    """The channels that would go; none where the units are directions."""
-    fixed: list[int] | None = None
-    """How many units each set keeps where this is decided already."""
-
-    growth: Growth | None = None
-    """Of the widths, for the allocations that give to whole layers."""
-    left_alone: Mapping[str, str] = field(default_factory=dict)
+    """The name of the allocation that decides how many units go from which set."""
+    left_alone: Mapping[str, str]
     """Layers with weights from which nothing can be cut, by name, each with the reason; excluded ones are not named."""
+    in_nats: bool
+    """Whether scores are expected rises of the loss."""
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """The units with their scores, and what the network costs without some of them."""
+
+    @abstractmethod
+    def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
+        """How many units each set keeps under the budget or, without one, when ``ratio`` of them go.
+
+        Raises InfeasibleBudget.
+        """
+
+    def apply(self, kept: Sequence[int]) -> None:
+        """Cut the network in place; raises BrokenPromise if it then costs anything else than its space says."""
+        self._cut(kept)
+        check_promise(self.space.cost(kept), self.network.cost)
+
+    @abstractmethod
+    def _cut(self, kept: Sequence[int]) -> None:
+        """Cut the network in place."""
+
+    @abstractmethod
+    def describe(self, kept: Sequence[int]) -> list[str]:
+        """One line for each layer or group."""
+
+    def expected_losses(self, kept: Sequence[int]) -> Mapping[str, float] | None:
+        """The rise of the loss (nats) that the cut of each layer or group is expected to cost, before any training.
+
+        None where the scores of the method are in other units.
+        """
+        return self._losses(kept) if self.in_nats else None
+
+    @abstractmethod
+    def _losses(self, kept: Sequence[int]) -> Mapping[str, float]:
+        """What is lost of each layer's or group's scores."""
+
+
+@dataclass(frozen=True)
+class DirectionPlan(Plan):
+    """Directions of each layer, which becomes a chain of smaller ones where that is cheaper."""
+
+    directions: Space
+    """Of each layer one cell, with a set for its inputs and one for its outputs."""
+    layers: Sequence[PrunableLayer]
+    decompositions: Mapping[str, Decomposition]
+    hooi_sweeps: int
+    """Of higher-order orthogonal iteration, once the ranks are known."""
+    refit_images: int
+    """On which the cores of the cut layers are refitted; 0: not at all."""
+    metrics: Mapping[str, Tensor]
+    """Gradient factors ``[C_out, C_out]`` of the layers by whose outputs a refit measures errors with them."""
+
+    @property
+    def space(self) -> Space:
+        """The directions of all layers."""
+        return self.directions
 
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
-        """How many units each set keeps; raises InfeasibleBudget."""
+        """How many directions each side of each layer keeps; raises InfeasibleBudget."""
+        return allocate(self.space, self.allocation, ratio=ratio, budget=budget)
+
+    def ranks(self, kept: Sequence[int]) -> dict[str, Ranks]:
+        """The form of each layer that keeps at least so many directions and is the cheapest."""
+        return {cell.name: cell.ranks(pick(cell, kept)) for cell in self._cells()}
+
+    def _cut(self, kept: Sequence[int]) -> None:
+        model, planned = self.network.model, self.ranks(kept)
+        reference = copied(model) if self.refit_images else model
+        apply_ranks(model, self.layers, self.decompositions, planned, self.hooi_sweeps)
+        if self.refit_images:
+            cut = [x.name for x in self.layers if planned[x.name] not in (x.form, DENSE)]
+            metrics = {name: self.metrics[name] for name in cut if name in self.metrics}
+            images = _Inputs(self.network.sample(self.refit_images, "refit"))
+            refit(model, reference, cut, images, self.network.run, metrics)
+
+    def describe(self, kept: Sequence[int]) -> list[str]:
+        """The ranks of each layer."""
+        return [
+            f"{name}: input rank {r.rank_in or 'full'}, output rank {r.rank_out or 'full'}"
+            for name, r in self.ranks(kept).items()
+        ]
+
+    def _losses(self, kept: Sequence[int]) -> Mapping[str, float]:
+        """Exact in the quadratic model, where both sides' scores would count twice what both remove."""
+        found: dict[str, float] = {}
+        for cell in self._cells():
+            ranks = cell.ranks(pick(cell, kept))
+            rank_in, rank_out = (full if r is None else r for r, full in zip(ranks, cell.full, strict=True))
+            found[cell.name] = float(cell.losses[rank_out, rank_in])
+        return found
+
+    def _cells(self) -> list[DirectionCell]:
+        return [cell for cell in self.space.cells if isinstance(cell, DirectionCell)]
+
+
+@dataclass(frozen=True)
+class ChannelPlan(Plan):
+    """Channels of dependency groups, which go out of all layers that produce and read them."""
+
+    channels: ChannelSpace
+    """Of each group one set."""
+    groups: Sequence[ChannelGroup]
+    update: Update | None
+    """Changes the remaining filters to make up for the removed ones, before these go."""
+    fixed: Sequence[int] | None
+    """How many channels each group keeps where the method has selected them itself."""
+    growth: Growth
+    """Of the widths, for the allocations that give to whole layers."""
+
+    @property
+    def space(self) -> Space:
+        """The channels of all groups."""
+        return self.channels.space
+
+    def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
+        """How many channels each group keeps; raises InfeasibleBudget."""
         if self.fixed is not None:
             return list(self.fixed)
         return allocate(self.space, self.allocation, ratio=ratio, budget=budget, growth=self.growth)
+
+    def removed(self, kept: Sequence[int]) -> Removal:
+        """The channels that would go."""
+        gone = zip(self.groups, self.channels.removed(kept), strict=True)
+        return {group.name: ids.tolist() for group, ids in gone if len(ids)}
+
+    def _cut(self, kept: Sequence[int]) -> None:
+        network, gone = self.network, self.channels.removed(kept)
+        remove_channels(network.model, self.groups, gone, network.run, network.example, self.update)
+
+    def describe(self, kept: Sequence[int]) -> list[str]:
+        """The channels of each group."""
+        return [f"{g.name}: {n} of {g.channels} channels" for g, n in zip(self.groups, kept, strict=True)]
+
+    def _losses(self, kept: Sequence[int]) -> Mapping[str, float]:
+        """The sum over the channels that go, as if each went alone."""
+        sets = zip(self.space.sets, kept, strict=True)
+        return {units.name: float(units.scores[number:].sum()) for units, number in sets}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the network reads of each batch, as often as it is gone through."""
+
+    pairs: Pairs
+
+    def __iter__(self) -> Iterator[Any]:
+        return (inputs for inputs, _ in self.pairs)

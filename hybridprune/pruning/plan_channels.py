@@ -1,4 +1,4 @@
-"""Channels of dependency groups: score, allocate, remove."""
+"""From a network and a method to a plan of the channels of its dependency groups: find and score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from hybridprune.pruning.channels import (
     ChannelSpace,
     channel_space,
     cut,
-    remove_channels,
     survey_channels,
 )
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, gates
@@ -30,9 +29,9 @@ from hybridprune.pruning.measure import differentiable, measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.partition import partition
-from hybridprune.pruning.plan import Proposal
+from hybridprune.pruning.plan import ChannelPlan
+from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import Removal, Target
-from hybridprune.pruning.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,20 @@ class Wish:
     """What was selected already."""
 
 
-def propose_channels(
-    subject: Subject,
+def plan_channels(
+    network: PrunableNetwork,
     method: ChannelMethod,
     allocation: str,
     options: CutOptions,
     curvature: CurvatureOptions,
     wish: Wish,
-) -> Proposal:
+) -> ChannelPlan:
     """Score all channels of the network; UserError if no group is left to prune."""
-    model = subject.model
-    groups, left_alone = _groups(subject, method, options)
+    groups, left_alone = _groups(network, method, options)
     removal = wish.removed
     if removal is None and method.sparsity is not None and method.sparsity.select is not None:
-        removal = method.sparsity.select(_target(subject, method, options, groups, wish.budget, {}), wish.options)
-    statistics = _statistics(subject, groups, method, options, curvature) if removal is None else None
+        removal = method.sparsity.select(_target(network, method, options, groups, wish.budget, {}), wish.options)
+    statistics = _statistics(network, groups, method, options, curvature) if removal is None else None
     unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in unmeasured]
     if not groups:
@@ -70,49 +68,47 @@ def propose_channels(
         scores = [method.score(group, statistics) for group in groups]
     if options.normalize:
         scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
-    channels = _space(subject, method, options, groups, scores)
+    channels = _space(network, method, options, groups, scores)
 
-    def apply(kept: Sequence[int]) -> None:
-        update = None if method.update is None or statistics is None else method.update(statistics)
-        remove_channels(model, groups, channels.removed(kept), subject.run, subject.example, update)
-
-    def describe(kept: Sequence[int]) -> list[str]:
-        return [f"{g.name}: {n} of {g.channels} channels" for g, n in zip(groups, kept, strict=True)]
-
-    def removed(kept: Sequence[int]) -> Removal:
-        return {g.name: ids.tolist() for g, ids in zip(groups, channels.removed(kept), strict=True) if len(ids)}
-
-    fixed = None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups]
-    growth = Growth(options.round_to, options.peel_backbone, options.peel_pool)
-    return Proposal(channels.space, allocation, apply, describe, removed, fixed, growth, {**left_alone, **unmeasured})
+    return ChannelPlan(
+        network=network,
+        allocation=allocation,
+        left_alone={**left_alone, **unmeasured},
+        in_nats=method.needs == "factors" and removal is None and not options.normalize,
+        channels=channels,
+        groups=groups,
+        update=None if method.update is None or statistics is None else method.update(statistics),
+        fixed=None if removal is None else [group.channels - len(removal.get(group.name, ())) for group in groups],
+        growth=Growth(options.round_to, options.peel_backbone, options.peel_pool),
+    )
 
 
 def target(
-    subject: Subject, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
+    network: PrunableNetwork, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
 ) -> Target:
     """The network as what trains it towards sparsity sees it; UserError if no group is left to prune."""
-    return _target(subject, method, options, _groups(subject, method, options).groups, budget, removed)
+    return _target(network, method, options, _groups(network, method, options).groups, budget, removed)
 
 
 def _target(
-    subject: Subject,
+    network: PrunableNetwork,
     method: ChannelMethod,
     options: CutOptions,
     groups: Sequence[ChannelGroup],
     budget: Budget | None,
     removed: Removal,
 ) -> Target:
-    space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+    space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor())
-    return Target(subject.model, groups, space, budget, removed, subject.seed)
+    return Target(network.model, groups, space, budget, removed, network.seed)
 
 
-def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> Channels:
+def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:
     """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
     coupled = options.use_out_dependencies or method.coupled
     try:
-        found = survey_channels(subject.model, subject.run, subject.example, exclude=subject.exclude, coupled=coupled)
+        found = survey_channels(network.model, network.run, network.example, exclude=network.exclude, coupled=coupled)
     except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
@@ -121,11 +117,11 @@ def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> Cha
         ) from error
 
     def check(groups: Sequence[ChannelGroup]) -> str | None:
-        space = _space(subject, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+        space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
         kept = [max(1, group.channels - 1) for group in groups]
-        trial = copied(subject.model)
+        trial = copied(network.model)
         cut(trial, groups, [torch.arange(n, group.channels) for group, n in zip(groups, kept, strict=True)])
-        return None if subject.measure(trial) == space.cost(kept) else COSTS
+        return None if network.measure(trial) == space.cost(kept) else COSTS
 
     groups, failed = partition(found.groups, check)
     if not groups:
@@ -138,21 +134,21 @@ def _groups(subject: Subject, method: ChannelMethod, options: CutOptions) -> Cha
 
 
 def _space(
-    subject: Subject,
+    network: PrunableNetwork,
     method: ChannelMethod,
     options: CutOptions,
     groups: Sequence[ChannelGroup],
     scores: Sequence[Tensor],
 ) -> ChannelSpace:
-    macs = layer_macs(subject.model, lambda: subject.run(subject.model, subject.example))
+    macs = layer_macs(network.model, lambda: network.run(network.model, network.example))
     return channel_space(
-        subject.model,
+        network.model,
         groups,
         scores,
-        {name: value for name, value in macs.items() if subject.counts(name)},
-        subject.cost,
+        {name: value for name, value in macs.items() if network.counts(name)},
+        network.cost,
         limit=options.prune_ratio_limit,
-        dense={group.name: subject.channels.get(group.name, group.channels) for group in groups},
+        dense={group.name: network.channels.get(group.name, group.channels) for group in groups},
         least=method.least,
     )
 
@@ -165,23 +161,23 @@ def _marked(group: ChannelGroup, removal: Removal) -> Tensor:
 
 
 def _statistics(
-    subject: Subject,
+    network: PrunableNetwork,
     groups: Sequence[ChannelGroup],
     method: ChannelMethod,
     options: CutOptions,
     curvature: CurvatureOptions,
 ) -> Statistics:
-    modules = dict(subject.model.named_modules())
+    modules = dict(network.model.named_modules())
     producers = [member.layer for group in groups for member in group.of("producer")]
     factors, missing, taylor = {}, {}, {}
     if method.needs == "factors":
-        factors, missing = measure_factors(subject, {name: modules[name] for name in producers}, curvature)
+        factors, missing = measure_factors(network, {name: modules[name] for name in producers}, curvature)
         if curvature.use_bias:
             factors = {name: layer.centred() for name, layer in factors.items()}
     if method.needs == "taylor":
         names = [member.layer for group in groups for member in gates(group)]
-        with kept_modes(subject.model), differentiable():
-            subject.model.eval()
-            images = subject.sample(curvature.curvature_images, "taylor")
-            taylor = collect_taylor(subject.logits, {name: modules[name] for name in names}, images, subject.likelihood)
-    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, subject.seed)
+        with kept_modes(network.model), differentiable():
+            network.model.eval()
+            images = network.sample(curvature.curvature_images, "taylor")
+            taylor = collect_taylor(network.logits, {name: modules[name] for name in names}, images, network.likelihood)
+    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, network.seed)

@@ -25,7 +25,7 @@ from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.directions.surgery import outline_of
 from hybridprune.pruning.left_alone import COSTS, DIFFERS, NOT_ONCE
 from hybridprune.pruning.partition import partition
-from hybridprune.pruning.subject import Run, Subject
+from hybridprune.pruning.prunable import PrunableNetwork, Run
 
 SITUATIONS = tuple(itertools.product((False, True), repeat=2))
 """Whether the network trains, and whether it records gradients."""
@@ -43,43 +43,45 @@ class _Pass:
     """Of the layers that were watched."""
 
 
-def replaceable(subject: Subject, layers: Sequence[PrunableLayer]) -> tuple[list[PrunableLayer], dict[str, str]]:
+def replaceable(
+    network: PrunableNetwork, layers: Sequence[PrunableLayer]
+) -> tuple[list[PrunableLayer], dict[str, str]]:
     """The layers that may become factored, and for each of the others the reason why it may not.
 
     A layer in the place of each computes the same: a rotation by the identity and the old weight. With these, a copy of
     the network has to run wherever it ran, call each of them once in a pass, give the same outputs and cost what it
-    should. ``subject.model`` is not changed, nor are the caller's random numbers.
+    should. ``network.model`` is not changed, nor are the caller's random numbers.
     """
     names = [layer.name for layer in layers]
-    images = _two_images(subject.example)
-    model = copied(subject.model)
+    images = _two_images(network.example)
+    model = copied(network.model)
     expected: list[_Pass | None] = []
     for training, gradients in SITUATIONS:
         try:
-            expected.append(_run(model, names, subject.run, images, training, gradients))
+            expected.append(_run(model, names, network.run, images, training, gradients))
         except Exception:  # of any kind: where the network itself does not run, nothing is asked of its copies
             expected.append(None)
-    weight = next(subject.model.parameters())
+    weight = next(network.model.parameters())
     numbers = [weight, *(output for each in expected if each is not None for output in each.outputs)]
     exact = all(x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" for x in numbers)
 
     def check(tried: Sequence[PrunableLayer]) -> str | None:
-        trial = copied(subject.model)
-        promised = subject.cost
+        trial = copied(network.model)
+        promised = network.cost
         for layer in tried:
             promised = promised.plus(_stand_in(trial, layer))
         for (training, gradients), before in zip(SITUATIONS, expected, strict=True):
             if before is None:
                 continue
             try:
-                after = _run(trial, names, subject.run, images, training, gradients)
+                after = _run(trial, names, network.run, images, training, gradients)
             except Exception as error:  # of any kind
                 return f"another layer in its place does not run ({_first_line(error)})"
             if any(after.calls[x.name] != (before.calls[x.name] if training else 1) for x in tried):
                 return NOT_ONCE
             if not _alike(before.outputs, after.outputs, TOLERANCE if exact else ROUGH, values=not training):
                 return DIFFERS
-        return None if subject.measure(trial) == promised else COSTS
+        return None if network.measure(trial) == promised else COSTS
 
     kept, failed = partition(layers, check)
     return kept, {layer.name: reason for layer, reason in failed}

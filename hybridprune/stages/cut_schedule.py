@@ -1,33 +1,26 @@
-"""What stage 2 cuts and when: its phases, the gated network as a subject, its budget, and the bring-back."""
+"""What stage 2 cuts and when: its phases, its budgets, and the bring-back."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridprune.config import PruneConfig
-from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.bring_back import Pool, bring_back
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
-from hybridprune.pruning.make_plan import propose, sparse_target, sparsity_of
-from hybridprune.pruning.plan import Proposal
+from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
+from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
-from hybridprune.pruning.subject import Subject
 from hybridprune.stages.images import RunImages
-from hybridprune.store.seeds import generator, stream_seed
-
-CURVATURE_BATCH = 128
-"""Of small images; of large ones no more than an evaluation takes."""
-GATES = "gate.*"
+from hybridprune.stages.prunable import PrunableGated
+from hybridprune.store.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -107,43 +100,46 @@ class Cutting:
         """Whether units come back after this cut."""
         return self.per_iteration == 2 and cut % 2 == 0
 
-    def propose(self, net: GatedNetwork, cut: int, removed: Removal | None = None) -> Proposal:
+    def network(self, net: GatedNetwork, cut: int) -> PrunableGated:
+        """The network before this cut."""
+        return PrunableGated(net, self.images, self.config, self.channels, cut)
+
+    def make_plan(self, net: GatedNetwork, cut: int, removed: Removal | None = None) -> Plan:
         """Measure the network and score its units; ``removed`` has been selected for this cut already."""
-        config = self.config
-        subject = self._subject(net, cut)
+        config, network = self.config, self.network(net, cut)
         with self._refused_budget():
-            return propose(subject, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
+            return make_plan(network, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
 
     def target(self, net: GatedNetwork, state: CutState) -> Target:
         """The network as what trains it towards sparsity sees it."""
         with self._refused_budget():
-            return sparse_target(self._subject(net, 0), self.config.cut, self._budget(0), state.removed or {})
+            return sparse_target(self.network(net, 0), self.config.cut, self._budget(0), state.removed or {})
 
-    def decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], CutState]:
+    def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """How many units each set keeps in this cut; UserError if the budget cannot be reached."""
         options = self.config.stage
-        kept = self._allocate(proposal, cut, state)
+        kept = self._allocate(plan, cut, state)
         pool = Pool(state.lost)
         if self.brings_back(cut):
-            pool = pool.after(proposal.space, kept, options.pool_momentum)
+            pool = pool.after(plan.space, kept, options.pool_momentum)
             source = generator(self.config.run.seed, "bring-back", cut)
             state = CutState(pool.lost, sum(kept))
-            return bring_back(proposal.space, kept, pool, options.back_ratio, source), state
+            return bring_back(plan.space, kept, pool, options.back_ratio, source), state
         return kept, CutState(pool.lost, sum(kept))
 
     def lr_factor(self, cut: int, compression: float) -> float:
         """The learning rate over ``lr`` after a cut: a bring-back training's goes from 10 to 1 with the compression."""
         return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0
 
-    def _allocate(self, proposal: Proposal, cut: int, state: CutState) -> list[int]:
-        options, space = self.config.cut, proposal.space
+    def _allocate(self, plan: Plan, cut: int, state: CutState) -> list[int]:
+        options, space = self.config.cut, plan.space
         budget = self._budget(cut)
         ratio = options.prune_ratio
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(space.everything()))
         with self._refused_budget():
-            return proposal.allocate(ratio, budget)
+            return plan.allocate(ratio, budget)
 
     @contextmanager
     def _refused_budget(self) -> Iterator[None]:
@@ -169,48 +165,6 @@ class Cutting:
     def _dense(self) -> Cost:
         return Cost(self.dense["macs"], self.dense["params"])
 
-    def _subject(self, net: GatedNetwork, cut: int) -> Subject:
-        config, size = self.config, self.config.data.resize
-        example = torch.zeros(1, 3, size, size, device=self.images.device)
-
-        def measure(network: nn.Module) -> Cost:
-            assert isinstance(network, GatedNetwork)
-            cost = count(network, size)
-            return Cost(cost.backbone_macs, cost.backbone_params)
-
-        def sample(images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
-            size = min(CURVATURE_BATCH, self.images.eval_batch)
-            return _Pairs(self.images.sample(images, size, f"{purpose}/{cut}"))
-
-        return Subject(
-            model=net,
-            logits=lambda images: net(images, mode="executed").logits,
-            run=execute_all,
-            example=example,
-            exclude=(GATES, *config.cut.exclude),
-            sample=sample,
-            measure=measure,
-            counts=lambda name: name.startswith("backbone."),
-            channels=self.channels,
-            seed=stream_seed(config.run.seed, f"labels/{cut}"),
-            shard=Shard.current() if config.stage.pruner_id == 1 else ALONE,
-        )
-
-
-def execute_all(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Every block and every gate, whose inputs are a block's outputs and go with its channels."""
-    assert isinstance(net, GatedNetwork)
-    routed = net(images, images.new_ones(len(images), net.num_gates))
-    return routed.logits, routed.gate_logits
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    batches: Any
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((batch.images, batch.labels) for batch in self.batches)
-
 
 def _between(start: int, target: float | None, share: float) -> float | None:
     return None if target is None else min(start * (target / start) ** share, start)
@@ -225,7 +179,7 @@ def layer_channels(unpruned: GatedNetwork) -> dict[str, int]:
     }
 
 
-def plan_lines(proposal: Proposal, kept: Sequence[int], trains: bool) -> list[str]:
+def plan_lines(plan: Plan, kept: Sequence[int], trains: bool) -> list[str]:
     """A plan for ``--dry-run``; ``trains``: the network will be another one by then."""
     when = " (of the parent as it is; the run trains it towards sparsity first)" if trains else ""
-    return [f"plan of the first iteration{when}:", *proposal.describe(kept)]
+    return [f"plan of the first iteration{when}:", *plan.describe(kept)]

@@ -33,7 +33,7 @@ from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first, json_from_first
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.left_alone import notice
-from hybridprune.pruning.plan import Proposal
+from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.sparse_training.protocol import SparseTraining
 from hybridprune.stages.console import say, show_config, show_plan
 from hybridprune.stages.cut_schedule import CutState, Cutting, Phase, layer_channels, plan_lines
@@ -78,9 +78,9 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         if training is not None:
             # Refuses what the run itself would.
             training.prepare(cutting.target(copy.deepcopy(net), CutState()), config.sparsity)
-        proposal = cutting.propose(net, 0)
-        kept, _ = cutting.decide(proposal, 0, CutState())
-        show_plan(spec, images, before, plan_lines(proposal, kept, training is not None))
+        plan = cutting.make_plan(net, 0)
+        kept, _ = cutting.decide(plan, 0, CutState())
+        show_plan(spec, images, before, plan_lines(plan, kept, training is not None))
         return None
     return _prune(setup, stage)
 
@@ -172,13 +172,13 @@ class _Stage:
         return spec, fit
 
     def _cut(self, net: GatedNetwork, phase: Phase, state: CutState) -> CutState:
-        proposal = self.cutting.propose(net, phase.cut, state.removed)
-        if (told := notice(proposal.left_alone)) is not None:
+        plan = self.cutting.make_plan(net, phase.cut, state.removed)
+        if (told := notice(plan.left_alone)) is not None:
             say(told)
         # The first process's plan and weights, should others have rounded differently.
-        kept, record = json_from_first(lambda: self._decide(proposal, phase.cut, state))
+        kept, record = json_from_first(lambda: self._decide(plan, phase.cut, state))
         gap = {"before": self._validate(net)} if self.cutting.sparsity.trainings else None
-        proposal.apply(kept)
+        plan.apply(kept)
         if gap is not None:
             gap["after"] = self._validate(net)
             say(f"the cut alone: validation accuracy {gap['before']['accuracy']:.4f} -> {gap['after']['accuracy']:.4f}")
@@ -192,15 +192,16 @@ class _Stage:
         metrics = routed_accuracy(net, self.images.validation(), cost).metrics
         return {name: metrics[name] for name in ("accuracy", "loss")}
 
-    def _decide(self, proposal: Proposal, cut: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
-        kept, after = self.cutting.decide(proposal, cut, state)
+    def _decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
+        kept, after = self.cutting.decide(plan, cut, state)
         return kept, after.to_json()
 
     def _aim(self, net: GatedNetwork, phase: Phase, training: SparseTraining, state: CutState, first: bool) -> CutState:
         """Select what will go, if it is time, and put the network where the training starts."""
         if phase.selects:
-            proposal = self.cutting.propose(net, phase.cut)
-            removed = json_from_first(lambda: proposal.removed(self.cutting.decide(proposal, phase.cut, state)[0]))
+            plan = self.cutting.make_plan(net, phase.cut)
+            assert isinstance(plan, ChannelPlan)  # `sparse_target` refuses other methods
+            removed = json_from_first(lambda: plan.removed(self.cutting.decide(plan, phase.cut, state)[0]))
             state = dataclasses.replace(state, removed=removed)
         if training.start == "parent":
             net.load_state_dict(self.initial)

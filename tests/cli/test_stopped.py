@@ -54,7 +54,7 @@ def ctrl_c() -> Iterator[None]:
     ("name", "target", "function"),
     [
         ("sp", result, "summary"),  # the last evaluation
-        ("prune", Cutting, "propose"),  # curvature
+        ("prune", Cutting, "make_plan"),  # curvature
         ("prune", prune, "load_selected"),
         ("rl", rl_prune, "share_weights"),  # statistics
         ("rl", rl_prune, "meet_budget"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybridprune.curvature import LayerFactors, SecondMoments
-from hybridprune.measure.cost import count
+from hybridprune.curvature import CROSS_ENTROPY, LayerFactors, Likelihood, SecondMoments
+from hybridprune.curvature.shard import ALONE, Shard
+from hybridprune.measure.cost import count, count_module
 from hybridprune.models.factored import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
@@ -30,6 +31,46 @@ DIRECTION_METHODS: Mapping[str, DirectionMethod] = {
     "fisher-tucker": fisher_tucker.METHOD,
     "eigendamage": eigendamage.METHOD,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainNetwork:
+    """A `PrunableNetwork` without images: any module, all of it."""
+
+    model: nn.Module
+    example: Tensor
+    exclude: tuple[str, ...] = ()
+    channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    shard: Shard = ALONE
+    likelihood: Likelihood = CROSS_ENTROPY
+
+    @property
+    def cost(self) -> Cost:
+        """Of the module as it is now."""
+        return self.measure(self.model)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Its output."""
+        return self.model(images)
+
+    def run(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Its output."""
+        return model(images)
+
+    def sample(self, images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
+        """None."""
+        del images, purpose
+        return []
+
+    def measure(self, model: nn.Module) -> Cost:
+        """All of it."""
+        return Cost(*count_module(model, self.example))
+
+    def counts(self, name: str) -> bool:
+        """Every layer does."""
+        del name
+        return True
 
 
 def source(seed: int) -> torch.Generator:

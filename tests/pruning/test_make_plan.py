@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.curvature import collect_factors, eigenbasis
 from hybridprune.errors import UserError
 from hybridprune.models.factored import factor_edits
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.pruning.budget.space import Budget, UnitSet
-from hybridprune.pruning.make_plan import propose
-from hybridprune.pruning.plan import Proposal
-from hybridprune.pruning.subject import Subject
+from hybridprune.pruning.budget.space import Budget, Cost, UnitSet
+from hybridprune.pruning.make_plan import make_plan
+from hybridprune.pruning.plan import DirectionPlan, Plan
 from tests.cases import random_images, random_net
-from tests.pruning.cases import SIZE, cost_of, forms, layers_of
+from tests.pruning.cases import SIZE, PlainNetwork, cost_of, forms, layers_of
 
 COPIES = 10
 DISTINCT = 4
@@ -33,34 +33,44 @@ def batch() -> tuple[Tensor, Tensor]:
     return random_images(DISTINCT, SIZE).repeat(COPIES, 1, 1, 1), (torch.arange(DISTINCT) % 5).repeat(COPIES)
 
 
-def subject_of(net: GatedNetwork, decisions: Tensor | None = None, exclude: tuple[str, ...] = ("gate.*",)) -> Subject:
-    def sample(images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True)
+class RoutedNetwork(PlainNetwork):
+    """A gated network that decides as it is told, pruned on one batch."""
+
+    model: GatedNetwork
+    decisions: Tensor | None = None
+    exclude: tuple[str, ...] = ("gate.*",)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.model(images, self.decisions, mode="executed").logits
+
+    def run(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model.get_submodule("backbone")(images)
+
+    def sample(self, images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
         assert images > 0 and purpose in ("factors", "moments", "refit")
         return [batch()]
 
-    return Subject(
-        model=net,
-        logits=lambda images: net(images, decisions, mode="executed").logits,
-        run=lambda model, images: model.get_submodule("backbone")(images),
-        example=torch.zeros(1, 3, SIZE, SIZE),
-        exclude=exclude,
-        sample=sample,
-        measure=lambda model: cost_of(cast(GatedNetwork, model)),
-        counts=lambda name: name.startswith("backbone."),
-        channels={},
-        seed=0,
-    )
+    def measure(self, model: nn.Module) -> Cost:
+        return cost_of(cast(GatedNetwork, model))
+
+    def counts(self, name: str) -> bool:
+        return name.startswith("backbone.")
 
 
-def proposal_of(
+def network_of(net: GatedNetwork, decisions: Tensor | None = None) -> RoutedNetwork:
+    return RoutedNetwork(net, torch.zeros(1, 3, SIZE, SIZE), decisions=decisions)
+
+
+def plan_of(
     net: GatedNetwork, decisions: Tensor | None = None, cut: dict[str, Any] | None = None, **curvature: Any
-) -> Proposal:
+) -> Plan:
     options = CurvatureOptions(**{"fisher_type": "exp", **curvature})
-    return propose(subject_of(net, decisions), CutOptions(**{"refit_images": 0, **(cut or {})}), options)
+    return make_plan(network_of(net, decisions), CutOptions(**{"refit_images": 0, **(cut or {})}), options)
 
 
-def sets_of(proposal: Proposal) -> dict[str, UnitSet]:
-    return {units.name: units for units in proposal.space.sets}
+def sets_of(plan: Plan) -> dict[str, UnitSet]:
+    return {units.name: units for units in plan.space.sets}
 
 
 @pytest.mark.parametrize("sua", [True, False])
@@ -73,8 +83,8 @@ def test_a_block_that_a_tenth_of_the_images_use_is_worth_a_tenth(method: str, co
     for copies in (COPIES, 1, 0):
         decisions = torch.ones(COPIES * DISTINCT, net.num_gates)
         decisions[copies * DISTINCT :, gate] = 0
-        proposal = proposal_of(net, decisions, {"method": method}, correct_eigenvalues=correct, sua=sua)
-        scores[copies] = {name: units.scores for name, units in sets_of(proposal).items()}
+        plan = plan_of(net, decisions, {"method": method}, correct_eigenvalues=correct, sua=sua)
+        scores[copies] = {name: units.scores for name, units in sets_of(plan).items()}
     for name in ("backbone.blocks.3.conv1", "backbone.blocks.3.conv2"):
         for side in ("in", "out"):
             always, tenth = (scores[copies][f"{name}:{side}"] for copies in (COPIES, 1))
@@ -82,7 +92,7 @@ def test_a_block_that_a_tenth_of_the_images_use_is_worth_a_tenth(method: str, co
             torch.testing.assert_close(tenth, always / COPIES, rtol=1e-3, atol=1e-6 * float(always[0]))
             # One that no image uses has not been measured, which does not mean that it costs nothing.
             assert f"{name}:{side}" not in scores[0]
-        assert proposal.left_alone[name] == "no gradient reached it"
+        assert plan.left_alone[name] == "no gradient reached it"
     # The block behind it does run.
     assert float(scores[0]["backbone.blocks.4.conv1:out"][0]) > 0
 
@@ -94,7 +104,7 @@ def test_corrected_scores_are_those_of_the_images_own_gradients(sua: bool, use_b
     net = random_net(8, 4)
     images, labels = (each[:DISTINCT] for each in batch())
     options = {"method": "eigendamage"}
-    found = sets_of(proposal_of(net, None, options, correct_eigenvalues=True, sua=sua, use_bias=use_bias))
+    found = sets_of(plan_of(net, None, options, correct_eigenvalues=True, sua=sua, use_bias=use_bias))
     layers = {layer.name: layer for layer in layers_of(net)}
     decisions = net(images).decisions
     factors = collect_factors(
@@ -145,7 +155,7 @@ def test_sampled_labels_are_repeatable_and_leave_no_trace() -> None:
     net.backbone.bn.eval()
     modes = [module.training for module in net.modules()]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    one, two = (sets_of(proposal_of(net, fisher_type="true")) for _ in range(2))
+    one, two = (sets_of(plan_of(net, fisher_type="true")) for _ in range(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(units.scores, two[name].scores) for name, units in one.items())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -157,7 +167,7 @@ def test_sampled_labels_are_repeatable_and_leave_no_trace() -> None:
     ("method", "decomp_method", "refit_images"),
     [("fisher-tucker", "usual", 0), ("fisher-tucker", "tucker", 16), ("eigendamage", "usual", 16)],
 )
-def test_a_proposal_is_carried_out_within_its_budget_again_and_again(
+def test_a_plan_is_carried_out_within_its_budget_again_and_again(
     method: str, decomp_method: str, refit_images: int
 ) -> None:
     net = random_net(8, 8)
@@ -165,17 +175,17 @@ def test_a_proposal_is_carried_out_within_its_budget_again_and_again(
     for share in (0.7, 0.6):  # the second time on factored layers
         decisions = torch.ones(COPIES * DISTINCT, net.num_gates)
         decisions[:, 0] = 0  # a block that no image uses has no metric
-        proposal = proposal_of(net, decisions, options)
+        plan = plan_of(net, decisions, options)
         budget = Budget(macs=share * cost_of(net).macs)
-        kept = proposal.allocate(0.5, budget)
+        kept = plan.allocate(0.5, budget)
         before = copy.deepcopy(net.state_dict())
-        plan = forms(proposal.space, kept)
-        assert len(proposal.describe(kept)) == len(plan)
+        wanted = forms(plan.space, kept)
+        assert len(plan.describe(kept)) == len(wanted)
         torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)  # nothing has changed yet
-        proposal.apply(kept)
-        assert budget.allows(cost_of(net)) and cost_of(net) == proposal.space.cost(kept)
+        plan.apply(kept)
+        assert budget.allows(cost_of(net)) and cost_of(net) == plan.space.cost(kept)
         assert {edit.layer: (edit.rank_in, edit.rank_out) for edit in factor_edits(net)} == {
-            name: tuple(ranks) for name, ranks in plan.items() if ranks != (None, None)
+            name: tuple(ranks) for name, ranks in wanted.items() if ranks != (None, None)
         }
         assert torch.isfinite(net(batch()[0]).logits).all()
 
@@ -183,12 +193,39 @@ def test_a_proposal_is_carried_out_within_its_budget_again_and_again(
 def test_auto_is_the_methods_own_allocation() -> None:
     net = random_net(8, 4)
     for method, allocation in (("fisher-tucker", "rate_distortion"), ("eigendamage", "importance")):
-        assert proposal_of(net, cut={"method": method}).allocation == allocation
-        other = proposal_of(net, cut={"method": method, "allocation": "importance_per_flop"})
+        assert plan_of(net, cut={"method": method}).allocation == allocation
+        other = plan_of(net, cut={"method": method, "allocation": "importance_per_flop"})
         assert other.allocation == "importance_per_flop"
 
 
 def test_a_network_without_layers_to_prune_is_refused() -> None:
-    subject = dataclasses.replace(subject_of(random_net(8, 4)), exclude=("gate.*", "backbone.*"))
+    network = dataclasses.replace(network_of(random_net(8, 4)), exclude=("gate.*", "backbone.*"))
     with pytest.raises(UserError, match=r"--exclude: .*gate\.\*, backbone\.\*"):
-        propose(subject, CutOptions(), CurvatureOptions())
+        make_plan(network, CutOptions(), CurvatureOptions())
+
+
+def test_expected_losses_are_those_of_the_ranks_that_layers_keep() -> None:
+    net = random_net(8, 8)
+    plan = plan_of(net, cut={"method": "eigendamage"})
+    assert isinstance(plan, DirectionPlan)
+    assert set((plan.expected_losses(plan.space.everything()) or {"": 1.0}).values()) == {0.0}
+    kept = plan.allocate(0.5, None)
+    found = plan.expected_losses(kept)
+    assert found is not None and max(found.values()) > 0
+    for name, ranks in forms(plan.space, kept).items():
+        importance = plan.decompositions[name].importance.clone()
+        rank_out, rank_in = (None if r is None else int(r) for r in (ranks.rank_out, ranks.rank_in))
+        whole = importance.sum()
+        assert found[name] == pytest.approx(float(whole - importance[:rank_out, :rank_in].sum()), abs=1e-12)
+    assert plan_of(net, cut={"method": "eigendamage", "normalize": True}).expected_losses(kept) is None
+
+
+def test_expected_losses_of_channels_are_the_scores_of_those_that_go() -> None:
+    net = random_net(8, 4)
+    plan = plan_of(net, cut={"method": "kron-obd"})
+    kept = [units.least for units in plan.space.sets]
+    found = plan.expected_losses(kept)
+    assert found is not None and max(found.values()) > 0
+    assert found == {units.name: float(units.scores[units.least :].sum()) for units in plan.space.sets}
+    plan = plan_of(net, cut={"method": "l1"})
+    assert plan.expected_losses([units.least for units in plan.space.sets]) is None

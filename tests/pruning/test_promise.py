@@ -7,7 +7,7 @@ import pytest
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.promise import BrokenPromise, check_promise
 from tests.cases import random_net
-from tests.pruning.test_make_plan import proposal_of
+from tests.pruning.test_make_plan import plan_of
 
 
 @pytest.mark.parametrize("found", [Cost(11, 20), Cost(10, 21)])
@@ -18,12 +18,12 @@ def test_any_difference_is_an_error(found: Cost) -> None:
 
 
 @pytest.mark.parametrize("method", ["fisher-tucker", "l1"])
-def test_a_proposal_keeps_its_promise_or_fails(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    proposal = proposal_of(random_net(8, 4), cut={"method": method})
-    kept = [units.least for units in proposal.space.sets]
-    proposal.apply(kept)
-    proposal = proposal_of(random_net(8, 4), cut={"method": method})
+def test_a_plan_keeps_its_promise_or_fails(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(random_net(8, 4), cut={"method": method})
+    kept = [units.least for units in plan.space.sets]
+    plan.apply(kept)
+    plan = plan_of(random_net(8, 4), cut={"method": method})
     cost = Space.cost
     monkeypatch.setattr(Space, "cost", lambda self, kept: cost(self, kept).plus(Cost(0, 1)))
     with pytest.raises(BrokenPromise, match="internal error: the plan promised"):
-        proposal.apply(kept)
+        plan.apply(kept)

@@ -14,11 +14,10 @@ import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.measure.cost import count_module
 from hybridprune.models.factored import FactoredLayer
-from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.directions.layers import survey
 from hybridprune.pruning.left_alone import COSTS, NEVER, NOT_ONCE, READ, SEVERAL
-from hybridprune.pruning.subject import Subject
 from hybridprune.pruning.trial import read_without_call, replaceable
+from tests.pruning.cases import PlainNetwork
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 
@@ -100,26 +99,11 @@ class Helper(Net):
         return self.classifier(x) + self.helper(x) if self.training else self.classifier(x)
 
 
-def subject_of(model: nn.Module, example: Tensor) -> Subject:
-    return Subject(
-        model=model,
-        logits=model,
-        run=lambda net, images: net(images),
-        example=example,
-        exclude=(),
-        sample=lambda images, purpose: [],
-        measure=lambda net: Cost(*count_module(net, example)),
-        counts=lambda name: True,
-        channels={},
-        seed=0,
-    )
-
-
 def judged(model: nn.Module, example: Tensor | None = None) -> tuple[list[str], dict[str, str]]:
     """Names of the layers that can be replaced, and the reasons for the others."""
-    subject = subject_of(model, torch.rand(1, 3, 6, 6) if example is None else example)
-    found = survey(model, lambda: model(subject.example), ())
-    layers, failed = replaceable(subject, found.layers)
+    network = PlainNetwork(model, torch.rand(1, 3, 6, 6) if example is None else example)
+    found = survey(model, lambda: model(network.example), ())
+    layers, failed = replaceable(network, found.layers)
     return [layer.name for layer in layers], {**found.left_alone, **failed}
 
 

@@ -10,7 +10,8 @@ import pytest
 from hybridprune.config import PruneConfig
 from hybridprune.measure.cost import count
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.stages.cut_schedule import CURVATURE_BATCH, Cutting
+from hybridprune.stages.cut_schedule import Cutting
+from hybridprune.stages.prunable import CURVATURE_BATCH
 from tests.cases import random_net
 
 
@@ -33,5 +34,5 @@ def test_its_batches_are_no_larger_than_an_evaluations(eval_batch: int, expected
     cost = count(net, 32)
     dense = {"macs": cost.backbone_macs, "params": cost.backbone_params}
     cutting = Cutting(PruneConfig(), cast(Any, images), dense, Cost(**dense), {})
-    list(cutting._subject(net, 0).sample(700, "factors"))
+    list(cutting.network(net, 0).sample(700, "factors"))
     assert images.asked == [(700, expected)]

@@ -15,7 +15,7 @@ from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.group import ChannelGroup, Member, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.nan_tracing import mapped, opaque_layers, put_into, tensors_of
 from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED
-from hybridprune.pruning.subject import Run
+from hybridprune.pruning.prunable import Run
 
 WIDER = 4
 """How many times longer than the widest layer a list of channels may become: wrong maps make it grow without end."""

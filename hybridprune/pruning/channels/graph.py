@@ -18,7 +18,7 @@ from hybridprune.pruning.channels.nan_tracing import OUTPUT, running_modes, trac
 from hybridprune.pruning.channels.surgery import cut, intact
 from hybridprune.pruning.left_alone import AT_OUTPUT, JOINED, NEVER, SHARED, WIRED
 from hybridprune.pruning.partition import partition
-from hybridprune.pruning.subject import Run
+from hybridprune.pruning.prunable import Run
 
 
 class Channels(NamedTuple):

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from hybridprune.models.copies import copied
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
-from hybridprune.pruning.subject import Run
+from hybridprune.pruning.prunable import Run
 from hybridprune.torch_alone import TorchAlone
 
 M = TypeVar("M", bound=nn.Module)

@@ -14,7 +14,7 @@ from hybridprune.models.copies import copied
 from hybridprune.models.replace import memory_format
 from hybridprune.pruning.channels.group import ChannelGroup, Places
 from hybridprune.pruning.channels.nan_tracing import running_modes, trace_wiring
-from hybridprune.pruning.subject import Run
+from hybridprune.pruning.prunable import Run
 
 Update = Callable[[ChannelGroup, Tensor], None]
 """Called as ``update(group, removed)`` before the channels ``removed [r]`` of a group go."""

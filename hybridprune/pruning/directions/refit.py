@@ -21,7 +21,7 @@ from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear
 from hybridprune.nested import some_images
 from hybridprune.precision import full_precision
-from hybridprune.pruning.subject import Run
+from hybridprune.pruning.prunable import Run
 
 RIDGE = 1e-3
 """Pull towards the core as cut, relative to the mean second moment of its inputs."""

@@ -1,0 +1,67 @@
+"""A module of a user's own as a network that can be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hybridprune.api.first_look import Batches
+from hybridprune.curvature import Likelihood, Shard
+from hybridprune.measure.cost import count_module
+from hybridprune.pruning.budget.space import Cost
+from hybridprune.store.seeds import stream_seed
+
+
+@dataclass(frozen=True)
+class PlainNetwork:
+    """Any module and a user's batches for it: all of it counts, and all of it is run."""
+
+    model: nn.Module
+    batches: Batches
+    example: Any
+    exclude: tuple[str, ...]
+    seed: int
+
+    @property
+    def channels(self) -> Mapping[str, int]:
+        """None were cut before."""
+        return {}
+
+    @property
+    def shard(self) -> Shard:
+        """Each process measures its own batches."""
+        return Shard.current()
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The task's."""
+        return self.batches.task.likelihood
+
+    @property
+    def cost(self) -> Cost:
+        """Of the module as it is now."""
+        return self.measure(self.model)
+
+    def logits(self, images: Any) -> Any:
+        """The module's output; UserError where it fails on a batch."""
+        return self.batches.task.output(self.model, images)
+
+    def run(self, model: nn.Module, images: Any) -> Any:
+        """The output of a module of this kind."""
+        return self.batches.task.run(model, images)
+
+    def sample(self, images: int, purpose: str) -> Batches:
+        """So many random images of the loader."""
+        return self.batches.sample(images, stream_seed(self.seed, purpose))
+
+    def measure(self, model: nn.Module) -> Cost:
+        """All of the module's MACs and parameters."""
+        return Cost(*count_module(model, self.example, self.run))
+
+    def counts(self, name: str) -> bool:
+        """Every layer does."""
+        del name
+        return True

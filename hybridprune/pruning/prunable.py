@@ -1,0 +1,82 @@
+"""The network that is to be cut, seen as any ``nn.Module``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from hybridprune.curvature.likelihood import Likelihood
+from hybridprune.curvature.shard import Shard
+from hybridprune.pruning.budget.space import Cost
+
+Run = Callable[[nn.Module, Any], object]
+"""``run(model, images)`` passes a batch through a network of this kind, all of its blocks executed."""
+
+Pairs = Iterable[tuple[Any, Any]]
+"""Batches of images, or what else the network takes, and targets."""
+
+
+class PrunableNetwork(Protocol):
+    """A network, how it is run, and images to run it on."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself, which is cut in place."""
+        ...
+
+    @property
+    def example(self) -> Any:
+        """One image ``[1, ...]``, or what else ``run`` takes of one."""
+        ...
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns of names of layers that are left alone."""
+        ...
+
+    @property
+    def channels(self) -> Mapping[str, int]:
+        """Outputs that each layer had before anything was cut, by name; a layer that is not in it has all of them."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn at random: sampled targets, scores, new weights."""
+        ...
+
+    @property
+    def shard(self) -> Shard:
+        """Which of the batches this process measures, where several measure together."""
+        ...
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the outputs: their loss, and how targets are sampled."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """What ``measure`` says of the network as it is now."""
+        ...
+
+    def logits(self, images: Any) -> Any:
+        """Images to outputs as in use: a gated network routes them by its gates."""
+        ...
+
+    def run(self, model: nn.Module, images: Any) -> object:
+        """A batch through a network of this kind, all of its blocks executed."""
+        ...
+
+    def sample(self, images: int, purpose: str) -> Pairs:
+        """Batches of about so many random training images, the same for a purpose."""
+        ...
+
+    def measure(self, model: nn.Module) -> Cost:
+        """The cost of a network of this kind, as far as it counts: of a gated network its backbone's."""
+        ...
+
+    def counts(self, name: str) -> bool:
+        """Whether a layer of this name is a part of that."""
+        ...

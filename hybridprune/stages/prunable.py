@@ -1,0 +1,107 @@
+"""A gated network as one that can be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.config import PruneConfig
+from hybridprune.curvature import CROSS_ENTROPY, Likelihood
+from hybridprune.curvature.shard import ALONE, Shard
+from hybridprune.measure.cost import count
+from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.pruning.budget.space import Cost
+from hybridprune.stages.images import RunImages
+from hybridprune.store.seeds import stream_seed
+
+CURVATURE_BATCH = 128
+"""Of small images; of large ones no more than an evaluation takes."""
+GATES = "gate.*"
+"""Their layers are never cut."""
+
+
+@dataclass(frozen=True)
+class PrunableGated:
+    """A gated network before one of its cuts: its backbone counts, and its gates say what images see of it."""
+
+    model: GatedNetwork
+    images: RunImages
+    config: PruneConfig
+    channels: Mapping[str, int]
+    """Outputs of each layer of the unpruned network, by name."""
+    cut: int
+    """The number of the cut, from 0: each one has images and sampled targets of its own."""
+
+    @cached_property
+    def example(self) -> Tensor:
+        """A black image ``[1, 3, size, size]``."""
+        size = self.config.data.resize
+        return torch.zeros(1, 3, size, size, device=self.images.device)
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """The gates, and what the user excludes."""
+        return (GATES, *self.config.cut.exclude)
+
+    @property
+    def seed(self) -> int:
+        """Of the run and the cut."""
+        return stream_seed(self.config.run.seed, f"labels/{self.cut}")
+
+    @property
+    def shard(self) -> Shard:
+        """This process's share of the batches, if ``pruner_id`` shares them out."""
+        return Shard.current() if self.config.stage.pruner_id == 1 else ALONE
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """That of classifiers."""
+        return CROSS_ENTROPY
+
+    @property
+    def cost(self) -> Cost:
+        """Of the backbone as it is now."""
+        return self.measure(self.model)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Class logits ``[B, K]``; blocks that the gates skip do not run."""
+        return self.model(images, mode="executed").logits
+
+    def run(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of classes and gates, every block executed."""
+        return execute_all(model, images)
+
+    def sample(self, images: int, purpose: str) -> _Pairs:
+        """So many random training images, without augmentation."""
+        size = min(CURVATURE_BATCH, self.images.eval_batch)
+        return _Pairs(self.images.sample(images, size, f"{purpose}/{self.cut}"))
+
+    def measure(self, model: nn.Module) -> Cost:
+        """MACs and parameters of the backbone."""
+        assert isinstance(model, GatedNetwork)
+        cost = count(model, self.config.data.resize)
+        return Cost(cost.backbone_macs, cost.backbone_params)
+
+    def counts(self, name: str) -> bool:
+        """Whether the layer is one of the backbone."""
+        return name.startswith("backbone.")
+
+
+def execute_all(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Every block and every gate, whose inputs are a block's outputs and go with its channels."""
+    assert isinstance(net, GatedNetwork)
+    routed = net(images, images.new_ones(len(images), net.num_gates))
+    return routed.logits, routed.gate_logits
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    batches: Any
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((batch.images, batch.labels) for batch in self.batches)
