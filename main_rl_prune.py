@@ -2,10 +2,7 @@
 
 import sys
 
+from hybridprune.commands.door import enter
+
 if __name__ == "__main__":
-    try:
-        from hybridprune.processes import run_together
-        from hybridprune.stages import rl_prune
-    except KeyboardInterrupt:  # importing torch takes seconds
-        sys.exit(130)
-    sys.exit(run_together(lambda: rl_prune.main(sys.argv[1:])))
+    sys.exit(enter("hybridprune.stages.rl_prune:main", sys.argv[1:], "main_rl_prune.py", together=True))

@@ -17,17 +17,24 @@ What goes wrong
 
 >>> model = hybridprune.load("results/default/...-rl-seed0")
 >>> hybridprune.predict(model, ["cat.png"])
+
+What is listed here is imported when it is first asked for: ``import hybridprune`` alone takes no time.
 """
 
-from hybridprune.api.bn_scale import prune_finetune, train
-from hybridprune.api.inference import Model, Prediction, load, predict
-from hybridprune.api.prune import prune
-from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
-from hybridprune.deployment import Deployed, deploy
-from hybridprune.errors import RunFailed, UserError
-from hybridprune.measure.cost import NetworkCost, count
-from hybridprune.measure.effective import count_weights, effective_sparsity
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from hybridprune.version import __version__
+
+if TYPE_CHECKING:
+    from hybridprune.api.bn_scale import prune_finetune, train
+    from hybridprune.api.inference import Model, Prediction, load, predict
+    from hybridprune.api.prune import prune
+    from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
+    from hybridprune.deployment import Deployed, deploy
+    from hybridprune.errors import RunFailed, UserError
+    from hybridprune.measure.cost import NetworkCost, count
+    from hybridprune.measure.effective import count_weights, effective_sparsity
 
 __all__ = [  # noqa: RUF022 (grouped by what one does)
     # A module of your own
@@ -58,3 +65,27 @@ __all__ = [  # noqa: RUF022 (grouped by what one does)
     # The package
     "__version__",
 ]
+# The imports above once more, for when the program runs; a test holds the two against each other.
+_HOMES = {
+    "hybridprune.api.bn_scale": ("prune_finetune", "train"),
+    "hybridprune.api.inference": ("Model", "Prediction", "load", "predict"),
+    "hybridprune.api.prune": ("prune",),
+    "hybridprune.api.pruned": ("Pruned", "PrunedSpec", "restore", "save"),
+    "hybridprune.deployment": ("Deployed", "deploy"),
+    "hybridprune.errors": ("RunFailed", "UserError"),
+    "hybridprune.measure.cost": ("NetworkCost", "count"),
+    "hybridprune.measure.effective": ("count_weights", "effective_sparsity"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(home), name)
+            globals()[name] = value  # found at once from now on
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

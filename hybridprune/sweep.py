@@ -2,8 +2,7 @@
 
 import sys
 
-from hybridprune.commands.threshold_sweep import main
-from hybridprune.errors import run_command
+from hybridprune.commands.door import enter
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(sys.argv[1:])))
+    sys.exit(enter("hybridprune.commands.threshold_sweep:main", sys.argv[1:], "python -m hybridprune.sweep"))

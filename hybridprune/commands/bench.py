@@ -60,9 +60,9 @@ class Candidate:
     """Of the network that was deployed: recomposed layers and blended blocks have more, and are no slower."""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None:
     """The command."""
-    parser = Parser(__doc__, "python -m hybridprune.bench", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, prog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--batch", metavar="N", type=int, nargs="+", default=[1, 32, 128], help="batch sizes, default: 1 32 128"
     )

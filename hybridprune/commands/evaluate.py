@@ -16,9 +16,9 @@ from hybridprune.pruning.budget.space import target_macs
 from hybridprune.routing.price import TOLERANCE, met
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = "python -m hybridprune.evaluate") -> None:
     """The command."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     if arguments.mode == "always_on" and arguments.target_flops is not None:
         raise UserError("--target_flops: mode always_on executes every block; use --mode executed or masked")
     run = FinishedRun.load(arguments)
@@ -73,8 +73,8 @@ def _compare(net: GatedNetwork, batches: EvalBatches, executed: Evaluation, thre
     print(f"  threshold flips when masked decides for itself: {flips} of {free.decisions.numel()} decisions")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__, "python -m hybridprune.evaluate")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(__doc__, prog)
     add_batch_size(parser)
     modes: tuple[Routing, ...] = ("executed", "masked", "always_on")
     parser.add_argument("--mode", choices=modes, default="executed", help="default: %(default)s")

@@ -28,9 +28,9 @@ EVALUATION_BATCH = 128
 CHECKED_IMAGES = 256
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> None:
     """The command."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     if arguments.batch_size < 1:
         raise UserError(f"--batch {arguments.batch_size}: must be at least 1")
     harden = _harden(arguments)
@@ -150,8 +150,8 @@ def _check_folder(path: Path | None) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__, "python -m hybridprune.export", formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(__doc__, prog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--batch",
         "--bs",

@@ -44,9 +44,9 @@ GATE_TOLERANCE = 1e-4
 """Of the gates' logits, which gates compute in single precision."""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = "python -m hybridprune.reconfigure") -> None:
     """The command."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser(prog).parse_args(argv)
     folder = RunFolder.named(arguments.run)
     output = arguments.output or folder.path.with_name(f"{folder.path.name}-reconfigured")
     _check(folder, output)
@@ -183,8 +183,8 @@ def _write(
         raise UserError(f"--output {output}: can't be written ({error.strerror}); choose another folder") from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(__doc__, "python -m hybridprune.reconfigure", formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = Parser(__doc__, prog, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_batch_size(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="new folder of the run (default: RUN-reconfigured)")
     return parser

@@ -24,9 +24,9 @@ Point = dict[str, Any]
 FILES = ("sweep.md", "sweep.json", "sweep.png")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], prog: str = "python -m hybridprune.sweep") -> None:
     """The command."""
-    parser = Parser(__doc__, "python -m hybridprune.sweep")
+    parser = Parser(__doc__, prog)
     add_batch_size(parser)
     parser.add_argument("--points", type=int, default=9, help="thresholds between the extremes (default: %(default)s)")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from hybridprune.config.check import checked, checked_value
 from hybridprune.config.options import (
     SCRIPTS,
+    SUBCOMMANDS,
     CurvatureOptions,
     CutOptions,
     DataOptions,
@@ -20,10 +21,11 @@ from hybridprune.config.options import (
     SpConfig,
     SupervisedOptions,
 )
-from hybridprune.config.resolve import Invocation, identity, resolve, to_json
+from hybridprune.config.resolve import Invocation, config_here, help_text, identity, resolve, to_json
 
 __all__ = [
     "SCRIPTS",
+    "SUBCOMMANDS",
     "CurvatureOptions",
     "CutOptions",
     "DataOptions",
@@ -43,6 +45,8 @@ __all__ = [
     "SupervisedOptions",
     "checked",
     "checked_value",
+    "config_here",
+    "help_text",
     "identity",
     "resolve",
     "to_json",

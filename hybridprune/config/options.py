@@ -494,7 +494,9 @@ class RoutingOptions:
 
 
 SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
-"""The stages in their order, and their commands."""
+"""The stages in their order, and their scripts."""
+SUBCOMMANDS = {"sp": "train", "prune": "prune", "rl": "route"}
+"""The stages as subcommands of ``hybridprune``."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,27 @@ def resolve(
     return Invocation(dataclasses.replace(default, **replaced), **wishes)
 
 
+def config_here() -> str | None:
+    """The configuration file that ``hybridprune prune`` reads unasked: ``config.json``, if the working folder has one.
+
+    ``main_prune.py``, which lies beside its published ``config.json``, wants it to be there.
+    """
+    return "config.json" if Path("config.json").is_file() else None
+
+
+def help_text(
+    default: SpConfig | PruneConfig | RlConfig,
+    *,
+    prog: str,
+    description: str,
+    config_path: str | None,
+    only: Sequence[str],
+) -> str:
+    """The help of the command ``prog``, with those options alone whose flags are in ``only``, in that order."""
+    by_flag = {flag: o for o in _options(default) for flag in o.flags}
+    return _parser([by_flag[flag] for flag in only], prog, description, config_path).format_help()
+
+
 def _default(o: Option, earlier: Mapping[str, Any]) -> Any:
     """What an option is if nobody says, given the earlier ones of its concern."""
     if o.metadata["follows"] is None:

@@ -7,7 +7,7 @@ A grid is a JSON object. All keys but one stage are optional::
       "exp_name": "default",              what the experiments' names begin with
       "seeds": [0, 1, 2],                 default: [0]; each run of a later stage starts from its own seed's
       "common": {"width": 16},            flags of every stage
-      "sp": {"epochs": 14},               flags of main_sp.py
+      "sp": {"epochs": 14},               flags of stage 1 (hybridprune train, main_sp.py)
       "prune": {"target_flops": [0.5, 0.25], "config_path": "config.json"},
       "rl": {"alpha": [0.5, 1.0]}
     }

@@ -5,18 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from hybridprune.config import SCRIPTS, PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
+from hybridprune.config import SUBCOMMANDS, PruneConfig, RlConfig, SpConfig, config_here, identity, resolve, to_json
 from hybridprune.errors import UserError
 from hybridprune.grid.grid import Run
 from hybridprune.json_text import short
 from hybridprune.store.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULTS = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
-CONFIG_PATHS = {"sp": None, "prune": "config.json", "rl": None}
-"""What each script reads when no file is named."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,9 @@ def check(run: Run) -> Found:
 
     Raises UserError on a flag that the stage refuses, and on a run that was made with other settings.
     """
-    default = DEFAULTS[run.stage]
+    default, path = DEFAULTS[run.stage], config_here() if run.stage == "prune" else None
     try:
-        invocation = resolve(
-            default, run.arguments, prog=SCRIPTS[run.stage], description="", config_path=CONFIG_PATHS[run.stage]
-        )
+        invocation = resolve(default, run.arguments, prog=SUBCOMMANDS[run.stage], description="", config_path=path)
     except UserError as error:
         raise UserError(f"GRID, {run.stage}: {error}") from error
     found = find(run)
@@ -83,14 +77,12 @@ def _check_parent(run: Run, found: Found) -> None:
 
 def command(run: Run, *, processes: int = 1, device: str | None = None) -> list[str]:
     """The command that starts ``run`` or goes on with it; torchrun where it has several processes."""
-    script = ROOT / SCRIPTS[run.stage]
-    if not script.is_file():
-        raise UserError(f"{script}: missing; sweeps need the repository (pip install -e)")
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start += ["-m", "hybridprune", SUBCOMMANDS[run.stage]]
     # Without a folder, --resume begins a new run.
-    return [*start, str(script), *run.arguments, *_parent(run), *(("--device", device) if device else ()), "--resume"]
+    return [*start, *run.arguments, *_parent(run), *(("--device", device) if device else ()), "--resume"]
 
 
 def _parent(run: Run) -> Sequence[str]:

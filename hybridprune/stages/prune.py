@@ -47,9 +47,9 @@ from hybridprune.store.run_folder import RunFolder, RunSpec
 DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tuning."
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command ``main_prune.py``; it reads ``config.json`` when no other file is named."""
-    invocation = resolve(PruneConfig(), argv, prog="main_prune.py", description=DESCRIPTION, config_path="config.json")
+def main(argv: Sequence[str], prog: str = "main_prune.py", config_path: str | None = "config.json") -> None:
+    """The command, typed as ``prog``; ``config_path`` is read when no other file is named."""
+    invocation = resolve(PruneConfig(), argv, prog=prog, description=DESCRIPTION, config_path=config_path)
     if invocation.print_config:
         show_config(invocation)
         return

@@ -43,9 +43,9 @@ DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pru
 Score = Callable[[GatedNetwork, EvalBatches], Validation]
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command ``main_rl_prune.py``."""
-    invocation = resolve(RlConfig(), argv, prog="main_rl_prune.py", description=DESCRIPTION)
+def main(argv: Sequence[str], prog: str = "main_rl_prune.py") -> None:
+    """The command, typed as ``prog``."""
+    invocation = resolve(RlConfig(), argv, prog=prog, description=DESCRIPTION)
     if invocation.print_config:
         show_config(invocation)
         return

@@ -24,9 +24,9 @@ from hybridprune.stages.start import open_run, saved_progress
 DESCRIPTION = "Stage 1: train a gated network (cross-entropy plus a FLOPs-weighted rate penalty)."
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command ``main_sp.py``."""
-    invocation = resolve(SpConfig(), argv, prog="main_sp.py", description=DESCRIPTION)
+def main(argv: Sequence[str], prog: str = "main_sp.py") -> None:
+    """The command, typed as ``prog``."""
+    invocation = resolve(SpConfig(), argv, prog=prog, description=DESCRIPTION)
     if invocation.print_config:
         show_config(invocation)
         return

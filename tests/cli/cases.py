@@ -12,7 +12,7 @@ from pathlib import Path
 from hybridprune.commands import bench, evaluate, export, reconfigure, threshold_sweep
 from hybridprune.commands import grid as sweep_runs
 from hybridprune.errors import run_command
-from hybridprune.report import __main__ as report
+from hybridprune.report import command as report
 from hybridprune.stages import prune, rl_prune, sp
 from tests.cases import ROOT
 
