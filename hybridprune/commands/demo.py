@@ -10,7 +10,7 @@ from typing import NoReturn
 from hybridprune.errors import UserError
 from hybridprune.report import command as report
 from hybridprune.stages import prune, rl_prune, sp
-from hybridprune.stages.common import say
+from hybridprune.stages.console import say
 
 COMMON = "--dataset digits --resize 16 --depth 14 --width 16 --bs 64 --scheduler_id up-down"
 TRAIN = '--epochs 12 --lr 0.1 --alpha 0.1 --scheduler_params {"0":0.2,"0.2":1,"1":0}'

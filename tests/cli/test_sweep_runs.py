@@ -47,11 +47,11 @@ def test_a_dry_run_prints_what_the_shell_could_run_and_makes_nothing(tmp_path: P
     assert done.returncode == 0 and done.stderr == "8 runs: 0 finished, 8 to do\n"
     assert sorted(item.name for item in tmp_path.iterdir()) == ["grid.json"]
     lines = done.stdout.splitlines()
-    assert len(lines) == 8 and all(str(ROOT / "main_") in line for line in lines)
+    assert len(lines) == 8 and all(" -m hybridprune " in line for line in lines)
     # The shell puts the parent's folder in the place of the pattern, and leaves other patterns alone.
     parent = tmp_path / "swept" / "default" / "digits-resnet8-w4-sp-seed1"
     parent.mkdir(parents=True)
-    (line,) = [line for line in lines if "main_prune" in line and "--seed 1" in line]
+    (line,) = [line for line in lines if " hybridprune prune " in line and "--seed 1" in line]
     words = subprocess.run(
         ["sh", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True, cwd=tmp_path
     )
@@ -68,7 +68,7 @@ def test_the_example_is_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_torchrun_starts_runs_of_several_processes(tmp_path: Path) -> None:
     done = sweep(grid(tmp_path, sp={"epochs": 1}), "--dry-run", "--nproc_per_run", "4")
-    assert "-m torch.distributed.run --standalone --nproc-per-node=4 " in done.stdout
+    assert "-m torch.distributed.run --standalone --nproc-per-node=4 -m hybridprune train " in done.stdout
 
 
 def test_finished_runs_are_left_alone_and_unfinished_ones_named(tmp_path: Path) -> None:

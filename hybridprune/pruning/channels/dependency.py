@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch_pruning as tp
 from torch import nn
-from torch_pruning.ops import OPTYPE
 
 from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.group import ChannelGroup, Member, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.nan_tracing import mapped, opaque_layers, put_into, tensors_of
 from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED
 from hybridprune.pruning.prunable import Run
+
+if TYPE_CHECKING:  # half a second that many uses of this package do without
+    import torch_pruning as tp
 
 WIDER = 4
 """How many times longer than the widest layer a list of channels may become: wrong maps make it grow without end."""
@@ -37,6 +38,8 @@ def described(model: nn.Module, run: Run, example: Any, training: bool) -> tuple
     def traced(net: nn.Module, images: Any) -> Any:
         outputs.append(run(put_into(net, training), images))  # torch-pruning has put it into eval mode
         return [tensor for tensor in tensors_of(outputs) if tensor.grad_fn is not None]
+
+    import torch_pruning as tp
 
     with torch.enable_grad():
         graph = tp.DependencyGraph().build_dependency(model, example, forward_fn=traced, verbose=False)
@@ -121,6 +124,8 @@ def _group(
     graph: tp.DependencyGraph, name: str, channels: int, items: Sequence[Any], names: dict[nn.Module, str]
 ) -> ChannelGroup | None:
     """The group of these items; None if a layer has no rule, or the channels do not all have as many places in it."""
+    from torch_pruning.ops import OPTYPE
+
     members: list[Member] = []
     joined = False
     for item in items:

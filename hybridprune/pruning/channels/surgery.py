@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_pruning.ops import module2type
-from torch_pruning.pruner.function import PrunerBox
 
 from hybridprune.models.copies import copied
 from hybridprune.models.replace import memory_format
@@ -66,6 +64,10 @@ def cut(model: nn.Module, groups: Sequence[ChannelGroup], removed: Sequence[Tens
         for member in group.members:
             of_layer = gone.setdefault((member.layer, member.role != "consumer"), [])
             of_layer += member.index[index].flatten().tolist()
+    # Not above: it is slow to import, and many uses of this package do without.
+    from torch_pruning.ops import module2type
+    from torch_pruning.pruner.function import PrunerBox
+
     for (name, output), places in gone.items():
         if not places:
             continue

@@ -1,0 +1,49 @@
+"""The stages as subcommands: help in two lengths, and whose ``config.json`` is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybridprune.commands import stages
+from tests.cli.test_flags import assert_helpful
+
+STAGES = {"train": stages.TRAIN, "prune": stages.PRUNE, "route": stages.ROUTE}
+SCRIPTS = {"train": "main_sp.py", "prune": "main_prune.py", "route": "main_rl_prune.py"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_the_ten_options_that_matter(name: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    getattr(stages, name)(["--lr", "1", flag], f"hybridprune {name}")
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: hybridprune {name} ")
+    assert said.endswith(f"hybridprune {name} --help-all shows all of them, in groups.\n")
+    listed = [line.split(",")[0].split()[0] for line in said.splitlines() if line.startswith("  --")]
+    general = {"--config_path", "--resume", "--dry-run", "--print-config"}
+    assert {word for word in listed if word not in general} == {f"--{flag}" for flag in STAGES[name]}
+    assert len(STAGES[name]) == 10
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_all_shows_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        getattr(stages, name)(["--help-all"], f"hybridprune {name}")
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: hybridprune {name} ")
+    assert_helpful(SCRIPTS[name], said)
+
+
+def test_prune_reads_config_json_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    widths = []
+    for content in (None, '{"width": 24}'):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        stages.prune(["--print-config"], "hybridprune prune")
+        widths.append(json.loads(capsys.readouterr().out)["width"])
+    assert widths == [64, 24]
