@@ -21,7 +21,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="FOLDER .*: cannot be read"):
+    with pytest.raises(UserError, match=r"FOLDER .*: cannot be read"):
         demo.main([str(tmp_path / "file")])
 
 
