@@ -19,7 +19,7 @@ from hybridprune.report import collect
 from tests.cases import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "reproduce_published.sh"
-CONFIGS = {"main_sp.py": SpConfig(), "main_prune.py": PruneConfig(), "main_rl_prune.py": RlConfig()}
+CONFIGS = {"train": SpConfig(), "prune": PruneConfig(), "route": RlConfig()}
 SMALL = {
     "DATASET": "digits", "RESIZE": "8", "DEPTH": "8", "WIDTH": "4", "SEEDS": "0", "EPOCHS_SP": "2",
     "EPOCHS_PRUNE": "1", "EPOCHS_RL": "1", "STATIC_FLOPS": "0.7", "DYNAMIC_FLOPS": "0.65", "PRECISION": "fp32",
@@ -44,16 +44,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 
 def test_three_seeds_of_all_stages_are_started_by_torchrun(published: list[list[str]]) -> None:
-    scripts = [next(Path(word).name for word in words if "main_" in word) for words in published]
-    assert sorted(scripts) == sorted([*CONFIGS] * 3)
+    stages = [words[words.index("hybridprune") + 1] for words in published]
+    assert sorted(stages) == sorted([*CONFIGS] * 3)
     assert {words[words.index("--seed") + 1] for words in published} == {"0", "1", "2"}
     assert all("--nproc-per-node=4" in words and "--resume" in words for words in published)
 
 
 def test_the_settings_are_the_published_ones(published: list[list[str]]) -> None:
     for words in published:
-        script = next(word for word in words if "main_" in word)
-        config = resolve(CONFIGS[Path(script).name], words[words.index(script) + 1 :], prog="", description="").config
+        stage, *flags = words[words.index("hybridprune") + 1 :]
+        config = resolve(CONFIGS[stage], flags, prog="", description="").config
         assert (config.network.depth, config.network.width, config.data.dataset) == (32, 64, "cifar100")
         assert config.run.result_dir == "my results"
         if isinstance(config, SpConfig):
