@@ -11,6 +11,7 @@ from torch import nn
 from hybridprune.api.first_look import Batches
 from hybridprune.curvature import Likelihood, Shard
 from hybridprune.measure.cost import count_module
+from hybridprune.progress_bar import Steps
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.store.seeds import stream_seed
 
@@ -53,9 +54,9 @@ class PlainNetwork:
         """The output of a module of this kind."""
         return self.batches.task.run(model, images)
 
-    def sample(self, images: int, purpose: str) -> Batches:
-        """So many random images of the loader."""
-        return self.batches.sample(images, stream_seed(self.seed, purpose))
+    def sample(self, images: int, purpose: str) -> Steps[tuple[Any, Any]]:
+        """So many random images of the loader, with a bar that names the purpose."""
+        return Steps(self.batches.sample(images, stream_seed(self.seed, purpose)), purpose)
 
     def measure(self, model: nn.Module) -> Cost:
         """All of the module's MACs and parameters."""

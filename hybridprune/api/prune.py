@@ -39,6 +39,7 @@ from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_be
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.precision import full_precision
 from hybridprune.processes import json_from_first
+from hybridprune.progress_bar import progress_bars
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
@@ -67,6 +68,7 @@ def prune(
     curvature: CurvatureOptions | None = None,
     sparsity: SparsityOptions | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> Pruned:
     """A pruned copy of any network with ``nn.Conv2d`` or ``nn.Linear`` layers; ``model`` itself is not changed.
 
@@ -94,6 +96,7 @@ def prune(
         sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
         seed: of the sampled targets, of new weights, and of what else is drawn from torch's own generators (dropout, a
             loader that shuffles by them); afterwards these go on as before.
+        progress: whether bars show, on a terminal, how far the measurements and trainings have come.
 
     In an initialised process group all processes have to call it together, each with a loader of its own or the same:
     all get the first one's cut and weights.
@@ -117,7 +120,7 @@ def prune(
     _check_training(task, fine_tune, kd_weight)
     original = unwrapped(model)
     device = device_of(original)
-    with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False):
+    with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False), progress_bars(progress):
         module = plain_copy(original)
         share_weights(module)
         batches, example = look(module, train_loader, task)
@@ -142,7 +145,7 @@ def prune(
         cost = network.measure(module)
     if callable(fine_tune):
         fine_tune(take_types(module, original))  # as the caller has set everything
-    with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None):
+    with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None), progress_bars(progress):
         if not callable(fine_tune) and fine_tune > 0:
             teacher = plain_copy(original) if kd_weight > 0 else None
             work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)

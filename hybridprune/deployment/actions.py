@@ -14,6 +14,7 @@ from hybridprune.deployment.network import ACTIONS, Action, DeployedNetwork, Ste
 from hybridprune.measure.latency import Latency, Stopwatch
 from hybridprune.models.backbone import ResidualBlock
 from hybridprune.models.gates import Hidden
+from hybridprune.progress_bar import Steps
 
 
 def choose_actions(
@@ -27,7 +28,7 @@ def choose_actions(
     choices: dict[str, Choice] = {}
     hidden: Hidden | None = None
     x = net.step(0)(net.backbone.stem(images), None)
-    for i, rate in enumerate(rates, start=1):
+    for i, rate in enumerate(Steps(rates, "timing blocks", "block"), start=1):
         step = net.step(i)
         block = cast(ResidualBlock, step.block)
         if step.decides:

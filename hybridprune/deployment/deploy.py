@@ -24,6 +24,7 @@ from hybridprune.engine.device import device_of
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.progress_bar import progress_bars
 
 
 class Deployed(NamedTuple):
@@ -44,6 +45,7 @@ def deploy(
     harden: Harden | None = None,
     validation: Iterable[Batch] | None = None,
     time: Stopwatch | None = None,
+    progress: bool = True,
 ) -> Deployed:
     """A copy of ``model`` that computes the same, faster; ``model`` itself is not changed.
 
@@ -62,6 +64,7 @@ def deploy(
         harden: which decisions are taken once and for all; None: none. Needs ``validation``.
         validation: batches on ``device``, gone through several times.
         time: how alternatives are timed; None: interleaved, by the clock of the device.
+        progress: whether bars show, on a terminal, how far the timing has come.
 
     Raises:
         UserError: if ``harden`` is given without ``validation`` or without gates, or if ``model`` takes or gives
@@ -104,7 +107,8 @@ def deploy(
     if harden is not None:
         expected = _rates(plain, validation if rates is None else None, expected)
     piece, pieces = assembly.choose_piece(plain, expected)
-    found, whole = assembly.fastest(expected, piece)
+    with progress_bars(progress):
+        found, whole = assembly.fastest(expected, piece)
     if harden is not None:
         expected = _rates(found.module, validation if rates is None else None, expected)
     after = None if validation is None else evaluate_module(found.module, validation)

@@ -17,6 +17,7 @@ from hybridprune.deployment.pointwise import PointwiseProduct, has_channels_last
 from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name
 from hybridprune.models.replace import replace_module
+from hybridprune.progress_bar import bar
 
 Layer = nn.Conv2d | nn.Linear
 DENSE = form_name((None, None))
@@ -155,21 +156,31 @@ def choose_forms(
             # Not called as modules: that would come back to this hook.
             latencies = time({each: partial(module.forward, x) for each, module in forms.items()})
             choices[name] = Choice.fastest(latencies, before=next(iter(forms)))
+            shown.update()
 
         return choose
 
-    inside: set[nn.Module] = set()
-    with ExitStack() as stack:
-        for name, layer in model.named_modules():
-            if isinstance(layer, FactoredLayer):
-                inside.update(layer.children())
-                if is_hooked(layer):
-                    continue
-            elif layer in inside or not (is_product(layer) and is_plain_layer(layer)):
-                continue
+    layers = _layers_with_forms(model)
+    with ExitStack() as stack, bar(description="timing layers", total=len(layers), unit="layer") as shown:
+        for name, layer in layers.items():
             stack.enter_context(layer.register_forward_pre_hook(hook(name, layer)))
         run()
     return choices
+
+
+def _layers_with_forms(model: nn.Module) -> dict[str, nn.Module]:
+    """The factored layers and the 1x1 convolutions that may be replaced, by name."""
+    layers: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, FactoredLayer):
+            inside.update(layer.children())
+            if is_hooked(layer):
+                continue
+        elif layer in inside or not (is_product(layer) and is_plain_layer(layer)):
+            continue
+        layers[name] = layer
+    return layers
 
 
 def dense_forms(choices: Mapping[str, Choice]) -> dict[str, Choice]:

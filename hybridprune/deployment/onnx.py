@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.deployment.program import DECISIONS, INPUT, export_program
 from hybridprune.errors import UserError
+from hybridprune.progress_bar import Steps, bar
 
 LOGITS = "logits"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -44,18 +45,20 @@ def onnx_bytes(
     The inputs are ``images`` and, ``forced``, ``decisions``; the outputs are ``logits`` and, with gates, ``decisions``.
     ``metadata`` (JSON) is kept in the model's metadata under ``hybridprune``.
     """
-    program = export_program(module, example_input, single=single, forced=forced)
     gated = isinstance(module, DeployedNetwork)
     inputs = [INPUT, DECISIONS] if forced else [INPUT]
-    with _quiet():
-        converted = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=inputs,
-            output_names=[LOGITS, "executed"] if gated else [LOGITS],
-            dynamic_shapes=None if single else {name: {0: "batch"} for name in inputs},
-        )
+    with bar(description="ONNX export", total=2) as shown:
+        program = export_program(module, example_input, single=single, forced=forced)
+        shown.update()
+        with _quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=inputs,
+                output_names=[LOGITS, "executed"] if gated else [LOGITS],
+                dynamic_shapes=None if single else {name: {0: "batch"} for name in inputs},
+            )
     assert converted is not None
     converted.model.metadata_props["hybridprune"] = metadata
     return converted.model_proto.SerializeToString()
@@ -108,7 +111,7 @@ def compare(content: bytes, module: nn.Module, batches: Iterable[Tensor]) -> Agr
     """
     runtime, module = session(content), copy.deepcopy(module).cpu()
     seen, worst, classes, flips = 0, 0.0, 0, 0
-    for images in batches:
+    for images in Steps(batches, "ONNX Runtime"):
         found = [torch.from_numpy(np.asarray(each)) for each in runtime.run(None, {INPUT: images.cpu().numpy()})]
         same = torch.ones(len(images), dtype=torch.bool)
         if isinstance(module, DeployedNetwork):

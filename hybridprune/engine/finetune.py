@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.engine.distill import Distillation, Forward, plainly
@@ -24,6 +22,7 @@ from hybridprune.errors import RunFailed, UserError
 from hybridprune.nested import images_in, on_device
 from hybridprune.precision import Precision
 from hybridprune.processes import json_from_first
+from hybridprune.progress_bar import bar
 
 WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
 SHOW_EVERY = 20
@@ -78,7 +77,7 @@ def finetune(
     with (
         training_mode(model),
         frozen_parameters(model, frozen),
-        tqdm(total=steps, unit="step", leave=False, desc="fine-tuning", disable=None, file=sys.stderr) as bar,
+        bar(description="fine-tuning" if drive is None else "sparse training", total=steps) as shown,
     ):
         losses: list[Tensor] = []
         trained = trainable(model)
@@ -110,10 +109,10 @@ def finetune(
                 drive.pressure.add_gradients(step / steps)
             optimizer.step()
             losses.append(loss.detach())
-            bar.update()
+            shown.update()
             if (step + 1) % SHOW_EVERY == 0 or step + 1 == steps:
                 _check_finite(loss, step, lr)
-                bar.set_postfix(loss=f"{loss.item():.4f}")
+                shown.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
             if len(losses) == length(loader):
                 if after_epoch is not None:
                     _check_finite(loss, step, lr)

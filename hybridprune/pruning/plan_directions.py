@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
+from hybridprune.progress_bar import Steps
 from hybridprune.pruning.directions.layers import survey
 from hybridprune.pruning.directions.space import direction_space
 from hybridprune.pruning.left_alone import NEVER, READ
@@ -43,7 +44,7 @@ def plan_directions(
         refuse_nothing_left(options.method, unmeasured)
     decompositions = {
         x.name: method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization)
-        for x in layers
+        for x in Steps(layers, "decomposing", "layer")
     }
     space = direction_space(
         layers,

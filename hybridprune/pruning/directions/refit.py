@@ -21,6 +21,7 @@ from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear
 from hybridprune.nested import some_images
 from hybridprune.precision import full_precision
+from hybridprune.progress_bar import Steps
 from hybridprune.pruning.prunable import Run
 
 RIDGE = 1e-3
@@ -57,7 +58,7 @@ def refit(
         model.eval()
         reference.eval()
         example = some_images(next(iter(batches)), [0])
-        for name in _forward_order(reference, names, example, run):
+        for name in Steps(_forward_order(reference, names, example, run), "refitting", "layer"):
             layer = model.get_submodule(name)
             assert isinstance(layer, FactoredLayer)
             regression = _Regression()
