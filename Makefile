@@ -4,7 +4,7 @@ RUN := .venv/bin/python
 # Two processes with many threads each would fight for the same cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test lint docs clean
 
 venv: .venv/.installed
 
@@ -12,7 +12,7 @@ venv: .venv/.installed
 	@$(PYTHON) -c "import ensurepip, venv" || \
 		{ echo "error: PYTHON=$(PYTHON) cannot make a virtual environment: install its venv module" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[dev,docs]"
 	touch $@
 
 demo: venv
@@ -27,6 +27,10 @@ lint: venv
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 
+# The site in site/; a warning is an error.
+docs: venv
+	$(RUN) -m mkdocs build --strict
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_results
+	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,168 @@
+"""A hook of MkDocs that writes what the code knows into the pages: options, methods, figures, `--help`.
+
+A line ``<!-- table: KIND NAMES -->`` of a page becomes that table; so no page can name an option that is gone, or miss
+a new one. `render` needs neither MkDocs nor the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridprune.config import PruneConfig, RlConfig, SpConfig
+from hybridprune.config.check import Option, kind_name, options_of
+from hybridprune.pruning.method import DirectionMethod
+from hybridprune.pruning.methods import METHODS
+
+ROOT = Path(__file__).parent.parent.parent
+STAGES = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
+COMMANDS = {
+    "evaluate": "hybridprune.commands.evaluate",
+    "sweep": "hybridprune.commands.threshold_sweep",
+    "report": "hybridprune.report.__main__",
+    "export": "hybridprune.commands.export",
+    "bench": "hybridprune.commands.bench",
+    "reconfigure": "hybridprune.commands.reconfigure",
+    "sweep_runs": "hybridprune.commands.grid",
+}
+
+
+def render(markdown: str) -> str:
+    """The page with each ``<!-- table: KIND NAMES -->`` replaced. Raises KeyError if a name is unknown."""
+
+    def table(match: re.Match[str]) -> str:
+        kind, *names = match[1].split()
+        return TABLES[kind](names)
+
+    return re.sub(r"^<!-- table: (.*?) -->$", table, markdown, flags=re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs calls this for every page."""
+    return render(markdown)
+
+
+def stage_options(names: Sequence[str]) -> str:
+    """All options of a stage, a table a concern."""
+    (stage,) = names
+    parts = []
+    for concern in dataclasses.fields(STAGES[stage]):
+        values = getattr(STAGES[stage], concern.name)
+        summary = (type(values).__doc__ or "").splitlines()[0]
+        parts.append(f"**{concern.name}**: {summary}\n\n{_options(options_of(concern.name, values))}")
+    return "\n\n".join(parts)
+
+
+def some_options(names: Sequence[str]) -> str:
+    """The named options, wherever they are first found."""
+    known: dict[str, Option] = {}
+    for config in STAGES.values():
+        for concern in dataclasses.fields(config):
+            for o in options_of(concern.name, getattr(config, concern.name)):
+                known.setdefault(o.name, o)
+    return _options(known[name] for name in names)
+
+
+def command_help(names: Sequence[str]) -> str:
+    """What ``--help`` of a command prints."""
+    (name,) = names
+    printed = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            importlib.import_module(COMMANDS[name]).main(["--help"])
+    finally:
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    return f"```text\n{printed.getvalue().rstrip()}\n```"
+
+
+def method_facts(names: Sequence[str]) -> str:
+    """What the registry says of a method."""
+    (name,) = names
+    method = METHODS[name]
+    if isinstance(method, DirectionMethod):
+        facts = {"cuts": "directions of each layer", "trains before the cut": "no"}
+    else:
+        facts = {
+            "cuts": "channels" + (", those of residual streams too" if method.coupled else ""),
+            "trains before the cut": "no" if method.sparsity is None else "yes",
+            "needs from the images": {None: "nothing", "factors": "curvature", "taylor": "gradients"}[method.needs],
+            "scores compare": "within a layer" if method.relative else "between layers",
+            "changes what stays": "yes" if method.update else "no",
+        }
+    facts["allocation `auto` is"] = f"`{method.allocation}`"
+    return _table(["", ""], facts.items())
+
+
+def measured(names: Sequence[str]) -> str:
+    """The figures of a method: of all methods side by side, and of the larger static comparison where it took part."""
+    (name,) = names
+    parts = []
+    rows = [
+        (row["network"], f"{100 * row['share']:.2f}", f"{row['params']:,}", f"{100 * row['accuracy']:.2f}", _ahead(row))
+        for row in json.loads((ROOT / "docs/methods.json").read_text())
+        if row["arm"] == name
+    ]
+    if rows:
+        head = ["Network", "FLOPs %", "Parameters", "Accuracy %", "ahead of uniform by (95 %)"]
+        parts.append("Half of the FLOPs, a short training ([how](../results_methods.md)):\n\n" + _table(head, rows))
+    lines = map(json.loads, (ROOT / "benchmarks/results/static_arms.jsonl").read_text().splitlines())
+    arms = [
+        (
+            row["arm"],
+            f"{100 * row['budget']:.0f}",
+            f"{row['params']:,}",
+            f"{100 * row['after_cut']:.2f}",
+            f"{100 * row['tuned']:.2f}",
+        )
+        for row in lines
+        if row["arm"].split(",")[0] == name
+    ]
+    if arms:
+        head = ["Arm", "FLOPs %", "Parameters", "After the cut %", "Fine-tuned %"]
+        parts.append("ResNet-32, dense 58.71 %, half an epoch ([how](../static.md)):\n\n" + _table(head, arms))
+    return "\n\n".join(parts) or "Nothing was measured yet."
+
+
+def _ahead(row: Mapping[str, Any]) -> str:
+    ahead = row["ahead"]
+    if ahead is None:
+        return ""
+    mean, low, high = (100 * ahead[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _options(options: Iterable[Option]) -> str:
+    rows = [(", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o)) for o in options]
+    return _table(["Flag", "Key", "Kind", "Default", "Meaning"], rows)
+
+
+def _default(o: Option) -> str:
+    return f"`{json.dumps(o.default)}`"
+
+
+def _text(o: Option) -> str:
+    return o.metadata["help"]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+TABLES: dict[str, Callable[[Sequence[str]], str]] = {
+    "stage": stage_options,
+    "options": some_options,
+    "help": command_help,
+    "facts": method_facts,
+    "measured": measured,
+}

@@ -1,0 +1,25 @@
+"""The pages of the site, their runnable snippets, and the hook that writes their tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = {str(path.relative_to(ROOT / "docs")): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
+
+
+def tables() -> ModuleType:
+    """The hook of MkDocs."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs/_scripts/tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def snippets(page: str, mark: str = "runnable") -> list[str]:
+    """The Python blocks of a page behind a line ``<!-- mark -->``, in their order."""
+    return re.findall(rf"<!-- {mark} -->\n```python\n(.*?)```", PAGES[page], flags=re.DOTALL)

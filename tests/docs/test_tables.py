@@ -1,0 +1,74 @@
+"""What the pages say of options, methods and files is what the code has."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybridprune.config.check import options_of
+from hybridprune.pruning.methods import METHODS
+from tests.docs.pages import PAGES, ROOT, tables
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_of_a_page_can_be_made(page: str) -> None:
+    assert "<!-- table" not in tables().render(PAGES[page])
+
+
+@pytest.mark.parametrize("stage", ["sp", "prune", "rl"])
+def test_the_command_reference_has_every_option(stage: str) -> None:
+    hook = tables()
+    text = hook.render(f"<!-- table: stage {stage} -->")
+    assert f"<!-- table: stage {stage} -->" in PAGES["commands.md"]
+    for concern in dataclasses.fields(hook.STAGES[stage]):
+        for o in options_of(concern.name, getattr(hook.STAGES[stage], concern.name)):
+            assert all(f"`--{flag}`" in text for flag in o.flags) and f"`{o.key}`" in text, o.name
+
+
+def test_the_command_reference_has_every_command() -> None:
+    hook = tables()
+    assert set(re.findall(r"table: help (\w+)", PAGES["commands.md"])) == set(hook.COMMANDS)
+    for name in hook.COMMANDS:
+        assert "usage: " in hook.render(f"<!-- table: help {name} -->"), name
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(KeyError):
+        tables().render("<!-- table: options no_such_option -->")
+
+
+def test_every_method_has_a_page() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for name in METHODS:
+        page = PAGES[f"methods/{name}.md"]
+        assert page.startswith(f"# {name}\n") and f'method="{name}"' in page and "## Formula" in page, name
+        assert f"methods/{name}.md" in navigation and f"methods/{name}.md" in PAGES["methods.md"], name
+    assert len([page for page in PAGES if page.startswith("methods/")]) == len(METHODS)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert sorted(navigation) == sorted(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    for name in re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)(?: \w+)?`", PAGES[page]):
+        if name.split("/")[0] in {"benchmarks", "examples", "hybridprune", "notebooks", "tests"}:
+            assert (ROOT / name).exists(), name
+        elif name.endswith(".py"):
+            assert (ROOT / "hybridprune" / name).exists(), name
+
+
+@pytest.mark.full
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "commands.html").is_file()
