@@ -29,7 +29,7 @@ lint: venv
 
 # The site in site/; a warning is an error.
 docs: venv
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 clean:
 	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis demo_results

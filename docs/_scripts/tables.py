@@ -142,7 +142,9 @@ def _ahead(row: Mapping[str, Any]) -> str:
 
 
 def _options(options: Iterable[Option]) -> str:
-    rows = [(", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o)) for o in options]
+    rows = [
+        (", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o)) for o in options
+    ]
     return _table(["Flag", "Key", "Kind", "Default", "Meaning"], rows)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hybridprune
-from hybridprune.models.spec import NetworkSpec
+from tests.cli.cases import folder_of, stage
 from tests.docs.pages import PAGES, snippets
 
 
@@ -36,3 +36,14 @@ def test_every_public_function_has_an_example() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     listed = set(re.findall(r"^::: hybridprune\.(\w+)$", PAGES["api.md"], flags=re.MULTILINE))
     assert listed >= {name for name in hybridprune.__all__ if not name.startswith("_")}
+
+
+@pytest.mark.full
+def test_the_snippets_on_a_run_do_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    results = tmp_path / "results"
+    assert stage("sp", "--result_dir", results, "--epochs", "1").returncode == 0
+    (block,) = snippets("api.md", "runnable with a run")
+    names: dict[str, Any] = {"run": folder_of(results, "sp")}
+    exec(compile(block, "api.md", "exec"), names)
+    assert len(names["finished"].classes) == 10

@@ -39,4 +39,9 @@ def test_a_page_begins_with_what_the_reader_can_do(page: str) -> None:
 
 
 def test_a_long_sentence_is_seen() -> None:
-    assert [len(s.split()) for s in sentences("# A\n\nOne two. Three\nfour.\n\n| no |\n\n- five `six`\n- seven")] == [2, 2, 2, 1]
+    assert [len(s.split()) for s in sentences("# A\n\nOne two. Three\nfour.\n\n| no |\n\n- five `six`\n- seven")] == [
+        2,
+        2,
+        2,
+        1,
+    ]
