@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridprune.commands.door import COMMANDS
 from hybridprune.config import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.check import Option, kind_name, options_of
 from hybridprune.pruning.method import DirectionMethod
@@ -24,15 +25,7 @@ from hybridprune.pruning.methods import METHODS
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
-COMMANDS = {
-    "evaluate": "hybridprune.commands.evaluate",
-    "sweep": "hybridprune.commands.threshold_sweep",
-    "report": "hybridprune.report.__main__",
-    "export": "hybridprune.commands.export",
-    "bench": "hybridprune.commands.bench",
-    "reconfigure": "hybridprune.commands.reconfigure",
-    "sweep_runs": "hybridprune.commands.grid",
-}
+STAGE_COMMANDS = ("train", "prune", "route")
 
 
 def render(markdown: str) -> str:
@@ -79,10 +72,17 @@ def command_help(names: Sequence[str]) -> str:
     os.environ["COLUMNS"] = "100"
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            importlib.import_module(COMMANDS[name]).main(["--help"])
+            module, _, function = COMMANDS[name].function.partition(":")
+            getattr(importlib.import_module(module), function)(["--help"], f"hybridprune {name}")
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
     return f"```text\n{printed.getvalue().rstrip()}\n```"
+
+
+def commands(names: Sequence[str]) -> str:
+    """All subcommands of ``hybridprune``."""
+    del names
+    return _table(["Command", "What it does"], [(f"[{name}](#{name})", c.about) for name, c in COMMANDS.items()])
 
 
 def method_facts(names: Sequence[str]) -> str:
@@ -164,6 +164,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "stage": stage_options,
     "options": some_options,
+    "commands": commands,
     "help": command_help,
     "facts": method_facts,
     "measured": measured,
