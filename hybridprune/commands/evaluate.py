@@ -1,4 +1,4 @@
-"""``python -m hybridprune.evaluate RUN``: accuracy, execution rates and expected FLOPs of a finished run."""
+"""Accuracy, execution rates and expected FLOPs of a finished run: ``hybridprune evaluate RUN``."""
 
 from __future__ import annotations
 

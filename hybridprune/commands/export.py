@@ -1,4 +1,4 @@
-"""``python -m hybridprune.export RUN``: the network of a finished run in the form in which it is shipped.
+"""The network of a finished run in the form in which it is shipped: ``hybridprune export RUN``.
 
 Writes a folder with the deployed network, which load_deployed of hybridprune.deploy reads, and a report of what was
 done to it; an ONNX model with --onnx and a torch.export program with --program, which run without this package.

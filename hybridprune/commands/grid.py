@@ -1,4 +1,4 @@
-"""``python -m hybridprune.sweep_runs GRID``: the stages over seeds, ratios and alphas, each run once and for all."""
+"""The stages over seeds, ratios and alphas, each run once and for all: ``hybridprune grid GRID``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m hybridprune.reconfigure RUN``: the small network that the masks of a nuspm run leave, without loss.
+"""The small network that the masks of a nuspm run leave, without loss: ``hybridprune reconfigure RUN``.
 
 Cuts the masked channels out of the network as it was when its masks were learnt, before any fine-tuning, checks in
 double precision that the logits stay the same and that the MACs are those of the masks, and writes a run of stage 2.

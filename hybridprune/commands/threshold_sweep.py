@@ -1,4 +1,4 @@
-"""``python -m hybridprune.sweep RUN``: the operating points of one trained policy, without retraining.
+"""The operating points of one trained policy, without retraining: ``hybridprune curve RUN``.
 
 Thresholds on the gates' logits are swept on the validation images, from executing every block to executing none; each
 gives an expected cost and an accuracy. In sweep.json, ``threshold`` is null at these two extremes, since JSON knows no
@@ -19,6 +19,7 @@ from hybridprune.engine.threshold import OperatingPoint, operating_point
 from hybridprune.errors import UserError
 from hybridprune.json_text import json_text
 from hybridprune.store.files import write_bytes
+from hybridprune.tables import Table
 
 Point = dict[str, Any]
 FILES = ("sweep.md", "sweep.json", "sweep.png")
@@ -96,7 +97,7 @@ def table(points: Sequence[Point]) -> str:
     tested = "test_accuracy" in points[0]
     head = ["Logit above", "Probability above", "GFLOPs", "Dense FLOPs %", "Execution rate", "Validation accuracy %"]
     head += ["Test GFLOPs", "Test accuracy %"] if tested else []
-    lines = ["| " + " | ".join(head) + " |", "|" + " --: |" * len(head)]
+    body = []
     for point in points:
         cells = [
             _limit(point),
@@ -107,8 +108,9 @@ def table(points: Sequence[Point]) -> str:
             f"{100 * point['accuracy']:.2f}",
         ]
         cells += [f"{point['test_flops'] / 1e9:.4g}", f"{100 * point['test_accuracy']:.2f}"] if tested else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Expected FLOPs = 2 x MACs, gates counted. Logit 0 is the policy as trained.", ""])
+        body.append(cells)
+    shown = Table(head, "r" * len(head), body).markdown()
+    return "\n".join([shown, "", "Expected FLOPs = 2 x MACs, gates counted. Logit 0 is the policy as trained.", ""])
 
 
 def _limit(point: Point) -> str:

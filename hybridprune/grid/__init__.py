@@ -1,4 +1,4 @@
-"""Runs of the stages over seeds, ratios and alphas: ``python -m hybridprune.sweep_runs grid.json``.
+"""Runs of the stages over seeds, ratios and alphas: ``hybridprune grid grid.json``.
 
-(``python -m hybridprune.sweep`` is another thing: the operating points of one finished run.)
+(``hybridprune curve`` is another thing: the operating points of one finished run.)
 """

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridprune.commands.bench import FILE, _forms, markdown, rows
+from hybridprune.commands.bench import FILE, _forms
+from hybridprune.commands.bench_rows import markdown, rows
 from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency

@@ -1,0 +1,61 @@
+"""From latencies to the rows of ``bench.json`` and to the table that the bench prints. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridprune.measure.latency import Latency
+from hybridprune.tables import Table
+
+INT8 = "int8"
+"""The form of what ONNX Runtime has quantised."""
+
+
+def rows(
+    found: Mapping[str, Latency],
+    macs: Mapping[str, tuple[float, float]],
+    batch: int,
+    more: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """The rows of ``bench.json``; arms are called ``network/form``.
+
+    ``macs``: of each network those that it executes, and those that promise its speed-up.
+    Speed-ups are over the dense network in the same form, of quantised ones over the dense one in fp32.
+    """
+    table = []
+    for arm, latency in found.items():
+        network, form = arm.split("/")
+        base = found.get(f"dense/{'onnx' if form == INT8 else form}")
+        executed, promised = macs[network]
+        predicted = macs["dense"][1] / promised
+        realised = base.median_ms / latency.median_ms if base else None
+        table.append(
+            {
+                "network": network,
+                "form": form,
+                **latency.to_json(),
+                "images_per_second": 1000 * batch / latency.median_ms,
+                "macs": executed,
+                "predicted_speedup": predicted,
+                "realised_speedup": realised,
+                **more.get(arm, {}),
+            }
+        )
+    return table
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """One batch size as a table."""
+    head = ("Network", "Form", "ms (quartiles)", "Images/s", "Predicted", "Realised", "Realised / predicted")
+    body = []
+    for row in table["rows"]:
+        spread = f"{row['median_ms']:.3f} ({row['lower_quartile_ms']:.3f} to {row['upper_quartile_ms']:.3f})"
+        realised = row["realised_speedup"]
+        gains = (f"{realised:.2f}", f"{realised / row['predicted_speedup']:.2f}") if realised else ("", "")
+        size = f"{row['bytes'] / 1024:.0f} KiB, {row['accuracy']:.2%}" if "bytes" in row else ""
+        speed, predicted = f"{row['images_per_second']:.0f}", f"{row['predicted_speedup']:.2f}"
+        body.append((row["network"], row["form"], spread, speed, predicted, *gains, size))
+    threads = f"{table['threads']} thread{'s' if table['threads'] > 1 else ''}"
+    shown = Table((*head, "Size, accuracy"), "llrrrrrl", body).markdown()
+    return f"batch {table['batch']}, {table['device']}, {threads}\n\n{shown}\n"
