@@ -75,7 +75,7 @@ def test_metadata_is_that_of_a_package_index(environment: Path) -> None:
     (info,) = environment.glob("lib/python*/site-packages/hybridprune-*.dist-info")
     metadata = Distribution.at(info).metadata
     assert metadata["Version"] == __version__ and metadata["Requires-Python"] == ">=3.11"
-    assert metadata["Description-Content-Type"] == "text/markdown" and "hybridprune" in str(metadata.get_payload())
+    assert metadata["Description-Content-Type"] == "text/markdown" and "pruning" in metadata["Description"]
     assert metadata["Keywords"] and "Typing :: Typed" in metadata.get_all("Classifier", [])
     assert (info.parent / "hybridprune" / "py.typed").is_file()
     assert not (info.parent / "tests").exists()
