@@ -11,7 +11,7 @@ from tests.docs.pages import PAGES
 
 LONGEST, MEAN = 35, 15
 OLDER = {"architecture.md", "deploy.md", "dynamic.md", "results_methods.md", "static.md", "your_own_network.md"}
-"""Pages from before this rule, of reports on measurements mostly."""
+"""Pages from before the rule on the mean, of reports on measurements mostly."""
 
 
 def sentences(markdown: str) -> list[str]:
@@ -25,11 +25,11 @@ def sentences(markdown: str) -> list[str]:
     return [s for s in found if re.search(r"[a-z]", s)]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in OLDER])
+@pytest.mark.parametrize("page", PAGES)
 def test_sentences_are_short(page: str) -> None:
     lengths = {s: len(s.split()) for s in sentences(PAGES[page])}
     assert [s for s, words in lengths.items() if words > LONGEST] == []
-    assert statistics.mean(lengths.values()) <= MEAN
+    assert page in OLDER or statistics.mean(lengths.values()) <= MEAN
 
 
 @pytest.mark.parametrize("page", PAGES)

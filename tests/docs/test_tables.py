@@ -6,6 +6,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
             assert (ROOT / name).exists(), name
         elif name.endswith(".py"):
             assert (ROOT / "hybridprune" / name).exists(), name
+
+
+def test_the_rooms_that_the_architecture_names_exist() -> None:
+    package = ROOT / "hybridprune"
+    named = set(re.findall(r"\b(?:[a-z_]+/)+[a-z_0-9]+\b", PAGES["architecture.md"]))
+    inside = [name for name in named if (package / name.split("/")[0]).is_dir()]
+    assert len(inside) > 20
+    assert [n for n in inside if not (package / n).exists() and not (package / f"{n}.py").exists()] == []
+
+
+def test_the_layers_are_those_of_the_contract() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    table = PAGES["architecture.md"].split("## The one-way rule")[1].split("## ")[0]
+    packages = {
+        name for layer in contract["layers"] for name in layer.split(" | ") if (ROOT / "hybridprune" / name).is_dir()
+    }
+    assert packages <= set(re.findall(r"`(\w+)`", table))
 
 
 @pytest.mark.full
