@@ -1,10 +1,13 @@
-"""The README's commands are real: every flag is known, every value is accepted, every path exists."""
+"""The README's and the pages' commands are real: every flag is known, every value is accepted, every path exists."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,20 +19,30 @@ ROOT = Path(__file__).parent.parent
 STAGES = {"main_sp.py": SpConfig(), "main_prune.py": PruneConfig(), "main_rl_prune.py": RlConfig()}
 
 
-def commands() -> list[list[str]]:
-    """Every command of the README's shell blocks, continuation lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+README = (ROOT / "README.md").read_text()
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
+
+
+def commands(*pages: str) -> list[list[str]]:
+    """Every command of the shell blocks, continuation lines joined, variables put in, comments dropped."""
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(pages), flags=re.DOTALL)
+    lines: list[str] = []
+    for block in blocks:
+        for name, value in re.findall(r'^([A-Z]+)="(.*)"$', block, flags=re.MULTILINE):
+            block = block.replace(f"${name}", value)
+        lines += block.replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
 def test_the_readme_shows_all_stages_and_commands() -> None:
-    shown = {word for command in commands() for word in command[:3]}
+    shown = {word for command in commands(README) for word in command[:3]}
     assert set(STAGES) <= shown
     assert {"hybridprune.report", "hybridprune.evaluate", "demo", "test"} <= shown
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c[0] == "python" and c[1] in STAGES], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for c in commands(README, *PAGES.values()) if c[0] == "python" and c[1] in STAGES], ids=" ".join
+)
 def test_each_stage_command_resolves(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     resolved = resolve(STAGES[command[1]], command[2:], prog=command[1], description="", config_path=None)
@@ -38,14 +51,16 @@ def test_each_stage_command_resolves(command: list[str], monkeypatch: pytest.Mon
 
 def test_make_targets_and_linked_files_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for command in commands():
+    for command in commands(README):
         if command[0] == "make":
             assert re.search(rf"^{command[1]}:", makefile, flags=re.MULTILINE), command
     for link in re.findall(r"\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text()):
         file, _, anchor = link.partition("#")
         assert (ROOT / file).exists(), link
         headings = re.findall(r"^#+ (.*)$", (ROOT / file).read_text(), flags=re.MULTILINE) if anchor else []
-        assert not anchor or anchor in {heading.lower().replace(" ", "-") for heading in headings}, link
+        assert not anchor or anchor in {
+            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+        }, link
     assert (ROOT / "benchmarks/checkpoints/cifar100_resnet32_w16_sp.safetensors").is_file()
 
 
@@ -62,14 +77,39 @@ def test_the_shipped_config_holds_all_published_keys_and_only_available_values()
     assert resolve(RlConfig(), ["--config_path", str(path)], prog="", description="").config.stage.reward_scale == 0.1
 
 
-def test_the_table_of_static_methods_is_what_was_measured() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_table_of_static_methods_is_what_was_measured(page: str) -> None:
     measured = {
         (line["arm"], line["budget"]): line for line in read_lines(ROOT / "benchmarks/results/static_arms.jsonl")
     }
-    rows = re.findall(
-        r"^\| ([a-z][\w ,-]*?) \|((?: [\d.]+ \|){4})$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
-    )
+    text = {"README.md": README, **PAGES}[page]
+    rows = re.findall(r"^\| ([a-z][\w ,-]*?) \|((?: [\d.]+ \|){4})$", text, flags=re.MULTILINE)
     assert len(rows) >= 8
     for name, cells in rows:
         figures = [100 * measured[name, budget][column] for budget in (0.5, 0.25) for column in ("after_cut", "tuned")]
         assert [f"{figure:.2f}" for figure in figures] == cells.replace("|", " ").split(), name
+
+
+def test_the_speeds_are_those_of_the_page_of_results() -> None:
+    rows = re.findall(r"^\| static.* faster.*$", README, flags=re.MULTILINE)
+    assert len(rows) == 3
+    assert set(rows) <= set(PAGES["docs/results.md"].splitlines())
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.full
+def test_the_example_prints_what_stands_below_it(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, flags=re.DOTALL)
+    code, printed = example
+    # A process of its own: the seed and the threads are the reader's.
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == printed
+
+
+def environment() -> dict[str, str]:
+    """One in which the package of this checkout is found from any folder."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
