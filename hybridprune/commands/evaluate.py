@@ -57,7 +57,7 @@ def _threshold(run: FinishedRun, target_flops: float) -> float:
     if not met(point.macs, budget):
         raise UserError(
             f"--target_flops {target_flops}: the nearest operating point takes {point.macs / run.dense_macs:.4f} of "
-            f"the dense FLOPs ({2 * point.macs:,.0f}); python -m hybridprune.sweep {run.run.path} shows what there is"
+            f"the dense FLOPs ({2 * point.macs:,.0f}); hybridprune curve {run.run.path} shows what there is"
         )
     return point.threshold
 

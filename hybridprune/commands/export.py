@@ -162,8 +162,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "only and branch, else any number is gathered (default: %(default)s)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the network (default: RUN/deployed)")
-    parser.add_argument("--onnx", metavar="FILE", type=Path, help="also an ONNX model (.onnx), checked by ONNX Runtime")
-    parser.add_argument("--program", metavar="FILE", type=Path, help="also a torch.export program (.pt2)")
+    parser.add_argument("--onnx", metavar="FILE", type=Path, help="also an ONNX model, .onnx, checked (default: none)")
+    parser.add_argument(
+        "--program", metavar="FILE", type=Path, help="also a torch.export program, .pt2 (default: none)"
+    )
     hardening = parser.add_argument_group("hardening (changes decisions; measured on the validation images)")
     hardening.add_argument(
         "--harden", action="store_true", help="take decisions that are always the same once and for all"

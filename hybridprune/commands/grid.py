@@ -128,7 +128,8 @@ def _parser(prog: str) -> _Parser:
     parser.add_argument(
         "--devices",
         default="",
-        help="processes: devices with commas between, one run at a time each, e.g. cuda:0,cuda:1",
+        help="processes: devices with commas between, one run at a time each, e.g. cuda:0,cuda:1 (default: each "
+        "run's own choice)",
     )
     parser.add_argument(
         "--nproc_per_run", type=int, default=1, help="processes of each run, started by torchrun (default: %(default)s)"

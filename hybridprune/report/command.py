@@ -20,14 +20,14 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.report") -> Non
     """The command."""
     about = (
         "Tables, plots and a page of every finished run below a folder: a row for each configuration, mean and "
-        "standard deviation over its seeds. Latencies stand there where python -m hybridprune.bench has measured them."
+        "standard deviation over its seeds. Latencies stand there where hybridprune bench has measured them."
     )
     parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("results", metavar="RESULTS", type=Path, help="folder searched for runs at any depth")
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: %(default)s")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table to FILE, not to stdout")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="accuracy over GFLOPs (.png or .svg)")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="one self-contained page with everything")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table to FILE (default: to stdout)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="accuracy over GFLOPs (.png or .svg; default: none)")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="one page with everything in itself (default: none)")
     parser.add_argument(
         "--gallery",
         metavar="N",

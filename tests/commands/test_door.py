@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from importlib import import_module
@@ -92,3 +93,21 @@ for module, words in [("hybridprune." + name, ()) for name in {MODULES}] + [("hy
     assert done.stderr == ""
     doors = [*SCRIPTS, *(f"hybridprune.{name}" for name in MODULES), "hybridprune"]
     assert done.stdout.splitlines() == [f"{name} 130" for name in doors]
+
+
+@pytest.mark.parametrize("name", [name for name in door.COMMANDS if name not in ("train", "prune", "route")])
+def test_help_of_a_subcommand_says_every_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages' texts are made with theirs (`config.resolve`)."""
+    parsers: list[argparse.ArgumentParser] = []
+
+    def stop(parser: argparse.ArgumentParser, *given: object) -> None:
+        parsers.append(parser)
+        raise UserError
+
+    for parse in ("parse_args", "parse_known_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, parse, stop)
+    assert door.main([name], "hybridprune") == 2
+    (parser,) = parsers
+    assert parser.prog == f"hybridprune {name}"
+    valued = [action for action in parser._actions if action.option_strings and action.nargs != 0]
+    assert [action.option_strings[0] for action in valued if "default" not in (action.help or "")] == []
