@@ -16,6 +16,7 @@ from hybridprune.ambient import isolated
 from hybridprune.api.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.api.prunable import PlainNetwork
 from hybridprune.api.pruned import Pruned, PrunedSpec
+from hybridprune.api.summary import layer_states, summarised
 from hybridprune.config import (
     CurvatureOptions,
     CutOptions,
@@ -128,14 +129,15 @@ def prune(
             length(batches)  # refused now, not after the cut
             trainable(module)
         network = PlainNetwork(module, batches, example, cut.exclude, seed)
-        dense = network.cost
+        dense, before = network.cost, layer_states(module, example, network.run)
         work = _Work(network, cut, curvature, sparsity, dense, batches, lr)
         removed = work.train_sparse()
         plan = work.make_plan(removed)
         if (told := notice(plan.left_alone)) is not None:
             warnings.warn(told, stacklevel=2)
         with full_precision():
-            plan.apply(work.allocate(plan))
+            kept = work.allocate(plan)
+            plan.apply(kept)
         if cut.cut_weights == "scratch":
             initialise(module, seed, "cut")
         origin = origin_of(original)
@@ -143,6 +145,7 @@ def prune(
         sample = network.sample(RECALIBRATION_IMAGES, "recalibration")
         recalibrate_by(module, sample, lambda pair: task.output(module, pair[0]), shared=True)
         cost = network.measure(module)
+        layers = summarised(before, layer_states(module, example, network.run), plan.expected_losses(kept))
     if callable(fine_tune):
         fine_tune(take_types(module, original))  # as the caller has set everything
     with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None), progress_bars(progress):
@@ -152,7 +155,7 @@ def prune(
         share_weights(take_types(module, original))
         _check_finite(module, original)
         batches.check_output(module)
-    spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, plan.left_alone)
+    spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, plan.left_alone, layers)
     note_origin(module, dataclasses.replace(origin, edits=edits))
     return Pruned(take_modes(module, original), spec)
 

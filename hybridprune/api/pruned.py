@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hybridprune.ambient import isolated
+from hybridprune.api.summary import LayerSummary, summary_table
 from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, texts_at, value_at
 from hybridprune.models.copies import copied
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.origin import note_origin, origin_of
+from hybridprune.pruning.budget.space import Cost
 from hybridprune.store.files import write_json
 from hybridprune.store.weights import check_shapes, load_tensors, read_tensors, save_weights
+from hybridprune.tables import Table
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class PrunedSpec:
     dense_params: int
     left_alone: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Layers with weights that nothing was cut from because nothing could be, by name, each with the reason."""
+    layers: tuple[LayerSummary, ...] = dataclasses.field(default=(), repr=False, compare=False)
+    """For `Pruned.summary`, layer by layer. Known where ``prune`` has just run; it is not saved."""
 
     def to_json(self) -> dict[str, object]:
-        """A plain dictionary."""
-        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**numbers, "edits": [edit.to_json() for edit in self.edits], "left_alone": dict(self.left_alone)}
+        """A plain dictionary, without the layers."""
+        saved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "layers"}
+        return {**saved, "edits": [edit.to_json() for edit in self.edits], "left_alone": dict(self.left_alone)}
 
     @staticmethod
     def read(path: Path) -> PrunedSpec:
@@ -50,6 +56,8 @@ class PrunedSpec:
                 value_at(record, name, int, low=0)
             reasons = value_at({"left_alone": {}, **record}, "left_alone", dict)
             texts_at({"reasons": list(reasons.values())}, "reasons")
+            if "layers" in record:
+                raise ValueError("a key layers, which is never saved")
             return PrunedSpec(**{**record, "edits": edits})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a pruned module's specification ({error}); save it again") from error
@@ -65,6 +73,38 @@ class Pruned(NamedTuple):
     def left_alone(self) -> Mapping[str, str]:
         """Layers with weights that nothing was cut from because nothing could be, by name, each with the reason."""
         return self.spec.left_alone
+
+    def summary(self) -> None:
+        """Print `table`, and above it what was cut in all."""
+        print(self, self.table().plain(), sep="\n\n")
+
+    def table(self) -> Table:
+        """What was done to each layer, a row each, and in all.
+
+        Kind and form (dense, or the sides that have rotations) are those of now. Ranks are inputs x outputs of the
+        layer's core: its channels where a side has no rotation. MACs are those of one image. The expected loss is the
+        rise in nats that the method has expected of the layer's cut alone, before recalibration and training; methods
+        whose scores are in other units leave it out. A module that was not pruned just now has the totals alone.
+        """
+        spec = self.spec
+        return summary_table(spec.layers, Cost(spec.dense_macs, spec.dense_params), Cost(spec.macs, spec.params))
+
+    def __str__(self) -> str:
+        spec = self.spec
+        figures = (("MACs", spec.macs, spec.dense_macs), ("parameters", spec.params, spec.dense_params))
+        costs = ", ".join(
+            f"{after:,} of {before:,} {what}" + (f" ({after / before:.1%})" if before else "")
+            for what, after, before in figures
+        )
+        cut = len({edit.layer for edit in spec.edits})
+        return f"{type(self.module).__name__}, pruned: {costs}; {cut} layers changed, {len(spec.left_alone)} left alone"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def _repr_html_(self) -> str:
+        """The same and the table, for notebooks."""
+        return f"<p>{html.escape(str(self))}</p>{self.table().html()}"
 
 
 def save(pruned: Pruned, folder: str | Path) -> None:

@@ -1,0 +1,154 @@
+"""A pruned module layer by layer: what each was, what it has become, and what that is expected to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hybridprune.ambient import seeded
+from hybridprune.measure.cost import somewhere
+from hybridprune.models.edits import ranks_of
+from hybridprune.models.factored import FactoredLayer, form_name
+from hybridprune.nested import on_device
+from hybridprune.pruning.budget.space import Cost
+from hybridprune.pruning.directions.layers import layer_macs
+from hybridprune.tables import Table
+
+HEAD = (
+    "Layer",
+    "Kind",
+    "Form",
+    "Ranks before",
+    "Ranks after",
+    "MACs before",
+    "MACs after",
+    "Parameters before",
+    "Parameters after",
+    "Expected loss",
+)
+ALIGN = "lllrrrrrrr"
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """A convolution or a linear layer, factored or not, as it is at one time."""
+
+    kind: str
+    """``Conv2d 3x3``, say, or ``Linear``."""
+    form: str
+    """``dense``, or the side on which a factored layer has rotations."""
+    inputs: int
+    """Channels that its core reads: those of the layer where that side has no rotation, else the rank."""
+    outputs: int
+    macs: int
+    """Of one image."""
+    params: int
+
+    @property
+    def ranks(self) -> str:
+        """Inputs and outputs of the core."""
+        return f"{self.inputs} x {self.outputs}"
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """What pruning has made of one layer."""
+
+    name: str
+    before: LayerState
+    after: LayerState
+    expected_loss: float | None
+    """Rise of the loss (nats) that its cut was expected to cost, before any training; None: not known."""
+
+
+def layer_states(model: nn.Module, example: Any, run: Callable[[nn.Module, Any], object]) -> dict[str, LayerState]:
+    """Every convolution and linear layer of ``model`` by name, in its order; ``run(model, example)`` passes one image.
+
+    Nothing is computed where the model runs on the meta device, else a copy of it really runs.
+    """
+
+    def measure(found: nn.Module) -> dict[str, int]:
+        inputs = on_device(example, next(found.parameters()).device)
+        return layer_macs(found, lambda: run(found, inputs))
+
+    with seeded(0, next(model.parameters()).device):  # the caller's random numbers go on as if nothing had run
+        macs = somewhere(model, measure)
+    counted: set[int] = set()
+    inside: set[nn.Module] = set()
+    states: dict[str, LayerState] = {}
+    for name, layer in model.named_modules():
+        if layer in inside or not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
+            continue
+        inside.update(layer.modules())
+        own = {id(p): p.numel() for p in layer.parameters() if id(p) not in counted}
+        counted |= own.keys()
+        core = layer.core if isinstance(layer, FactoredLayer) else layer
+        outputs, inputs = core.weight.shape[:2]
+        states[name] = LayerState(
+            kind=_kind(core),
+            form=form_name(ranks_of(layer)),
+            inputs=int(inputs) * (core.groups if isinstance(core, nn.Conv2d) else 1),
+            outputs=int(outputs),
+            macs=sum(value for part, value in macs.items() if part == name or part.startswith(f"{name}.")),
+            params=sum(own.values()),
+        )
+    return states
+
+
+def _kind(core: nn.Conv2d | nn.Linear) -> str:
+    if isinstance(core, nn.Linear):
+        return "Linear"
+    kernel = "x".join(map(str, core.kernel_size))
+    return f"Conv2d {kernel}" + (f", {core.groups} groups" if core.groups > 1 else "")
+
+
+def summarised(
+    before: Mapping[str, LayerState], after: Mapping[str, LayerState], losses: Mapping[str, float] | None
+) -> tuple[LayerSummary, ...]:
+    """The layers that are there before and after, with the expected losses of those that were cut."""
+    return tuple(
+        LayerSummary(name, state, after[name], (losses or {}).get(name))
+        for name, state in before.items()
+        if name in after
+    )
+
+
+def summary_table(layers: Sequence[LayerSummary], before: Cost, after: Cost) -> Table:
+    """A layer a row, then what is in no layer (BatchNorms, attention), then the totals ``before`` and ``after``."""
+    rows = [
+        (
+            layer.name,
+            layer.after.kind,
+            layer.after.form,
+            layer.before.ranks,
+            layer.after.ranks,
+            *_costs(_cost(layer.before), _cost(layer.after)),
+            _loss(layer.expected_loss),
+        )
+        for layer in layers
+    ]
+    rest = before.minus(_sum([layer.before for layer in layers])), after.minus(_sum([layer.after for layer in layers]))
+    if layers and any((*rest[0], *rest[1])):
+        rows.append(("everything else", "", "", "", "", *_costs(*rest), ""))
+    known = [layer.expected_loss for layer in layers if layer.expected_loss is not None]
+    rows.append(("total", "", "", "", "", *_costs(before, after), _loss(sum(known) if known else None)))
+    return Table(HEAD, ALIGN, rows)
+
+
+def _cost(state: LayerState) -> Cost:
+    return Cost(state.macs, state.params)
+
+
+def _sum(states: Sequence[LayerState]) -> Cost:
+    return Cost(sum(state.macs for state in states), sum(state.params for state in states))
+
+
+def _costs(before: Cost, after: Cost) -> tuple[str, str, str, str]:
+    return f"{before.macs:,}", f"{after.macs:,}", f"{before.params:,}", f"{after.params:,}"
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
