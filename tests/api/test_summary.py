@@ -78,9 +78,9 @@ def test_rows_add_up_to_the_module(method: str) -> None:
     if method == "l1":
         assert all(x.expected_loss is None for x in layers) and total[-1] == ""
     else:
-        losses = {x.name: x.expected_loss for x in layers}
+        losses = {x.name: x.expected_loss or 0.0 for x in layers}
         assert all(losses[name] > 0 for name in changed) and {x.after.form for x in layers} != {"dense"}
-        assert float(total[-1]) == pytest.approx(sum(loss or 0 for loss in losses.values()), rel=1e-3)
+        assert float(total[-1]) == pytest.approx(sum(losses.values()), rel=1e-3)
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
