@@ -26,8 +26,7 @@ from benchmarks.clock import median_seconds
 from benchmarks.memory import growth_bytes
 from hybridprune.deployment import DeployedNetwork, deploy
 from hybridprune.measure.cost import count
-from hybridprune.models.edits import apply_edits
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit, apply_edits
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 

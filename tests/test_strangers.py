@@ -14,8 +14,7 @@ from torch import nn
 
 from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
 from hybridprune.errors import UserError
-from hybridprune.models.edits import ResizeEdit, apply_edits
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit, ResizeEdit, apply_edits
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.stages.images import read_split
 from hybridprune.store.run_folder import RunFolder, RunSpec

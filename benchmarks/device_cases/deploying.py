@@ -14,7 +14,7 @@ from hybridprune.data import Batch
 from hybridprune.deployment import Harden, deploy
 from hybridprune.deployment.program import export_program
 from hybridprune.measure.latency import Arms, Latency, device_clock, interleaved, stopwatch
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.spec import NetworkSpec
 
 _EDITS = (

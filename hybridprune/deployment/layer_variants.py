@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridprune.deployment.choice import Choice
 from hybridprune.deployment.fold import is_hooked, is_plain_layer, replace_everywhere
 from hybridprune.deployment.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, factored, fill, form, form_name
-from hybridprune.models.replace import replace_module
+from hybridprune.models.factored import FactoredLayer, build_layer, form, form_name, outline
+from hybridprune.models.replace import memory_format, replace_module
 from hybridprune.progress_bar import bar
 
 Layer = nn.Conv2d | nn.Linear
@@ -59,76 +59,15 @@ def _factorings(layer: FactoredLayer) -> dict[str, nn.Module]:
     forms: dict[str, nn.Module] = {form_name((rank_in, rank_out)): layer}
     if isinstance(layer.rotate_in, Layer) and layer.rotate_in.bias is not None:
         return forms  # a shift before the padding: nothing can be absorbed without changing the border
-    core = layer.core.weight.double()
-    rotate_in = None if isinstance(layer.rotate_in, nn.Identity) else layer.rotate_in.weight.double().flatten(1)
-    rotate_out = None if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.weight.double().flatten(1)
-    bias = layer.core.bias if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.bias
-    for keep_in, keep_out in ((True, False), (False, True), (False, False)):
-        ranks = (rank_in if keep_in else None, rank_out if keep_out else None)
-        name = form_name(ranks)
-        if name in forms:
-            continue
-        merged = core
-        if not keep_in and rotate_in is not None:
-            merged = torch.einsum("os...,si->oi...", merged, rotate_in)
-        if not keep_out and rotate_out is not None:
-            merged = torch.einsum("or,ri...->oi...", rotate_out, merged)
-        forms[name] = _layer(
-            layer, ranks, merged, rotate_in if keep_in else None, rotate_out if keep_out else None, bias
-        )
+    rotate_in = None if rank_in is None else layer.rotate_in.get_parameter("weight").double().flatten(1)
+    rotate_out = None if rank_out is None else layer.rotate_out.get_parameter("weight").double().flatten(1)
+    factors = rotate_out, layer.core.weight.double(), rotate_in
+    memory = memory_format([layer.core.weight])
+    for ranks in ((rank_in, None), (None, rank_out), (None, None)):
+        if form_name(ranks) not in forms:
+            built = build_layer(outline(layer, "meta"), ranks, factors, layer.bias)
+            forms[form_name(ranks)] = built.to(memory_format=memory).train(layer.training)  # type: ignore[call-overload]
     return forms
-
-
-def _layer(
-    layer: FactoredLayer,
-    ranks: tuple[int | None, int | None],
-    core: Tensor,
-    rotate_in: Tensor | None,
-    rotate_out: Tensor | None,
-    bias: Tensor | None,
-) -> nn.Module:
-    outline = _outline(layer, bias is not None)
-    if ranks == (None, None):
-        outline.weight.copy_(core)
-        if bias is not None:
-            assert outline.bias is not None
-            outline.bias.copy_(bias)
-        built: nn.Module = outline
-    else:
-        made = factored(outline, *ranks)
-        fill(made, rotate_out, core, rotate_in)
-        if bias is not None:
-            last = made.core if rotate_out is None else made.rotate_out
-            assert isinstance(last.bias, Tensor)
-            last.bias.copy_(bias)
-        built = made
-    memory = torch.channels_last if _is_channels_last(layer.core.weight) else torch.contiguous_format
-    return built.to(memory_format=memory).train(layer.training)  # type: ignore[call-overload]
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-
-
-def _outline(layer: FactoredLayer, bias: bool) -> Layer:
-    """A dense layer of the factored one's geometry, its weights uninitialised."""
-    first = layer.core if isinstance(layer.rotate_in, nn.Identity) else layer.rotate_in
-    last = layer.core if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out
-    channels_in, channels_out = first.weight.shape[1], last.weight.shape[0]
-    options: dict[str, Any] = {"bias": bias, "device": layer.core.weight.device, "dtype": layer.core.weight.dtype}
-    if not isinstance(layer, FactoredConv2d):
-        return nn.Linear(channels_in, channels_out, **options)
-    core = layer.core
-    return nn.Conv2d(
-        channels_in,
-        channels_out,
-        (int(core.kernel_size[0]), int(core.kernel_size[1])),
-        stride=layer.subsample if layer.subsample != (1, 1) else (int(core.stride[0]), int(core.stride[1])),
-        padding=core.padding,  # type: ignore[arg-type]
-        dilation=(int(core.dilation[0]), int(core.dilation[1])),
-        padding_mode=core.padding_mode,
-        **options,
-    )
 
 
 @torch.no_grad()

@@ -10,9 +10,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.json_text import short, value_at
-from hybridprune.models import factored
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLayer, FactoredLinear, blank, form, outline
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear, blank, factored, form, outline
 from hybridprune.models.replace import inherit, memory_format, replace_module
+
+
+@dataclass(frozen=True)
+class FactorEdit:
+    """One edit of a network: ``layer`` becomes factored with these ranks (None: no such rotation)."""
+
+    layer: str
+    rank_in: int | None
+    rank_out: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> FactorEdit:
+        """The inverse of ``to_json``; raises KeyError or ValueError on anything else."""
+        ranks = (
+            None if record[name] is None else value_at(record, name, int, low=1) for name in ("rank_in", "rank_out")
+        )
+        return FactorEdit(value_at(record, "layer", str), *ranks)
 
 
 @dataclass(frozen=True)
@@ -134,6 +154,13 @@ def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit
     return tuple(edit for edit in (*factors, *resizes) if not edit.layer.startswith(inside))
 
 
+def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:
+    """The edits that make the factored layers of ``model``, in its own order."""
+    return tuple(
+        FactorEdit(name, *form(module)) for name, module in model.named_modules() if isinstance(module, FactoredLayer)
+    )
+
+
 def ranks_of(layer: nn.Module) -> tuple[int | None, int | None]:
     """Ranks of the input and the output side; None where there is no rotation, as in a dense layer."""
     return form(layer) if isinstance(layer, FactoredLayer) else (None, None)
@@ -142,11 +169,12 @@ def ranks_of(layer: nn.Module) -> tuple[int | None, int | None]:
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
     """Give ``model`` the edited architecture in place, with uninitialised weights in the edited layers.
 
-    Raises ValueError if an edit names no layer that it could be applied to.
+    A layer that is factored already gets other ranks, or without ranks becomes dense. Raises ValueError if an edit
+    names no layer that it could be applied to.
     """
     for edit in edits:
         if isinstance(edit, FactorEdit):
-            factored.apply_edits(model, (edit,))
+            _factor(model, edit)
             continue
         try:
             replace_module(
@@ -154,3 +182,19 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
             )
         except (AttributeError, ValueError) as error:
             raise ValueError(f"an edit of {short(edit.layer)} does not fit the network: {error}") from error
+
+
+def _factor(model: nn.Module, edit: FactorEdit) -> None:
+    try:
+        layer = model.get_submodule(edit.layer)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
+        raise ValueError(f"an edit of {short(edit.layer)}, which is no convolution or linear layer of the network")
+    if isinstance(layer, FactoredLayer) and (edit.rank_in, edit.rank_out) == form(layer):
+        return
+    new: nn.Module = outline(layer) if isinstance(layer, FactoredLayer) else layer
+    if (edit.rank_in, edit.rank_out) != (None, None):
+        new = factored(new, edit.rank_in, edit.rank_out)
+    if new is not layer:
+        replace_module(model, edit.layer, inherit(new, layer, blank(layer)))

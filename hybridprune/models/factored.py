@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hybridprune.json_text import short, value_at
 from hybridprune.models.on_demand import OnDemand
-from hybridprune.models.replace import inherit, replace_module
 
 Core = TypeVar("Core", nn.Conv2d, nn.Linear)
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class _Factored(nn.Module, Generic[Core]):
@@ -193,9 +190,13 @@ def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None) -> Fac
     raise ValueError(f"a {type(layer).__name__} has no factored form")
 
 
-def outline(layer: FactoredLayer) -> nn.Conv2d | nn.Linear:
-    """The dense layer of the same geometry, its weights left uninitialised."""
-    options: dict[str, Any] = {"device": layer.core.weight.device, "dtype": layer.core.weight.dtype}
+def outline(layer: FactoredLayer, device: str | torch.device | None = None) -> nn.Conv2d | nn.Linear:
+    """The dense layer of the same geometry, its weights left uninitialised, on ``device`` (None: that of ``layer``).
+
+    On the meta device making it draws no random numbers.
+    """
+    weight = layer.core.weight
+    options: dict[str, Any] = {"device": weight.device if device is None else device, "dtype": weight.dtype}
     options["bias"] = layer.bias is not None
     if isinstance(layer, FactoredLinear):
         return nn.Linear(*layer.channels, **options)
@@ -215,34 +216,6 @@ def blank(layer: nn.Module) -> nn.Module:
     raise ValueError(f"a {type(layer).__name__} has no factored form")
 
 
-@dataclass(frozen=True)
-class FactorEdit:
-    """One edit of a network: ``layer`` becomes factored with these ranks (None: no such rotation)."""
-
-    layer: str
-    rank_in: int | None
-    rank_out: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any]) -> FactorEdit:
-        """The inverse of ``to_json``; raises KeyError or ValueError on anything else."""
-        ranks = (
-            None if record[name] is None else value_at(record, name, int, low=1) for name in ("rank_in", "rank_out")
-        )
-        return FactorEdit(value_at(record, "layer", str), *ranks)
-
-
-def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:
-    """The edits that make the factored layers of ``model``, in its own order."""
-    return tuple(
-        FactorEdit(name, *form(module)) for name, module in model.named_modules() if isinstance(module, FactoredLayer)
-    )
-
-
 def form(layer: FactoredLayer) -> tuple[int | None, int | None]:
     """Ranks of the input and the output side; None where there is no rotation."""
     rank_out, rank_in = layer.core.weight.shape[:2]
@@ -260,28 +233,6 @@ def form_name(ranks: tuple[int | None, int | None]) -> str:
     return "dense" if rank_in is rank_out else "input-sided" if rank_out is None else "output-sided"
 
 
-def apply_edits(model: nn.Module, edits: tuple[FactorEdit, ...]) -> None:
-    """Give ``model`` the pruned architecture, with uninitialised weights in the edited layers.
-
-    A layer that is factored already gets other ranks, or without ranks becomes dense. Raises ValueError if an edit
-    names no convolution and no linear layer.
-    """
-    for edit in edits:
-        try:
-            layer = model.get_submodule(edit.layer)
-        except AttributeError:
-            layer = None
-        if not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
-            raise ValueError(f"an edit of {short(edit.layer)}, which is no convolution or linear layer of the network")
-        if isinstance(layer, FactoredLayer) and (edit.rank_in, edit.rank_out) == form(layer):
-            continue
-        new: nn.Module = outline(layer) if isinstance(layer, FactoredLayer) else layer
-        if (edit.rank_in, edit.rank_out) != (None, None):
-            new = factored(new, edit.rank_in, edit.rank_out)
-        if new is not layer:
-            replace_module(model, edit.layer, inherit(new, layer, blank(layer)))
-
-
 @torch.no_grad()
 def fill(layer: FactoredLayer, rotate_out: Tensor | None, core: Tensor, rotate_in: Tensor | None) -> None:
     """Set a factored layer's weights: ``[C_out, r_out]``, ``[r_out, r_in, kh, kw]``, ``[r_in, C_in]``; None: absent."""
@@ -294,3 +245,39 @@ def fill(layer: FactoredLayer, rotate_out: Tensor | None, core: Tensor, rotate_i
             weight = rotation.get_parameter("weight")
             assert values is not None and weight.shape[:2] == values.shape
             weight.copy_(values.reshape(weight.shape))
+
+
+@torch.no_grad()
+def build_layer(
+    outline: nn.Conv2d | nn.Linear,
+    ranks: tuple[int | None, int | None],
+    factors: tuple[Tensor | None, Tensor, Tensor | None],
+    bias: Tensor | None,
+) -> nn.Conv2d | nn.Linear | FactoredLayer:
+    """The layer ``W = Q_out . core . Q_in`` in the form ``ranks`` (input, output; None: no such rotation).
+
+    ``factors`` are ``Q_out [C_out, r_out]``, ``core [r_out, r_in, kh, kw]`` (linear: ``[r_out, r_in]``, or with two
+    axes of 1 behind) and ``Q_in [r_in, C_in]``; None where ``W`` has no such factor. A rotation that the form leaves
+    out is multiplied into the core. ``outline`` is a dense layer of the geometry of ``W`` on the meta device, so that
+    no random numbers are drawn. The layer is on the device of ``core``, with its ``bias [C_out]``, if there is one.
+    """
+    rotate_out, core, rotate_in = factors
+    keep_in, keep_out = (rank is not None for rank in ranks)
+    if rotate_in is not None and not keep_in:
+        core = torch.einsum("rs...,si->ri...", core, rotate_in)
+    if rotate_out is not None and not keep_out:
+        core = torch.einsum("or,ri...->oi...", rotate_out, core)
+    if not (keep_in or keep_out):
+        outline.to_empty(device=core.device).weight.copy_(core.reshape(outline.weight.shape))
+        return _with_bias(outline, outline, bias)
+    built = factored(outline, *ranks).to_empty(device=core.device)
+    fill(built, rotate_out if keep_out else None, core, rotate_in if keep_in else None)
+    last = built.rotate_out if keep_out else built.core
+    return _with_bias(built, last, bias)
+
+
+def _with_bias(layer: Layer, last: nn.Module, bias: Tensor | None) -> Layer:
+    """``layer``, whose ``last`` part has the values ``bias``."""
+    if bias is not None:
+        last.get_parameter("bias").copy_(bias)
+    return layer

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from hybridprune.ambient import seeded
 from hybridprune.measure.cost import plain_attention
 from hybridprune.models.copies import copied
-from hybridprune.models.factored import FactoredLayer, blank, factored, fill
+from hybridprune.models.factored import FactoredLayer, blank, build_layer
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.nested import some_images
 from hybridprune.pruning.budget.space import Cost
@@ -114,11 +114,9 @@ def _stand_in(model: nn.Module, layer: PrunableLayer) -> Cost:
     weight = layer.weight
     sides = layer.shape.in_channels, layer.shape.out_channels
     ranks = Ranks(sides[0], None) if sides[0] < sides[1] else Ranks(None, sides[1])
-    new = factored(outline_of(layer), *ranks).to_empty(device=weight.device)
     rotation = torch.eye(min(sides), dtype=weight.dtype, device=weight.device)
-    fill(new, None if ranks.rank_out is None else rotation, weight, None if ranks.rank_in is None else rotation)
-    if new.bias is not None and layer.bias is not None:
-        new.bias.copy_(layer.bias)
+    rotations = (None, rotation) if ranks.rank_out is None else (rotation, None)
+    new = build_layer(outline_of(layer), ranks, (rotations[0], weight, rotations[1]), layer.bias)
     replace_module(model, layer.name, inherit(new, old, blank(old)))
     now, before = ((layer.shape.macs(r), layer.shape.params(r)) for r in (ranks, DENSE))
     return Cost(*now).minus(Cost(*before))

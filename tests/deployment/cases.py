@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.measure.latency import Arms, Latency, Stopwatch
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import randomised

@@ -10,8 +10,8 @@ from torchvision.models import resnet18
 from hybridprune.deployment import DeployedNetwork, deploy
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Arms, Latency
-from hybridprune.models.edits import Edit, ResizeEdit, apply_edits
-from hybridprune.models.factored import FactorEdit, FactoredLayer
+from hybridprune.models.edits import Edit, FactorEdit, ResizeEdit, apply_edits
+from hybridprune.models.factored import FactoredLayer
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import random_decisions, random_images, random_net, randomise
 from tests.deployment.cases import SPECS, assert_close, built, preferring

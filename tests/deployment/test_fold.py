@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.deployment.fold import fold_inputs, fold_scalings, spell_out_norms
-from hybridprune.models.factored import FactorEdit, apply_edits
+from hybridprune.models.edits import FactorEdit, apply_edits
 from tests.cases import random_images, randomise
 
 

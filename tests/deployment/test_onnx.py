@@ -20,7 +20,7 @@ from hybridprune.deployment import DeployedNetwork, deploy, onnx
 from hybridprune.deployment.onnx import compare, need_onnx, onnx_bytes, session
 from hybridprune.deployment.program import METADATA, export_program, program_bytes
 from hybridprune.errors import UserError
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import all_pixels, random_decisions
 from tests.deployment.cases import SPECS, assert_close, built, preferring

@@ -27,7 +27,7 @@ from hybridprune.engine.progress import Progress, Validation
 from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.measure.cost import count
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import fp32_precisions

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hybridprune.engine.freeze import frozen_parameters, rotation_parameters
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLinear
+from hybridprune.models.edits import FactorEdit
+from hybridprune.models.factored import FactoredConv2d, FactoredLinear
 from tests.cases import random_images, random_net
 
 EDITS = (

@@ -12,7 +12,7 @@ from torchvision import models
 
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count, count_module, module_macs
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import random_decisions, random_images, random_net, randomised

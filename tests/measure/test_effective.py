@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hybridprune.measure.effective import count_weights, effective_sparsity, live_weights
-from hybridprune.models.factored import FactorEdit, apply_edits
+from hybridprune.models.edits import FactorEdit, apply_edits
 from hybridprune.models.spec import NetworkSpec
 from tests.cases import random_images, randomise
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybridprune.models.edits import ResizeEdit, apply_edits, edit_from_json, edits_between, resize
-from hybridprune.models.factored import FactoredConv2d, FactorEdit
+from hybridprune.models.edits import FactorEdit, ResizeEdit, apply_edits, edit_from_json, edits_between, resize
+from hybridprune.models.factored import FactoredConv2d
 from hybridprune.models.replace import replace_module
 
 

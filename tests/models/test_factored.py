@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hybridprune.models.factored import (
-    FactoredConv2d,
-    FactorEdit,
-    FactoredLinear,
-    apply_edits,
-    factor_edits,
-    fill,
-    form,
-    is_pointwise,
-)
+from hybridprune.models.edits import FactorEdit, apply_edits, factor_edits
+from hybridprune.models.factored import FactoredConv2d, FactoredLinear, build_layer, fill, form, is_pointwise, outline
 from hybridprune.models.factored import factored as factored_form
 from hybridprune.models.replace import replace_module
 
@@ -155,6 +147,20 @@ def test_a_factored_linear_layer_is_the_product_of_its_factors(
         x = torch.randn(*shape[:-1], c_in, dtype=torch.float64)
         expected = F.linear(x, weight, biases[0] if bias else None)
         torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(cases(), st.booleans(), st.booleans())
+def test_a_built_layer_is_the_same_map_in_every_form(case: Case, keep_in: bool, keep_out: bool) -> None:
+    layer = factored(case)
+    rank_in, rank_out = form(layer)
+    assume((rank_in or 0) <= case.conv.in_channels and (rank_out or 0) <= case.conv.out_channels)
+    ranks = rank_in if keep_in else None, rank_out if keep_out else None
+    state = torch.get_rng_state()
+    built = build_layer(outline(layer, "meta"), ranks, (case.q_out, case.core, case.q_in), layer.bias)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing random was drawn
+    assert (form(built) if isinstance(built, FactoredConv2d) else (None, None)) == ranks
+    x = torch.randn(2, case.conv.in_channels, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(built(x), layer(x), rtol=1e-10, atol=1e-10)
 
 
 @given(cases())

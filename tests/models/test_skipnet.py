@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybridprune.models import skipnet
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.gates import GATES
 from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
 from hybridprune.models.spec import NetworkSpec

@@ -9,7 +9,8 @@ import torch
 
 from hybridprune.config import NetworkOptions
 from hybridprune.errors import UserError
-from hybridprune.models.factored import FactoredConv2d, FactorEdit
+from hybridprune.models.edits import FactorEdit
+from hybridprune.models.factored import FactoredConv2d
 from hybridprune.models.gates import FeedForwardGate
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.spec import NetworkSpec, gated_networks, is_network

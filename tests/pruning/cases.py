@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybridprune.curvature import CROSS_ENTROPY, LayerFactors, Likelihood, SecondMoments
 from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.measure.cost import count, count_module
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.space import Cost, Space, pick

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.curvature import collect_factors, eigenbasis
 from hybridprune.errors import UserError
-from hybridprune.models.factored import factor_edits
+from hybridprune.models.edits import factor_edits
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Budget, Cost, UnitSet
 from hybridprune.pruning.make_plan import make_plan

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder, RunSpec

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hybridprune.models.factored import blank, factored, fill
+from hybridprune.models.factored import blank, build_layer
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.pruning.directions.decomposition import Decomposition, Factors
-from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
+from hybridprune.pruning.directions.layer_forms import Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer
 
 
@@ -43,26 +43,7 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, s
         full.rank_out if rank_out is None else rank_out, full.rank_in if rank_in is None else rank_in, sweeps
     )
     merged = merge(layer, factors)
-    outline = outline_of(layer)
-    core = merged.core
-    if rank_in is None:
-        core = torch.einsum("rskl,si->rikl", core, merged.rotate_in)
-    if rank_out is None:
-        core = torch.einsum("or,rikl->oikl", merged.rotate_out, core)
-    if ranks == DENSE:
-        outline.to_empty(device=layer.leaf.weight.device)
-        outline.weight.copy_(core.reshape(outline.weight.shape))
-        if layer.bias is not None and outline.bias is not None:
-            outline.bias.copy_(layer.bias)
-        return outline
-    module = factored(outline, rank_in, rank_out).to_empty(device=layer.leaf.weight.device)
-    rotate_in = None if rank_in is None else merged.rotate_in
-    fill(module, None if rank_out is None else merged.rotate_out, core, rotate_in)
-    if layer.bias is not None:
-        last = module.core if rank_out is None else module.rotate_out
-        assert isinstance(last.bias, Tensor)
-        last.bias.copy_(layer.bias)
-    return module
+    return build_layer(outline_of(layer), ranks, (merged.rotate_out, merged.core, merged.rotate_in), layer.bias)
 
 
 def merge(layer: PrunableLayer, factors: Factors) -> Factors:

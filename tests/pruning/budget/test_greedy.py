@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.pruning.budget.greedy import ORDERS, cut_at_budget, cut_at_ratio, importance, importance_per_flop
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget, Space
 from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 from hybridprune.measure.cost import module_macs
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLinear, apply_edits
+from hybridprune.models.edits import FactorEdit, apply_edits
+from hybridprune.models.factored import FactoredConv2d, FactoredLinear
 from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from tests.cases import random_net

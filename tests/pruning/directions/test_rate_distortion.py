@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.pruning.budget import greedy
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget, Space, pick
 from hybridprune.pruning.directions import rate_distortion

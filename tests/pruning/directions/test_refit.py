@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLinear, apply_edits
+from hybridprune.models.edits import FactorEdit, apply_edits
+from hybridprune.models.factored import FactoredConv2d, FactoredLinear
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.directions import refit as refitting
 from hybridprune.pruning.directions.layer_forms import Ranks

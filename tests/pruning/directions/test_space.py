@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import FactorEdit
 from hybridprune.pruning.budget.greedy import cut_at_ratio, importance
 from hybridprune.pruning.budget.space import Cost, least_kept
 from hybridprune.pruning.directions import space as direction_space_module

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridprune.models.factored import FactoredConv2d, FactorEdit, FactoredLayer, factor_edits
+from hybridprune.models.edits import FactorEdit, factor_edits
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.greedy import cut_at_ratio, importance

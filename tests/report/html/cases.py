@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 
 from hybridprune.config import DataOptions
 from hybridprune.data import load_dataset
-from hybridprune.models.edits import Edit
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import Edit, FactorEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder, RunSpec

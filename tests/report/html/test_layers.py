@@ -6,8 +6,7 @@ import pytest
 from torch import nn
 
 from hybridprune.measure.cost import count
-from hybridprune.models.edits import Edit, ResizeEdit
-from hybridprune.models.factored import FactorEdit
+from hybridprune.models.edits import Edit, FactorEdit, ResizeEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.report.html.layers import draw, layers
 from tests.report.html.cases import shapes
