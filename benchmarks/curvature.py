@@ -27,6 +27,7 @@ from hybridprune.curvature import LayerFactors, collect_factors, collect_second_
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
+from hybridprune.tables import markdown_head, markdown_row
 
 PLAIN, FACTORS, MOMENTS = "forward + backward", "factors", "second moments"
 
@@ -124,15 +125,16 @@ def main() -> None:
     options = CurvatureOptions()
     records, shares = [], {}
     print(f"torch {torch.__version__}, {arguments.threads} threads, median of {arguments.rounds} rounds")
-    print("| width | batch | pass | ms / image | time ratio | peak MB | memory ratio |\n|---|---|---|---|---|---|---|")
+    head = ("width", "batch", "pass", "ms / image", "time ratio", "peak MB", "memory ratio")
+    print(*markdown_head(head, "rrlrrrr"), sep="\n")
     for width, batch_size in zip(arguments.width, arguments.batch, strict=True):
         found = measure(width, batch_size, arguments.rounds, arguments.threads)
         for record in found:
-            memory = "| |"
+            memory = ("", "")
             if record["peak_bytes"] is not None:
-                memory = f"| {record['peak_bytes'] / 1e6:.0f} | {record['memory_ratio']:.2f}"
-            cells = f"{record['pass']} | {record['ms_per_image']:.2f} | {record['time_ratio']:.2f}"
-            print(f"| {width} | {batch_size} | {cells} {memory} |")
+                memory = (f"{record['peak_bytes'] / 1e6:.0f}", f"{record['memory_ratio']:.2f}")
+            cells = (record["pass"], f"{record['ms_per_image']:.2f}", f"{record['time_ratio']:.2f}")
+            print(markdown_row([str(width), str(batch_size), *cells, *memory]))
         records += found
         shares[width] = moments_over_factors(found)
     for width, share in shares.items():

@@ -25,9 +25,10 @@ from hybridprune.engine.evaluate import evaluate
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.seeds import generator
+from hybridprune.tables import markdown_head, markdown_row
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-HEADER = "FLOPs % | Accuracy % | Cross-entropy |\n| --: | --: | --: | --: |"
+COLUMNS = ("FLOPs %", "Accuracy %", "Cross-entropy")
 
 
 def routes_leaving_at(exits: Tensor, gates: int) -> Tensor:
@@ -87,12 +88,12 @@ def main() -> None:
         asked = (chosen + 1).clamp(max=len(exits) - 1)
         macs = (spent[chosen] + judge * asked).mean()
         accuracy, loss = (seen.argmax(1) == labels).double().mean(), F.cross_entropy(seen, labels)
-        print(f"| {name} | {100 * macs / dense:.2f} | {100 * accuracy:.2f} | {loss:.4f} |")
+        print(markdown_row([name, f"{100 * macs / dense:.2f}", f"{100 * accuracy:.2f}", f"{loss:.4f}"]))
 
-    print(f"| Every image leaves at gate | {HEADER}")
+    print(*markdown_head(("Every image leaves at gate", *COLUMNS), "rrrr"), sep="\n")
     for position, leave in enumerate(exits):
         row("none" if leave == net.num_gates else str(leave), torch.full_like(labels, position), 0.0)
-    print(f"\n| Leaves at a probability above | {HEADER}")
+    print("", *markdown_head(("Leaves at a probability above", *COLUMNS), "rrrr"), sep="\n")
     confidence = logits.softmax(2).amax(2)
     for threshold in THRESHOLDS:
         row(f"{threshold}", first_sure(confidence, threshold), float(cost.head_macs))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.lines import Line, read_lines, unpack
 from hybridprune.data import Dataset
 from hybridprune.report.bootstrap import paired_bootstrap
+from hybridprune.tables import Table
 
 STATIC = "static at F2"
 
@@ -34,20 +35,16 @@ def _key(line: Line) -> tuple[Any, ...]:
 
 def table(lines: Sequence[Line]) -> str:
     """One row per arm, best first; differences are of the same test images, with 95 % intervals."""
-    rows = [
-        "| Arm | FLOPs % | Accuracy % | over static at F2 | replayed costs | Always on % | Distinct routes |",
-        "| :-- | --: | --: | --: | --: | --: | --: |",
-    ]
+    head = ("Arm", "FLOPs %", "Accuracy %", "over static at F2", "replayed costs", "Always on %", "Distinct routes")
+    body = []
     static = next((line for line in lines if line["arm"] == STATIC), None)
     for line in sorted(lines, key=lambda line: -line["accuracy"]):
         over = "" if static is None or line is static else difference(line, "correct", static, "correct")
         replay = difference(line, "correct", line, "replayed_correct") if "replayed_correct" in line else ""
         on = f"{100 * line['always_on']:.2f}" if "always_on" in line else ""
-        rows.append(
-            f"| {line['arm']} | {100 * line['share']:.2f} | {100 * line['accuracy']:.2f} | {over} | {replay} | {on} | "
-            f"{line.get('distinct_routes', '')} |"
-        )
-    return "\n".join(rows) + "\n"
+        shares = (f"{100 * line['share']:.2f}", f"{100 * line['accuracy']:.2f}")
+        body.append((line["arm"], *shares, over, replay, on, str(line.get("distinct_routes", ""))))
+    return Table(head, "lrrrrrr", body).markdown() + "\n"
 
 
 def difference(a: Line, a_field: str, b: Line, b_field: str) -> str:

@@ -31,6 +31,7 @@ from hybridprune.errors import UserError, run_command
 from hybridprune.measure.latency import Clock, device_clock
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.run_folder import RunFolder
+from hybridprune.tables import markdown_head, markdown_row
 
 WARM_UP, ROUNDS = 2, 15
 
@@ -97,11 +98,10 @@ def show(name: str, batch: int, whole: float, layers: list[Layer]) -> None:
         seconds = sum(median(layer.seconds) for layer in each)
         macs = sum(layer.macs for layer in each)
         inside += seconds
-        print(
-            f"| {batch} | {name} | {kind} | {len(each)} | {macs / 1e9:.3f} | {1e3 * seconds:.2f} | "
-            f"{macs / seconds / 1e9:.0f} |"
-        )
-    print(f"| {batch} | {name} | elsewhere |  |  | {1e3 * (whole - inside):.2f} |  |", flush=True)
+        speed = f"{macs / seconds / 1e9:.0f}"
+        row = [str(batch), name, kind, str(len(each)), f"{macs / 1e9:.3f}", f"{1e3 * seconds:.2f}", speed]
+        print(markdown_row(row))
+    print(markdown_row([str(batch), name, "elsewhere", "", "", f"{1e3 * (whole - inside):.2f}", ""]), flush=True)
 
 
 def main() -> None:
@@ -122,8 +122,7 @@ def main() -> None:
     for name, net in nets.items():
         networks[name] = always_on(net.to(device).eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = run.read_spec().input_size
-    print("| Batch | Network | Kernel | Layers | GMACs | ms | GMAC/s |")
-    print("| --: | :-- | :-- | --: | --: | --: | --: |")
+    print(*markdown_head(("Batch", "Network", "Kernel", "Layers", "GMACs", "ms", "GMAC/s"), "rllrrrr"), sep="\n")
     for batch in arguments.batches:
         images = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
         networks["deployed"] = deploy(networks["pruned"], images, device).module

@@ -27,6 +27,7 @@ from hybridprune.engine.run_data import load_images
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.methods import METHODS
 from hybridprune.stages import prune, sp
+from hybridprune.stages.images import RunImages
 from hybridprune.store.run_folder import RunFolder
 
 HERE = Path(__file__).parent
@@ -136,7 +137,7 @@ def run_network(network: str, options: argparse.Namespace) -> None:
     flags = common(network, options.data_dir, work, options.images, seed)
     dense = finished(work, "default", "sp", sp.main, [*flags, "--epochs", str(base), "--lr", "0.1"])
     config = sp.resolve(sp.SpConfig(), flags, prog="", description="").config
-    images = sp.Images.of(load_images(config.data), None, config, torch.device("cpu"))
+    images = RunImages.of(load_images(config.data), None, config, torch.device("cpu"))
     key = {"network": network, "images_trained": options.images, "base": base, "more": more, "seed": seed}
     if find_line(read_lines(RESULTS), arm=DENSE, **key) is None:
         argv = [*flags, "--epochs", str(more), "--lr", "0.05", "--weights", str(dense.model_file)]

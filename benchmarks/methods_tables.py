@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from benchmarks.lines import Line, unpack
 from hybridprune.report.bootstrap import Difference, paired_bootstrap
 from hybridprune.store.files import write_json
+from hybridprune.tables import Table
 
 DENSE = "dense"
 BASELINE = "uniform"
 """What every method has to beat."""
 KEY = ("network", "images_trained", "base", "more", "seed")
 COLUMNS = (
-    "| Method | FLOPs % | Parameters | Epochs before the cut | after it | Accuracy % | ahead of uniform by (95 %) |\n"
-    "| :-- | --: | --: | --: | --: | --: | --: |"
-)
+    "Method", "FLOPs %", "Parameters", "Epochs before the cut", "after it", "Accuracy %", "ahead of uniform by (95 %)",
+)  # fmt: skip
 
 
 def show(lines: Sequence[Line], folder: Path) -> None:
@@ -55,17 +55,17 @@ def difference(line: Line, other: Line) -> Difference:
 
 def table(rows: Sequence[Line]) -> str:
     """Markdown."""
-    return "\n".join([COLUMNS, *map(_row, rows)])
+    return Table(COLUMNS, "l" + "r" * (len(COLUMNS) - 1), [*map(_row, rows)]).markdown()
 
 
-def _row(row: Line) -> str:
+def _row(row: Line) -> list[str]:
     ahead: Difference | None = row["ahead"]
     shown = "" if ahead is None else f"{100 * ahead.mean:+.2f} [{100 * ahead.low:+.2f}, {100 * ahead.high:+.2f}]"
     cells = (
         row["arm"], f"{100 * row['share']:.2f}", f"{row['params']:,}", row["sparse_epochs"], row["tune_epochs"],
         f"{100 * row['accuracy']:.2f}", shown,
     )  # fmt: skip
-    return f"| {' | '.join(map(str, cells))} |"
+    return [*map(str, cells)]
 
 
 def without_bits(row: Line) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hybridprune.deployment import deploy
 from hybridprune.deployment.onnx import onnx_bytes, session
 from hybridprune.measure.latency import stopwatch
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.tables import markdown_head, markdown_row
 
 SIZE = 32
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -47,13 +48,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print("| batch | " + " | ".join(f"{share:.0%} executed" for share in SHARES) + " | all, ms |")
-    print("| --: |" + " --: |" * (len(SHARES) + 1))
+    head = ("batch", *(f"{share:.0%} executed" for share in SHARES), "all, ms")
+    print(*markdown_head(head, "r" * len(head)), sep="\n")
     for batch in arguments.batches:
         found = measure(arguments.width, batch, arguments.threads)
         whole = found["1.00"]
         cells = [f"{milliseconds / whole:.2f}" for milliseconds in found.values()]
-        print(f"| {batch} | " + " | ".join([*cells, f"{whole:.2f}"]) + " |")
+        print(markdown_row([str(batch), *cells, f"{whole:.2f}"]))
 
 
 if __name__ == "__main__":

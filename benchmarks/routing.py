@@ -29,6 +29,7 @@ from hybridprune.measure.cost import count
 from hybridprune.models.edits import FactorEdit, apply_edits
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.tables import markdown_head, markdown_row
 
 SIZE = 32
 WARM_UP = 2
@@ -101,13 +102,13 @@ def show_memory(widths: list[int], batches: list[int], active: list[float]) -> N
     """A table of peak memory, each figure from a fresh process."""
     # glibc gives large tensors back to the system as soon as they die, and so does not count what lies fallow.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(64 * 1024)
-    print("| Width | Static pruning | Batch | Active | Dense MiB | Masked MiB | Executed MiB |")
-    print("| --: | :-- | --: | --: | --: | --: | --: |")
+    head = ("Width", "Static pruning", "Batch", "Active", "Dense MiB", "Masked MiB", "Executed MiB")
+    print(*markdown_head(head, "rlrrrrr"), sep="\n")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
         for width, pruned, batch, share in itertools.product(widths, (False, True), batches, active):
             peaks = [fresh.apply(peak_mebibytes, (form, width, pruned, batch, share)) for form in FORMS]
-            shown = " | ".join(f"{peak:.0f}" for peak in peaks)
-            print(f"| {width} | {PRUNED[pruned]} | {batch} | {share:.0%} | {shown} |", flush=True)
+            shown = (f"{peak:.0f}" for peak in peaks)
+            print(markdown_row([str(width), PRUNED[pruned], str(batch), f"{share:.0%}", *shown]), flush=True)
 
 
 def main() -> None:
@@ -124,11 +125,8 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print(
-        "| Width | Static pruning | Batch | Active | Predicted speed-up | Realised / predicted | As deployed | "
-        "Executed / masked |"
-    )
-    print("| --: | :-- | --: | --: | --: | --: | --: | --: |")
+    head = ("Width", "Static pruning", "Batch", "Active", "Predicted speed-up", "Realised / predicted", "As deployed")
+    print(*markdown_head((*head, "Executed / masked"), "rlrrrrrr"), sep="\n")
     for width in arguments.widths:
         for pruned in (False, True):
             net = network(width, pruned)
@@ -138,11 +136,9 @@ def main() -> None:
                 )
                 for active in arguments.active:
                     realised, shipped, masked, predicted = measure(net, batch, active, repeats)
-                    print(
-                        f"| {width} | {PRUNED[pruned]} | {batch} | {active:.0%} | "
-                        f"{predicted:.2f} | {realised:.2f} | {shipped:.2f} | {masked:.2f} |",
-                        flush=True,
-                    )
+                    figures = (f"{figure:.2f}" for figure in (predicted, realised, shipped, masked))
+                    row = [str(width), PRUNED[pruned], str(batch), f"{active:.0%}", *figures]
+                    print(markdown_row(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.lines import Line, read_lines, unpack
 from hybridprune.report.bootstrap import paired_bootstrap
+from hybridprune.tables import Table
 
 OURS = "fisher-tucker"
 
@@ -29,21 +30,20 @@ def show(results: Path, study: Path, picture: Path) -> None:
 
 def arms_table(lines: Sequence[Line], dense: Line) -> str:
     """One row per arm and budget: accuracy after the cut and after fine-tuning, and what the default is ahead."""
-    rows = [
-        "| Arm | FLOPs % | Parameters | After the cut % | of dense | Fine-tuned % | fisher-tucker ahead by (95 %) |",
-        "| :-- | --: | --: | --: | --: | --: | --: |",
-    ]
+    head = (
+        "Arm", "FLOPs %", "Parameters", "After the cut %", "of dense", "Fine-tuned %", "fisher-tucker ahead by (95 %)",
+    )  # fmt: skip
+    body = []
     ordered = sorted(
         (x for x in lines if x["arm"] != "dense"), key=lambda x: (-x["budget"], -x.get("tuned", x["after_cut"]))
     )
     for line in ordered:
         ours = _same(lines, line)
         tuned = f"{line['tuned']:.2%}"[:-1] if "tuned" in line else ""
-        rows.append(
-            f"| {line['arm']} | {100 * line['share']:.2f} | {line['params']:,} | {100 * line['after_cut']:.2f} | "
-            f"{line['after_cut'] / dense['after_cut']:.3f} | {tuned} | {_ahead(ours, line)} |"
-        )
-    return "\n".join(rows) + "\n"
+        size = (f"{100 * line['share']:.2f}", f"{line['params']:,}")
+        after = (f"{100 * line['after_cut']:.2f}", f"{line['after_cut'] / dense['after_cut']:.3f}")
+        body.append((line["arm"], *size, *after, tuned, _ahead(ours, line)))
+    return Table(head, "lrrrrrr", body).markdown() + "\n"
 
 
 def _same(lines: Sequence[Line], line: Line) -> Line | None:
@@ -66,14 +66,14 @@ def study_table(lines: Sequence[Line]) -> str:
     budgets = sorted({line["budget"] for line in lines}, reverse=True)
     names = list(dict.fromkeys(line["arm"] for line in lines))
     header = ["Variant", *(f"{budget:.0%} of the FLOPs" for budget in budgets), "seconds to score", "to apply"]
-    rows = [f"| {' | '.join(header)} |", "| :-- |" + " --: |" * (len(header) - 1)]
+    body = []
     for name in names:
         found: dict[float, Any] = {line["budget"]: line for line in lines if line["arm"] == name}
         cells = [f"{100 * found[b]['after_cut']:.2f}" if b in found else "" for b in budgets]
         seconds = [line["seconds"] for line in found.values()]
         times = [f"{np.mean([s[part] for s in seconds]):.0f}" for part in ("score", "apply")]
-        rows.append(f"| {' | '.join([name, *cells, *times])} |")
-    return "\n".join(rows) + "\n"
+        body.append((name, *cells, *times))
+    return Table(header, "l" + "r" * (len(header) - 1), body).markdown() + "\n"
 
 
 def draw(lines: Sequence[Line], dense: Line, picture: Path) -> None:

@@ -22,6 +22,7 @@ from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from hybridprune.pruning.directions.space import DirectionCell, direction_space
 from hybridprune.pruning.directions.surgery import apply_ranks
 from hybridprune.pruning.methods.fisher_tucker import decompose
+from hybridprune.tables import Table
 
 
 def random_curvature(layer: PrunableLayer, draw: torch.Generator) -> tuple[LayerFactors, SecondMoments]:
@@ -62,9 +63,7 @@ def main() -> None:
     apply_ranks(net, layers, decompositions, ranks)
     seconds["surgery"] = time.perf_counter() - started
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, width {arguments.width}")
-    print("| part | seconds |\n|---|---|")
-    for part, value in seconds.items():
-        print(f"| {part} | {value:.2f} |")
+    print(Table(("part", "seconds"), "lr", [(part, f"{value:.2f}") for part, value in seconds.items()]).markdown())
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
 from hybridprune.routing.rollout import rollout
 from hybridprune.store.run_folder import RunFolder
+from hybridprune.tables import markdown_head, markdown_row
 
 CLASSES = 100
 STAGES: Mapping[str, tuple[bool, RoutingOptions | None]] = {
@@ -226,8 +227,8 @@ def measure(loops: Loops, width: int, stage: str, rounds: int, folder: Path) -> 
         "blending": found["routed"] - found["undecided"],
         "objective": found["bare"] - found["routed"],
     }
-    shown = " | ".join(f"{100 * value / own:.1f}" for value in shares.values())
-    return f"| {width} | {stage} | {images / own:.0f} | {found['bare'] / own:.3f} | {shown} |"
+    shown = (f"{100 * value / own:.1f}" for value in shares.values())
+    return markdown_row([str(width), stage, f"{images / own:.0f}", f"{found['bare'] / own:.3f}", *shown])
 
 
 def main() -> None:
@@ -247,8 +248,8 @@ def main() -> None:
     device = torch.device(arguments.device)
     loops = Loops(arguments.batch, arguments.steps, arguments.precision, arguments.compile, device)
     shares = ("data", "logging and loop", "gates", "blending", "objective")
-    print("| Width | Stage | Images/s | stage / bare | " + " | ".join(f"{name} %" for name in shares) + " |")
-    print("| --: | :-- |" + " --: |" * (2 + len(shares)))
+    head = ("Width", "Stage", "Images/s", "stage / bare", *(f"{name} %" for name in shares))
+    print(*markdown_head(head, "rl" + "r" * (2 + len(shares))), sep="\n")
     with tempfile.TemporaryDirectory() as folder:
         for width in arguments.widths:
             for stage in arguments.stages:

@@ -38,6 +38,7 @@ from benchmarks.gpu_check.check import to_json
 from benchmarks.gpu_check.worker import Worker, serve
 from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
+from hybridprune.tables import markdown_head, markdown_row
 
 SHARED = 0.55
 """Of the time, that checks which share the device may take."""
@@ -56,8 +57,8 @@ class Report:
 
     def begin(self) -> None:
         """The table's head, and a file that says that nothing is done yet."""
-        print("| check | status | s | difference | tolerance | images/s | note |")
-        print("| :-- | :-- | --: | --: | --: | --: | :-- |", flush=True)
+        head = ("check", "status", "s", "difference", "tolerance", "images/s", "note")
+        print(*markdown_head(head, "llrrrrl"), sep="\n", flush=True)
         self._write(complete=False)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -67,8 +68,7 @@ class Report:
         for key, form in (("difference", ".1e"), ("tolerance", ".0e"), ("images_per_second", ",.0f")):
             value = row.get(key)
             cells.append("" if value is None else format(value, form))
-        note = str(row["note"]).replace("|", "/")
-        print(f"| {' | '.join(cells)} | {note} |", flush=True)
+        print(markdown_row([*cells, str(row["note"]).replace("|", "/")]), flush=True)
         self._write(complete=False)
 
     def end(self) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hybridprune import tables
 from hybridprune.errors import UserError
 from hybridprune.report.rows import Row, Stat
 from hybridprune.report.speed import Setting, Speed, of_row, shown
@@ -134,10 +135,7 @@ def _speed_text(speed: Speed, setting: Setting, row: Row) -> str:
 
 def _markdown(rows: Sequence[Row]) -> str:
     made = table(rows)
-    rule = [{"l": ":--", "r": "--:"}[side] for side in made.align]
-    body = [[cell.replace("|", r"\|") for cell in cells] for cells in made.body]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (made.head, rule, *body)]
-    return "\n".join([*lines, "", made.note, ""])
+    return f"{tables.Table(made.head, made.align, made.body).markdown()}\n\n{made.note}\n"
 
 
 def _latex(rows: Sequence[Row]) -> str:
