@@ -153,7 +153,10 @@ def _default(o: Option) -> str:
 
 
 def _text(o: Option) -> str:
-    return o.metadata["help"]
+    """What an option means, and the range that it may have."""
+    words = {"low": "at least", "above": "above", "high": "at most"}
+    bounds = [f"{word} {o.metadata[name]:g}" for name, word in words.items() if o.metadata[name] is not None]
+    return o.metadata["help"] + (f" ({', '.join(bounds)})" if bounds else "")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
