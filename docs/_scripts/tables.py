@@ -22,6 +22,7 @@ from hybridprune.config import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.check import Option, kind_name, options_of
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.methods import METHODS
+from hybridprune.tables import Table
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
@@ -82,7 +83,7 @@ def command_help(names: Sequence[str]) -> str:
 def commands(names: Sequence[str]) -> str:
     """All subcommands of ``hybridprune``."""
     del names
-    return _table(["Command", "What it does"], [(f"[{name}](#{name})", c.about) for name, c in COMMANDS.items()])
+    return Table(("Command", "What it does"), "ll", [(f"[{n}](#{n})", c.about) for n, c in COMMANDS.items()]).markdown()
 
 
 def method_facts(names: Sequence[str]) -> str:
@@ -100,7 +101,7 @@ def method_facts(names: Sequence[str]) -> str:
             "changes what stays": "yes" if method.update else "no",
         }
     facts["allocation `auto` is"] = f"`{method.allocation}`"
-    return _table(["", ""], facts.items())
+    return Table(("", ""), "ll", list(facts.items())).markdown()
 
 
 def measured(names: Sequence[str]) -> str:
@@ -114,7 +115,10 @@ def measured(names: Sequence[str]) -> str:
     ]
     if rows:
         head = ["Network", "FLOPs %", "Parameters", "Accuracy %", "ahead of uniform by (95 %)"]
-        parts.append("Half of the FLOPs, a short training ([how](../results_methods.md)):\n\n" + _table(head, rows))
+        parts.append(
+            "Half of the FLOPs, a short training ([how](../results_methods.md)):\n\n"
+            + Table(head, "lrrrr", rows).markdown()
+        )
     lines = map(json.loads, (ROOT / "benchmarks/results/static_arms.jsonl").read_text().splitlines())
     arms = [
         (
@@ -129,7 +133,9 @@ def measured(names: Sequence[str]) -> str:
     ]
     if arms:
         head = ["Arm", "FLOPs %", "Parameters", "After the cut %", "Fine-tuned %"]
-        parts.append("ResNet-32, dense 58.71 %, half an epoch ([how](../static.md)):\n\n" + _table(head, arms))
+        parts.append(
+            "ResNet-32, dense 58.71 %, half an epoch ([how](../static.md)):\n\n" + Table(head, "lrrrr", arms).markdown()
+        )
     return "\n\n".join(parts) or "Nothing was measured yet."
 
 
@@ -145,7 +151,7 @@ def _options(options: Iterable[Option]) -> str:
     rows = [
         (", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o)) for o in options
     ]
-    return _table(["Flag", "Key", "Kind", "Default", "Meaning"], rows)
+    return Table(("Flag", "Key", "Kind", "Default", "Meaning"), "lllll", rows).markdown()
 
 
 def _default(o: Option) -> str:
@@ -157,11 +163,6 @@ def _text(o: Option) -> str:
     words = {"low": "at least", "above": "above", "high": "at most"}
     bounds = [f"{word} {o.metadata[name]:g}" for name, word in words.items() if o.metadata[name] is not None]
     return o.metadata["help"] + (f" ({', '.join(bounds)})" if bounds else "")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 TABLES: dict[str, Callable[[Sequence[str]], str]] = {
