@@ -1,3 +1,4 @@
+# pyright: strict
 """hybridprune: static and dynamic pruning of convolutional networks.
 
 A module of your own

@@ -1,9 +1,10 @@
+# pyright: strict
 """Progress bars over what may take long. They are shown on a terminal alone, and change nothing that is computed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ _wanted: ContextVar[bool] = ContextVar("progress bars", default=True)
 
 
 @contextmanager
-def progress_bars(wanted: bool) -> Iterator[None]:
+def progress_bars(wanted: bool) -> Generator[None]:
     """Inside, bars are shown (where standard error is a terminal, by the first process), or none are."""
     token = _wanted.set(wanted)
     try:

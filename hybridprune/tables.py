@@ -1,3 +1,4 @@
+# pyright: strict
 """Tables of texts, as Markdown, as aligned plain text and as HTML. Pure.
 
 >>> print(Table(("Layer", "MACs"), "lr", [("conv1", "1,024")]).markdown())

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
 """A user's loader and network as they are together: what does not fit is told in one line, before anything is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict
 """A data set for a training without a run folder: by name, by options or given."""
 
 from __future__ import annotations

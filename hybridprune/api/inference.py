@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Using a finished run: its network, its classes and what it says of images."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict
 """A module of a user's own as a network that can be pruned."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: strict, reportUnnecessaryIsInstance=false
 """Static pruning of any module of the user's own."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -188,7 +189,7 @@ class _Work:
             return plan.allocate(self.cut.prune_ratio, self.budget)
 
     @contextmanager
-    def _refused_budget(self) -> Iterator[None]:
+    def _refused_budget(self) -> Generator[None]:
         """Tell the user what can be reached."""
         try:
             yield

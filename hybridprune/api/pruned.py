@@ -1,3 +1,4 @@
+# pyright: strict
 """What ``prune`` gives back, as files: a module and what was done to it, saved, and put together again elsewhere."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -36,7 +37,7 @@ class PrunedSpec:
     params: int
     dense_macs: int
     dense_params: int
-    left_alone: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    left_alone: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Layers with weights that nothing was cut from because nothing could be, by name, each with the reason."""
     layers: tuple[LayerSummary, ...] = dataclasses.field(default=(), repr=False, compare=False)
     """For `Pruned.summary`, layer by layer. Known where ``prune`` has just run; it is not saved."""
@@ -58,7 +59,8 @@ class PrunedSpec:
             texts_at({"reasons": list(reasons.values())}, "reasons")
             if "layers" in record:
                 raise ValueError("a key layers, which is never saved")
-            return PrunedSpec(**{**record, "edits": edits})
+            known: dict[str, Any] = {**record, "edits": edits}
+            return PrunedSpec(**known)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a pruned module's specification ({error}); save it again") from error
 

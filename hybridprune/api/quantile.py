@@ -1,3 +1,4 @@
+# pyright: strict
 """Which channels stay above a quantile of their scores (pure)."""
 
 from __future__ import annotations

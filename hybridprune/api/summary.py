@@ -1,3 +1,4 @@
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """A pruned module layer by layer: what each was, what it has become, and what that is expected to cost."""
 
 from __future__ import annotations

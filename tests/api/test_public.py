@@ -23,3 +23,11 @@ def test_the_notebook_pair_has_a_module_of_its_own() -> None:
 
 def test_type_checkers_are_told_that_there_are_types() -> None:
     assert resources.files(hybridprune).joinpath("py.typed").is_file()
+
+
+def test_the_public_surface_is_checked_strictly() -> None:
+    package = resources.files(hybridprune)
+    files = [package / "__init__.py", package / "bn_scale.py", *(package / "api").iterdir()]
+    for file in files:
+        if file.name.endswith(".py"):
+            assert file.read_text(encoding="utf-8").startswith("# pyright: strict"), file
