@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from hybridprune.config.registry import Extension, Registry
 from hybridprune.errors import UserError
 
 C = TypeVar("C")
@@ -82,6 +83,8 @@ def check(o: Option, value: Any, source: str) -> Any:
     metadata = o.metadata
     if optional and value is None:
         return None
+    if isinstance(value, Extension) and isinstance(metadata["choices"], Registry):
+        return value
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         value = metadata["aliases"].get(value, value)
     shown = _shown(value)
@@ -143,10 +146,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def base_of(kind: Any) -> tuple[Any, bool]:
-    """The type without None, and whether None is allowed."""
+    """The type without None and what stands in the place of a name, and whether None is allowed."""
     if isinstance(kind, types.UnionType):
-        (base,) = [k for k in typing.get_args(kind) if k is not type(None)]
-        return base, True
+        (base,) = [k for k in typing.get_args(kind) if k not in (type(None), Extension)]
+        return base, type(None) in typing.get_args(kind)
     return kind, False
 
 

@@ -7,40 +7,17 @@ resolver needs: the help text, the bounds, the choices and, where the published 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+from hybridprune.config.methods import METHODS
+from hybridprune.config.registry import Extension
+
 # No network of anybody's is larger; a mistyped number, or a stranger's, shall not take the machine's memory.
 DEEPEST, WIDEST, LARGEST_INPUT = 4096, 16384, 4096
-METHOD_NAMES = (
-    "fisher-tucker",
-    "eigendamage",
-    "kron-obd",
-    "kron-obs",
-    "c-obd",
-    "c-obs",
-    "taylor",
-    "bn-scale",
-    "l1",
-    "random",
-    "uniform",
-    "slimming",
-    "lookahead",
-    "group-l2",
-    "greg-1",
-    "greg-2",
-    "masksparsity",
-    "peel",
-    "adapruner",
-    "nuspm",
-    "ucs",
-    "rni",
-)
-
-
 # Kind -> the points that it has if none are given.
 _SCHEDULES = {
     "exponential": {"0": 1.0, "1": 0.01},
@@ -56,7 +33,7 @@ def option(
     *,
     flags: tuple[str, ...] = (),
     key: str | None = None,
-    choices: tuple[Any, ...] | None = None,
+    choices: Collection[Any] | None = None,
     aliases: Mapping[Any, Any] | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -284,7 +261,12 @@ class CurvatureOptions:
 class CutOptions:
     """Which units are cut, and how the rest is put together."""
 
-    method: str = option("fisher-tucker", "pruning method", choices=METHOD_NAMES)
+    method: str | Extension = option(
+        "fisher-tucker",
+        f"pruning method: {', '.join(METHODS.built_in)}, that of an installed package, or module:Name of your own, an "
+        "importable module or a file of the working directory",
+        choices=METHODS,
+    )
     allocation: str = option(
         "auto",
         "how many units go from which layer: importance (one ranking of all scores), importance_per_flop (score over "

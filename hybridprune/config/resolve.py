@@ -13,6 +13,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from hybridprune.config.check import Option, base_of, check, kind_name, options_of, suggest
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
+from hybridprune.config.registry import Registry, is_reference
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json
 
@@ -69,6 +70,7 @@ def resolve(
             value = check(o, _from_text(o, raw), f"--{o.flags[0]}")
         elif o.key in file:
             value = check(o, file[o.key], f"{path}: {o.key}")
+            _refuse_code(o, value, path)
         else:
             value = _default(o, concerns.get(o.concern, {}))
         concerns.setdefault(o.concern, {})[o.name] = value
@@ -95,6 +97,12 @@ def help_text(
     """The help of the command ``prog``, with those options alone whose flags are in ``only``, in that order."""
     by_flag = {flag: o for o in _options(default) for flag in o.flags}
     return _parser([by_flag[flag] for flag in only], prog, description, config_path).format_help()
+
+
+def _refuse_code(o: Option, value: object, path: str) -> None:
+    """UserError if a file, which may be a stranger's, says what is to be imported."""
+    if isinstance(o.metadata["choices"], Registry) and is_reference(value):
+        raise UserError(f"{path}: {o.key} {value}: a file may not say what is imported; give --{o.flags[0]} {value}")
 
 
 def _default(o: Option, earlier: Mapping[str, Any]) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.config.registry import Extension
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
 from hybridprune.pruning.allocate import BY_LAYER, allocate
 from hybridprune.pruning.budget.space import Budget
 from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
-from hybridprune.pruning.methods import METHODS
+from hybridprune.pruning.methods import find
 from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.plan_channels import Wish, plan_channels, target
 from hybridprune.pruning.plan_directions import plan_directions
@@ -31,7 +32,7 @@ def make_plan(
     ``removed`` is what an earlier plan selected on this network, which then decides alone. A method that selects by
     itself raises InfeasibleBudget here, and not when the plan is asked to allocate.
     """
-    method = METHODS[options.method]
+    method = find(options.method)
     allocation = _allocation(method, options)
     with kept_modes(network.model):
         network.model.eval()  # in training mode the mere look at a weight under spectral_norm would change it
@@ -41,9 +42,9 @@ def make_plan(
         return plan_channels(network, method, allocation, options, curvature, wish)
 
 
-def sparsity_of(method: str) -> Sparsity:
+def sparsity_of(method: str | Extension) -> Sparsity:
     """What the method does before it cuts."""
-    found = METHODS[method]
+    found = find(method)
     return (found.sparsity if isinstance(found, ChannelMethod) else None) or Sparsity()
 
 
@@ -52,7 +53,7 @@ def sparse_target(network: PrunableNetwork, options: CutOptions, budget: Budget 
 
     Raises InfeasibleBudget if no cut could meet the budget, so that nobody trains in vain.
     """
-    method = METHODS[options.method]
+    method = find(options.method)
     if not isinstance(method, ChannelMethod):
         raise UserError(f"--method {options.method}: does not train towards sparsity")
     found = target(network, method, options, budget, removed)

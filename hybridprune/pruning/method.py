@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from hybridprune.config.registry import Extension
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.pruning.channels.scores import ChannelScorer, Statistics
 from hybridprune.pruning.channels.surgery import Update
@@ -19,7 +20,7 @@ Decompose = Callable[[Tensor, LayerFactors, SecondMoments | None, float], Decomp
 
 
 @dataclass(frozen=True)
-class DirectionMethod:
+class DirectionMethod(Extension):
     """Cuts directions of each layer, which is local to the layer: it works in any network."""
 
     decompose: Decompose
@@ -28,9 +29,12 @@ class DirectionMethod:
     moments: Callable[[bool], Literal["trace", "entries"] | None]
     """The exact second moments it needs, given ``correct_eigenvalues``."""
 
+    def __str__(self) -> str:
+        return f"DirectionMethod({_called(self.decompose)})"
+
 
 @dataclass(frozen=True)
-class ChannelMethod:
+class ChannelMethod(Extension):
     """Cuts channels, which go together with those that sums and BatchNorms tie to them."""
 
     score: ChannelScorer
@@ -47,6 +51,13 @@ class ChannelMethod:
     """Channels of a group that stay in any case, if it has so many."""
     coupled: bool = False
     """Whether channels that residual sums join are among the units, without ``use_out_dependencies``."""
+
+    def __str__(self) -> str:
+        return f"ChannelMethod({_called(self.score)})"
+
+
+def _called(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 Method = DirectionMethod | ChannelMethod
