@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.lines import append_line, find_line, pack, read_lines
 from benchmarks.methods_tables import DENSE, show
+from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.run_data import load_images
 from hybridprune.pruning.make_plan import sparsity_of
-from hybridprune.pruning.methods import METHODS
 from hybridprune.stages import prune, sp
 from hybridprune.stages.images import RunImages
 from hybridprune.store.run_folder import RunFolder
@@ -62,7 +62,7 @@ class Arm:
 
 
 ARMS: Mapping[str, Arm] = {
-    **{name: Arm(name) for name in METHODS},
+    **{name: Arm(name) for name in METHOD_NAMES},
     "uniform, from scratch": Arm("uniform", ("--cut_weights", "scratch"), scratch=True),
 }
 """A method by its own name, with its published allocation, and inner channels only where it removes channels."""

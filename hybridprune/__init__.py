@@ -80,6 +80,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return import_module("hybridprune.methods")
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(home), name)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.config import DataOptions
 from hybridprune.data import normalise
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
+from hybridprune.pruning.channels import ChannelGroup, Member
+from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.report.records import read_runs
 from hybridprune.report.rows import build_rows
-from tests.cases import ROOT, all_pixels
+from tests.cases import ROOT, all_pixels, random_images
 from tests.cli.cases import folder_of, run_here, stage
 
 
@@ -87,3 +90,65 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
     for flag in ("--timesteps", "--hidden"):
         with pytest.raises(UserError, match=f"{flag} 0"):
             agent.main([str(parent), flag, "0", "--out", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("name", ["MEDIAN", "PLAIN_SVD"])
+def test_a_method_of_ones_own_prunes_a_module(name: str) -> None:
+    method = getattr(example("my_method"), name)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 3))
+    batches = [(random_images(8, 8), torch.arange(8) % 3)]
+    pruned = hybridprune.prune(model, batches, method=method, target_flops=0.5)
+    assert 0.3 < pruned.spec.macs / pruned.spec.dense_macs <= 0.5
+
+
+def test_the_median_filter_goes_first() -> None:
+    """Three filters on a line: the one in the middle has the smallest sum of distances, 2 of 3, 2, 3."""
+    conv = nn.Conv2d(1, 3, 1)
+    conv.weight.data = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1)
+    group = ChannelGroup("a", 3, coupled=False, members=(Member("a", "producer", torch.arange(3)[:, None]),))
+    scores = example("my_method").MEDIAN.score(group, Statistics({"a": conv}))
+    torch.testing.assert_close(scores, torch.tensor([9 / 8, 6 / 8, 9 / 8], dtype=torch.float64))
+
+
+def test_plain_svd_keeps_what_is_largest() -> None:
+    """By Eckart and Young no other matrix of that rank is nearer; all directions give the weight back."""
+    weight = torch.randn(5, 4, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = example("my_method").PLAIN_SVD.decompose(weight, None, None, 0.0)
+    values = torch.linalg.svdvals(weight[:, :, 0, 0])
+    torch.testing.assert_close(found.truncate(5, 4).dense(), weight)
+    error = (found.truncate(2, 2).dense() - weight).square().sum()
+    torch.testing.assert_close(error, values[2:].square().sum())
+    torch.testing.assert_close(found.out_scores[:4], values.square() / values.square().sum())
+
+
+@pytest.mark.full
+def test_a_method_of_ones_own_is_a_run_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is recorded, reported, evaluated and resumed; only the flag imports it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert stage("sp", "--result_dir", tmp_path).returncode == 0
+    monkeypatch.chdir(ROOT / "examples")
+    flags = ("--result_dir", tmp_path, "--method", "my_method:MEDIAN")
+    done = stage("prune", *flags)
+    assert done.returncode == 0, done.stderr
+    run = folder_of(tmp_path, "prune")
+    assert json.loads((run / "result.json").read_text())["method"] == "my_method:MEDIAN"
+    monkeypatch.chdir(tmp_path)
+    del sys.modules["my_method"]
+    model = hybridprune.load(run)  # without its module
+    assert (
+        hybridprune.count(model.network, 8).backbone_macs
+        == json.loads((run / "result.json").read_text())["macs"]["backbone"]
+    )
+    for command in ("hybridprune.evaluate", "hybridprune.report"):
+        found = run_here(command, run if command.endswith("evaluate") else tmp_path)
+        assert found.returncode == 0, found.stderr
+    assert stage("prune", *flags, "--resume").returncode == 2  # cannot be imported from here
+    stored = stage("prune", "--result_dir", tmp_path, "--config_path", run / "config.json", "--resume")
+    assert stored.returncode == 2 and "a file may not say what is imported" in stored.stderr
+    assert "my_method" not in sys.modules
+    monkeypatch.chdir(ROOT / "examples")
+    again = stage("prune", *flags, "--resume")
+    assert again.returncode == 0 and sys.modules.pop("my_method")

@@ -24,7 +24,7 @@ from benchmarks.device_cases.case import (
     weights,
 )
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
-from hybridprune.config.options import METHOD_NAMES
+from hybridprune.config.methods import METHOD_NAMES
 
 
 def pruned(device: torch.device, cut: CutOptions | None = None, **options: Any) -> Values:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.device_cases.case import NETWORK, Case, Values, image_tree, results, resumed, run_stage, stage
-from hybridprune.config.options import METHOD_NAMES
+from hybridprune.config.methods import METHOD_NAMES
 
 _RESNET = ("--depth", "8", "--width", "4")
 _SP: Mapping[str, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from hybridprune.commands.door import COMMANDS
 from hybridprune.config import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.check import Option, kind_name, options_of
 from hybridprune.pruning.method import DirectionMethod
-from hybridprune.pruning.methods import METHODS
+from hybridprune.pruning.methods import find
 from hybridprune.tables import Table
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,7 +30,7 @@ STAGE_COMMANDS = ("train", "prune", "route")
 
 
 def render(markdown: str) -> str:
-    """The page with each ``<!-- table: KIND NAMES -->`` replaced. Raises KeyError if a name is unknown."""
+    """The page with each ``<!-- table: KIND NAMES -->`` replaced. Raises KeyError or UserError if a name is unknown."""
 
     def table(match: re.Match[str]) -> str:
         kind, *names = match[1].split()
@@ -89,7 +89,7 @@ def commands(names: Sequence[str]) -> str:
 def method_facts(names: Sequence[str]) -> str:
     """What the registry says of a method."""
     (name,) = names
-    method = METHODS[name]
+    method = find(name)
     if isinstance(method, DirectionMethod):
         facts = {"cuts": "directions of each layer", "trains before the cut": "no"}
     else:

@@ -45,6 +45,8 @@ from hybridprune.progress_bar import progress_bars
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
+from hybridprune.pruning.method import Method
+from hybridprune.pruning.methods import find
 from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining
 from hybridprune.store.seeds import stream_seed
@@ -60,7 +62,7 @@ def prune(
     *,
     target_flops: float | None = None,
     target_params: float | None = None,
-    method: str = "fisher-tucker",
+    method: str | Method = "fisher-tucker",
     loss: str | Callable[[Any, Any], Tensor] = "cross_entropy",
     forward: Callable[[nn.Module, Any], Any] | None = None,
     fine_tune: float | Callable[[nn.Module], object] = 0.0,
@@ -84,7 +86,7 @@ def prune(
         train_loader: batches, on any device; it is gone through several times.
         target_flops: share of the FLOPs to keep if <= 1, else FLOPs (2 x MACs) of one image.
         target_params: the same of the parameters.
-        method: a method of ``config.json``.
+        method: the name of a method (`hybridprune.methods.names`), ``module:Name`` of your own, or a method itself.
         loss: of the network's outputs, for the curvature and for fine-tuning: ``"cross_entropy"`` (class logits
             ``[B, K]`` or, for every position, ``[B, K, ...]``), ``"bce"`` (yes or no, one logit for each label) or
             ``"mse"`` (numbers), each as torch's function of that name takes it, with the true Fisher by sampled
@@ -113,6 +115,7 @@ def prune(
     cut = checked(cut, "cut", CutOptions)
     own = {"method": method, "target_flops": target_flops, "target_params": target_params}
     cut = checked(dataclasses.replace(cut, **own), "cut", CutOptions, own)
+    find(cut.method, "method")
     curvature = checked(curvature, "curvature", CurvatureOptions)
     sparsity = checked(sparsity, "sparsity", SparsityOptions)
     seed = checked_value(RunOptions, "seed", seed, "seed")

@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-T = TypeVar("T")
-
 from hybridprune.config.methods import METHODS
 from hybridprune.config.registry import Extension
 
+T = TypeVar("T")
+
 # No network of anybody's is larger; a mistyped number, or a stranger's, shall not take the machine's memory.
 DEEPEST, WIDEST, LARGEST_INPUT = 4096, 16384, 4096
+
 # Kind -> the points that it has if none are given.
 _SCHEDULES = {
     "exponential": {"0": 1.0, "1": 0.01},

@@ -33,6 +33,7 @@ from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first, json_from_first
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.left_alone import notice
+from hybridprune.pruning.methods import find
 from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.sparse_training.protocol import SparseTraining
 from hybridprune.stages.console import say, show_config, show_plan
@@ -60,6 +61,7 @@ def main(argv: Sequence[str], prog: str = "main_prune.py", config_path: str | No
 def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
+    find(config.cut.method)  # what cannot be imported is refused before anything is read
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
     spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
     cutting = Cutting(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import hybridprune
-from hybridprune.pruning.methods import METHODS
+from hybridprune.config.methods import METHOD_NAMES
 from tests.cases import ROOT
 from tests.cli.cases import DIGITS, OWN, assert_refused, contents, folder_of, stage
 
@@ -85,7 +85,7 @@ def assert_sound(run: Path, result: dict[str, Any], share: float) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_hits_the_budget(method: str, parent: Path, tmp_path: Path) -> None:
     run, result = pruned(parent, tmp_path, "--method", method)
     assert_sound(run, result, 0.6)

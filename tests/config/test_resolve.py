@@ -261,7 +261,7 @@ def every_change(default: Config) -> st.SearchStrategy[dict[str, Any]]:
             low, high = f.metadata["low"], f.metadata["high"]
             value = getattr(values, f.name)
             if f.metadata["choices"] is not None:
-                strategy: st.SearchStrategy[Any] = st.sampled_from(f.metadata["choices"])
+                strategy: st.SearchStrategy[Any] = st.sampled_from(tuple(f.metadata["choices"]))
             elif isinstance(value, bool):
                 strategy = st.booleans()
             elif isinstance(value, int):

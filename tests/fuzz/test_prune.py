@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
-from hybridprune.config.options import METHOD_NAMES
+from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.engine.plain import in_single, plain_copy
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import count_module

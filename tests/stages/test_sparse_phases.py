@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.config import SparsityOptions
+from hybridprune.config.methods import METHODS
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import Interrupted, UserError
-from hybridprune.pruning import methods
 from hybridprune.pruning.channels.scores.magnitude import l1
 from hybridprune.pruning.left_alone import AT_OUTPUT
 from hybridprune.pruning.method import ChannelMethod
@@ -101,8 +101,7 @@ def weights_of(parent: Path) -> dict[str, Tensor]:
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watched = Watched()
-    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, "slimming": watched.method})
-    monkeypatch.setattr("hybridprune.pruning.make_plan.METHODS", methods.METHODS)
+    monkeypatch.setitem(METHODS.added, "slimming", watched.method)
     return watched
 
 

@@ -36,7 +36,7 @@ UNIFORM = ChannelMethod(magnitude.uniform, relative=True)
 """Rank of ``||w_i||_1`` in its layer, over their number: the same share of every layer, its smallest filters."""
 
 LOOKAHEAD = ChannelMethod(magnitude.lookahead, relative=True)
-"""``||W_i||^2 gamma_i^2 ||W_next[:, i]||^2`` over its layer's mean: the part in the map of two layers (Park et al. 2020)."""
+"""``||W_i||^2 gamma_i^2 ||W_next[:, i]||^2`` over its layer's mean: of the map of two layers (Park et al. 2020)."""
 
 GROUP_L2 = ChannelMethod(magnitude.group_l2, relative=True)
 """``sum ||w||^2`` of all weights that go with a channel, over its group's mean (Fang et al. 2023, DepGraph)."""

@@ -13,15 +13,16 @@ import torch_pruning as tp
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, gates
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.methods import METHODS
+from hybridprune.pruning.methods import find
 from tests.cases import random_images, random_net
 
-CHANNEL_METHODS = {name: method for name, method in METHODS.items() if isinstance(method, ChannelMethod)}
+CHANNEL_METHODS = {name: found for name in METHOD_NAMES if isinstance(found := find(name), ChannelMethod)}
 
 C_OUT, C_IN, K = 4, 3, 2
 OFFSETS = K * K

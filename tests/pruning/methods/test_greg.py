@@ -13,7 +13,7 @@ from hybridprune.config import SparsityOptions
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_groups
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.methods import METHODS
+from hybridprune.pruning.methods import find
 from hybridprune.pruning.sparse_training.protocol import Sparsity, Target
 from tests.cases import random_images, random_net
 
@@ -21,7 +21,7 @@ OPTIONS = SparsityOptions(greg_rise=0.5)
 
 
 def sparsity(method: str) -> Sparsity:
-    found = METHODS[method]
+    found = find(method)
     assert isinstance(found, ChannelMethod) and found.sparsity is not None
     return found.sparsity
 

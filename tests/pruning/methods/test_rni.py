@@ -17,7 +17,7 @@ from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_groups, remove_channels
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.methods import METHODS, rni
+from hybridprune.pruning.methods import find, rni
 from hybridprune.pruning.sparse_training.protocol import Target
 from tests.cases import random_images, randomise
 
@@ -78,7 +78,7 @@ def test_concluding_is_lossless_and_what_has_receded_goes_without_a_trace() -> N
         with torch.no_grad():
             norm.gamma[gone[group.name]] = -1e4
     expected = net(PIXELS)
-    method = METHODS["rni"]
+    method = find("rni")
     assert isinstance(method, ChannelMethod) and method.sparsity is not None and method.sparsity.conclude is not None
     method.sparsity.conclude(net)
     torch.testing.assert_close(net(PIXELS), expected, rtol=1e-12, atol=1e-12)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.config import SparsityOptions
+from hybridprune.config.methods import METHODS
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module, module_macs
 from hybridprune.pruning.budget.space import Budget, Cost
@@ -69,7 +70,7 @@ def test_what_is_pruned_computes_what_the_masked_network_did(monkeypatch: pytest
 
     assert nuspm.METHOD.sparsity is not None
     method = dataclasses.replace(nuspm.METHOD, sparsity=dataclasses.replace(nuspm.METHOD.sparsity, conclude=conclude))
-    monkeypatch.setattr("hybridprune.pruning.make_plan.METHODS", {"nuspm": method})
+    monkeypatch.setitem(METHODS.added, "nuspm", method)
     pruned = hybridprune.prune(Unnormed(), images(), method="nuspm", target_flops=0.5, lr=0.05, sparsity=OPTIONS)
     ((expected, kept),) = seen
     first, second = pruned.module.get_submodule("0"), pruned.module.get_submodule("2")
