@@ -99,7 +99,7 @@ def help_text(
     return _parser([by_flag[flag] for flag in only], prog, description, config_path).format_help()
 
 
-def _refuse_code(o: Option, value: object, path: str) -> None:
+def _refuse_code(o: Option, value: object, path: object) -> None:
     """UserError if a file, which may be a stranger's, says what is to be imported."""
     if isinstance(o.metadata["choices"], Registry) and is_reference(value):
         raise UserError(f"{path}: {o.key} {value}: a file may not say what is imported; give --{o.flags[0]} {value}")
