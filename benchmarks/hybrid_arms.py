@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.hybrid_tables import draw_images, show
-from benchmarks.lines import Line, append_line, find_line, pack, read_lines
+from benchmarks.results_log import Line, append_line, find_line, pack, read_lines
 from benchmarks.static_arms import ARMS as STATIC_ARMS
 from benchmarks.static_arms import CHECKPOINT
 from benchmarks.static_arms import Bench as StaticBench

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.lines import Line, read_lines, unpack
+from benchmarks.results_log import Line, read_lines, unpack
 from hybridprune.data import Dataset
 from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.tables import Table

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import append_line, find_line, pack, read_lines
 from benchmarks.methods_tables import DENSE, show
+from benchmarks.results_log import append_line, find_line, pack, read_lines
 from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import evaluate

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.lines import Line, unpack
+from benchmarks.results_log import Line, unpack
 from hybridprune.report.bootstrap import Difference, paired_bootstrap
 from hybridprune.store.files import write_json
 from hybridprune.tables import Table

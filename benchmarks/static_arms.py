@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lines import Line, append_line, find_line, pack, read_lines
+from benchmarks.results_log import Line, append_line, find_line, pack, read_lines
 from benchmarks.static_tables import show
 from hybridprune.config import CurvatureOptions, CutOptions, PruneConfig
 from hybridprune.data import EvalBatches, TrainBatches

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.lines import Line, read_lines, unpack
+from benchmarks.results_log import Line, read_lines, unpack
 from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.tables import Table
 

@@ -29,7 +29,7 @@ BY_LAYER = "layer by layer"
 """The name of the network in which each layer has the form that is fastest by itself."""
 
 
-class Candidate(NamedTuple):
+class AssemblyCandidate(NamedTuple):
     """A deployed network and what was chosen for it."""
 
     module: nn.Module
@@ -83,7 +83,7 @@ class Assembly:
         choice = Choice.fastest(self.time(arms), before=ALL)
         return sizes[choice.chosen], choice
 
-    def fastest(self, rates: Sequence[float], piece: int | None) -> tuple[Candidate, Choice | None]:
+    def fastest(self, rates: Sequence[float], piece: int | None) -> tuple[AssemblyCandidate, Choice | None]:
         """The network in the forms and actions of the least times, or the one of dense layers, if that is faster.
 
         Without a choice if they are the same.
@@ -104,7 +104,7 @@ class Assembly:
         choice = Choice.fastest(self.time(arms), before=BY_LAYER)
         return candidates[choice.chosen], choice
 
-    def _finished(self, forms: Mapping[str, Choice], rates: Sequence[float], piece: int | None) -> Candidate:
+    def _finished(self, forms: Mapping[str, Choice], rates: Sequence[float], piece: int | None) -> AssemblyCandidate:
         module, folded_inputs, fixed = self.assemble({name: choice.chosen for name, choice in forms.items()})
         blocks: dict[str, Choice] = {}
         if isinstance(module, DeployedNetwork):
@@ -112,7 +112,7 @@ class Assembly:
             blocks = choose_actions(module, self.images[:piece], rates, self.time, or_run)
             if self.harden is not None:
                 fixed |= fix_dear(module, blocks, self.harden, self.images[:1])
-        return Candidate(in_pieces(module, piece), folded_inputs, forms, blocks, fixed)
+        return AssemblyCandidate(in_pieces(module, piece), folded_inputs, forms, blocks, fixed)
 
     def _separable(self) -> bool:
         """Whether an image's logits do not depend on the images beside it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup
-from hybridprune.pruning.channels.scores import Statistics, gates
+from hybridprune.pruning.channels.scores import Statistics, taylor_members
 from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
 
 
@@ -35,7 +35,7 @@ def unmeasured_groups(
             layers = dict.fromkeys(member.layer for member in group.of("producer"))
             reasons = [missing.get(name) or _reason(statistics.factors[name], None) for name in layers]
         elif needs == "taylor":
-            reasons = [_reason_of(statistics.taylor[member.layer]) for member in gates(group)]
+            reasons = [_reason_of(statistics.taylor[member.layer]) for member in taylor_members(group)]
         else:
             continue
         unknown = [r for r in reasons if r is not None and (r == NOT_FINITE or r in missing.values())]

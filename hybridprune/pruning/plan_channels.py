@@ -22,7 +22,7 @@ from hybridprune.pruning.channels import (
     cut,
     survey_channels,
 )
-from hybridprune.pruning.channels.scores import Statistics, collect_taylor, gates
+from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS
 from hybridprune.pruning.measure import differentiable, measure_factors
@@ -175,7 +175,7 @@ def _statistics(
         if curvature.use_bias:
             factors = {name: layer.centred() for name, layer in factors.items()}
     if method.needs == "taylor":
-        names = [member.layer for group in groups for member in gates(group)]
+        names = [member.layer for group in groups for member in taylor_members(group)]
         with kept_modes(network.model), differentiable():
             network.model.eval()
             images = network.sample(curvature.curvature_images, "taylor")

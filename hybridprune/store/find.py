@@ -12,7 +12,7 @@ from hybridprune.json_text import short
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 
-class Candidate(NamedTuple):
+class FoundRun(NamedTuple):
     """A finished run that may be a parent."""
 
     run: RunFolder
@@ -22,7 +22,7 @@ class Candidate(NamedTuple):
     """When it was finished, in seconds."""
 
 
-def runs_under(folder: Path, tell: Callable[[str], object]) -> Iterator[Candidate]:
+def runs_under(folder: Path, tell: Callable[[str], object]) -> Iterator[FoundRun]:
     """All finished runs below ``folder``; ``tell`` is given a line for each that cannot be read."""
     for path in sorted(folder.rglob("result.json")):
         run = RunFolder(path.parent)
@@ -30,7 +30,7 @@ def runs_under(folder: Path, tell: Callable[[str], object]) -> Iterator[Candidat
             seed = run.read_json("result.json").get("seed")
             if type(seed) is not int:
                 raise UserError(f"{path}: seed is {short(seed)}, not a whole number")
-            candidate = Candidate(run, run.read_spec(), seed, path.stat().st_mtime)
+            candidate = FoundRun(run, run.read_spec(), seed, path.stat().st_mtime)
         except (UserError, OSError) as error:
             tell(f"warning: {run.path} is passed over: {error}")
             continue

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import hybrid_arms
 from benchmarks.hybrid_arms import CONTROLS, DYNAMIC_ARMS, POLICY, STATIC_NAMES, Bench, run_arm
-from benchmarks.lines import Line, append_line, read_lines
+from benchmarks.results_log import Line, append_line, read_lines
 from hybridprune.config import RoutingOptions
 
 NAMES = (*STATIC_NAMES, *DYNAMIC_ARMS, *CONTROLS)

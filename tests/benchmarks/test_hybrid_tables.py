@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import hybrid_arms
 from benchmarks.hybrid_tables import difference, show, table
-from benchmarks.lines import Line, append_line, pack, read_lines, unpack
+from benchmarks.results_log import Line, append_line, pack, read_lines, unpack
 from hybridprune.report.bootstrap import paired_bootstrap
 
 IMAGES = 500

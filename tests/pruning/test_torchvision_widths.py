@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hybridprune.measure.cost import count_module
 from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.pruning.budget.space import Budget, Cost, Space
-from hybridprune.pruning.budget.width_growth import Goal, Growth, adapruner, backbone, peel
+from hybridprune.pruning.budget.width_growth import Goal, Growth, adapruner, initial_widths, peel
 from hybridprune.pruning.channels import ChannelGroup, channel_groups, channel_space, remove_channels
 from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.channels.scores.scale import mean_scale
@@ -94,7 +94,7 @@ def test_half_of_the_flops_without_loss(name: str, allocate: Callable[[Space, Go
         wider = [*kept[:index], min(4 * (kept[index] // 4 + 1), len(units.scores)), *kept[index + 1 :]]
         assert wider == kept or plan.space.cost(wider).macs > 0.5 * whole.macs
     if allocate is peel:
-        assert all(now >= before for now, before in zip(kept, backbone(plan.space, goal, growth), strict=True))
+        assert all(now >= before for now, before in zip(kept, initial_widths(plan.space, goal, growth), strict=True))
     for module in small.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             assert module.groups == module.in_channels == module.out_channels

@@ -69,7 +69,7 @@ def peel(space: Space, goal: Goal, growth: Growth) -> list[int]:
     Raises InfeasibleBudget if nothing that the limits allow meets the goal.
     """
     _check_floor(space, goal)
-    return grown(space, backbone(space, goal, growth), mean_scores(space), goal, growth)
+    return grown(space, initial_widths(space, goal, growth), mean_scores(space), goal, growth)
 
 
 def adapruner(space: Space, goal: Goal, growth: Growth) -> list[int]:
@@ -110,7 +110,7 @@ def mean_scores(space: Space) -> list[float]:
     return [float(units.scores.mean()) for units in space.sets]
 
 
-def backbone(space: Space, goal: Goal, growth: Growth) -> list[int]:
+def initial_widths(space: Space, goal: Goal, growth: Growth) -> list[int]:
     """Widths that leave the pool, as far as the limits allow."""
     assert growth.backbone in ("uniform", "global-gamma"), growth.backbone
     small = goal.scaled(1 - growth.pool)

@@ -11,7 +11,7 @@ from hybridprune.engine.pressure import Drive
 from hybridprune.pruning.channels.scores.magnitude import l1
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import greg_1
-from hybridprune.pruning.sparse_training.growing_l2 import GrowingL2, Growth, all_filters
+from hybridprune.pruning.sparse_training.growing_l2 import GrowingL2, L2Growth, all_filters
 from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity, Target
 
 PICK_CEILING = 0.01
@@ -19,7 +19,7 @@ PICK_CEILING = 0.01
 
 def prepare_pick(target: Target, options: SparsityOptions) -> Drive:
     """The same L2 on all filters that may go, growing to a hundredth."""
-    return Drive(GrowingL2(all_filters(target), Growth(PICK_CEILING, options.greg_interval, options.greg_rise)))
+    return Drive(GrowingL2(all_filters(target), L2Growth(PICK_CEILING, options.greg_interval, options.greg_rise)))
 
 
 METHOD = ChannelMethod(

@@ -27,7 +27,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Growth:
+class L2Growth:
     """How the weight lambda of the penalty ``lambda / 2 |w|^2`` grows, in steps of the optimiser."""
 
     ceiling: float
@@ -51,7 +51,7 @@ class GrowingL2:
     The schedule is that of Wang et al. 2021 (GReg). Everything stays on the device: no step waits for it.
     """
 
-    def __init__(self, layers: Sequence[Filters], growth: Growth) -> None:
+    def __init__(self, layers: Sequence[Filters], growth: L2Growth) -> None:
         """Layers without pushed filters are left out."""
         self._layers = [
             Filters(layer.weight, layer.pushed.to(layer.weight.device)) for layer in layers if len(layer.pushed)

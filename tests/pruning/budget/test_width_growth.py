@@ -18,9 +18,9 @@ from hybridprune.pruning.budget.width_growth import (
     Goal,
     Growth,
     adapruner,
-    backbone,
     block_of,
     grown,
+    initial_widths,
     mean_scores,
     peel,
 )
@@ -114,7 +114,7 @@ def one_step_more(space: Space, kept: Sequence[int], round_to: int) -> list[list
 @given(data=st.data(), space=spaces(), growth=GROWTHS)
 def test_the_budget_is_met_and_the_pool_is_empty(data: st.DataObject, space: Space, growth: Growth) -> None:
     goal = data.draw(goals(space))
-    start = backbone(space, goal, growth)
+    start = initial_widths(space, goal, growth)
     for kept in (peel(space, goal, growth), adapruner(space, goal, growth)):
         assert met(space, goal, kept)
         for width, units in zip(kept, space.sets, strict=True):
@@ -128,7 +128,7 @@ def test_the_budget_is_met_and_the_pool_is_empty(data: st.DataObject, space: Spa
 @given(data=st.data(), space=spaces(), growth=GROWTHS)
 def test_the_backbone_leaves_the_pool(data: st.DataObject, space: Space, growth: Growth) -> None:
     goal = data.draw(goals(space))
-    start = backbone(space, goal, growth)
+    start = initial_widths(space, goal, growth)
     floor = [units.least for units in space.sets]
     if goal.budget is not None:
         share = 1 - growth.pool
@@ -154,7 +154,7 @@ def test_a_global_backbone_is_the_global_cut_rounded_down() -> None:
     budget = Budget(macs=0.6 * space.cost(space.everything()).macs)
     assert budget.macs is not None
     exact = cut_at_budget(space, Budget(macs=0.7 * budget.macs), importance)
-    found = backbone(space, Goal(0.5, budget), Growth(4, "global-gamma", 0.3))
+    found = initial_widths(space, Goal(0.5, budget), Growth(4, "global-gamma", 0.3))
     assert found == [max(width // 4 * 4, units.least) for width, units in zip(exact, space.sets, strict=True)]
     assert len(set(exact)) == 3
 
@@ -181,7 +181,7 @@ def test_widths_are_those_of_the_formula_before_single_steps(round_to: int, shar
     space = chain([torch.rand(24, generator=draw) * scale for scale in (1.0, 0.4, 3.0)], [2, 2, 2], [9, 9, 1, 1])
     goal = Goal(0.5, Budget(macs=share * space.cost(space.everything()).macs))
     growth = Growth(round_to, "uniform", 0.5)
-    start = backbone(space, goal, growth)
+    start = initial_widths(space, goal, growth)
     formula = brute_force(start, mean_scores(space), space, goal, round_to)
     found = peel(space, goal, growth)
     assert formula != start

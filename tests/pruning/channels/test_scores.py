@@ -17,7 +17,7 @@ from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
-from hybridprune.pruning.channels.scores import Statistics, collect_taylor, gates
+from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find
 from tests.cases import random_images, random_net
@@ -264,8 +264,8 @@ def test_taylor_refuses_what_it_cannot_do() -> None:
 def test_the_gates_of_a_group_are_its_batchnorms_if_it_has_any() -> None:
     every = [[i] for i in range(4)]
     group = group_of(("a", "producer", every), ("bn", "norm", every))
-    assert [m.layer for m in gates(group)] == ["bn"]
-    assert [m.layer for m in gates(PLAIN)] == ["a"]
+    assert [m.layer for m in taylor_members(group)] == ["bn"]
+    assert [m.layer for m in taylor_members(PLAIN)] == ["a"]
     statistics = Statistics({}, taylor={"bn": torch.arange(4.0), "a": torch.full((4,), 9.0)})
     assert CHANNEL_METHODS["taylor"].score(group, statistics).tolist() == [0, 1, 2, 3]
     assert CHANNEL_METHODS["taylor"].score(PLAIN, statistics).tolist() == [9, 9, 9, 9]

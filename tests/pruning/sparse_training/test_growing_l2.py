@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridprune.pruning.sparse_training.growing_l2 import Filters, GrowingL2, Growth
+from hybridprune.pruning.sparse_training.growing_l2 import Filters, GrowingL2, L2Growth
 
 
 def convolutions() -> tuple[nn.Conv2d, nn.Linear]:
@@ -33,7 +33,7 @@ def gradients(*layers: nn.Module) -> list[Tensor]:
 
 def test_the_gradient_is_lambda_times_the_pushed_filters_and_nothing_elsewhere() -> None:
     conv, linear = convolutions()
-    pressure = GrowingL2(filters(conv, linear, pushed=([3, 1], [0])), Growth(1.0, interval=2, rise=0.25))
+    pressure = GrowingL2(filters(conv, linear, pushed=([3, 1], [0])), L2Growth(1.0, interval=2, rise=0.25))
     for step, expected in enumerate([0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0, 1.0, 1.0, 1.0]):
         before = gradients(conv, linear)
         biases = [None if m.bias is None or m.bias.grad is None else m.bias.grad.clone() for m in (conv, linear)]
@@ -52,7 +52,7 @@ def test_the_gradient_is_lambda_times_the_pushed_filters_and_nothing_elsewhere()
 
 def test_a_gradient_that_is_not_there_is_zero() -> None:
     conv, _ = convolutions()
-    GrowingL2(filters(conv, pushed=([2],)), Growth(1.0, rise=0.5)).add_gradients(0.0)
+    GrowingL2(filters(conv, pushed=([2],)), L2Growth(1.0, rise=0.5)).add_gradients(0.0)
     assert conv.weight.grad is not None
     assert torch.equal(conv.weight.grad[2], 0.5 * conv.weight[2]) and not conv.weight.grad[[0, 1, 3, 4]].any()
 
@@ -60,7 +60,7 @@ def test_a_gradient_that_is_not_there_is_zero() -> None:
 @pytest.mark.parametrize("steps", [30, 3000])
 def test_a_short_training_is_at_the_ceiling_after_two_thirds(steps: int) -> None:
     conv, _ = convolutions()
-    pressure = GrowingL2(filters(conv, pushed=([2],)), Growth(1.0, interval=10))
+    pressure = GrowingL2(filters(conv, pushed=([2],)), L2Growth(1.0, interval=10))
     found = []
     for step in range(steps):
         pressure.add_gradients(step / steps)
@@ -70,14 +70,14 @@ def test_a_short_training_is_at_the_ceiling_after_two_thirds(steps: int) -> None
 
 
 def test_a_long_training_keeps_to_the_published_rise() -> None:
-    growth = Growth(1.0, interval=10)
+    growth = L2Growth(1.0, interval=10)
     assert growth.wanted(7, done=1e-6) == pytest.approx(7e-4)
     assert growth.wanted(20_000, done=0.1) == 1.0
 
 
 def test_a_layer_whose_filters_are_gone_is_pushed_no_harder() -> None:
     conv, linear = convolutions()
-    pressure = GrowingL2(filters(conv, linear, pushed=([3, 1], [0])), Growth(1.0, 1, 0.125, ratio=100.0))
+    pressure = GrowingL2(filters(conv, linear, pushed=([3, 1], [0])), L2Growth(1.0, 1, 0.125, ratio=100.0))
     pressure.add_gradients(0.0)
     with torch.no_grad():
         # The mean of the other filters, a hundredth of which is not more than the pushed ones' mean.
@@ -93,7 +93,7 @@ def test_a_layer_whose_filters_are_gone_is_pushed_no_harder() -> None:
 
 def test_filters_that_have_no_others_grow_on() -> None:
     _, linear = convolutions()
-    pressure = GrowingL2(filters(linear, pushed=([*range(6)],)), Growth(0.01, 1, 0.004))
+    pressure = GrowingL2(filters(linear, pushed=([*range(6)],)), L2Growth(0.01, 1, 0.004))
     for _ in range(3):
         pressure.add_gradients(0.0)
     assert float(pressure.lambdas) == 0.01
@@ -104,7 +104,7 @@ def test_it_goes_on_from_a_saved_state() -> None:
     pushed: tuple[list[int], ...] = ([3, 1], [])
 
     def fresh() -> GrowingL2:
-        return GrowingL2(filters(conv, linear, pushed=pushed), Growth(1.0, interval=3, rise=0.1))
+        return GrowingL2(filters(conv, linear, pushed=pushed), L2Growth(1.0, interval=3, rise=0.1))
 
     whole, first, second = fresh(), fresh(), fresh()
     lambdas = []

@@ -14,14 +14,14 @@ from hybridprune.pruning.channels import ChannelGroup, Member
 from hybridprune.pruning.channels.scores.statistics import Statistics, sum_over
 
 
-def gates(group: ChannelGroup) -> tuple[Member, ...]:
+def taylor_members(group: ChannelGroup) -> tuple[Member, ...]:
     """The members whose outputs count: the group's BatchNorms or, if it has none, the layers that produce it."""
     return group.of("norm") or group.of("producer")
 
 
 def taylor(group: ChannelGroup, statistics: Statistics) -> Tensor:
     """Squared first-order change of the loss when a channel's gates close (Molchanov et al. 2019, equations 8, 10)."""
-    return sum_over(group, gates(group), lambda layer: statistics.taylor[layer])
+    return sum_over(group, taylor_members(group), lambda layer: statistics.taylor[layer])
 
 
 def collect_taylor(
@@ -38,7 +38,7 @@ def collect_taylor(
 
     Args:
         forward: images to what the likelihood takes; the network in eval mode.
-        modules: those in `gates`, by name.
+        modules: those in `taylor_members`, by name.
         batches: pairs of images ``[B, ...]`` and given targets.
         likelihood: the loss of the given targets.
 
