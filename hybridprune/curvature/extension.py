@@ -26,7 +26,7 @@ Statistic = Callable[[nn.Module, Tensor, Tensor], None]
 
 
 class Unobservable(ValueError):
-    """What a layer read is no longer there when the gradient in its output is known; carries the layer."""
+    """An error: what a layer read is no longer there when the gradient in its output is known; carries the layer."""
 
     def __init__(self, layer: nn.Module, message: str) -> None:
         super().__init__(message)

@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 class Likelihood(Protocol):
-    """What a network's outputs mean: ``loss`` is what it is trained with, ``sampled`` what its curvature comes from.
+    """The likelihood of a network's outputs: it is trained with ``loss``, its curvature comes from ``sampled``.
 
     A loss is a mean over images, ``L = mean_n l_n``, and within an image as torch's function of that name takes it.
     """
@@ -189,7 +189,7 @@ class UserLoss:
     function: Callable[[Any, Any], Tensor]
 
     def loss(self, output: Any, targets: Any) -> Tensor:
-        """What the function returns; UserError if that is no single number."""
+        """The number that the function returns; UserError if it is no single one."""
         value = self.function(output, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError(

@@ -22,7 +22,7 @@ Batches = Iterable[tuple[Any, Any]]
 
 
 class Seen(NamedTuple):
-    """What one layer saw of a batch."""
+    """The inputs and output gradients that one layer saw of a batch."""
 
     x: Tensor
     """Input maps ``[b m, C_in, H, W]``, the m frames of an image following each other."""

@@ -65,7 +65,7 @@ def normalise(
 
 
 def scale_and_shift(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What normalising multiplies bytes by and then adds, fp32 ``[1, C, 1, 1]`` each.
+    """The scale and the shift of normalised bytes, fp32 ``[1, C, 1, 1]`` each.
 
     To be made once: the way to a GPU makes the host wait.
     """

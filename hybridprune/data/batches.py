@@ -25,7 +25,7 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """What a mean over these images counts in the mean of all processes' means: 1 for equal shares."""
+        """The weight of a mean over these images in the mean of all processes' means: 1 for equal shares."""
         return 1.0 if self.share is None else self.share.weight
 
 

@@ -1,4 +1,4 @@
-"""What every source returns: two labelled sets of uint8 images and their identity; and the sets held in memory."""
+"""Data sets: two labelled sets of uint8 images and their identity, from every source; and sets held in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in an image tree, ``<split>/<class>/<image>``: names only, no file is opened or asked for its size."""
+"""The listing of an image tree, ``<split>/<class>/<image>``: names only, no file is opened or asked for its size."""
 
 from __future__ import annotations
 

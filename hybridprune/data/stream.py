@@ -46,7 +46,7 @@ class ImageFiles:
         return self._read([_Request(ids.numpy()) for ids in batches], send)
 
     def augmented(self, generator: torch.Generator, *, crop: bool, flip: bool) -> Reader:
-        """As `resized_crop_flip` does it, with a seed of each image's own."""
+        """Crops and flips as of `resized_crop_flip`, with a seed of each image's own."""
         seed = int(torch.randint(2**62, (), generator=generator))
 
         def read(batches: Sequence[Tensor], send: Send) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What to do with each gated block, by the clock."""
+"""Actions, by the clock: how each gated block is run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def choose_actions(
 def _latencies(
     step: Step, x: Tensor, hidden: Hidden | None, rate: float, time: Stopwatch, or_run: bool
 ) -> dict[str, Latency]:
-    """Of the actions on ``x [B, C, H, W]``, of which ``rate`` images execute the block on average.
+    """Latencies of the actions on ``x [B, C, H, W]``, of which ``rate`` images execute the block on average.
 
     The times of gathering for the whole numbers of images on both sides of ``rate x B`` are interpolated.
     """

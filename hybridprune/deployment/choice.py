@@ -10,7 +10,7 @@ from hybridprune.measure.latency import Latency
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen among alternatives."""
+    """The choice among alternatives that were timed."""
 
     chosen: str
     before: str

@@ -123,7 +123,7 @@ def _layers_with_forms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def dense_forms(choices: Mapping[str, Choice]) -> dict[str, Choice]:
-    """Of the same choices, the fastest forms that are dense; layers that have none keep their choice."""
+    """The fastest forms that are dense, of the same choices; layers that have none keep their choice."""
     return {name: choice.among((DENSE, f"{DENSE}{PRODUCTS}")) for name, choice in choices.items()}
 
 

@@ -26,7 +26,7 @@ both for exporters.
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is done with one block."""
+    """A record of how one block is run."""
 
     action: Action
     gate: Literal["decides", "listens", "none"]
@@ -95,7 +95,7 @@ class DeployedNetwork(nn.Module):
         return step
 
     def records(self) -> tuple[StepRecord, ...]:
-        """What is done with each block."""
+        """Records of how each block is run."""
         steps = [self.step(i) for i in range(len(self.steps))]
         return tuple(
             StepRecord(step.action, "none" if step.gate is None else "decides" if step.decides else "listens")

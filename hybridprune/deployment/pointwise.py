@@ -17,7 +17,7 @@ class PointwiseProduct(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """Of the very weights of ``conv``, which `is_product` allows."""
+        """Make a product of the very weights of ``conv``, which `is_product` allows."""
         super().__init__(conv.in_channels, conv.out_channels, 1, bias=False, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)

@@ -1,4 +1,4 @@
-"""What deploying did to a network, layer by layer and block by block."""
+"""The report of a deployment: what became of a network, layer by layer and block by block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hybridprune.deployment.validate import Validated
 
 @dataclass(frozen=True)
 class DeployReport:
-    """What `deploy` did."""
+    """The report of what `deploy` did."""
 
     batch: int
     device: str

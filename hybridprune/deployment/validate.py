@@ -1,4 +1,4 @@
-"""What deploying did to the decisions and classes of validation images."""
+"""Validation of a deployed network: how decisions and classes of validation images changed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _share(differ: Tensor) -> float:
 
 
 def evaluate_module(module: nn.Module, batches: Iterable[Batch], keep_logits: bool = False) -> Evaluation:
-    """What a trained or deployed network, or any module of images, does on all batches; it is in eval mode."""
+    """Evaluate a trained or deployed network, or any module of images, in eval mode on all batches."""
     return evaluate_routes(lambda batch, _: _routed(module, batch.images), batches, keep_logits)
 
 

@@ -134,7 +134,7 @@ def somewhere(net: M, measure: Callable[[M], T]) -> T:
 
 
 def counted(run: Callable[[], T]) -> tuple[T, int]:
-    """What ``run`` returns, and its MACs."""
+    """The value that ``run`` returns, and its MACs."""
     with FlopCounterMode(display=False) as counter, plain_attention():
         result = run()
     return result, counter.get_total_flops() // 2

@@ -1,4 +1,4 @@
-"""What a network must offer to be gated block by block."""
+"""The protocol of a network that can be gated block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ResidualBlock(Protocol):
     """A block that one image may skip and another execute; as a module it is ``execute(x, skip(x))``."""
 
     def skip(self, x: Tensor) -> Tensor:
-        """What is left of the block when it is skipped, ``[B, C', H', W']``. It runs for every image."""
+        """The remainder of the block when it is skipped, ``[B, C', H', W']``. It runs for every image."""
         ...
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:

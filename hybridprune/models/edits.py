@@ -130,7 +130,7 @@ def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
 
 
 def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit] = ()) -> tuple[Edit, ...]:
-    """What makes the architecture of ``original`` that of ``edited``: factored layers first, then resized ones.
+    """The edits from the architecture of ``original`` to that of ``edited``: factored layers first, then resized ones.
 
     Edits say what a layer becomes, and not by how much it changes. So with the ``history`` of what had made
     ``original`` already, they lead to ``edited`` from ``original`` and from whatever that was made of. Layers that are

@@ -14,7 +14,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class _Factored(nn.Module, Generic[Core]):
-    """What both kinds of layers share; ``weight`` and ``bias`` are those of the dense layer, computed when read."""
+    """A factored layer of either kind; ``weight`` and ``bias`` are those of the dense layer, computed when read."""
 
     rotate_in: Core | nn.Identity
     core: Core
@@ -92,7 +92,7 @@ class FactoredConv2d(_Factored[nn.Conv2d]):
 
     @property
     def in_channels(self) -> int:
-        """Of the dense convolution, like all that follows."""
+        """Input channels of the dense convolution; all that follows is of it, too."""
         return self.channels[0]
 
     @property
@@ -139,7 +139,7 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 class FactoredLinear(_Factored[nn.Linear]):
-    """The same for a linear layer; the core is a matrix."""
+    """A factored linear layer: rotation, core and rotation are matrices."""
 
     def __init__(self, linear: nn.Linear, rank_in: int | None, rank_out: int | None) -> None:
         """A factored layer of the shape of ``linear``; its weights are left uninitialised."""
@@ -226,7 +226,7 @@ def form(layer: FactoredLayer) -> tuple[int | None, int | None]:
 
 
 def form_name(ranks: tuple[int | None, int | None]) -> str:
-    """What a layer with these rotations is called."""
+    """The name of the form with these rotations."""
     rank_in, rank_out = ranks
     if rank_in is not None and rank_out is not None:
         return "two-sided"

@@ -21,7 +21,7 @@ FEEDFORWARD_CHANNELS = 10
 
 
 class Gate(nn.Module):
-    """What decides in a gated network. Without gates (no ``channels``) it has no parameters."""
+    """The module that decides in a gated network. Without gates (no ``channels``) it has no parameters."""
 
     def forward(self, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
         """Logits ``[B]`` of executing block ``index + 1``, from block ``index``'s output ``[B, C_i, H, W]``.

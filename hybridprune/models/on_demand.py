@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 
 class OnDemand(Tensor):
-    """What ``compute()`` will return: the first operation on it gets that in its place, every time anew.
+    """A tensor that ``compute()`` will return: the first operation on it gets that in its place, every time anew.
 
     Its ``dtype``, ``device`` and ``requires_grad`` are those of ``like``, its shape is ``shape``.
     """

@@ -1,4 +1,4 @@
-"""What a pruned module was made of. It hangs on the module, which can so be pruned again and still be rebuilt."""
+"""The origin of a pruned module. It hangs on the module, which can so be pruned again and still be rebuilt."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Origin:
     """The module before any edit, on the meta device."""
 
     def rebuilt(self) -> nn.Module:
-        """What the edits make of the outline, on the meta device. Raises ValueError if one of them does not fit."""
+        """The outline with its edits, on the meta device. Raises ValueError if one of them does not fit."""
         model = copied(self.outline)
         apply_edits(model, self.edits)
         return model
 
 
 def origin_of(model: nn.Module) -> Origin:
-    """What ``model`` was made of: itself, but for those of its parts (or all of it) that were pruned before."""
+    """The origin of ``model``: itself, but for those of its parts (or all of it) that were pruned before."""
     known = vars(model).get(_PLACE)
     if isinstance(known, Origin):
         return known

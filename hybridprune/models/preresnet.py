@@ -41,7 +41,7 @@ class PreActivationBlock(nn.Module):
         self.projection = nn.Conv2d(in_channels, out_channels, 1, bias=False) if projects else None
 
     def skip(self, x: Tensor) -> Tensor:
-        """What is left of the block when it is skipped: the identity or a linear projection."""
+        """The remainder of the block when it is skipped: the identity or a linear projection."""
         return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:

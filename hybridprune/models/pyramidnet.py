@@ -47,7 +47,7 @@ class PyramidBlock(nn.Module):
         self.residual = nn.Sequential(layers)
 
     def skip(self, x: Tensor) -> Tensor:
-        """What is left of the block when it is skipped: the image, pooled and padded with zero channels."""
+        """The remainder of the block when it is skipped: the image, pooled and padded with zero channels."""
         if self.stride > 1:
             x = F.avg_pool2d(x, self.stride, ceil_mode=True)
         return F.pad(x, (0, 0, 0, 0, 0, self.out_channels - x.shape[1]))

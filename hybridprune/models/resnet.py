@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
         )
 
     def skip(self, x: Tensor) -> Tensor:
-        """What is left of the block when it is skipped: the identity, or projection and BN without ReLU."""
+        """The remainder of the block when it is skipped: the identity, or projection and BN without ReLU."""
         return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:

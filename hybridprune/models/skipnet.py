@@ -21,7 +21,7 @@ LARGE = 8 << 20
 
 
 class Routed(NamedTuple):
-    """What a gated network returns for B images and N gates."""
+    """The answer of a gated network for B images and N gates."""
 
     logits: Tensor
     """``[B, classes]``"""

@@ -1,4 +1,4 @@
-"""What a network is: a registry name, its arguments and the edits made to it. Enough to rebuild it exactly."""
+"""The specification of a network: a registry name, its arguments and the edits made to it. It rebuilds it exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report reads: one typed record per finished run folder."""
+"""Records that the report reads: a typed one per finished run folder."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Stat:
 
     @staticmethod
     def of(values: Sequence[float]) -> Stat:
-        """Of at least one value."""
+        """The statistic of at least one value."""
         return Stat(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of its runs, rising."""
+        """Seeds of its runs, rising."""
         return tuple(run.seed for run in self.runs)
 
     @property
@@ -54,7 +54,7 @@ class Row:
 
 
 def figures(run: RunRecord) -> dict[str, float]:
-    """What one run contributes to its row: counts as they are, accuracies, shares and rates as fractions.
+    """Figures that one run contributes to its row: counts as they are, accuracies, shares and rates as fractions.
 
     The main figures of stages sp and prune are those of the backbone with every block executed; of stage rl
     those of the routed network, gates counted. FLOPs = 2 x MACs. A run that is older than a figure is without it.

@@ -31,7 +31,7 @@ class Speed:
 
     @property
     def setting(self) -> tuple[int, str, str]:
-        """What may share a plot: batch, form, place."""
+        """The setting that points of a plot share: batch, form, place."""
         return self.batch, self.form, self.place
 
     @property
@@ -43,7 +43,7 @@ class Speed:
 
 
 def average(runs: Iterable[Sequence[Measurement]]) -> list[Speed]:
-    """What was measured of several runs, taken together where place, batch, network and form agree."""
+    """The mean of several runs' latencies, taken together where place, batch, network and form agree."""
     groups: dict[tuple[str, int, str, str], list[Measurement]] = defaultdict(list)
     for measured in runs:
         for m in measured:
@@ -94,7 +94,7 @@ def of_row(row: Row) -> list[tuple[bool, Speed]]:
 
 
 def shown(row: Row) -> dict[Setting, Speed]:
-    """What the table shows: the own network in eager form, the deployed one in its fastest form.
+    """The latencies that the table shows: the own network in eager form, the deployed one in its fastest form.
 
     Of the forms, those of most runs count, and none that costs accuracy.
     """

@@ -20,7 +20,7 @@ from hybridprune.routing.regular import outside_bounds
 
 @dataclass(frozen=True)
 class RoutingTerms:
-    """What both estimators know of the network, the options and the teacher."""
+    """Terms that both estimators share: the network's cost, the options and the teacher."""
 
     cost: NetworkCost
     options: RoutingOptions
@@ -67,7 +67,7 @@ def gate_bounds(execute: Tensor, batch: Batch, options: RoutingOptions, passes: 
 def route_metrics(
     logits: Tensor, batch: Batch, cross_entropy: Tensor, actions: Tensor, share: Tensor
 ) -> dict[str, Tensor]:
-    """What is worth logging of a batch's routes: detached 0-d means."""
+    """Metrics of a batch's routes: detached 0-d means."""
     metrics = {
         "cross_entropy": cross_entropy.mean(),
         "accuracy": (logits.argmax(1) == batch.labels).float().mean(),

@@ -55,7 +55,7 @@ class Price:
             self._base = self._base * (self._step * excess).exp()
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume."""
+        """The state that must survive a resume."""
         return {
             "base": float(self._base),
             "excess": float(self._excess),

@@ -1,4 +1,4 @@
-"""What keeps gates from settling too early: an entropy bonus and bounds on each block's execution rate."""
+"""Regularisers that keep gates from settling too early: an entropy bonus and bounds on each block's execution rate."""
 
 from __future__ import annotations
 

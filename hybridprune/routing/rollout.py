@@ -17,7 +17,7 @@ from hybridprune.routing.episode import Episode
 
 @dataclass(frozen=True)
 class Rollout:
-    """What happened to B images at N gates."""
+    """A rollout: what happened to B images at N gates."""
 
     actions: Tensor
     """``[B, N]`` in {0, 1}"""
@@ -40,7 +40,7 @@ Choose = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def choose_greedily(gate: int, logit: Tensor, execute: Tensor) -> Tensor:
-    """What inference does: execute where the gate's own probability is above 0.5."""
+    """Decide as inference does: execute where the gate's own probability is above 0.5."""
     return greedy(logit)
 
 

@@ -91,7 +91,7 @@ def best_subset(net: GatedNetwork, cost: NetworkCost, batches: EvalBatches, budg
 
 
 def lessons(batches: TrainBatches) -> Iterator[Batch]:
-    """As many training batches as gates need to learn a subset."""
+    """The training batches from which gates learn a subset."""
     epochs = (batches.epoch(epoch) for epoch in itertools.count())
     return itertools.islice(itertools.chain.from_iterable(epochs), LESSONS)
 

@@ -96,7 +96,7 @@ def finish(
 
 
 def _effective_sparsity(net: GatedNetwork, spec: RunSpec, device: torch.device) -> float:
-    """Of the backbone, every block executed, against the unpruned one."""
+    """Effective sparsity of the backbone, every block executed, against the unpruned one."""
     example = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
     return effective_sparsity(net.backbone, example, count_weights(unpruned(spec.network).backbone))
 
@@ -121,7 +121,7 @@ def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
 
 
 def _lines(result: Mapping[str, Any]) -> list[str]:
-    """What there is to say; raises what comes of a file that holds something else."""
+    """The lines that tell a result; raises what comes of a file that holds something else."""
     test, dense, backbone = result["test"], result["dense"], result["macs"]["backbone"]
     routed, rates = test["routed"], [float(rate) for rate in test["routed"]["block_rates"]]
     lines = [

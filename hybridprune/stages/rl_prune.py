@@ -96,7 +96,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 
 
 def _distillation(setup: StageSetup[RlConfig]) -> Distillation | None:
-    """What the network of stage 1 teaches, if it is to; UserError if its run is gone."""
+    """Distillation from the network of stage 1, if it is asked for; UserError if its run is gone."""
     options, optim = setup.config.stage, setup.config.optim
     if options.kd_weight == 0:
         return None

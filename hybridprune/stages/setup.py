@@ -1,4 +1,4 @@
-"""What a stage has before it starts: device, images, the network and the run that it comes from."""
+"""The setup of a stage: device, images, the network and the run that it comes from."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StageSetup(Generic[C]):
 
     @property
     def device(self) -> torch.device:
-        """Of this process."""
+        """The device of this process."""
         return self.images.device
 
     @property

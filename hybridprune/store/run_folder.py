@@ -179,11 +179,11 @@ class RunFolder:
 
     @property
     def state_file(self) -> Path:
-        """What ``save_state`` writes."""
+        """The file that ``save_state`` writes."""
         return self.path / "train_state.pt"
 
     def load_state(self, content: bytes | None = None) -> dict[str, Any] | None:
-        """What ``save_state`` saved, or None; loaded without executing code. ``content`` is that file, read before."""
+        """The state that was saved, or None; loaded without executing code. ``content`` is that file, read before."""
         path = self.state_file
         if content is None and not path.is_file():
             return None

@@ -18,7 +18,7 @@ LARGEST_PIXEL = 1e6
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run's network is and what it expects as input."""
+    """The specification of a run: its network, and what that expects as input."""
 
     stage: str
     run_id: str

@@ -17,7 +17,7 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a plot shows: the names of its training and validation figures in a line."""
+    """A quantity that a plot shows: the names of its training and validation figures in a line."""
 
     heading: str
     train: str | None

@@ -1,4 +1,4 @@
-"""What the page shows of one row beyond the table: its layers, blocks, curves, gallery and origin."""
+"""Details that the page shows of one row beyond the table: its layers, blocks, curves, gallery and origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALIKE = "no gallery: the gates treat all test images alike, they execute the sam
 
 @dataclass(frozen=True)
 class Options:
-    """What the page's gallery needs and shows; 0 ``images`` means that there is none."""
+    """Options of the page's gallery; 0 ``images`` means that there is none."""
 
     images: int = 8
     """On each side: those that skip most, those that skip least."""

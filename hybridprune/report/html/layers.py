@@ -1,4 +1,4 @@
-"""What static pruning left of each layer: channels or directions on both sides, and MACs, before and after."""
+"""Layers after static pruning: channels or directions on both sides, and MACs, before and after."""
 
 from __future__ import annotations
 

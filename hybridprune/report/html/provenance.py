@@ -40,7 +40,7 @@ class Provenance:
 
 
 def provenance(run: RunRecord, result: Mapping[str, Any]) -> Provenance:
-    """What ``result.json`` of ``run`` says of its origin."""
+    """The origin of ``run``, as its ``result.json`` tells it."""
     parent = result.get("parent")
     parent = parent if isinstance(parent, dict) else {}
     config = result.get("config")
