@@ -51,4 +51,4 @@ def plain_svd(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
 
 
 MEDIAN = ChannelMethod(median, relative=True)
-PLAIN_SVD = DirectionMethod(plain_svd, allocation="rate_distortion", moments=lambda corrected: None)
+PLAIN_SVD = DirectionMethod(plain_svd, allocation="rate_distortion", moments=lambda corrected: None, in_nats=False)

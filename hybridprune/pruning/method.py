@@ -28,6 +28,8 @@ class DirectionMethod(Extension):
     """What ``allocation: auto`` means."""
     moments: Callable[[bool], Literal["trace", "entries"] | None]
     """The exact second moments it needs, given ``correct_eigenvalues``."""
+    in_nats: bool = True
+    """Whether importances are expected rises of the loss, as a summary shows them."""
 
     def __str__(self) -> str:
         return f"DirectionMethod({_called(self.decompose)})"

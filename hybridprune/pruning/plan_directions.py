@@ -60,7 +60,7 @@ def plan_directions(
         network=network,
         allocation=allocation,
         left_alone={**left_alone, **unmeasured},
-        in_nats=not options.normalize,
+        in_nats=method.in_nats and not options.normalize,
         directions=space,
         layers=layers,
         decompositions=decompositions,

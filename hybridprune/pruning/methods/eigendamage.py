@@ -1,4 +1,8 @@
-"""EigenDamage (Wang et al. 2019): scores in the Kronecker-factored eigenbasis of the Fisher."""
+"""EigenDamage: directions of the Kronecker-factored eigenbasis of the Fisher (Wang et al. 2019, section 4).
+
+With the eigenvectors Q of the factors, ``W* = Q_g^T W Q_a``, entry ij is worth ``1/2 lambda_ij W*_ij^2``, and a
+direction the sum of its row or column.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tucker decomposition of each weight in the metric of its Fisher information: the default method."""
+"""Tucker decomposition of each weight in the metric of its Fisher information: the default method.
+
+The higher-order SVD (De Lathauwer et al. 2000a) of ``T = G^(1/2) W A^(1/2) K^(1/2)``, of the Kronecker factors of the
+Fisher: a direction costs half its squared singular value, in nats.
+"""
 
 from __future__ import annotations
 

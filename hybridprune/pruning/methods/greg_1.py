@@ -1,4 +1,8 @@
-"""Growing regularisation of filters chosen by their magnitude (GReg-1, Wang et al. 2021)."""
+"""GReg-1, growing regularisation of filters chosen by their magnitude (Wang et al. 2021).
+
+``lambda_t / 2 ||w_i||^2`` on the filters i that will go, those of the smallest ``||w_i||_1``; lambda_t rises by a fixed
+step every few iterations, to a ceiling. Then they are cut.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Growing regularisation, which also chooses the filters (GReg-2, Wang et al. 2021).
+"""GReg-2, growing regularisation that also chooses the filters (Wang et al. 2021).
 
 The same small L2 on all filters tells them apart: those whose weights the loss holds least (its curvature there is
 small) shrink most. Then they are chosen by their magnitude and pushed as in GReg-1.

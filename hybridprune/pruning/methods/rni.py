@@ -1,4 +1,7 @@
-"""Receding Neuron Importances (Suteu & Guo 2022): bounded scales, of which the weak ones recede before the cut."""
+"""Receding Neuron Importances: bounded scales, of which the weak ones recede before the cut (Suteu & Guo 2022).
+
+A BatchNorm scales by ``sigmoid(gamma)``, the importance of its channel; the pressure is in `receding_drive`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Network slimming (Liu et al. 2017): L1 on the scales of BatchNorms, then the channels of the smallest ones go."""
+"""Network slimming: L1 on the scales of BatchNorms, then the channels of the smallest go (Liu et al. 2017, equation 1).
+
+The training minimises ``loss + lambda sum |gamma|``; a channel is worth its ``|gamma|``.
+"""
 
 from __future__ import annotations
 

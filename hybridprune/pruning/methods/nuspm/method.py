@@ -1,7 +1,7 @@
-"""Pruning from scratch by shared masks, a budget of MACs and nuclear norms (Lee et al., WACV 2024).
+"""NuSPM, pruning from scratch by shared masks, a budget of MACs and nuclear norms (Lee et al., WACV 2024).
 
 One mask for all layers of a channel group, so one for a residual stage, is learnt with the weights; see ``masks`` for
-how it acts and ``pressures.masks`` for what shapes it. After the training exactly the masked channels go.
+how it acts and ``pressure`` for what shapes it. After the training exactly the masked channels go.
 """
 
 from __future__ import annotations
