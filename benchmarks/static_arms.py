@@ -37,7 +37,8 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import DTYPES
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.stages.cut_schedule import CutState, Cutting
+from hybridprune.pruning.pipeline import CutState
+from hybridprune.stages.cut_schedule import Cutting
 from hybridprune.stages.images import RunImages
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.weights import load_weights
@@ -143,11 +144,12 @@ class Bench:
         before = count(net, 32)
         config = _config(arm, budget, None, self.seed)
         dense = {"macs": uncut.backbone_macs, "params": uncut.backbone_params}
-        cutting = Cutting(config, self.images, dense, Cost(before.backbone_macs, before.backbone_params), {})
+        start = Cost(before.backbone_macs, before.backbone_params)
+        pipeline = Cutting(config, self.images, dense, start, {}).pipeline(net)
         times = [time.perf_counter()]
-        plan = cutting.make_plan(net, 0)
+        plan = pipeline.make_plan(net, 0)
         times.append(time.perf_counter())
-        kept, _ = cutting.decide(plan, 0, CutState())
+        kept, _ = pipeline.decide(plan, 0, CutState())
         times.append(time.perf_counter())
         plan.apply(kept)
         times.append(time.perf_counter())

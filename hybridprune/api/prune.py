@@ -6,8 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,23 +31,22 @@ from hybridprune.curvature import likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.batchnorm import recalibrate_by
 from hybridprune.engine.finetune import finetune, length, trainable
-from hybridprune.engine.initialise import initialise
 from hybridprune.engine.modes import take_modes
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwrapped
+from hybridprune.engine.pressure import Drive
 from hybridprune.errors import RunFailed, UserError
-from hybridprune.models.edits import Edit, apply_edits, edit_from_json, edits_between
+from hybridprune.models.edits import apply_edits, edit_from_json, edits_between
 from hybridprune.models.origin import note_origin, origin_of
-from hybridprune.precision import full_precision
 from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import progress_bars
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.left_alone import notice
-from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
+from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.method import Method
 from hybridprune.pruning.methods import find
-from hybridprune.pruning.plan import ChannelPlan, Plan
-from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining
+from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, Trainer, phases_of
+from hybridprune.pruning.plan import Plan
 from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
@@ -134,22 +132,15 @@ def prune(
             trainable(module)
         network = PlainNetwork(module, batches, example, cut.exclude, seed)
         dense, before = network.cost, layer_states(module, example, network.run)
-        work = _Work(network, cut, curvature, sparsity, dense, batches, lr)
-        removed = work.train_sparse()
-        plan = work.make_plan(removed)
-        if (told := notice(plan.left_alone)) is not None:
-            warnings.warn(told, stacklevel=2)
-        with full_precision():
-            kept = work.allocate(plan)
-            plan.apply(kept)
-        if cut.cut_weights == "scratch":
-            initialise(module, seed, "cut")
         origin = origin_of(original)
-        module, edits = _as_the_first(original, module, origin.edits)
-        sample = network.sample(RECALIBRATION_IMAGES, "recalibration")
-        recalibrate_by(module, sample, lambda pair: task.output(module, pair[0]), shared=True)
+        work = _Work(original, batches, example, cut, sparsity, lr, seed, dense)
+        pipeline = work.pipeline(module, curvature)
+        module, state = pipeline.run(work, module, CutState())
+        done = pipeline.cut(work, module, 0, state)
+        module, plan = done.model, done.plan
         cost = network.measure(module)
-        layers = summarised(before, layer_states(module, example, network.run), plan.expected_losses(kept))
+        edits = edits_between(original, module, origin.edits)
+        layers = summarised(before, layer_states(module, example, network.run), plan.expected_losses(done.kept))
     if callable(fine_tune):
         fine_tune(take_types(module, original))  # as the caller has set everything
     with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None), progress_bars(progress):
@@ -165,65 +156,66 @@ def prune(
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What leads to the cut of one module."""
+class _Work(Cuts[nn.Module], Trainer[nn.Module]):
+    """One cut of a module, and the trainings before and after it, in memory."""
 
-    network: PlainNetwork
-    cut: CutOptions
-    curvature: CurvatureOptions
-    sparsity: SparsityOptions
-    dense: Cost
+    original: nn.Module
+    """The caller's, which stays as it is."""
     batches: Batches
+    example: Any
+    options: CutOptions
+    sparsity: SparsityOptions
     lr: float
+    seed: int
+    dense: Cost
+    """Of the original, which shares refer to."""
 
-    @property
-    def budget(self) -> Budget | None:
-        """What the cut has to meet."""
-        return Budget.of(self.cut.target_flops, self.cut.target_params, self.dense)
+    def pipeline(self, model: nn.Module, curvature: CurvatureOptions) -> Pipeline[nn.Module]:
+        """The trainings before the cut of ``model``, if the method has some; the cut itself follows them."""
+        return Pipeline(
+            cuts=self,
+            phases=phases_of(sparsity_of(self.options.method), cuts=0),
+            options=self.options,
+            curvature=curvature,
+            sparsity=self.sparsity,
+            seed=self.seed,
+            initial=copy.deepcopy(model.state_dict()),
+        )
 
-    def make_plan(self, removed: Removal | None = None) -> Plan:
-        """What would be cut."""
-        with self._refused_budget():
-            return make_plan(self.network, self.cut, self.curvature, self.sparsity, self.budget, removed)
+    def network(self, model: nn.Module, cut: int) -> PlainNetwork:
+        """The module on the caller's batches."""
+        del cut
+        return PlainNetwork(model, self.batches, self.example, self.options.exclude, self.seed)
 
-    def allocate(self, plan: Plan) -> list[int]:
-        """How many units each set keeps; UserError if the budget cannot be reached."""
-        with self._refused_budget():
-            return plan.allocate(self.cut.prune_ratio, self.budget)
+    def budget(self, cut: int) -> Budget | None:
+        """The targets."""
+        del cut
+        return Budget.of(self.options.target_flops, self.options.target_params, self.dense)
 
-    @contextmanager
-    def _refused_budget(self) -> Generator[None]:
-        """Tell the user what can be reached."""
-        try:
-            yield
-        except InfeasibleBudget as floor:
-            wanted = f"target_flops {self.cut.target_flops}, target_params {self.cut.target_params}"
-            raise UserError(f"{wanted}: {floor.of(self.dense)}") from floor
+    def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
+        """As the allocation says."""
+        return plan.allocate(self.options.prune_ratio, self.budget(cut)), state
 
-    def train_sparse(self) -> Removal | None:
-        """The method's trainings before the cut, and the channels that it selected in between, if it did."""
-        method, model = sparsity_of(self.cut.method), self.network.model
-        initial = copy.deepcopy(model.state_dict())
-        removed = None
-        for number, training in enumerate(method.trainings):
-            if training is method.after:
-                plan = self.make_plan()
-                assert isinstance(plan, ChannelPlan)  # `sparse_target` refuses other methods
-                removed = plan.removed(self.allocate(plan))
-            if training.start == "parent":
-                model.load_state_dict(initial)
-            if number == 0 and training.starts_fresh(self.sparsity):
-                initialise(model, self.network.seed, "sparse")
-            self._train(training, removed or {})
-            if method.conclude is not None:
-                method.conclude(model)
-        return removed
+    def refusal(self, floor: InfeasibleBudget) -> UserError:
+        """In arguments of `prune`."""
+        wanted = f"target_flops {self.options.target_flops}, target_params {self.options.target_params}"
+        return UserError(f"{wanted}: {floor.of(self.dense)}")
 
-    def _train(self, training: SparseTraining, removed: Removal) -> None:
-        with self._refused_budget():
-            target = sparse_target(self.network, self.cut, self.budget, removed)
-        drive = training.prepare(target, self.sparsity)
-        self.fine_tune(self.network.model, self.sparsity.sparse_epochs, drive=drive)
+    def planned(self, plan: Plan) -> None:
+        """A warning where `prune` was called: from there it is this call, the pipeline's `cut` and `prune`."""
+        if (told := notice(plan.left_alone)) is not None:
+            warnings.warn(told, stacklevel=4)
+
+    def settle(self, model: nn.Module) -> nn.Module:
+        """The first process's cut and weights in all processes, with the statistics of images of all."""
+        model = _as_the_first(self.original, model)
+        sample = self.network(model, 0).sample(RECALIBRATION_IMAGES, "recalibration")
+        recalibrate_by(model, sample, lambda pair: self.batches.task.output(model, pair[0]), shared=True)
+        return model
+
+    def train(self, model: nn.Module, number: int, state: CutState, drive: Drive | None) -> None:
+        """Towards sparsity."""
+        self.fine_tune(model, self.sparsity.sparse_epochs, drive=drive)
 
     def fine_tune(self, model: nn.Module, epochs: float, **options: Any) -> None:
         """Train by the task's loss; the other options are those of `finetune`."""
@@ -244,16 +236,16 @@ def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 
 
-def _as_the_first(model: nn.Module, module: nn.Module, history: Sequence[Edit]) -> tuple[nn.Module, tuple[Edit, ...]]:
-    """The first process's cut of ``model``, in all processes, and the edits that it consists of."""
-    own = edits_between(model, module, history)
+def _as_the_first(model: nn.Module, module: nn.Module) -> nn.Module:
+    """The first process's cut of ``model``, in all processes."""
+    own = edits_between(model, module, origin_of(model).edits)
     first = json_from_first(lambda: [edit.to_json() for edit in own])
     edits = tuple(map(edit_from_json, first))
     if edits != own:
         module = plain_copy(model)
         apply_edits(module, edits)
     share_weights(module)
-    return module, edits
+    return module
 
 
 def _check_finite(module: nn.Module, model: nn.Module) -> None:

@@ -1,12 +1,10 @@
-"""What stage 2 cuts and when: its phases, its budgets, and the bring-back."""
+"""What stage 2 cuts and when: its budgets, and the bring-back."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -15,46 +13,17 @@ from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.bring_back import Pool, bring_back
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
-from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
+from hybridprune.pruning.make_plan import sparsity_of
+from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, phases_of
 from hybridprune.pruning.plan import Plan
-from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.protocol import Sparsity
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.prunable import PrunableGated
 from hybridprune.store.seeds import generator
 
 
 @dataclass(frozen=True)
-class CutState:
-    """What a later cut needs of the earlier ones."""
-
-    lost: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The bring-back pool."""
-    units: int = 0
-    """How many units the last cut left, before any came back."""
-    removed: Removal | None = None
-    """The channels that were selected to go, before the training that knows them."""
-    gap: Mapping[str, Mapping[str, float]] | None = None
-    """Of a network that was trained for its cut: accuracy and loss on validation just before and just after it."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, the inverse of ``CutState(**record)``."""
-        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed, "gap": self.gap}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One training of stage 2, and what precedes it."""
-
-    cut: int
-    """The number of the cut that precedes it, or that it prepares."""
-    sparse: SparseTraining | None = None
-    """Nothing is cut before it: it trains towards sparsity."""
-    selects: bool = False
-    """Channels are selected before it, but not yet cut."""
-
-
-@dataclass(frozen=True)
-class Cutting:
+class Cutting(Cuts[GatedNetwork]):
     """The cuts of one run. Each iteration has one, or two where some of what the first removed comes back.
 
     ``cut`` counts them. A method that trains towards sparsity has one cut, after these trainings.
@@ -74,17 +43,23 @@ class Cutting:
         """What the method does before it cuts."""
         return sparsity_of(self.config.cut.method)
 
-    @property
-    def schedule(self) -> list[Phase]:
-        """The trainings in their order; UserError if the method has one cut and more are asked for."""
-        method = self.sparsity
-        sparse = [Phase(0, training, selects=training is method.after) for training in method.trainings]
-        if sparse and self.cuts > 1:
+    def pipeline(self, net: GatedNetwork) -> Pipeline[GatedNetwork]:
+        """All phases of a run that starts from ``net``; UserError if its method has one cut and more are asked for."""
+        config, method = self.config, self.sparsity
+        if method.trainings and self.cuts > 1:
             raise UserError(
-                f"--max_iter {self.config.stage.max_iter}, --back_ratio {self.config.stage.back_ratio}: --method "
-                f"{self.config.cut.method} trains towards one cut; give 1 and 0"
+                f"--max_iter {config.stage.max_iter}, --back_ratio {config.stage.back_ratio}: --method "
+                f"{config.cut.method} trains towards one cut; give 1 and 0"
             )
-        return [*sparse, *(Phase(cut) for cut in range(self.cuts))]
+        return Pipeline(
+            cuts=self,
+            phases=phases_of(method, self.cuts),
+            options=config.cut,
+            curvature=config.curvature,
+            sparsity=config.sparsity,
+            seed=config.run.seed,
+            initial=copy.deepcopy(net.state_dict()),
+        )
 
     @property
     def cuts(self) -> int:
@@ -100,23 +75,20 @@ class Cutting:
         """Whether units come back after this cut."""
         return self.per_iteration == 2 and cut % 2 == 0
 
-    def network(self, net: GatedNetwork, cut: int) -> PrunableGated:
+    def network(self, model: GatedNetwork, cut: int) -> PrunableGated:
         """The network before this cut."""
-        return PrunableGated(net, self.images, self.config, self.channels, cut)
+        return PrunableGated(model, self.images, self.config, self.channels, cut)
 
-    def make_plan(self, net: GatedNetwork, cut: int, removed: Removal | None = None) -> Plan:
-        """Measure the network and score its units; ``removed`` has been selected for this cut already."""
-        config, network = self.config, self.network(net, cut)
-        with self._refused_budget():
-            return make_plan(network, config.cut, config.curvature, config.sparsity, self._budget(cut), removed)
-
-    def target(self, net: GatedNetwork, state: CutState) -> Target:
-        """The network as what trains it towards sparsity sees it."""
-        with self._refused_budget():
-            return sparse_target(self.network(net, 0), self.config.cut, self._budget(0), state.removed or {})
+    def budget(self, cut: int) -> Budget | None:
+        """This iteration's budget, on a geometric path from the parent to the target; None without a target."""
+        target = Budget.of(self.config.cut.target_flops, self.config.cut.target_params, self._dense)
+        if target is None:
+            return None
+        share = (cut // self.per_iteration + 1) / self.config.stage.max_iter
+        return Budget(_between(self.start.macs, target.macs, share), _between(self.start.params, target.params, share))
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
-        """How many units each set keeps in this cut; UserError if the budget cannot be reached."""
+        """How many units each set keeps in this cut, with those that come back; raises InfeasibleBudget."""
         options = self.config.stage
         kept = self._allocate(plan, cut, state)
         pool = Pool(state.lost)
@@ -127,39 +99,24 @@ class Cutting:
             return bring_back(plan.space, kept, pool, options.back_ratio, source), state
         return kept, CutState(pool.lost, sum(kept))
 
+    def refusal(self, floor: InfeasibleBudget) -> UserError:
+        """In flags."""
+        options = self.config.cut
+        return UserError(
+            f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "
+            f"--prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(self._dense)}"
+        )
+
     def lr_factor(self, cut: int, compression: float) -> float:
         """The learning rate over ``lr`` after a cut: a bring-back training's goes from 10 to 1 with the compression."""
         return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0
 
     def _allocate(self, plan: Plan, cut: int, state: CutState) -> list[int]:
-        options, space = self.config.cut, plan.space
-        budget = self._budget(cut)
-        ratio = options.prune_ratio
+        budget, ratio = self.budget(cut), self.config.cut.prune_ratio
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
-            ratio = max(0.0, 1 - state.units / sum(space.everything()))
-        with self._refused_budget():
-            return plan.allocate(ratio, budget)
-
-    @contextmanager
-    def _refused_budget(self) -> Iterator[None]:
-        """Tell the user what can be reached."""
-        options = self.config.cut
-        try:
-            yield
-        except InfeasibleBudget as floor:
-            raise UserError(
-                f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "
-                f"--prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(self._dense)}"
-            ) from floor
-
-    def _budget(self, cut: int) -> Budget | None:
-        """This iteration's budget, on a geometric path from the parent to the target; None without a target."""
-        target = Budget.of(self.config.cut.target_flops, self.config.cut.target_params, self._dense)
-        if target is None:
-            return None
-        share = (cut // self.per_iteration + 1) / self.config.stage.max_iter
-        return Budget(_between(self.start.macs, target.macs, share), _between(self.start.params, target.params, share))
+            ratio = max(0.0, 1 - state.units / sum(plan.space.everything()))
+        return plan.allocate(ratio, budget)
 
     @property
     def _dense(self) -> Cost:

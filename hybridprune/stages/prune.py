@@ -9,20 +9,18 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from hybridprune.config import Invocation, PruneConfig, resolve
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.freeze import rotation_parameters
-from hybridprune.engine.initialise import initialise
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
+from hybridprune.engine.pressure import Drive
 from hybridprune.engine.progress import Progress
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
@@ -30,20 +28,19 @@ from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import Precision, full_precision
-from hybridprune.processes import is_first, json_from_first
+from hybridprune.processes import is_first
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.methods import find
-from hybridprune.pruning.plan import ChannelPlan, Plan
-from hybridprune.pruning.sparse_training.protocol import SparseTraining
+from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
+from hybridprune.pruning.plan import Plan
 from hybridprune.stages.console import say, show_config, show_plan
-from hybridprune.stages.cut_schedule import CutState, Cutting, Phase, layer_channels, plan_lines
-from hybridprune.stages.images import RunImages
+from hybridprune.stages.cut_schedule import Cutting, layer_channels, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
 from hybridprune.stages.sp import routed_accuracy
 from hybridprune.stages.start import open_run, saved_progress
-from hybridprune.store.run_folder import RunFolder, RunSpec
+from hybridprune.store.run_folder import RunFolder
 
 DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tuning."
 
@@ -71,188 +68,165 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         Cost(before.backbone_macs, before.backbone_params),
         layer_channels(unpruned(spec.network)),
     )
+    pipeline = cutting.pipeline(net)
     precision = Precision.of(config.optim.precision, setup.device)
     weight, temperature = config.stage.kd_weight, config.stage.kd_temperature
     distillation = Distillation.of(net, weight, temperature, forward=precision(plainly))
-    stage = _Stage(config, images, cutting, cutting.schedule, copy.deepcopy(net.state_dict()), distillation)
     if invocation.dry_run:
-        training = stage.schedule[0].sparse
+        training = pipeline.phases[0].sparse
         if training is not None:
-            # Refuses what the run itself would.
-            training.prepare(cutting.target(copy.deepcopy(net), CutState()), config.sparsity)
-        plan = cutting.make_plan(net, 0)
-        kept, _ = cutting.decide(plan, 0, CutState())
+            pipeline.drive(copy.deepcopy(net), training, CutState())  # refuses what the run itself would
+        plan = pipeline.make_plan(net, 0)
+        kept, _ = pipeline.decide(plan, 0, CutState())
         show_plan(spec, images, before, plan_lines(plan, kept, training is not None))
         return None
-    return _prune(setup, stage)
+    return _prune(setup, cutting, pipeline, distillation)
 
 
-def _prune(setup: StageSetup[PruneConfig], stage: _Stage) -> dict[str, Any]:
+def _prune(
+    setup: StageSetup[PruneConfig],
+    cutting: Cutting,
+    pipeline: Pipeline[GatedNetwork],
+    distillation: Distillation | None,
+) -> dict[str, Any]:
     config, images = setup.config, setup.images
     with open_run(setup) as (folder, setup, resumed):
-        spec, net = setup.spec, setup.net
         if folder.finished:
             result = folder.read_json("result.json")
             show_result(folder, result)
             return result
         folder.write_json("split.json", images.split.to_json())
         progress, saved = saved_progress(folder)
-        if saved is None:
-            try:
-                spec, fit = stage.begin(folder, spec, net, progress, CutState())
-            except UserError:
-                if not resumed and is_first():
-                    # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
-                    shutil.rmtree(folder.path)
-                raise
-        else:
+        state = CutState()
+        if saved is not None:
             extra = json.loads(saved["extra"])
-            network = NetworkSpec.from_json({**spec.network.to_json(), "edits": extra["edits"]})
-            spec, net = dataclasses.replace(spec, network=network), stage.place(network.build())
-            folder.write_json("spec.json", spec.to_json())
-            fit = stage.fit(folder, spec, net, progress.phase, CutState(**extra["cut"]))
-        while True:
-            progress = fit(progress, saved)
-            saved, state = None, CutState(**fit.extra_state["cut"])
-            stage.conclude(fit.net, progress.phase, folder)
-            if progress.phase + 1 >= len(stage.schedule):
-                break
-            progress = progress.next_phase()
-            spec, fit = stage.begin(folder, spec, fit.net, progress, state)
+            network = NetworkSpec.from_json({**setup.spec.network.to_json(), "edits": extra["edits"]})
+            net, state = network.build(), CutState(**extra["cut"])
+            setup = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, network=network), net=net)
+            folder.write_json("spec.json", setup.spec.to_json())
+        trainer = _Trainer(folder, cutting, pipeline.phases, distillation, setup, progress, saved)
+        trainer.place(setup.net)
+        try:
+            net, state = pipeline.run(trainer, setup.net, state, start=progress.phase, resumed=saved is not None)
+        except UserError:
+            if not resumed and is_first() and not folder.state_file.is_file():
+                # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
+                shutil.rmtree(folder.path)
+            raise
         more = {
             "iterations": config.stage.max_iter,
             "method": config.cut.method,
             **({} if state.gap is None else {"gap": state.gap}),
-            "sparse_epochs": config.sparsity.sparse_epochs * sum(phase.sparse is not None for phase in stage.schedule),
+            "sparse_epochs": config.sparsity.sparse_epochs * len(cutting.sparsity.trainings),
         }
-        result = finish(folder, dataclasses.replace(setup, spec=spec, net=fit.net), progress, fit.epochs, more)
+        result = finish(folder, dataclasses.replace(trainer.setup, net=net), trainer.progress, trainer.epochs, more)
         show_result(folder, result)
         return result
 
 
-@dataclass(frozen=True)
-class _Stage:
-    config: PruneConfig
-    images: RunImages
+@dataclass
+class _Trainer(Trainer[GatedNetwork]):
+    """Trains the phases of a run, which can be resumed in each of them."""
+
+    folder: RunFolder
     cutting: Cutting
-    schedule: Sequence[Phase]
-    initial: Mapping[str, Tensor]
-    """The parent's weights."""
+    phases: Sequence[Phase]
     distillation: Distillation | None
+    setup: StageSetup[PruneConfig]
+    """Its specification and cost are those of the network with which the present phase starts."""
+    progress: Progress
+    """Of the present phase."""
+    saved: dict[str, Any] | None
+    """The state from which the present phase goes on; None where it starts."""
+    epochs: int = 0
+    """Of the present phase."""
 
-    def place(self, net: GatedNetwork) -> GatedNetwork:
-        """The network on this process's device."""
-        return to_device(net, self.images.device, self.config.optim.channels_last)
-
-    def begin(
-        self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, progress: Progress, state: CutState
-    ) -> tuple[RunSpec, Fit]:
-        """Do to ``net``, in place, what precedes this phase's training, and save that as its start."""
-        phase = self.schedule[progress.phase]
-        if phase.sparse is None:
-            state = self._cut(net, phase, state)
-        else:
-            state = self._aim(net, phase, phase.sparse, state, first=progress.phase == 0)
-        # A cut layer has its weights in another memory format than a resumed run's, and kernels round by it.
-        self.place(net)
-        share_weights(net)
-        network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), net))
-        spec = dataclasses.replace(spec, network=network)
-        folder.check_weights(spec, net)
-        cost, dense = count(net, spec.input_size), self.cutting.dense
-        fit = self.fit(folder, spec, net, progress.phase, state)
-        fit.save(progress)
-        folder.write_json("spec.json", spec.to_json())
-        if phase.sparse is None:
-            say(
-                f"cut {phase.cut + 1}/{self.cutting.cuts}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
-                f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {fit.epochs} epochs"
-            )
-        else:
-            aim = f", {sum(map(len, state.removed.values()))} channels are to go" if state.removed else ""
-            say(f"training towards sparsity{aim}; {fit.epochs} epochs")
-        return spec, fit
-
-    def _cut(self, net: GatedNetwork, phase: Phase, state: CutState) -> CutState:
-        plan = self.cutting.make_plan(net, phase.cut, state.removed)
+    def planned(self, plan: Plan) -> None:
+        """Say it."""
         if (told := notice(plan.left_alone)) is not None:
             say(told)
-        # The first process's plan and weights, should others have rounded differently.
-        kept, record = json_from_first(lambda: self._decide(plan, phase.cut, state))
-        gap = {"before": self._validate(net)} if self.cutting.sparsity.trainings else None
-        plan.apply(kept)
-        if gap is not None:
-            gap["after"] = self._validate(net)
-            say(f"the cut alone: validation accuracy {gap['before']['accuracy']:.4f} -> {gap['after']['accuracy']:.4f}")
-        if self.config.cut.cut_weights == "scratch":
-            initialise(net, self.config.run.seed, "cut")
-        self.images.recalibrate(net)
-        return dataclasses.replace(CutState(**record), gap=gap)
 
-    def _validate(self, net: GatedNetwork) -> dict[str, float]:
-        cost = count(net, self.config.data.resize)
-        metrics = routed_accuracy(net, self.images.validation(), cost).metrics
+    def settle(self, model: GatedNetwork) -> GatedNetwork:
+        """With the statistics of training images on the routes that they take."""
+        self.setup.images.recalibrate(model)
+        return model
+
+    def validate(self, model: GatedNetwork) -> dict[str, float]:
+        """Accuracy and loss on the validation images."""
+        cost = count(model, self.setup.spec.input_size)
+        metrics = routed_accuracy(model, self.setup.images.validation(), cost).metrics
         return {name: metrics[name] for name in ("accuracy", "loss")}
 
-    def _decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], dict[str, Any]]:
-        kept, after = self.cutting.decide(plan, cut, state)
-        return kept, after.to_json()
+    def place(self, model: GatedNetwork) -> None:
+        """On this process's device, in the memory format of its images."""
+        to_device(model, self.setup.device, self.setup.images.channels_last)
 
-    def _aim(self, net: GatedNetwork, phase: Phase, training: SparseTraining, state: CutState, first: bool) -> CutState:
-        """Select what will go, if it is time, and put the network where the training starts."""
-        if phase.selects:
-            plan = self.cutting.make_plan(net, phase.cut)
-            assert isinstance(plan, ChannelPlan)  # `sparse_target` refuses other methods
-            removed = json_from_first(lambda: plan.removed(self.cutting.decide(plan, phase.cut, state)[0]))
-            state = dataclasses.replace(state, removed=removed)
-        if training.start == "parent":
-            net.load_state_dict(self.initial)
-        if first and training.starts_fresh(self.config.sparsity):
-            initialise(net, self.config.run.seed, "sparse")
-        return state
+    def begin(self, model: GatedNetwork, number: int) -> None:
+        """Write down the network's form and cost; all processes go on with the first one's weights."""
+        spec = self.setup.spec
+        if self.saved is None:
+            share_weights(model)
+            network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), model))
+            spec = dataclasses.replace(spec, network=network)
+            self.folder.check_weights(spec, model)
+        self.setup = dataclasses.replace(self.setup, spec=spec, net=model, cost=count(model, spec.input_size))
 
-    def fit(self, folder: RunFolder, spec: RunSpec, net: GatedNetwork, number: int, state: CutState) -> Fit:
-        """The training of this phase, of a network as ``begin`` leaves it."""
-        config, options, phase = self.config, self.config.stage, self.schedule[number]
-        cost = count(net, spec.input_size)
-        noise = Draws(len(self.images.dataset.train), net.num_gates, config.run.seed, "gate noise", number)
+    def train(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> None:
+        """Leaves the selected weights: the best on validation, or the last ones of a training towards sparsity."""
+        phase, spec = self.phases[number], self.setup.spec
+        if number > self.progress.phase:
+            self.progress = self.progress.next_phase()
+        fit = self._fit(model, number, state, drive)
+        self.epochs = fit.epochs
+        if self.saved is None:
+            fit.save(self.progress)
+            self.folder.write_json("spec.json", spec.to_json())
+            self._tell(phase, state)
+        self.progress, self.saved = fit(self.progress, self.saved), None
+        if phase.sparse is None:
+            load_selected(model, self.folder)
+        elif (name := self.cutting.sparsity.keeps) is not None:
+            self.folder.save_weights(f"{name}.safetensors", model)
+            self.folder.write_json(f"{name}.json", spec.to_json())
+
+    def _tell(self, phase: Phase, state: CutState) -> None:
+        cost, dense = self.setup.cost, self.cutting.dense
+        if phase.sparse is not None:
+            aim = f", {sum(map(len, state.removed.values()))} channels are to go" if state.removed else ""
+            say(f"training towards sparsity{aim}; {self.epochs} epochs")
+            return
+        if state.gap is not None:
+            before, after = (state.gap[when]["accuracy"] for when in ("before", "after"))
+            say(f"the cut alone: validation accuracy {before:.4f} -> {after:.4f}")
+        say(
+            f"cut {phase.cut + 1}/{self.cutting.cuts}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
+            f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {self.epochs} epochs"
+        )
+
+    def _fit(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> Fit:
+        setup, config, phase = self.setup, self.setup.config, self.phases[number]
+        options, images, cost = config.stage, setup.images, setup.cost
+        noise = Draws(len(images.dataset.train), model.num_gates, config.run.seed, "gate noise", number)
         compression = 1 - cost.backbone_params / self.cutting.dense["params"]
         epochs = options.epochs_start + (options.epochs_end - options.epochs_start) * compression
-        drive = None
-        if phase.sparse is not None:
-            drive = phase.sparse.prepare(self.cutting.target(net, state), config.sparsity)
-            self.place(net)
         return Fit(
-            run=folder,
-            net=net,
+            run=self.folder,
+            net=model,
             objective=Supervised.of(
-                cost, options.rate_penalty, self.images.device, self.distillation, config.gating, noise, config.loss
+                cost, options.rate_penalty, setup.device, self.distillation, config.gating, noise, config.loss
             ),
-            batches=self.images.training("prune"),
-            validate=lambda candidate: routed_accuracy(candidate, self.images.validation(), cost),
+            batches=images.training("prune"),
+            validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
             optim=config.optim,
             epochs=config.sparsity.sparse_epochs if phase.sparse else max(0, round(epochs)),
-            device=self.images.device,
+            device=setup.device,
             log_interval=config.run.log_interval,
             save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
             lr_factor=self.cutting.lr_factor(phase.cut, compression),
-            frozen=rotation_parameters(net) if options.fix_rotation else (),
-            extra_state={"edits": [edit.to_json() for edit in spec.network.edits], "cut": state.to_json()},
+            frozen=rotation_parameters(model) if options.fix_rotation else (),
+            extra_state={"edits": [edit.to_json() for edit in setup.spec.network.edits], "cut": state.to_json()},
             drive=drive,
             keep_last=phase.sparse is not None,
         )
-
-    def conclude(self, net: GatedNetwork, number: int, folder: RunFolder) -> None:
-        """Leave ``net`` as this phase's training gives it to the next one: plain layers, the selected weights."""
-        method = self.cutting.sparsity
-        if self.schedule[number].sparse is None:
-            load_selected(net, folder)
-            return
-        if method.keeps is not None:
-            folder.save_weights(f"{method.keeps}.safetensors", net)
-            folder.write_json(f"{method.keeps}.json", folder.read_spec().to_json())
-        if method.conclude is not None:
-            method.conclude(net)
-            self.place(net)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from hybridprune.pruning.pipeline import Pipeline
 from hybridprune.stages import prune, result, rl_prune
-from hybridprune.stages.cut_schedule import Cutting
 from tests.cases import file_size_limit
 from tests.cli.cases import OWN, SCRIPTS, TINY, Result, folder_of, run_here, weights
 
@@ -54,7 +54,7 @@ def ctrl_c() -> Iterator[None]:
     ("name", "target", "function"),
     [
         ("sp", result, "summary"),  # the last evaluation
-        ("prune", Cutting, "make_plan"),  # curvature
+        ("prune", Pipeline, "make_plan"),  # curvature
         ("prune", prune, "load_selected"),
         ("rl", rl_prune, "share_weights"),  # statistics
         ("rl", rl_prune, "meet_budget"),

@@ -72,15 +72,15 @@ def test_a_run_that_stops_between_and_within_its_trainings_ends_as_if_it_had_not
     assert 0.4 * result["dense"]["macs"] < result["macs"]["backbone"] <= 0.5 * result["dense"]["macs"]
     stopped = folder_of(tmp_path / "stopped", "prune")
 
-    conclude, place = prune._Stage.conclude, prune.Fit._place
+    train, place = prune._Trainer.train, prune.Fit._place
     with monkeypatch.context() as patch:
 
-        def stop_between(stage: Any, net: Any, number: int, folder: Any) -> None:
+        def stop_between(trainer: Any, net: Any, number: int, *more: Any) -> None:
+            train(trainer, net, number, *more)
             if number == 0:
                 raise RunFailed("between the trainings")
-            conclude(stage, net, number, folder)
 
-        patch.setattr(prune._Stage, "conclude", stop_between)
+        patch.setattr(prune._Trainer, "train", stop_between)
         assert start(finished, tmp_path / "stopped", *flags).returncode == 1
     assert {record["phase"] for record in records(stopped)} == {0}
     with monkeypatch.context() as patch:

@@ -16,6 +16,7 @@ from hybridprune.config.methods import METHODS
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import Interrupted, UserError
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.channels.scores.magnitude import l1
 from hybridprune.pruning.left_alone import AT_OUTPUT
 from hybridprune.pruning.method import ChannelMethod
@@ -135,13 +136,13 @@ def test_the_channels_that_go_are_those_that_were_selected(
     watched = watch(monkeypatch)
     watched.selected = {"backbone.blocks.0.conv1": [0, 3]}
     ended: list[Mapping[str, Tensor]] = []
-    conclude = prune._Stage.conclude
+    train = prune._Trainer.train
 
-    def note(self: Any, net: nn.Module, number: int, folder: Any) -> None:
-        conclude(self, net, number, folder)  # type: ignore[arg-type]
+    def note(self: Any, net: GatedNetwork, *more: Any) -> None:
+        train(self, net, *more)
         ended.append({name: value.clone() for name, value in net.state_dict().items()})
 
-    monkeypatch.setattr(prune._Stage, "conclude", note)
+    monkeypatch.setattr(prune._Trainer, "train", note)
     run = stage_2(parent, tmp_path, "--epochs_start", "0", "--epochs_end", "0")
     cut = read_tensors(run / "model.safetensors")
     name = "backbone.blocks.0.conv1.weight"
