@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import hybridprune
-from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -18,9 +17,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"target_flops": -1.0}, "target_flops -1.0: must be above 0"),
     ({"target_params": "0.5"}, 'target_params "0.5": must be a number'),
     ({"cut": {"method": "l1"}}, "cut .*must be an instance of CutOptions"),
-    ({"cut": CutOptions(prune_ratio=2.0)}, r"cut\.prune_ratio 2.0: must be at most 1"),
-    ({"curvature": CurvatureOptions(ma=1.0)}, r"curvature\.ma 1.0"),
-    ({"sparsity": SparsityOptions(sparse_epochs=-1)}, r"sparsity\.sparse_epochs -1"),
+    ({"curvature": {}}, "curvature .*must be an instance of CurvatureOptions"),
+    ({"sparsity": 3}, "sparsity .*must be an instance of SparsityOptions"),
     ({"lr": "fast"}, 'lr "fast": must be a number'),
     ({"lr": float("nan")}, "lr NaN: must be finite"),
     ({"kd_weight": 1.5}, "kd_weight 1.5: must be at most 1"),

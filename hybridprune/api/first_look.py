@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from hybridprune.ambient import seeded
+from hybridprune.api.input_scale import first_norm
 from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.engine.device import check_kind
@@ -136,9 +138,13 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
     inputs, targets = (in_single(on_device(part, device)) for part in task.split(first))
     example = some_images(inputs, [0])
     remedy = "mend forward=" if task.forward else "give batches that it takes, or forward="
-    with torch.no_grad(), kept_modes(model):
+    if isinstance(inputs, Tensor) and not inputs.is_floating_point():
+        kind = str(inputs.dtype).removeprefix("torch.")
+        remedy += f"; its inputs are {kind}: images need the type and the scale that the network was trained on"
+    with torch.no_grad(), kept_modes(model), first_norm(model) as norm:
         model.eval()
         output = _tried(lambda: task.run(model, inputs), "the network fails on the first batch", remedy)
+        norm.check_scale()
         if any(module.training for module in model.modules()):
             raise UserError("forward= leaves the network in training mode; let it restore the mode that it found")
         shape = output.shape if isinstance(output, Tensor) else None
@@ -176,6 +182,8 @@ def _first(loader: Loader) -> Any:
         raise UserError(f"the loader is {_described(loader)}; give a DataLoader, or a list of batches")
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise UserError(f"the loader is a data set ({type(loader).__name__}), not batches; give a DataLoader of it")
+    if isinstance(loader, DataLoader):
+        _check_repeats(loader.dataset)
     iterator = iter(loader)
     if iterator is loader:
         raise UserError(
@@ -184,6 +192,19 @@ def _first(loader: Loader) -> Any:
     for batch in iterator:
         return batch
     raise UserError("the loader gives no batches; give one that is not empty")
+
+
+def _check_repeats(dataset: Dataset[Any]) -> None:
+    """UserError for a stream of images that does not start again: all its iterators are one."""
+    if not isinstance(dataset, IterableDataset):
+        return
+    with seeded(0):  # whatever it draws to start, what it gives later is not changed by that
+        again = iter(dataset) is iter(dataset)
+    if again:
+        raise UserError(
+            f"the loader's data set ({type(dataset).__name__}) can be gone through once, __iter__ gives the same "
+            "iterator each time; let it start a new one, or give a list of batches"
+        )
 
 
 def _check(task: Task, batch: Any, name: str, classes: int | None = None) -> int:

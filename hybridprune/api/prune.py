@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.ambient import isolated
+from hybridprune.api.arguments import cut_options
 from hybridprune.api.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.api.prunable import PlainNetwork
 from hybridprune.api.pruned import Pruned, PrunedSpec
@@ -24,6 +25,7 @@ from hybridprune.config import (
     PruneOptions,
     RunOptions,
     SparsityOptions,
+    argument_names,
     checked,
     checked_value,
 )
@@ -44,7 +46,6 @@ from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.method import Method
-from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, Trainer, phases_of
 from hybridprune.pruning.plan import Plan
 from hybridprune.store.seeds import stream_seed
@@ -54,13 +55,19 @@ MOST_EPOCHS = 1_000_000
 """More is a slip of the pen."""
 
 
+@argument_names(
+    own=("method", "target_flops", "target_params"),
+    cut=CutOptions,
+    curvature=CurvatureOptions,
+    sparsity=SparsityOptions,
+)
 def prune(
     model: nn.Module,
     train_loader: Loader,
     *,
     target_flops: float | None = None,
     target_params: float | None = None,
-    method: str | Method = "fisher-tucker",
+    method: str | Method | None = None,
     loss: str | Callable[[Any, Any], Tensor] = "cross_entropy",
     forward: Callable[[nn.Module, Any], Any] | None = None,
     fine_tune: float | Callable[[nn.Module], object] = 0.0,
@@ -83,8 +90,10 @@ def prune(
             unwrapped, and comes back so; half precision is measured in float32 and comes back as it was.
         train_loader: batches, on any device; it is gone through several times.
         target_flops: share of the FLOPs to keep if <= 1, else FLOPs (2 x MACs) of one image.
-        target_params: the same of the parameters.
-        method: the name of a method (`hybridprune.methods.names`), ``module:Name`` of your own, or a method itself.
+        target_params: the same of the parameters. Without a budget, ``cut=CutOptions(prune_ratio=...)`` says how many
+            units go. What stands here must not disagree with what stands in ``cut``.
+        method: the name of a method (`hybridprune.methods.names`), ``module:Name`` of your own, or a method itself;
+            ``"fisher-tucker"`` by default.
         loss: of the network's outputs, for the curvature and for fine-tuning: ``"cross_entropy"`` (class logits
             ``[B, K]`` or, for every position, ``[B, K, ...]``), ``"bce"`` (yes or no, one logit for each label) or
             ``"mse"`` (numbers), each as torch's function of that name takes it, with the true Fisher by sampled
@@ -110,10 +119,7 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
-    cut = checked(cut, "cut", CutOptions)
-    own = {"method": method, "target_flops": target_flops, "target_params": target_params}
-    cut = checked(dataclasses.replace(cut, **own), "cut", CutOptions, own)
-    find(cut.method, "method")
+    cut = cut_options(cut, method, target_flops, target_params)
     curvature = checked(curvature, "curvature", CurvatureOptions)
     sparsity = checked(sparsity, "sparsity", SparsityOptions)
     seed = checked_value(RunOptions, "seed", seed, "seed")
@@ -194,7 +200,7 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """As the allocation says."""
-        return plan.allocate(self.options.prune_ratio, self.budget(cut)), state
+        return plan.allocate(self.options.prune_ratio or 0.0, self.budget(cut)), state
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
         """In arguments of `prune`."""
@@ -202,9 +208,9 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         return UserError(f"{wanted}: {floor.of(self.dense)}")
 
     def planned(self, plan: Plan) -> None:
-        """A warning where `prune` was called: from there it is this call, the pipeline's `cut` and `prune`."""
+        """A warning where `prune` was called: from there it is this call, the pipeline's `cut`, `prune` and its decorator."""
         if (told := notice(plan.left_alone)) is not None:
-            warnings.warn(told, stacklevel=4)
+            warnings.warn(told, stacklevel=5)
 
     def settle(self, model: nn.Module) -> nn.Module:
         """The first process's cut and weights in all processes, with the statistics of images of all."""

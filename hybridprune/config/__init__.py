@@ -1,5 +1,6 @@
 """Options of the stages and how they are resolved."""
 
+from hybridprune.config.argument_names import argument_names
 from hybridprune.config.check import checked, checked_value
 from hybridprune.config.options import (
     SCRIPTS,
@@ -43,6 +44,7 @@ __all__ = [
     "SpConfig",
     "SparsityOptions",
     "SupervisedOptions",
+    "argument_names",
     "checked",
     "checked_value",
     "config_here",

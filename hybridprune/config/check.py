@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import numbers
@@ -41,25 +42,37 @@ class Option:
         return self.metadata["flags"] or (self.name,)
 
 
+class Checked:
+    """Options that are checked where they are made, by the rules of their flags: the base of every concern.
+
+    A value that may not be raises a UserError that names ``class.field``. A command line checks its words beforehand,
+    by the same `check`, so that it can name the flag.
+    """
+
+    def __post_init__(self) -> None:
+        for o in options_of("", self):
+            value = check(o, _plain(o.default), f"{type(self).__name__}.{o.name}")
+            object.__setattr__(self, o.name, value)  # the dataclasses are frozen
+
+
 def options_of(concern: str, values: Any) -> Iterator[Option]:
     """The options of one concern, an instance of its dataclass; their defaults are its values."""
-    kinds = typing.get_type_hints(type(values))
+    kinds = _kinds(type(values))
     for f in dataclasses.fields(values):
         yield Option(concern, f.name, kinds[f.name], getattr(values, f.name), f.metadata)
 
 
-def checked(values: C | None, source: str, kind: type[C], own: Iterable[str] = ()) -> C:
-    """A concern as somebody filled it in (None: its defaults), each value checked as its flag's would be.
+@functools.cache
+def _kinds(concern: type) -> dict[str, Any]:
+    return typing.get_type_hints(concern)
 
-    A UserError names ``source.field``, or the field alone where it is one of ``own``: those that are arguments.
-    """
+
+def checked(values: C | None, source: str, kind: type[C]) -> C:
+    """A concern as somebody filled it in (None: its defaults); UserError names ``source`` if it is another object."""
     values = kind() if values is None else values
     if not isinstance(values, kind):
         raise UserError(f"{source} {values!r}: must be an instance of {kind.__name__}")
-    found: dict[str, Any] = {}
-    for o in options_of(source, values):
-        found[o.name] = check(o, _plain(o.default), o.name if o.name in own else f"{source}.{o.name}")
-    return kind(**found)
+    return values
 
 
 def checked_value(concern: type, name: str, value: object, source: str) -> Any:

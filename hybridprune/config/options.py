@@ -1,7 +1,8 @@
 """The options of the three stages: one small frozen dataclass per concern, composed by the stages.
 
-Each field is at once a key of ``config.json``, a command-line flag and an attribute. ``option`` attaches what the
-resolver needs: the help text, the bounds, the choices and, where the published names differ, the key or flag names.
+Each field is at once a key of ``config.json``, a command-line flag and an attribute. ``option`` attaches what is needed
+to check and to resolve it: the help text, the bounds, the choices and, where the published names differ, the key or
+flag names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from hybridprune.config.check import Checked
 from hybridprune.config.methods import METHODS
 from hybridprune.config.registry import Extension
 
@@ -72,7 +74,7 @@ def option(
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """Where a run lies and on what it runs."""
 
     result_dir: str = option("results", "folder that holds the run folders", identity=False)
@@ -89,7 +91,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class ParentOptions:
+class ParentOptions(Checked):
     """Which run a stage starts from."""
 
     checkpoint_file: str | None = option(
@@ -101,7 +103,7 @@ class ParentOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Checked):
     """Which images, and how they reach the network."""
 
     dataset: str = option(
@@ -127,7 +129,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class NetworkOptions:
+class NetworkOptions(Checked):
     """The backbone and its gates."""
 
     network: str = option(
@@ -150,7 +152,7 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True)
-class OptimOptions:
+class OptimOptions(Checked):
     """SGD and its schedule."""
 
     lr: float = option(0.1, "learning rate", above=0)
@@ -186,7 +188,7 @@ class OptimOptions:
 
 
 @dataclass(frozen=True)
-class LossOptions:
+class LossOptions(Checked):
     """What the supervised stages (1 and 2) minimise."""
 
     label_smoothing: float = option(
@@ -195,14 +197,14 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
-class CompileOptions:
+class CompileOptions(Checked):
     """Stages whose step is one forward pass."""
 
     compile: bool = option(False, "torch.compile the network for training (pays on long runs only)")
 
 
 @dataclass(frozen=True)
-class GatingOptions:
+class GatingOptions(Checked):
     """How gates decide while they learn by gradient descent (stages 1 and 2)."""
 
     gating: str = option(
@@ -217,7 +219,7 @@ class GatingOptions:
 
 
 @dataclass(frozen=True)
-class SupervisedOptions:
+class SupervisedOptions(Checked):
     """Stage 1."""
 
     epochs: int = option(200, "passes over the training images; 0 only measures what --weights gives", low=0)
@@ -234,7 +236,7 @@ class SupervisedOptions:
 
 
 @dataclass(frozen=True)
-class CurvatureOptions:
+class CurvatureOptions(Checked):
     """How the Fisher information is estimated."""
 
     fisher_type: str = option(
@@ -259,7 +261,7 @@ class CurvatureOptions:
 
 
 @dataclass(frozen=True)
-class CutOptions:
+class CutOptions(Checked):
     """Which units are cut, and how the rest is put together."""
 
     method: str | Extension = option(
@@ -276,7 +278,7 @@ class CutOptions:
         "block's mean score), or auto (the method's own)",
         choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner"),
     )
-    prune_ratio: float = option(0.5, "share of the units cut in each iteration", low=0, high=1)
+    prune_ratio: float | None = option(None, "share of the units cut in each iteration", low=0, high=1)
     prune_ratio_limit: float = option(0.9, "largest share of one side of one layer that may be cut", low=0, high=0.999)
     target_flops: float | None = option(
         None, "budget instead of prune_ratio: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs)", above=0
@@ -326,7 +328,7 @@ class CutOptions:
 
 
 @dataclass(frozen=True)
-class SparsityOptions:
+class SparsityOptions(Checked):
     """Methods that train towards their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm)."""
 
     sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
@@ -369,7 +371,7 @@ class SparsityOptions:
 
 
 @dataclass(frozen=True)
-class PruneOptions:
+class PruneOptions(Checked):
     """Stage 2: iterations, bring-back and fine-tuning."""
 
     pruner_id: int = option(
@@ -400,7 +402,7 @@ class PruneOptions:
 
 
 @dataclass(frozen=True)
-class RoutingOptions:
+class RoutingOptions(Checked):
     """Stage 3: how the gates learn."""
 
     epochs: int = option(100, "passes over the training images", low=1)
@@ -508,7 +510,7 @@ class PruneConfig:
     loss: LossOptions = field(default_factory=LossOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
-    cut: CutOptions = field(default_factory=CutOptions)
+    cut: CutOptions = field(default_factory=lambda: CutOptions(prune_ratio=0.5))
     sparsity: SparsityOptions = field(default_factory=SparsityOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)

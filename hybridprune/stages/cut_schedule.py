@@ -112,7 +112,7 @@ class Cutting(Cuts[GatedNetwork]):
         return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0
 
     def _allocate(self, plan: Plan, cut: int, state: CutState) -> list[int]:
-        budget, ratio = self.budget(cut), self.config.cut.prune_ratio
+        budget, ratio = self.budget(cut), self.config.cut.prune_ratio or 0.0  # with a budget nothing reads it
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(plan.space.everything()))

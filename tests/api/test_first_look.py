@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "no gradient, taylor": (InPlace, batches, {"method": "taylor"}, "gradient cannot be computed"),
     "foreign operations": (
         net, batches, {"forward": lambda m, b: m(cropped(b[0])), "method": "l1"},
-        r"--method l1: the channels' ways .* cannot be followed \(ForeignOperation: torchvision",
+        r"^method l1: the channels' ways .* cannot be followed \(ForeignOperation: torchvision",
     ),
     "mode": (net, batches, {"forward": lambda m, b: m.train()(b[0])}, "leaves the network in training mode"),
     "images second": (

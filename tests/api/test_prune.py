@@ -175,7 +175,7 @@ def test_users_mistakes(tmp_path: Path) -> None:
     model = settled(Padded, data)
     with pytest.raises(UserError, match=r"target_flops 0\.001.*the floor is"):
         hybridprune.prune(model, data, target_flops=0.001, curvature=QUICK)
-    with pytest.raises(UserError, match="--exclude"):
+    with pytest.raises(UserError, match=r"^cut\.exclude: "):
         hybridprune.prune(model, data, target_flops=0.5, cut=CutOptions(exclude=("*",)), curvature=QUICK)
     with pytest.raises(UserError, match=r"spec\.json"):
         hybridprune.restore(tmp_path, into=Padded())

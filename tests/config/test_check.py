@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybridprune.config import CurvatureOptions, CutOptions, OptimOptions, SparsityOptions, checked, checked_value
+from hybridprune.config import (
+    CurvatureOptions,
+    CutOptions,
+    OptimOptions,
+    PruneConfig,
+    RlConfig,
+    SparsityOptions,
+    SpConfig,
+    checked,
+    checked_value,
+    resolve,
+)
 from hybridprune.errors import UserError
+
+STAGES = (SpConfig(), PruneConfig(), RlConfig())
 
 
 @pytest.mark.parametrize("options", [CutOptions(), CurvatureOptions(), SparsityOptions(), OptimOptions()])
@@ -24,29 +37,44 @@ def test_defaults_are_as_they_were(options: Any) -> None:
     [
         ({"method": "magic"}, r'method "magic": must be one of fisher-tucker, '),
         ({"method": None}, "method null: must be a text"),
-        ({"target_flops": math.nan}, "cut.target_flops NaN: must be finite"),
-        ({"target_flops": 10**400}, "cut.target_flops 1.*0: must be finite"),
-        ({"target_flops": "0.5"}, r'cut.target_flops "0.5": must be a number \(without quotes\)'),
-        ({"target_params": 0}, "cut.target_params 0: must be above 0"),
-        ({"prune_ratio": 1.5}, "cut.prune_ratio 1.5: must be at most 1"),
-        ({"rank_multiple": 1.0}, "cut.rank_multiple 1.0: must be a whole number"),
-        ({"rank_multiple": True}, "cut.rank_multiple true: must be a whole number"),
-        ({"exclude": "conv"}, 'cut.exclude "conv": must be a list'),
-        ({"normalize": 1}, "cut.normalize 1: must be true or false"),
-        ({"refit_images": object}, "cut.refit_images .*object.*: must be a whole number"),
+        ({"target_flops": math.nan}, "target_flops NaN: must be finite"),
+        ({"target_flops": 10**400}, "target_flops 1.*0: must be finite"),
+        ({"target_flops": "0.5"}, r'target_flops "0.5": must be a number \(without quotes\)'),
+        ({"target_params": 0}, "target_params 0: must be above 0"),
+        ({"prune_ratio": 1.5}, "prune_ratio 1.5: must be at most 1"),
+        ({"rank_multiple": 1.0}, "rank_multiple 1.0: must be a whole number"),
+        ({"rank_multiple": True}, "rank_multiple true: must be a whole number"),
+        ({"exclude": "conv"}, 'exclude "conv": must be a list'),
+        ({"normalize": 1}, "normalize 1: must be true or false"),
+        ({"allocation": "rate-distortion"}, 'allocation "rate-distortion": .*, did you mean rate_distortion[?]'),
+        ({"refit_images": object}, "refit_images .*object.*: must be a whole number"),
     ],
 )
 def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"^{message}") as refused:
-        checked(dataclasses.replace(CutOptions(), **changes), "cut", CutOptions, own=("method",))
+    with pytest.raises(UserError, match=rf"^CutOptions\.{message}") as refused:
+        CutOptions(**changes)
     assert "\n" not in str(refused.value)
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:
     given = CutOptions(target_flops=np.float32(0.5), rank_multiple=np.int64(8), exclude=["a"])  # type: ignore[arg-type]
-    found = checked(given, "cut", CutOptions)
-    assert found == CutOptions(target_flops=0.5, rank_multiple=8, exclude=("a",))
-    assert type(found.target_flops) is float and type(found.rank_multiple) is int
+    assert given == CutOptions(target_flops=0.5, rank_multiple=8, exclude=("a",))
+    assert type(given.target_flops) is float and type(given.rank_multiple) is int
+
+
+def test_every_concern_checks_itself() -> None:
+    concerns = [type(getattr(stage, f.name)) for stage in STAGES for f in dataclasses.fields(stage)]
+    assert len(set(concerns)) == 14
+    for concern in concerns:
+        for f in dataclasses.fields(concern):
+            with pytest.raises(UserError, match=rf"^{concern.__name__}\.{f.name} .*object"):
+                concern(**{f.name: object()})
+
+
+def test_what_has_a_value_on_the_command_line_has_one_always() -> None:
+    assert CutOptions().prune_ratio is None and PruneConfig().cut.prune_ratio == 0.5
+    with pytest.raises(UserError, match=r'^--prune_ratio "none": must be a number'):
+        resolve(PruneConfig(), ["--prune_ratio", "none"], prog="", description="")
 
 
 def test_anything_else_than_options_is_refused() -> None:

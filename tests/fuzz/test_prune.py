@@ -112,11 +112,11 @@ def keeps_its_promise(plan: Plan, food: Food, arguments: dict[str, Any], cut: An
     model = plan.build(0)
     before = snapshot(model)
     generator = torch.get_rng_state()
-    options = {"cut": CutOptions(**cut), "curvature": CurvatureOptions(**curvature), "sparsity": SPARSE}
     pruned: hybridprune.Pruned | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of layers that are left alone
         try:
+            options = {"cut": CutOptions(**cut), "curvature": CurvatureOptions(**curvature), "sparsity": SPARSE}
             pruned = hybridprune.prune(model, food.serve(plan, arguments.get("loss")), **arguments, **options)
         except (UserError, RunFailed) as refused:
             assert str(refused) and "\n" not in str(refused), str(refused)

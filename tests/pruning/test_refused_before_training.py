@@ -30,15 +30,15 @@ def test_channels_that_no_scale_ranks(method: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("method", "allocation", "normalize", "message"),
     [
-        ("peel", "auto", True, "--normalize: .*allocation peel"),
-        ("adapruner", "auto", True, "--normalize: .*allocation adapruner"),
-        ("bn-scale", "peel", True, "--normalize: .*allocation peel"),
-        ("l1", "peel", False, "--allocation peel: .*--method l1 are relative"),
-        ("ucs", "adapruner", False, "--allocation adapruner: .*--method ucs are relative"),
-        ("greg-1", "peel", False, "--allocation peel: .*--method greg-1 are relative"),
-        ("masksparsity", "importance", False, "--allocation importance: --method masksparsity says itself"),
-        ("nuspm", "importance_per_flop", False, "--allocation importance_per_flop: --method nuspm says itself"),
-        ("slimming", "rate_distortion", False, "--allocation rate_distortion: "),
+        ("peel", "auto", True, "cut.normalize: .*allocation peel"),
+        ("adapruner", "auto", True, "cut.normalize: .*allocation adapruner"),
+        ("bn-scale", "peel", True, "cut.normalize: .*allocation peel"),
+        ("l1", "peel", False, "cut.allocation peel: .*method l1 are relative"),
+        ("ucs", "adapruner", False, "cut.allocation adapruner: .*method ucs are relative"),
+        ("greg-1", "peel", False, "cut.allocation peel: .*method greg-1 are relative"),
+        ("masksparsity", "importance", False, "cut.allocation importance: method masksparsity says itself"),
+        ("nuspm", "importance_per_flop", False, "cut.allocation importance_per_flop: method nuspm says itself"),
+        ("slimming", "rate_distortion", False, "cut.allocation rate_distortion: "),
     ],
 )
 def test_allocations_that_the_scores_do_not_allow(
@@ -57,7 +57,9 @@ def test_masksparsity_does_not_train_again_for_no_channel(rule: str, shown: str)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
-    with pytest.raises(UserError, match=f"--mask_threshold {shown}: no BatchNorm can lose .*--mask_rule {rule}"):
+    with pytest.raises(
+        UserError, match=f"sparsity.mask_threshold {shown}: no BatchNorm can lose .*sparsity.mask_rule {rule}"
+    ):
         hybridprune.prune(net, BATCHES, method="masksparsity", sparsity=options)
 
 
