@@ -190,7 +190,7 @@ def _config(arm: Arm, budget: float, data_dir: str | None, seed: int) -> PruneCo
         default,
         run=dataclasses.replace(default.run, seed=seed),
         data=dataclasses.replace(default.data, data_dir=data_dir, batch_size=BATCH),
-        cut=CutOptions(**{"target_flops": budget, **arm.cut}),
+        cut=CutOptions(**{"prune_ratio": 0.5, "target_flops": budget, **arm.cut}),
         curvature=CurvatureOptions(**arm.curvature),
     )
 

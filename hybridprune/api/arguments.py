@@ -1,3 +1,4 @@
+# pyright: strict, reportUnnecessaryIsInstance=false
 """What `prune` is to cut, from its own arguments and from options: each said once, and nothing guessed."""
 
 from __future__ import annotations

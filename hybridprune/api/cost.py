@@ -1,3 +1,4 @@
+# pyright: strict, reportUnnecessaryIsInstance=false
 """What a gated network costs, for Python users."""
 
 from __future__ import annotations

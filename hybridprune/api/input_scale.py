@@ -1,9 +1,10 @@
+# pyright: strict, reportUnnecessaryIsInstance=false
 """Whether images are on the scale that a network was trained on, as its first BatchNorm tells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from hybridprune.errors import UserError
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 FACTOR = 30.0
 """Standard deviations that differ by more are on another scale; 0..255 in the place of 0..1 is a factor of 255."""
 
@@ -41,14 +41,11 @@ class FirstNorm:
 
 
 @contextmanager
-def first_norm(model: nn.Module) -> Iterator[FirstNorm]:
+def first_norm(model: nn.Module) -> Generator[FirstNorm]:
     """Inside, what ``model`` runs is looked at."""
-    found, handles = FirstNorm(), []
-    for name, module in model.named_modules():
-        if isinstance(module, _BATCH_NORMS) and module.track_running_stats and module.running_var is not None:
-            handles.append(module.register_forward_pre_hook(partial(found.look, name)))
-    try:
+    found = FirstNorm()
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.track_running_stats:
+                hooks.callback(module.register_forward_pre_hook(partial(found.look, name)).remove)
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 
 from hybridprune.config.check import options_of
@@ -16,7 +16,7 @@ _FLAG = re.compile(r"(?<![\w-])--(?:no-)?(\w+)")
 
 
 @contextmanager
-def argument_names(own: Collection[str] = (), **concerns: type) -> Iterator[None]:
+def argument_names(own: Collection[str] = (), **concerns: type) -> Generator[None]:
     """Inside, or in the function it decorates, errors name arguments: ``--allocation`` becomes ``cut.allocation``.
 
     ``concerns`` are the arguments that take options, with their classes; an option that is an argument by itself is one
