@@ -45,7 +45,8 @@ def first_norm(model: nn.Module) -> Generator[FirstNorm]:
     """Inside, what ``model`` runs is looked at."""
     found = FirstNorm()
     with ExitStack() as hooks:
-        for name, module in model.named_modules():
+        modules: dict[str, nn.Module] = dict(model.named_modules())
+        for name, module in modules.items():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.track_running_stats:
                 hooks.callback(module.register_forward_pre_hook(partial(found.look, name)).remove)
         yield found
