@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -45,8 +45,7 @@ def first_norm(model: nn.Module) -> Generator[FirstNorm]:
     """Inside, what ``model`` runs is looked at."""
     found = FirstNorm()
     with ExitStack() as hooks:
-        modules: dict[str, nn.Module] = dict(model.named_modules())
-        for name, module in modules.items():
+        for name, module in cast("Iterable[tuple[str, nn.Module]]", model.named_modules()):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and module.track_running_stats:
                 hooks.callback(module.register_forward_pre_hook(partial(found.look, name)).remove)
         yield found

@@ -208,7 +208,7 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         return UserError(f"{wanted}: {floor.of(self.dense)}")
 
     def planned(self, plan: Plan) -> None:
-        """A warning where `prune` was called: from there it is this call, the pipeline's `cut`, `prune` and its decorator."""
+        """A warning where `prune` was called: then come its decorator, itself, the pipeline and this call."""
         if (told := notice(plan.left_alone)) is not None:
             warnings.warn(told, stacklevel=5)
 
