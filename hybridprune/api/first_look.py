@@ -183,7 +183,7 @@ def _first(loader: Loader) -> Any:
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise UserError(f"the loader is a data set ({type(loader).__name__}), not batches; give a DataLoader of it")
     if isinstance(loader, DataLoader):
-        _check_repeats(cast("Dataset[Any]", loader.dataset))
+        _check_repeats(cast(Any, loader).dataset)
     iterator = iter(loader)
     if iterator is loader:
         raise UserError(
