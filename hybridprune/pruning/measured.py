@@ -46,7 +46,7 @@ def unmeasured_groups(
     return found
 
 
-def refuse_nothing_left(method: str, left_alone: Mapping[str, str]) -> None:
+def refuse_nothing_left(method: object, left_alone: Mapping[str, str]) -> None:
     """UserError where nothing that could be cut has been measured."""
     reasons = sorted(set(left_alone.values()))
     names = ", ".join(list(left_alone)[:3]) + (", ..." if len(left_alone) > 3 else "")
