@@ -70,7 +70,12 @@ def predicting(device: torch.device) -> Values:
     draw = torch.Generator().manual_seed(0)
     images = [torch.randint(256, (channels, 11, 9), generator=draw, dtype=torch.uint8) for channels in (3, 1)]
     found = [each for mode in ("executed", "masked") for each in hybridprune.predict(model, images, mode)]
-    return numbers(probability=[each.probability for each in found], blocks=[each.blocks_executed for each in found])
+    there = next(model.network.parameters()).device.type == device.type
+    return numbers(
+        probability=[each.probability for each in found],
+        blocks=[each.blocks_executed for each in found],
+        there=[there],
+    )
 
 
 def page(device: torch.device) -> Values:

@@ -142,7 +142,10 @@ CASES: Mapping[str, Case] = {
             "one ranking": {"cut": _cut(allocation="importance", normalize=True)},
             "one ranking per FLOP": {"cut": _cut(allocation="importance_per_flop")},
             "by rate and distortion": {"cut": _cut(allocation="rate_distortion", rank_multiple=2)},
-            "by a ratio": {"cut": _cut(allocation="rate_distortion", allow_increase=True), "target_flops": None},
+            "by a ratio": {
+                "cut": _cut(allocation="rate_distortion", allow_increase=True, prune_ratio=0.5),
+                "target_flops": None,
+            },
             "by parameters": {"target_flops": None, "target_params": 0.5, "curvature": _curvature(sua=True)},
             "by orthogonal iteration": {"cut": _cut(decomp_method="tucker", hooi_sweeps=2)},
             "full covariance": {"curvature": _curvature(use_full_cov_a=True)},
@@ -159,7 +162,10 @@ CASES: Mapping[str, Case] = {
     },
     "bn-scale, peel": partial(pruned, method="bn-scale", cut=_cut(allocation="peel", round_to=2)),
     "bn-scale, peel from a ranking": partial(
-        pruned, method="bn-scale", cut=_cut(allocation="peel", peel_backbone="global-gamma"), target_flops=None
+        pruned,
+        method="bn-scale",
+        cut=_cut(allocation="peel", peel_backbone="global-gamma", prune_ratio=0.5),
+        target_flops=None,
     ),
     "taylor, coupled": partial(pruned, method="taylor", cut=_cut(use_out_dependencies=True)),
     "masksparsity by energy": partial(

@@ -29,7 +29,7 @@ def first_epochs(setting: Setting) -> Found:
             "DEVICE": str(setting.device), "DRY_RUN": "1",
         }  # fmt: skip
         plan = subprocess.run([str(SCRIPT)], env={**os.environ, **settings}, capture_output=True, text=True, check=True)
-        command = shlex.split(next(line for line in plan.stdout.splitlines() if "main_sp.py" in line))
+        command = shlex.split(next(line for line in plan.stdout.splitlines() if " train " in line))
         done = run_for(command, setting.seconds, signal.SIGINT)  # which makes it save its state
         lines = [json.loads(line) for path in Path(folder).rglob("metrics.jsonl") for line in path.open()]
     if len(lines) < 2:

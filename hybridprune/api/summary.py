@@ -87,12 +87,15 @@ def layer_states(model: nn.Module, example: Any, run: Callable[[nn.Module, Any],
         own = {id(p): p.numel() for p in layer.parameters() if id(p) not in counted}
         counted |= own.keys()
         core = layer.core if isinstance(layer, FactoredLayer) else layer
-        outputs, inputs = core.weight.shape[:2]
+        # Not the weight's shape: reading a weight that is computed (spectral norm) can change what it is computed from.
+        linear = isinstance(core, nn.Linear)
+        inputs = core.in_features if linear else core.in_channels
+        outputs = core.out_features if linear else core.out_channels
         states[name] = LayerState(
             kind=_kind(core),
             form=form_name(ranks_of(layer)),
-            inputs=int(inputs) * (core.groups if isinstance(core, nn.Conv2d) else 1),
-            outputs=int(outputs),
+            inputs=inputs,
+            outputs=outputs,
             macs=sum(value for part, value in macs.items() if part == name or part.startswith(f"{name}.")),
             params=sum(own.values()),
         )

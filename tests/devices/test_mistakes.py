@@ -37,6 +37,8 @@ HARMLESS = {
     "hybridprune/curvature/collect.py (collect_second_moments)": "a number without dimensions",
     "hybridprune/models/skipnet.py (Routed.mean_rate)": "a number without dimensions",
     "hybridprune/pruning/trial.py (_two_images)": "copied into its place",
+    "hybridprune/pruning/trial.py (_stand_in)": "copied into its place",
+    "hybridprune/api/inference.py (load)": "images follow the network; the case predict says where that is",
 }
 """What a GPU forgives: it takes such numbers from the CPU."""
 
