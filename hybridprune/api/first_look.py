@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,6 +16,7 @@ from hybridprune.ambient import seeded
 from hybridprune.api.input_scale import first_norm
 from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
+from hybridprune.curvature.passes import is_usable
 from hybridprune.engine.device import check_kind
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.plain import in_single, plain_copy
@@ -98,7 +98,7 @@ class Batches:
         inputs, _ = self.task.split(_first(self.loader))
         with torch.no_grad():
             output = self.task.output(plain_copy(model).eval(), in_single(on_device(inputs, self.device)))
-        if not _is_finite(output):
+        if not is_usable(output):
             raise RunFailed("the pruned network's output is not finite; fine-tune at a lower lr")
 
     def sample(self, images: int, seed: int) -> Batches:
@@ -154,7 +154,7 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
                 f"the output for {held} images is {list(shape)}; images come first in inputs and outputs, so transpose "
                 "them with forward="
             )
-        if not _is_finite(output):
+        if not is_usable(output):
             raise UserError("the network's output for the first batch is not finite; give one with weights that work")
         remedy = "mend loss=, or give forward= that returns what it takes, in eval mode, too"
         loss = _tried(lambda: task.likelihood.loss(output, targets), "the loss of the first batch fails", remedy)
@@ -239,11 +239,6 @@ def _tried(work: Callable[[], Any], failure: str, remedy: str) -> Any:
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(f"{failure} ({type(error).__name__}: {said}); {remedy}") from error
-
-
-def _is_finite(output: Any) -> bool:
-    """Minus infinity is a legitimate logit: that of a class that cannot be."""
-    return not isinstance(output, Tensor) or bool((output < math.inf).all())
 
 
 def _is_pair(batch: Any) -> bool:

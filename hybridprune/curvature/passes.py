@@ -114,7 +114,11 @@ def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
+def is_usable(output: Any) -> bool:
+    """Whether a tensor is a number everywhere; minus infinity is a legitimate logit, of a class that cannot be."""
+    return not isinstance(output, Tensor) or bool((output.detach() < float("inf")).all())
+
+
 def _check_finite(value: Any, number: int, what: str) -> None:
-    """Minus infinity is a legitimate logit: that of a class that cannot be."""
-    if isinstance(value, Tensor) and not bool((value.detach() < float("inf")).all()):
+    if not is_usable(value):
         raise RunFailed(f"curvature: the {what} for batch {number} is not finite; look for NaN in its images")
