@@ -3,7 +3,7 @@
 
 A module of your own
     ``prune`` gives a smaller copy of it (``Pruned``, with its ``PrunedSpec``), ``save`` writes that, and ``restore``
-    puts it together again.
+    puts it together again. ``accuracy`` says what share of a loader's images a network gets right.
 A finished run
     ``load`` gives its network (a ``Model``), and ``predict`` says what it sees in images (a ``Prediction`` each).
 Shipping
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from hybridprune.version import __version__
 
 if TYPE_CHECKING:
+    from hybridprune.api.accuracy import accuracy
     from hybridprune.api.bn_scale import prune_finetune, train
     from hybridprune.api.cost import count
     from hybridprune.api.inference import Model, Prediction, load, predict
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 (grouped by what one does)
     "PrunedSpec",
     "save",
     "restore",
+    "accuracy",
     # A finished run
     "load",
     "Model",
@@ -69,6 +71,7 @@ __all__ = [  # noqa: RUF022 (grouped by what one does)
 ]
 # The imports above once more, for when the program runs; a test holds the two against each other.
 _HOMES = {
+    "hybridprune.api.accuracy": ("accuracy",),
     "hybridprune.api.bn_scale": ("prune_finetune", "train"),
     "hybridprune.api.cost": ("count",),
     "hybridprune.api.inference": ("Model", "Prediction", "load", "predict"),
