@@ -72,14 +72,15 @@ class FinishedRun:
         """The test or the validation images, as they are; UserError if the validation split cannot be read."""
         if split == "test":
             return self._plain(self.dataset.test, None)
-        return self._plain(self.dataset.train, self._split().validation)
+        return self._plain(self.dataset.train, self.split().validation)
 
     def training_sample(self, images: int) -> EvalBatches:
         """About as many training images, evenly spaced; UserError if the split cannot be read."""
-        ids = self._split().train
+        ids = self.split().train
         return self._plain(self.dataset.train, ids[:: max(1, len(ids) // images)])
 
-    def _split(self) -> Split:
+    def split(self) -> Split:
+        """Which of the training images are the validation split; UserError if the file is missing or broken."""
         split = read_split(self.run)
         if split.total != len(self.dataset.train):
             raise UserError(

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,23 @@ import torch
 from torch import nn
 
 from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_size
+from hybridprune.config import CutOptions, DataOptions, PruneConfig
 from hybridprune.data import Batch
 from hybridprune.engine.evaluate import summary
+from hybridprune.engine.pressure import Drive
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.pruning.channels import channel_groups, channel_space, remove_channels
-from hybridprune.pruning.directions.layers import layer_macs
-from hybridprune.pruning.methods.nuspm.masks import attach_masks, fold_masks, unread_channels
+from hybridprune.pruning.methods.nuspm.masks import attach_masks, fold_masks
 from hybridprune.pruning.methods.nuspm.method import MASKED
+from hybridprune.pruning.pipeline import CutState, Trainer
+from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.promise import check_promise
-from hybridprune.stages.prunable import GATES, execute_all
-from hybridprune.stages.setup import unpruned
+from hybridprune.stages.cut_schedule import Cutting
+from hybridprune.stages.images import RunImages
+from hybridprune.stages.setup import to_device, unpruned
 from hybridprune.store.files import sha256, write_folder
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from hybridprune.store.weights import load_weights
@@ -51,9 +55,7 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.reconfigure") -
     output = arguments.output or folder.path.with_name(f"{folder.path.name}-reconfigured")
     _check(folder, output)
     run = FinishedRun.load(arguments)
-    masked, small, promised = reconfigured(folder)
-    masked.to(run.device)
-    small.to(run.device)
+    masked, small, promised = reconfigured(run)
     difference = largest_difference(masked, small, run.batches("validation"))
     spec = folder.read_spec(f"{MASKED}.json")
     spec = dataclasses.replace(
@@ -74,42 +76,58 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.reconfigure") -
     print(f"written: {output}")
 
 
-def reconfigured(folder: RunFolder) -> tuple[GatedNetwork, GatedNetwork, Cost]:
-    """The masked network of a run and the small one, on the CPU, and the cost that the masks leave.
+def reconfigured(run: FinishedRun) -> tuple[GatedNetwork, GatedNetwork, Cost]:
+    """The masked network of a run and the small one, on the run's device, and the cost that the masks leave.
 
-    Raises UserError if the run's masked network is missing or broken.
+    The small one is cut as stage 2 cuts, after the training that the run has done already. Raises UserError if the
+    run's masked network is missing or broken.
     """
+    folder = run.run
     spec = folder.read_spec(f"{MASKED}.json")
-    exclude = folder.read_json("config.json").get("exclude", ())
     try:
-        masked = spec.network.build().eval()
+        net = to_device(spec.network.build(), run.device, channels_last=False).eval()
     except ValueError as error:
         raise UserError(f"{folder.path / MASKED}.json: not a run's specification ({error})") from error
-    example = torch.zeros(1, 3, spec.input_size, spec.input_size)
-    groups = channel_groups(masked, execute_all, example, exclude=(GATES, *exclude), coupled=True)
-    cost = count(masked, spec.input_size)
-    macs = layer_macs(masked, lambda: execute_all(masked, example))
-    space = channel_space(
-        masked,
-        groups,
-        [torch.zeros(group.channels) for group in groups],
-        {name: value for name, value in macs.items() if name.startswith("backbone.")},
-        Cost(cost.backbone_macs, cost.backbone_params),
-        limit=0,
-    ).space
-    masks = attach_masks(masked, groups)
-    load_weights(masked, folder.path / f"{MASKED}.safetensors")
-    small = copy.deepcopy(masked)
-    fold_masks(small)
-    removed = [torch.tensor(unread_channels(small, group), dtype=torch.int64) for group in groups]
-    remove_channels(small, groups, removed, execute_all, example)
-    kept = [max(1, int(masks[group.name].kept.sum())) for group in groups]
-    return masked, small, space.cost(kept)
+    config = PruneConfig(
+        cut=CutOptions(method="nuspm", exclude=tuple(folder.read_json("config.json").get("exclude", ()))),
+        data=DataOptions(resize=spec.input_size),
+    )
+    images = RunImages.of(run.dataset, run.split(), config, run.device)
+    dense = {name: folder.result(f"dense.{name}", int, low=1) for name in ("macs", "params")}
+    pipeline, trained = Cutting.of(config, images, spec.network, net, dense).pipeline(net), _Trained(folder)
+    masks = attach_masks(net, pipeline.target(net, CutState()).groups)
+    trained.train(net, 0, CutState(), drive=None)
+    masked = copy.deepcopy(net)
+    fold_masks(net)
+    done = pipeline.cut(trained, net, 0, CutState())
+    kept = [max(1, int(masks[units.name].kept.sum())) for units in done.plan.space.sets]
+    return masked, done.model, done.plan.space.cost(kept)
+
+
+@dataclass(frozen=True)
+class _Trained(Trainer[GatedNetwork]):
+    """A training of masks that a run has done, and after which nothing is trained: the cut loses nothing."""
+
+    folder: RunFolder
+
+    def planned(self, plan: Plan) -> None:
+        """Nothing is told: the run has told it."""
+
+    def settle(self, model: GatedNetwork) -> GatedNetwork:
+        """The network as it is: its statistics are those of what it computes still."""
+        return model
+
+    def train(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> None:
+        """The weights and masks that the training ended with, into the network, in place."""
+        load_weights(model, self.folder.path / f"{MASKED}.safetensors")
 
 
 @torch.no_grad()
 def largest_difference(masked: GatedNetwork, small: GatedNetwork, batches: Iterable[Batch]) -> float:
-    """Of the logits on the first images, every block executed, in double precision; RunFailed above `TOLERANCE`."""
+    """The largest difference of the logits on the first images, every block executed, in double precision.
+
+    Raises RunFailed if it is above `TOLERANCE`, or that of the gates' above `GATE_TOLERANCE`.
+    """
     one, other = (_doubled(net) for net in (masked, small))
     worst, seen = 0.0, 0
     for batch in batches:

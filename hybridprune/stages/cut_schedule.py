@@ -10,7 +10,9 @@ from torch import nn
 
 from hybridprune.config import PruneConfig
 from hybridprune.errors import UserError
+from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.bring_back import Pool, bring_back
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.make_plan import sparsity_of
@@ -19,6 +21,7 @@ from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.sparse_training.protocol import Sparsity
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.prunable import PrunableGated
+from hybridprune.stages.setup import unpruned
 from hybridprune.store.seeds import generator
 
 
@@ -37,6 +40,15 @@ class Cutting(Cuts[GatedNetwork]):
     """Of the parent's backbone."""
     channels: Mapping[str, int]
     """Outputs of each layer of the unpruned network, by name."""
+
+    @staticmethod
+    def of(
+        config: PruneConfig, images: RunImages, network: NetworkSpec, net: GatedNetwork, dense: Mapping[str, int]
+    ) -> Cutting:
+        """The cuts that start from ``net``, which ``network`` describes; ``dense`` as in the field of this name."""
+        start = count(net, config.data.resize)
+        channels = layer_channels(unpruned(network))
+        return Cutting(config, images, dense, Cost(start.backbone_macs, start.backbone_params), channels)
 
     @property
     def sparsity(self) -> Sparsity:

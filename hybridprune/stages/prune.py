@@ -29,13 +29,12 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first
-from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
 from hybridprune.pruning.plan import Plan
 from hybridprune.stages.console import say, show_config, show_plan
-from hybridprune.stages.cut_schedule import Cutting, layer_channels, plan_lines
+from hybridprune.stages.cut_schedule import Cutting, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
 from hybridprune.stages.sp import routed_accuracy
@@ -61,13 +60,7 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     find(config.cut.method)  # what cannot be imported is refused before anything is read
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
     spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
-    cutting = Cutting(
-        config,
-        images,
-        setup.dense,
-        Cost(before.backbone_macs, before.backbone_params),
-        layer_channels(unpruned(spec.network)),
-    )
+    cutting = Cutting.of(config, images, spec.network, net, setup.dense)
     pipeline = cutting.pipeline(net)
     precision = Precision.of(config.optim.precision, setup.device)
     weight, temperature = config.stage.kd_weight, config.stage.kd_temperature

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import hybridprune
 from hybridprune.commands import reconfigure
+from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_size
 from hybridprune.engine.fit import Fit
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count
-from hybridprune.store.run_folder import RunFolder
+from hybridprune.pruning.methods.nuspm import method
 from tests.cases import batches_of, random_decisions, random_images, random_net, run_cli
 from tests.cli.cases import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
 
@@ -139,7 +140,10 @@ def test_the_small_network_is_the_masked_one(whole: Path, tmp_path: Path) -> Non
     macs = result_of(output)["macs"]["backbone"]
     assert f"MACs of the masks {macs:,}, of the small network {macs:,}" in done.stdout
     assert "differ by" in done.stdout and str(output) in done.stdout
-    masked, _, of_masks = reconfigure.reconfigured(RunFolder(whole))
+    parser = Parser(None)
+    add_batch_size(parser)
+    finished = FinishedRun.load(parser.parse_args([str(whole), "--device", "cpu"]))
+    masked, _, of_masks = reconfigure.reconfigured(finished)
     small = hybridprune.load(output).network.eval()
     images, decisions = random_images(8), random_decisions(8, small.num_gates)
     masked.backbone.double()
@@ -169,13 +173,13 @@ def test_a_layer_whose_masks_are_all_off_keeps_one_channel_and_nothing_is_lost(r
 
 
 def test_what_is_not_lossless_is_not_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = reconfigure.unread_channels
+    right = method.unread_channels
     monkeypatch.setattr(
-        reconfigure, "unread_channels", lambda net, group: [(c + 1) % group.channels for c in right(net, group)]
+        method, "unread_channels", lambda net, group: [(c + 1) % group.channels for c in right(net, group)]
     )
     done = reconfigured(whole, "--output", tmp_path / "small")
     assert done.returncode == 1 and "other logits" in done.stderr and not any(tmp_path.iterdir())
-    monkeypatch.setattr(reconfigure, "unread_channels", lambda net, group: right(net, group)[1:])
+    monkeypatch.setattr(method, "unread_channels", lambda net, group: right(net, group)[1:])
     done = reconfigured(whole, "--output", tmp_path / "small")
     assert done.returncode == 1 and "the plan promised" in done.stderr and not any(tmp_path.iterdir())
 
