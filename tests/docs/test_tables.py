@@ -15,6 +15,15 @@ from hybridprune.config.check import options_of
 from hybridprune.config.methods import METHOD_NAMES
 from tests.docs.pages import PAGES, ROOT, tables
 
+COINED = (
+    "always on, arm, avoidable cost, backbone, blend, block, bring-back, budget, compression, core, damping, "
+    "decision, dense network, deployed, direction, eager, effective sparsity, estimator, executed, execution "
+    "rate, expected flops, fixed subset, flops, floor, gather, hardening, importance, left alone, macs, "
+    "masked, nat, parent, pressure, price, rank, rate-distortion, recalibration, refit, replayed, rotation, "
+    "route, run folder, stage, static, threshold, unit, validation split"
+)
+"""Words that mean something of their own on these pages."""
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_table_of_a_page_can_be_made(page: str) -> None:
@@ -52,6 +61,15 @@ def test_every_method_has_a_page() -> None:
         assert page.startswith(f"# {name}\n") and f'method="{name}"' in page and "## Formula" in page, name
         assert f"methods/{name}.md" in navigation and f"methods/{name}.md" in PAGES["methods.md"], name
     assert len([page for page in PAGES if page.startswith("methods/")]) == len(METHOD_NAMES)
+
+
+def test_the_glossary_has_the_words_of_tables_and_options() -> None:
+    glossary = re.findall(r"^\*\*([^*]+)\.\*\* \S", PAGES["concepts.md"], flags=re.MULTILINE)
+    defined = {word.strip().lower() for entry in glossary for word in entry.split(",")}
+    assert len(defined) > 60
+    texts = " ".join(tables().render(text) for page, text in PAGES.items() if page != "concepts.md").lower()
+    for word in COINED.split(", "):
+        assert word in defined and word in texts, word
 
 
 def test_every_page_is_in_the_navigation() -> None:
