@@ -1,0 +1,160 @@
+"""One recipe of fine-tuning for every network of a comparison: resumable, a saved state after each epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridprune.ambient import seeded
+from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, make_split
+from hybridprune.engine.distill import Distillation
+from hybridprune.engine.schedule import factor
+from hybridprune.precision import DTYPES, Precision
+from hybridprune.store.files import write_bytes
+from hybridprune.store.seeds import stream_seed
+
+EVAL_BATCH = 250
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov momentum, a linear warm-up and a linear decay, beside distillation from the dense network."""
+
+    name: str = "default"
+    lr: float = 0.03
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warm_up: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    kd_weight: float = 0.7
+    kd_temperature: float = 4.0
+    precision: str = "bf16"
+
+    def factor(self, share: float) -> float:
+        """Of the learning rate, at this share of the training."""
+        return factor("up-down", {"0": 0.0, str(self.warm_up): 1.0, "1": 0.0}, share)
+
+
+@dataclass(frozen=True)
+class BenchImages:
+    """Training images for measuring and training, test images in two fixed parts.
+
+    Published networks have seen all training images. What is chosen is chosen on ``calibration``, a stratified fifth of
+    the test images; ``report`` is the rest.
+    """
+
+    dataset: Dataset
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def parts(self) -> Split:
+        """``validation`` is the calibration part, ``train`` the reported one: ids of test images."""
+        return make_split(self.dataset.test.labels, 0.2, seed=0)
+
+    def shuffled(self, seed: int, batch_size: int) -> ShuffledPairs:
+        """All training images in random order as they are, in batches of pairs."""
+        order = torch.randperm(len(self.dataset.train), generator=torch.Generator().manual_seed(seed))
+        return ShuffledPairs(self._plain(order, batch_size))
+
+    def training(self, seed: int, batch_size: int) -> TrainBatches:
+        """All training images, cropped and mirrored at random."""
+        return TrainBatches(
+            self.dataset.train,
+            torch.arange(len(self.dataset.train)),
+            batch_size=batch_size,
+            mean=self.mean,
+            std=self.std,
+            crop=True,
+            flip=self.dataset.flippable,
+            seed=stream_seed(seed, "fine-tuning"),
+            device=CPU,
+            channels_last=True,
+        )
+
+    @torch.no_grad()
+    def correct(self, net: nn.Module) -> Tensor:
+        """Which test images ``net``, put into eval mode, gets right: bool ``[M]``, in their order."""
+        net.eval()
+        batches = self._plain(None, EVAL_BATCH)
+        return torch.cat([net(batch.images).argmax(1) == batch.labels for batch in batches])
+
+    def _plain(self, ids: Tensor | None, batch_size: int) -> EvalBatches:
+        data = self.dataset.test if ids is None else self.dataset.train
+        return EvalBatches(
+            data, ids, batch_size=batch_size, mean=self.mean, std=self.std, device=CPU, channels_last=True
+        )
+
+
+@dataclass(frozen=True)
+class ShuffledPairs:
+    """Batches as pairs of images and labels, as often as they are gone through."""
+
+    batches: EvalBatches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((batch.images, batch.labels) for batch in self.batches)
+
+
+def train(
+    net: nn.Module, teacher: nn.Module, images: BenchImages, recipe: Recipe, epochs: int, seed: int, path: Path
+) -> list[float]:
+    """Train ``net`` in place; the mean loss of each epoch.
+
+    Its state is saved at ``path`` after each, and gone on from if it is there: the end is the same. ``teacher`` is in
+    eval mode. Raises ValueError if what was saved is of another training.
+    """
+    batches = images.training(seed, recipe.batch_size)
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    of = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed}
+    losses: list[float] = []
+    if path.is_file():
+        state = torch.load(path, weights_only=True)
+        if state["of"] != of:
+            raise ValueError(f"{path}: is of the training {state['of']}, not {of}; name another --work")
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"]
+    forward = Precision("cpu", DTYPES[recipe.precision])(lambda network, x: network(x))
+    distillation = Distillation.of(teacher, recipe.kd_weight, recipe.kd_temperature, forward=forward)
+    for epoch in range(len(losses), epochs):
+        net.train()
+        total = 0.0
+        with seeded(stream_seed(seed, "dropout", epoch), CPU):
+            for step, batch in enumerate(batches.epoch(epoch)):
+                share = (epoch + (step + 0.5) / len(batches)) / epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * recipe.factor(share)
+                output = forward(net, batch.images)
+                loss = F.cross_entropy(output.float(), batch.labels)
+                if distillation is not None:
+                    loss, _ = distillation(batch.images, output, loss)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += float(loss.detach())
+        losses.append(total / len(batches))
+        save(path, {"of": of, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses})
+    return losses
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """A dictionary of tensors and plain values, atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
