@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -17,6 +18,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the flag or file, its value and the remedy (exit code 2)."""
+
+
+def need_packages(wish: str, install: str, names: Sequence[str]) -> None:
+    """UserError if one of the packages ``names`` is missing: ``wish``, a flag, needs it, and pip can ``install`` it."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{wish}: needs {' and '.join(missing)}; pip install '{install}'")
 
 
 class RunFailed(Exception):

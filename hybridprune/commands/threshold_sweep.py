@@ -16,7 +16,7 @@ import torch
 
 from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_size
 from hybridprune.engine.threshold import OperatingPoint, operating_point
-from hybridprune.errors import UserError
+from hybridprune.errors import UserError, need_packages
 from hybridprune.json_text import json_text
 from hybridprune.store.files import write_bytes
 from hybridprune.tables import Table
@@ -43,6 +43,7 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.sweep") -> None
     arguments = parser.parse_args(argv)
     if arguments.points < 1:
         raise UserError(f"--points {arguments.points}: must be at least 1")
+    need_packages("sweep.png", "matplotlib", ["matplotlib"])  # before the minutes that it takes
     run = FinishedRun.load(arguments)
     run.need_gates()
     if arguments.output is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import io
 import logging
 import warnings
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.deployment.program import DECISIONS, INPUT, export_program
-from hybridprune.errors import UserError
+from hybridprune.errors import need_packages
 from hybridprune.progress_bar import Steps, bar
 
 LOGITS = "logits"
@@ -32,9 +31,7 @@ TOLERANCE = 1e-3
 
 def need_onnx(flag: str) -> None:
     """UserError, naming ``flag``, if a package is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{flag}: needs {' and '.join(missing)}; pip install 'hybridprune[deploy]'")
+    need_packages(flag, "hybridprune[deploy]", PACKAGES)
 
 
 def onnx_bytes(

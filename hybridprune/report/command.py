@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybridprune.engine.device import device_of
-from hybridprune.errors import UserError
+from hybridprune.errors import UserError, need_packages
 from hybridprune.report.formats import FORMATS, render
 from hybridprune.report.html import Options, render_page
 from hybridprune.report.records import read_runs, unfinished_runs
@@ -53,6 +53,8 @@ def _report(args: argparse.Namespace) -> None:
     page: Path | None = args.html
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {plot}: unknown kind of file; end its name in .png or .svg")
+    if plot is not None:
+        need_packages(f"--plot {plot}", "matplotlib", ["matplotlib"])
     options = None if page is None else _page_options(args)
     if unfinished := unfinished_runs(results):
         print(f"not finished: {', '.join(map(str, unfinished))}", file=sys.stderr)

@@ -17,6 +17,7 @@ import pytest
 from hybridprune.commands.door import COMMANDS
 from hybridprune.version import __version__
 from tests.cases import ROOT
+from tests.report.cases import write_lineage
 
 pytestmark = pytest.mark.full
 TINY = ("--network", "resnet", "--depth", "8", "--width", "4", "--device", "cpu", "--max_train_samples", "200")
@@ -101,3 +102,13 @@ def test_a_sweep_needs_no_repository(command: Command, tmp_path: Path) -> None:
     logs = [path.read_text() for path in (tmp_path / "results" / "logs").glob("*.log")]
     assert done.returncode == 0, (done.stderr, logs)
     assert len(list((tmp_path / "results").glob("default/*/result.json"))) == 2
+
+
+def test_a_report_needs_no_matplotlib(environment: Path, tmp_path: Path) -> None:
+    write_lineage(tmp_path)
+    program = "import sys; sys.modules['matplotlib'] = None; from hybridprune.__main__ import main; sys.exit(main())"
+    report = [environment / "bin" / "python", "-c", program, "report", tmp_path]
+    done = subprocess.run(report, cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "| static" in done.stdout
+    done = subprocess.run([*report, "--plot", "plot.png"], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "pip install 'matplotlib'" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -31,6 +32,13 @@ def test_help_names_every_subcommand(words: list[str], capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert said.startswith("usage: hybridprune COMMAND")
     assert all(f"  {name} " in said and command.about in said for name, command in door.COMMANDS.items())
+
+
+def test_the_line_for_bash_completes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"^complete .*awk '(.*?)'", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
+    assert door.main(["--help"], "hybridprune") == 0
+    words = subprocess.run(["awk", program], input=capsys.readouterr().out, capture_output=True, text=True).stdout
+    assert words.split() == list(door.COMMANDS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ def test_unwritable_target_is_a_user_error(tmp_path: Path, capsys: pytest.Captur
 def test_unknown_kind_of_plot_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing"), "--plot", str(tmp_path / "plot.pdf")]) == 2
     assert "--plot" in (message := capsys.readouterr().err) and ".svg" in message
+
+
+def test_a_table_needs_no_matplotlib_and_a_plot_says_that_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lineage(tmp_path / "runs")
+    for name in ("matplotlib", "hybridprune.report.plot"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")]) == 0
+    assert main([str(tmp_path / "runs")]) == 0
+    assert "| static" in capsys.readouterr().out
+    assert main([str(tmp_path / "runs"), "--plot", "plot.png"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "error: --plot plot.png: needs matplotlib; pip install 'matplotlib'\n")
 
 
 def test_repeats_are_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
