@@ -1,4 +1,4 @@
-"""How much could a judge of difficulty save: skipping the rest of the last stage where the network is sure already.
+"""The most that a judge of difficulty could save: the rest of the last stage goes where the network is sure already.
 
     python -m benchmarks.exits --data_dir DATA/cifar_100 --work WORK    # validation split of CIFAR-100
 

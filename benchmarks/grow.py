@@ -23,7 +23,7 @@ STAGES = 3
 
 
 def sources(old: int, new: int) -> list[tuple[int, bool]]:
-    """For each of a stage's ``new`` blocks, which of its ``old`` ones it comes from, and whether it is that one."""
+    """The ``old`` block of a stage from which each of its ``new`` ones comes, and whether it is that one."""
     assert 0 < old <= new, (old, new)
     which = [index * old // new for index in range(new)]
     return [(source, source not in which[:index]) for index, source in enumerate(which)]

@@ -1,4 +1,4 @@
-"""Which split of a FLOPs budget between static and dynamic pruning is best: CIFAR-100, ResNet-32 of width 16 or others.
+"""The best split of a FLOPs budget between static and dynamic pruning: CIFAR-100, ResNet-32 of width 16 or others.
 
     python -m benchmarks.hybrid_arms --data_dir DATA/cifar_100 --work WORK    # run what is missing (resumable)
     python -m benchmarks.hybrid_arms --table                                  # Markdown and plot of what is there
@@ -135,11 +135,11 @@ class Bench:
         return self.static.seed
 
     def second_phase(self, name: str) -> RunFolder:
-        """Where a second phase is kept."""
+        """The folder of a second phase."""
         return RunFolder(self.work / f"{name}-{self.epochs[0]}+{self.epochs[1]}epochs-seed{self.seed}")
 
     def run_of(self, arm: str) -> RunFolder:
-        """Where the second phase of an arm of this pair of budgets is kept."""
+        """The folder of the second phase of an arm of this pair of budgets."""
         return self.second_phase(f"{self.f1:g}-{self.f2:g}-{arm.replace(',', '').replace(' ', '-')}")
 
     def first_phase(self, share: float) -> GatedNetwork:

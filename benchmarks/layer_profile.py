@@ -1,4 +1,4 @@
-"""Where the time of an inference goes, by kind of layer: dense, pruned and deployed.
+"""The time of an inference, by kind of layer: dense, pruned and deployed.
 
     python -m benchmarks.layer_profile RUN [--batches 1 32] [--threads N]
 

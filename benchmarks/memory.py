@@ -1,4 +1,4 @@
-"""How much memory pruning takes, as the operating system sees it (Linux).
+"""The memory that pruning takes, as the operating system sees it (Linux).
 
     python -m benchmarks.memory --network torchvision:resnet50 --size 224 --batch 32
 
@@ -25,7 +25,7 @@ CLASSES = 1000
 
 
 def growth_bytes(run: Callable[[], object]) -> int:
-    """By how much this process's resident size grows in ``run`` at its peak.
+    """The growth of this process's resident size in ``run``, at its peak.
 
     For a fresh process in which the libraries' code has been read: one that has run the same or a smaller case once.
     """
@@ -37,7 +37,7 @@ def growth_bytes(run: Callable[[], object]) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """This process's highest resident size so far."""
+    """The highest resident size of this process so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

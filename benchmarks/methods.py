@@ -93,7 +93,7 @@ def finished(
 
 
 def outcome(run: RunFolder, test: EvalBatches) -> dict[str, Any]:
-    """What a run's network costs, and which test images it gets right with every block executed."""
+    """The cost of a run's network, and the test images that it gets right with every block executed."""
     net, _ = run.load_network()
     found = evaluate(net.to(memory_format=torch.channels_last), test, "always_on")  # type: ignore[call-overload]
     correct = (found.predictions == found.labels).numpy()

@@ -32,7 +32,7 @@ def show(lines: Sequence[Line], folder: Path) -> None:
 
 
 def key_of(line: Line) -> tuple[Any, ...]:
-    """What lines must share to stand in one table."""
+    """The key that lines must share to stand in one table."""
     return tuple(line[name] for name in KEY)
 
 

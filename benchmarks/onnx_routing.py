@@ -1,4 +1,4 @@
-"""What skipping saves in ONNX Runtime: time of one gated model over the number of blocks that are executed.
+"""The saving of skipped blocks in ONNX Runtime: time of one gated model over the number of blocks that are executed.
 
     python -m benchmarks.onnx_routing [--width 16] [--batches 1 32] [--threads N]
 

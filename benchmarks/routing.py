@@ -1,4 +1,4 @@
-"""What skipping blocks saves by the clock: dense, masked and executed forward passes, interleaved in one run.
+"""The saving of skipped blocks by the clock: dense, masked and executed forward passes, interleaved in one run.
 
     python -m benchmarks.routing [--widths 16 64] [--batches 1 32 128] [--threads N]
     python -m benchmarks.routing --memory    # peak memory of the forms instead (Linux)
@@ -84,7 +84,7 @@ def measure(net: GatedNetwork, batch: int, active: float, repeats: int) -> tuple
 
 
 def peak_mebibytes(form: str, width: int, pruned: bool, batch: int, active: float) -> float:
-    """By how much the process grows at most in one forward pass, over what it holds before; for a fresh process.
+    """The growth of the process in one forward pass, at most, over what it holds before; for a fresh process.
 
     The pass is the second one: the first also reads the libraries' code from disk.
     """

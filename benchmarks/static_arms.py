@@ -162,13 +162,13 @@ class Bench:
         return net, {"share": share, "macs": after.backbone_macs, "params": params, "seconds": seconds}
 
     def tune(self, net: GatedNetwork, epochs: float) -> None:
-        """The same short training for every arm, every block executed."""
+        """A short training, the same for every arm, every block executed."""
         loader = _Loader(self.images.training("static arms"))
         precision = DTYPES[self.precision]
         finetune(net.backbone, loader, epochs=epochs, lr=LR, device=self.images.device, precision=precision)
 
     def correct(self, net: GatedNetwork, batches: EvalBatches) -> np.ndarray:
-        """Which images it gets right, every block executed."""
+        """The images that the network gets right, every block executed, ``[M]`` bool."""
         found = evaluate(net, batches, "always_on")
         return (found.predictions == found.labels).numpy()
 

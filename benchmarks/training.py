@@ -1,4 +1,4 @@
-"""How fast the stages train, against a bare loop over the same gated network, and where the rest of the time goes.
+"""The speed of the stages' trainings against a bare loop over the same gated network, and where the rest goes.
 
     python -m benchmarks.training [--widths 16 64] [--batch 128] [--threads N] [--precision fp32] [--compile]
 
@@ -70,7 +70,7 @@ class Loops:
     tf32: bool = False
 
     def batches(self) -> TrainBatches:
-        """As many images as the steps need."""
+        """Batches of as many images as the steps need."""
         size = self.batch * self.steps
         images = torch.randint(256, (size, 3, SIZE, SIZE), dtype=torch.uint8)
         return TrainBatches(
@@ -161,12 +161,12 @@ class Undecided(nn.Module):
 
 
 def decided_in(options: RoutingOptions | None) -> Decide:
-    """How gates decide in a stage: with a gradient unless it estimates one."""
+    """The decision rule of gates in a stage: with a gradient unless it estimates one."""
     return greedy if options is not None and options.estimator == "reinforce" else straight_through
 
 
 def objective_of(net: GatedNetwork, options: RoutingOptions | None, images: int, loops: Loops) -> Objective:
-    """What the stage minimises."""
+    """The objective of the stage."""
     device = loops.device
     cost = count(net, SIZE)
     if options is None:

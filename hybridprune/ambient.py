@@ -1,4 +1,4 @@
-"""What torch keeps for a whole process and a caller may have set: generators, autocast, gradients, defaults.
+"""Torch's process-wide state, which a caller may have set: generators, autocast, gradients, defaults.
 
 A library has no business changing it, and must not depend on it either.
 """

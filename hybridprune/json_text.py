@@ -35,7 +35,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def value_at(data: Any, name: str, kind: type, low: float = -math.inf, high: float = math.inf) -> Any:
-    """What stands at a dotted ``name`` of nested objects, of this ``kind`` (float: any number; object: anything).
+    """The value at a dotted ``name`` of nested objects, of this ``kind`` (float: any number; object: anything).
 
     Raises ValueError, naming it, if it is missing, of another kind (true and false are no numbers), or a number that is
     not finite, too large for a machine's integer or double, or not in ``[low, high]``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def images_in(batch: Any) -> int | None:
-    """How many images a batch holds; None if nothing in it says so.
+    """The number of images that a batch holds; None if nothing in it says so.
 
     It is the first dimension of a tensor; of a sequence or mapping, that of its first tensor, or of the first tensor of
     its first mapping, or the length of its first sequence (``(list of images, list of targets)``).

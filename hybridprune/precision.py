@@ -26,7 +26,7 @@ _ON_CPUS = (_backends.mkldnn.matmul, _backends.mkldnn.conv, _backends.mkldnn.rnn
 
 @dataclass(frozen=True)
 class Precision:
-    """What a network's passes are computed in: autocast to ``dtype`` around them, and around nothing else."""
+    """The number format of a network's passes: autocast to ``dtype`` around them, and around nothing else."""
 
     device_type: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -113,6 +113,6 @@ def no_autocast() -> Iterator[None]:
 
 
 def fp32_precisions() -> dict[str, str]:
-    """How fp32 is computed on GPUs now, by operation: ``ieee``, ``tf32`` or ``none`` (torch's default, ieee)."""
+    """The precision of fp32 on GPUs now, by operation: ``ieee``, ``tf32`` or ``none`` (torch's default, ieee)."""
     names = "matmul", "conv", "rnn"
     return {name: backend.fp32_precision for name, backend in zip(names, _ON_GPUS, strict=True)}

@@ -30,12 +30,12 @@ LAST_WORDS = 10.0
 
 
 def count() -> int:
-    """How many processes work on this run."""
+    """The number of processes that work on this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is."""
+    """The number of this process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -118,7 +118,7 @@ def first_on_this_machine() -> Iterator[None]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This process's own GPU where ``device`` is a GPU, else ``device``; UserError if there are too few GPUs."""
+    """The GPU of this process where ``device`` is a GPU, else ``device``; UserError if there are too few GPUs."""
     if device.type != "cuda" or count() == 1:
         return device
     own = int(os.environ.get("LOCAL_RANK", "0"))
@@ -146,7 +146,7 @@ def largest(number: int) -> int:
 
 
 def bytes_from_first(produce: Callable[[], bytes]) -> bytes:
-    """What ``produce`` gives in the first process, which alone calls it."""
+    """The bytes that ``produce`` gives in the first process, which alone calls it."""
     if count() == 1:
         return produce()
     content = produce() if is_first() else b""
@@ -162,5 +162,5 @@ def bytes_from_first(produce: Callable[[], bytes]) -> bytes:
 
 
 def json_from_first(produce: Callable[[], Any]) -> Any:
-    """Likewise for what JSON can tell; lists take the place of tuples."""
+    """The value that ``produce`` gives in the first process, sent as JSON: lists take the place of tuples."""
     return produce() if count() == 1 else json.loads(bytes_from_first(lambda: json.dumps(produce()).encode()))

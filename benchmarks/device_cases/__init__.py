@@ -1,4 +1,4 @@
-"""What the package does, as cases that run on any device and give numbers that have to be the same on all of them.
+"""Cases of what the package does, which run on any device and give numbers that have to be the same on all.
 
 `CASES` maps a name to a function of a device. Each is small: seconds on a CPU. What a case gives has names, is on the
 CPU, and depends on the device by rounding alone.

@@ -1,4 +1,4 @@
-"""What the cases share: tiny networks, images and runs, the same on every device."""
+"""Tiny networks, images and runs that the cases share, the same on every device."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def resnet(device: torch.device) -> GatedNetwork:
 
 
 def plain(device: torch.device) -> nn.Module:
-    """The same ResNet without gates."""
+    """A plain ResNet: that of `resnet` without its gates."""
     return resnet(device).backbone
 
 

@@ -70,7 +70,7 @@ def recalibration(device: torch.device) -> Values:
 
 
 def sparsity(device: torch.device) -> Values:
-    """What of a network is alive, some of whose weights are 0, and what it costs."""
+    """Live weights and cost of a network, some of whose weights are 0."""
     net = plain(device)
     with torch.no_grad():
         for layer in _layers(net).values():

@@ -85,7 +85,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run, on what, and until when."""
+    """The checks to run, on which device, and until when."""
 
     device: str
     names: Sequence[str]

@@ -26,7 +26,7 @@ MORE: Mapping[str, Case] = {
 
 
 def tolerance(name: str) -> float:
-    """How far the device's numbers may be from the CPU's."""
+    """The distance that the device's numbers may have from the CPU's."""
     wide = 3.0 if any(half in name for half in (*HALVES, "TF32")) else 1.0
     return wide * TOLERANCES.get(name.partition(":")[0], TRAINED)
 

@@ -1,4 +1,4 @@
-"""What a check is, and how far two devices' numbers may be apart."""
+"""Checks, and how far two devices' numbers may be apart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and for how long a check runs."""
+    """The device of a check, and how long it may take."""
 
     device: torch.device
     seconds: float
@@ -30,7 +30,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Found:
-    """What a check has found; raising an error says that it failed."""
+    """The findings of a check; raising an error says that it failed."""
 
     difference: float | None = None
     """From the CPU, the largest over all names: ``|there - here| / |here|``, Euclidean norms."""
@@ -83,7 +83,7 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def other_kernels(device: torch.device) -> Iterator[None]:
-    """Where a CPU stands for a GPU, its sums are rounded otherwise: without oneDNN."""
+    """Kernels of a CPU that stands for a GPU, whose sums are rounded otherwise: without oneDNN."""
     if device.type != "cpu":
         yield
         return

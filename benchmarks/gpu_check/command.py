@@ -12,7 +12,7 @@ ENDING = 15.0
 
 
 class Done(NamedTuple):
-    """What is left of a program."""
+    """The end of a program, and its output."""
 
     ended: bool
     """By itself, and not told so."""

@@ -21,7 +21,7 @@ IMAGES = 32
 
 @dataclass(frozen=True)
 class Format:
-    """How a step is computed."""
+    """The number and memory format of a step, and whether it is compiled."""
 
     precision: str = "fp32"
     tf32: bool = False

@@ -36,7 +36,7 @@ def group_of_one(setting: Setting) -> Found:
 
 
 def main(device: torch.device) -> None:
-    """As one process of several would do it: the group counts as two, whose second one is silent."""
+    """Collectives of one process that stands for two: the group counts as two, whose second one is silent."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend)
     for dtype in TYPES:

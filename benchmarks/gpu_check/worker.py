@@ -56,7 +56,7 @@ def serve(device: torch.device) -> None:
 
 @dataclass
 class Worker:
-    """Such a process, started anew when it has ended."""
+    """A process that works on checks, started anew when it has ended."""
 
     device: str
     threads: int

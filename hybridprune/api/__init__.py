@@ -1,2 +1,2 @@
 # pyright: strict
-"""What Python users call: pruning, loading and predicting, BatchNorm scales in memory."""
+"""The Python API: pruning, loading and predicting, BatchNorm scales in memory."""

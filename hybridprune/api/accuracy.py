@@ -1,5 +1,5 @@
 # pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
-"""How many images of a loader a network classifies as they are labelled."""
+"""Accuracy: the share of a loader's images that a network classifies as they are labelled."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # pyright: strict, reportUnnecessaryIsInstance=false
-"""What `prune` is to cut, from its own arguments and from options: each said once, and nothing guessed."""
+"""Cut options from `prune`'s own arguments and its options object: each said once, and nothing guessed."""
 
 from __future__ import annotations
 

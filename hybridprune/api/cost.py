@@ -1,5 +1,5 @@
 # pyright: strict, reportUnnecessaryIsInstance=false
-"""What a gated network costs, for Python users."""
+"""The cost of a gated network, for Python users."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Loader = Iterable[Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is for: how it is run on a batch of a loader, and what its outputs should be."""
+    """The task of a network: how it is run on a batch of a loader, and what its outputs should be."""
 
     likelihood: Likelihood
     forward: Callable[[nn.Module, Any], Any] | None = None
@@ -42,11 +42,11 @@ class Task:
         return model(inputs) if self.forward is None else self.forward(model, inputs)
 
     def output(self, model: nn.Module, inputs: Any) -> Any:
-        """The same; UserError where the network fails on a batch."""
+        """The network's output as of `run`; UserError where the network fails on a batch."""
         return _tried(lambda: self.run(model, inputs), "the network fails on a batch", "give batches that it takes")
 
     def split(self, batch: Any) -> tuple[Any, Any]:
-        """What the network reads of a batch, and what the loss does; UserError if the batch is of another kind."""
+        """Inputs of the network and targets of the loss in a batch; UserError if the batch is of another kind."""
         if self.forward is None and not (_is_pair(batch) and isinstance(batch[0], Tensor)):
             raise UserError(
                 f"a batch is {_described(batch)}, not a pair of inputs and targets of which the inputs are a tensor; "
@@ -87,7 +87,7 @@ class Batches:
         return len(self.loader)  # type: ignore[arg-type]
 
     def raw(self) -> Looked:
-        """As the loader gives them."""
+        """The batches as the loader gives them."""
         return Looked(self.loader, self.task, self.classes, self.kind)
 
     def check_output(self, model: nn.Module) -> None:
@@ -102,7 +102,7 @@ class Batches:
             raise RunFailed("the pruned network's output is not finite; fine-tune at a lower lr")
 
     def sample(self, images: int, seed: int) -> Batches:
-        """So many random images of the whole loader, or all if there are fewer; see `sampled`."""
+        """Random images of the whole loader, so many or all if there are fewer; see `sampled`."""
         # A plain DataLoader is not gone through for that.
         loader = self.loader if type(self.loader) is DataLoader else self.raw()
         return replace(self, loader=sampled(loader, images, seed), kind="sampled batch")
@@ -167,7 +167,7 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters are, a CPU or a GPU; UserError for other places, or if none has a shape."""
+    """The device of the parameters, a CPU or a GPU; UserError for other places, or if none has a shape."""
     parameters = list(model.parameters())
     if not parameters:
         raise UserError(f"{type(model).__name__}: has no parameters, so nothing can go; give another network")

@@ -39,7 +39,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image."""
+    """A network's answer on one image."""
 
     label: str
     probability: float

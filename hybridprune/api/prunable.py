@@ -29,7 +29,7 @@ class PlainNetwork:
 
     @property
     def channels(self) -> Mapping[str, int]:
-        """None were cut before."""
+        """An empty mapping: nothing was cut before."""
         return {}
 
     @property
@@ -44,7 +44,7 @@ class PlainNetwork:
 
     @property
     def cost(self) -> Cost:
-        """Of the module as it is now."""
+        """The cost of the module as it is now."""
         return self.measure(self.model)
 
     def logits(self, images: Any) -> Any:
@@ -56,7 +56,7 @@ class PlainNetwork:
         return self.batches.task.run(model, images)
 
     def sample(self, images: int, purpose: str) -> Steps[tuple[Any, Any]]:
-        """So many random images of the loader, with a bar that names the purpose."""
+        """Random images of the loader, about so many, with a bar that names the purpose."""
         return Steps(self.batches.sample(images, stream_seed(self.seed, purpose)), purpose)
 
     def measure(self, model: nn.Module) -> Cost:

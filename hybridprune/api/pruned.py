@@ -1,5 +1,5 @@
 # pyright: strict
-"""What ``prune`` gives back, as files: a module and what was done to it, saved, and put together again elsewhere."""
+"""The result of ``prune``, and its files: a module with its edits is saved, and put together again elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hybridprune.tables import Table
 
 @dataclass(frozen=True)
 class PrunedSpec:
-    """What ``prune`` did to a module: enough to do it again to a fresh instance, and what it saved."""
+    """The record of a pruning: edits that repeat it on a fresh instance, and the cost before and after."""
 
     edits: tuple[Edit, ...]
     macs: int
@@ -81,7 +81,7 @@ class Pruned(NamedTuple):
         print(self, self.table().plain(), sep="\n\n")
 
     def table(self) -> Table:
-        """What was done to each layer, a row each, and in all.
+        """The layers before and after pruning, a row each, and the totals.
 
         Kind and form (dense, or the sides that have rotations) are those of now. Ranks are inputs x outputs of the
         layer's core: its channels where a side has no rotation. MACs are those of one image. The expected loss is the

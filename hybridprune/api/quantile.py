@@ -1,5 +1,5 @@
 # pyright: strict
-"""Which channels stay above a quantile of their scores (pure)."""
+"""Channels above a quantile of their scores (pure)."""
 
 from __future__ import annotations
 

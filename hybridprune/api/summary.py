@@ -56,7 +56,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """What pruning has made of one layer."""
+    """One layer before and after pruning."""
 
     name: str
     before: LayerState

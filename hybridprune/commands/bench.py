@@ -1,4 +1,4 @@
-"""What the stages gained, by the clock: ``hybridprune bench RUN``.
+"""Latencies of the stages' networks, side by side: ``hybridprune bench RUN``.
 
 Times the dense ancestor, the run's statically pruned ancestor, the run and the run as deployed on the same test images:
 eager, compiled, in ONNX Runtime and, with --int8, quantised there. All take turns, so that what disturbs the machine

@@ -1,4 +1,4 @@
-"""What the bench times: a run's networks in several forms, in turns on the same images."""
+"""The networks that the bench times, in several forms, in turns on the same images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is timed of a run, and how."""
+    """A bench of one run: its networks, their forms, and how long they are timed."""
 
     run: FinishedRun
     forms: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""From latencies to the rows of ``bench.json`` and to the table that the bench prints. Pure."""
+"""Rows of ``bench.json`` and the printed table, made of latencies (pure)."""
 
 from __future__ import annotations
 

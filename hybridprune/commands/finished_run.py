@@ -80,7 +80,7 @@ class FinishedRun:
         return self._plain(self.dataset.train, ids[:: max(1, len(ids) // images)])
 
     def split(self) -> Split:
-        """Which of the training images are the validation split; UserError if the file is missing or broken."""
+        """The run's split of the training images; UserError if its file is missing or broken, or of other images."""
         split = read_split(self.run)
         if split.total != len(self.dataset.train):
             raise UserError(
@@ -102,7 +102,7 @@ class FinishedRun:
 
     @property
     def dense_macs(self) -> int:
-        """Of the unpruned backbone."""
+        """MACs of the unpruned backbone."""
         return self.run.result("dense.macs", int, low=1)
 
     def need_gates(self) -> None:

@@ -33,12 +33,12 @@ class Option:
 
     @property
     def key(self) -> str:
-        """Its name in config.json."""
+        """The option's name in config.json."""
         return self.metadata["key"] or self.name
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Its names on the command line."""
+        """The option's names on the command line."""
         return self.metadata["flags"] or (self.name,)
 
 
@@ -167,7 +167,7 @@ def base_of(kind: Any) -> tuple[Any, bool]:
 
 
 def kind_name(o: Option) -> str:
-    """What the option takes, in one word."""
+    """The kind of an option's value, in one word."""
     base, _ = base_of(o.kind)
     if typing.get_origin(base) in (dict, tuple):
         return {dict: "json", tuple: "names"}[typing.get_origin(base)]

@@ -75,7 +75,7 @@ def option(
 
 @dataclass(frozen=True)
 class RunOptions(Checked):
-    """Where a run lies and on what it runs."""
+    """Place, seed and device of a run."""
 
     result_dir: str = option("results", "folder that holds the run folders", identity=False)
     exp_name: str = option("default", "name of the experiment: a subfolder of result_dir")
@@ -92,7 +92,7 @@ class RunOptions(Checked):
 
 @dataclass(frozen=True)
 class ParentOptions(Checked):
-    """Which run a stage starts from."""
+    """The run that a stage starts from."""
 
     checkpoint_file: str | None = option(
         None,
@@ -104,7 +104,7 @@ class ParentOptions(Checked):
 
 @dataclass(frozen=True)
 class DataOptions(Checked):
-    """Which images, and how they reach the network."""
+    """The images, and how they reach the network."""
 
     dataset: str = option(
         "tree",
@@ -189,7 +189,7 @@ class OptimOptions(Checked):
 
 @dataclass(frozen=True)
 class LossOptions(Checked):
-    """What the supervised stages (1 and 2) minimise."""
+    """The loss of the supervised stages (1 and 2)."""
 
     label_smoothing: float = option(
         0.0, "share of each label that is spread over all classes in the cross-entropy of training", low=0, high=0.999
@@ -205,7 +205,7 @@ class CompileOptions(Checked):
 
 @dataclass(frozen=True)
 class GatingOptions(Checked):
-    """How gates decide while they learn by gradient descent (stages 1 and 2)."""
+    """Decisions of gates that learn by gradient descent (stages 1 and 2)."""
 
     gating: str = option(
         "hard",
@@ -237,7 +237,7 @@ class SupervisedOptions(Checked):
 
 @dataclass(frozen=True)
 class CurvatureOptions(Checked):
-    """How the Fisher information is estimated."""
+    """Estimation of the Fisher information."""
 
     fisher_type: str = option(
         "true", "labels: true (sampled from the model) or exp (the given ones)", choices=("true", "exp")
@@ -262,7 +262,7 @@ class CurvatureOptions(Checked):
 
 @dataclass(frozen=True)
 class CutOptions(Checked):
-    """Which units are cut, and how the rest is put together."""
+    """The cut: which units go, and how the rest is put together."""
 
     method: str | Extension = option(
         "fisher-tucker",

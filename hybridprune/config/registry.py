@@ -13,7 +13,7 @@ from hybridprune.errors import UserError
 
 
 class Extension:
-    """What a registry holds. From Python, an option takes it in the place of a name."""
+    """An entry of a registry. From Python, an option takes it in the place of a name."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Registry(Collection[str]):
         self.added[name] = value
 
     def load(self, name: str, source: str) -> object:
-        """What ``name`` means, imported if need be; a UserError names ``source``, the flag or argument."""
+        """The object that ``name`` stands for, imported if need be; UserError, naming the flag ``source``, if none."""
         if name in self.added:
             return self.added[name]
         if name in self.built_in:

@@ -1,4 +1,7 @@
-"""From defaults, ``config.json`` and flags to one checked configuration. A flag beats the file beats the default."""
+"""Resolution of defaults, ``config.json`` and flags to one checked configuration.
+
+A flag beats the file beats the default.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Likelihood(Protocol):
         ...
 
     def divergence(self, student: Any, teacher: Any, temperature: float) -> Tensor:
-        """How far the student's distribution is from the teacher's, 0-d, in the units of the loss."""
+        """The distance of the student's distribution from the teacher's, 0-d, in the units of the loss."""
         ...
 
     def check(self, shape: torch.Size | None, targets: Any) -> None:
@@ -63,7 +63,7 @@ class CrossEntropy:
         return F.cross_entropy(output, self._ids(output.shape, targets).to(output.device))
 
     def sampled(self, output: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        """Every position draws by its own softmax; ignored ones stay so. With n positions an image: sqrt(n) times."""
+        """The loss on targets that every position draws by its own softmax, sqrt(n) times with n positions an image."""
         given = self._ids(output.shape, targets).to(output.device)
         rows = output.detach().movedim(1, -1).flatten(0, -2).softmax(1).cpu()
         drawn = torch.multinomial(rows, 1, generator=generator).view(given.shape).to(output.device)
@@ -120,7 +120,7 @@ class Bernoulli:
         return F.binary_cross_entropy_with_logits(output, _same(output, targets, "bce"))
 
     def sampled(self, output: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        """Every output draws by its own sigmoid. With D outputs an image: sqrt(D) times the loss."""
+        """The loss on targets that every output draws by its own sigmoid, sqrt(D) times with D outputs an image."""
         del targets
         drawn = torch.bernoulli(output.detach().sigmoid().cpu(), generator=generator).to(output)
         return math.sqrt(output[0].numel()) * F.binary_cross_entropy_with_logits(output, drawn)
@@ -153,11 +153,11 @@ class Gaussian:
     """
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """In squared units of the targets."""
+        """The mean of ``(output - target)^2`` over all outputs, 0-d, in squared units of the targets."""
         return F.mse_loss(output, _same(output, targets, "mse"))
 
     def sampled(self, output: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        """Targets scatter by a standard normal around the outputs. With D outputs an image: sqrt(D / 2) times."""
+        """The loss on targets scattered by a standard normal; with D outputs an image, sqrt(D / 2) times the loss."""
         del targets
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
         return math.sqrt(output[0].numel() / 2) * F.mse_loss(output, output.detach() + noise)

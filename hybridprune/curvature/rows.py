@@ -1,4 +1,4 @@
-"""Which rows of a layer's activations are those of one image, found by running the network."""
+"""Rows of a layer's activations that are one image's, found by running the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKED = 1
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the images are in a layer's activations: ``each`` rows of every image along one axis."""
+    """The place of images in a layer's activations: ``each`` rows of every image along one axis."""
 
     axis: int = 0
     each: int = 1
@@ -39,7 +39,7 @@ class Rows:
 
 @torch.no_grad()
 def rows_of_images(run: Callable[[Any], object], example: Any, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:
-    """Where the images are in the inputs of those layers of which this can be told.
+    """The place of images in the inputs of those layers of which this can be told.
 
     The network runs on copies of the example, one of which is NaN, and the rows of each layer's input that become NaN
     are that image's: tokens and windows folded into the batch, frames of a video, sequence-first tensors. A layer that

@@ -45,7 +45,7 @@ class Share:
 
     @property
     def weight(self) -> float:
-        """Its length over the mean length of a part."""
+        """The part's length over the mean length of a part."""
         return (self.stop - self.start) * self.processes / self.whole
 
 

@@ -1,4 +1,4 @@
-"""From a trained network to one that is shipped: BatchNorm folded, forms chosen by the clock, gates made cheap."""
+"""Deployment of a trained network: BatchNorm folded, forms chosen by the clock, gates made cheap."""
 
 from hybridprune.deployment.choice import Choice
 from hybridprune.deployment.deploy import Deployed, deploy

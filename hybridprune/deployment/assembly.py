@@ -75,7 +75,7 @@ class Assembly:
         return net, folded_inputs, fixed
 
     def choose_piece(self, module: nn.Module, rates: Sequence[float]) -> tuple[int | None, Choice | None]:
-        """How many images of the example ``module`` should run at a time; None: all, without a choice if need be."""
+        """The fastest number of images for ``module`` to run at a time; None: all, without a choice if need be."""
         sizes = piece_sizes(len(self.images))
         if len(sizes) == 1 or not self._separable():
             return None, None
@@ -149,7 +149,7 @@ def spread(rates: Sequence[float], batch: int) -> Tensor:
 
 
 def tolerance(logits: Tensor) -> float:
-    """How far rounding may change logits of this type, relative to the largest."""
+    """The difference that rounding may make to logits of this type, relative to the largest."""
     return max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps)
 
 

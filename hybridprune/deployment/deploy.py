@@ -1,4 +1,4 @@
-"""From a trained network to the module that is shipped: folded, in the forms that the clock prefers."""
+"""The module that is shipped, made of a trained network: folded, in the forms that the clock prefers."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class SingleGate(nn.Module):
     """One gate by itself: features ``[B, C, H, W]`` and the hidden state of the gate before to logits ``[B]``."""
 
     def forward(self, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
-        """In fp32 whatever the autocast, as in training."""
+        """The gate's logits and hidden state, in fp32 whatever the autocast, as in training."""
         if not torch.is_autocast_enabled(features.device.type):
             return self.decide(features, hidden)
         with torch.autocast(features.device.type, enabled=False):

@@ -26,7 +26,7 @@ from hybridprune.models.replace import replace_module
 
 @dataclass(frozen=True)
 class Harden:
-    """Which decisions are fixed."""
+    """Limits of the execution rate beyond which a gate's decision is fixed."""
 
     never: float = 0.0
     """A block that at most this share of the validation images executes is removed."""
@@ -68,7 +68,7 @@ def fix_dear(net: DeployedNetwork, blocks: Mapping[str, Choice], harden: Harden,
 
 @torch.no_grad()
 def fix_step(net: DeployedNetwork, index: int, action: Literal["run", "skip"], keep_state: bool, image: Tensor) -> None:
-    """From now on block ``index`` is executed for every image or none, whatever its gate says."""
+    """Fix block ``index`` in place: it is executed for every image or none, whatever its gate says."""
     step = net.step(index)
     step.action = action
     if keep_state and isinstance(step.gate, CellGate):

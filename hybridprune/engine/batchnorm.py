@@ -37,20 +37,24 @@ class Moments:
 
     @staticmethod
     def none(like: Tensor) -> Moments:
-        """Of nothing, for channels as in ``like [C]``."""
+        """Moments of nothing, for channels as in ``like [C]``."""
         zeros = torch.zeros_like(like, dtype=torch.float64)
         return Moments(0, zeros, zeros, 0)
 
     @staticmethod
     def of(x: Tensor) -> Moments:
-        """Of a batch ``[B, C, ...]``."""
+        """The moments of a batch ``[B, C, ...]``, over all axes but the second."""
         count = x.numel() // x.shape[1]
         values = [axis for axis in range(x.ndim) if axis != 1]
         variance, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, values, correction=0)
         return Moments(count, mean.double(), variance.double() * count)
 
     def __add__(self, other: Moments) -> Moments:
-        """Of the values of both: whatever the batches, those of one pass over all (Chan, Golub & LeVeque 1983)."""
+        """The moments of the values of both: whatever the batches, those of one pass over all.
+
+        With ``d = m_2 - m_1`` and ``n = n_1 + n_2`` the mean is ``m_1 + d n_2 / n``, the squares are
+        ``s_1 + s_2 + d^2 n_1 n_2 / n`` (Chan, Golub & LeVeque 1983).
+        """
         assert self.mean.shape == other.mean.shape
         count, shift = self.count + other.count, other.mean - self.mean
         share = other.count / max(count, 1)
@@ -58,7 +62,10 @@ class Moments:
         return Moments(count, self.mean + shift * share, squares, self.batches + other.batches)
 
     def of_all_processes(self) -> Moments:
-        """Of what all processes have seen."""
+        """The moments of the values of all processes, in each of them.
+
+        They add up their ``n``, ``n m`` and ``s + n m^2``; the squares are the last less ``n m^2`` of the whole.
+        """
         counts = torch.full_like(self.mean, self.count)
         sums = [counts, self.mean * self.count, self.squares + self.mean**2 * self.count]
         total(sums)

@@ -22,7 +22,7 @@ Routing = Literal["always_on", "masked", "executed"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network did on M images, in their order, all on the CPU."""
+    """Answers of a network on M images, in their order, all on the CPU."""
 
     predictions: Tensor
     """``[M]``, the classes of the highest logits; -1 where a logit is NaN."""
@@ -39,7 +39,7 @@ class Evaluation:
 
     @staticmethod
     def of(logits: Tensor, decisions: Tensor, labels: Tensor, gate_logits: Tensor, keep: bool = True) -> Evaluation:
-        """What the logits ``[M, classes]`` say, which it may ``keep``."""
+        """The evaluation of logits ``[M, classes]``, which it may ``keep``."""
         losses = F.cross_entropy(logits.double(), labels, reduction="none")
         predictions = torch.where(logits.isnan().any(1), -1, logits.argmax(1))
         return Evaluation(predictions, losses, decisions, labels, gate_logits, logits if keep else None)
@@ -111,7 +111,7 @@ def evaluate(
 def evaluate_routes(
     route: Callable[[Batch, int], Routed], batches: Iterable[Batch], keep_logits: bool = False
 ) -> Evaluation:
-    """What ``route`` makes of all batches; it is given each batch and the place of its first image among all.
+    """The evaluation of ``route`` on all batches; it is given each batch and the place of its first image among all.
 
     Where several processes share `EvalBatches`, all of them get what all have found.
     """

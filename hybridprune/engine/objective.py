@@ -1,4 +1,4 @@
-"""What a training step minimises."""
+"""Objectives: losses that a training step minimises."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Objective(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume."""
+        """State that must survive a resume."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

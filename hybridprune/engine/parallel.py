@@ -1,4 +1,4 @@
-"""What processes that each work on a share of every batch have to agree on; with one process, nothing.
+"""Sums and weights that processes with a share of every batch each agree on; with one process, nothing is done.
 
 Gradients are averaged after the backward pass, all in one message. That is the arithmetic of DistributedDataParallel,
 which can only prepare its averaging in its own ``forward``: rollouts have none, they drive the network step by step.

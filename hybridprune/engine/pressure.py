@@ -1,4 +1,4 @@
-"""What drives a training towards sparsity, beside its loss."""
+"""Pressures: gradients beside the loss's, which drive a training towards sparsity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pressure(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs."""
+        """State that a resumed training needs."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

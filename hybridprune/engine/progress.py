@@ -1,4 +1,4 @@
-"""How far a training has come, and how good its network is."""
+"""The progress of a training, and how good its network is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Progress:
-    """How far a run has come: ``phase`` counts a stage's trainings, ``step`` the batches of the current epoch."""
+    """The progress of a run: ``phase`` counts a stage's trainings, ``step`` the batches of the current epoch."""
 
     phase: int = 0
     epoch: int = 0

@@ -9,10 +9,15 @@ from collections.abc import Mapping
 def factor(kind: str, points: Mapping[str, float], share: float) -> float:
     """The factor of the learning rate at ``share`` in [0, 1] of the training.
 
-    ``stair`` keeps the factor of the last point reached, ``up-down`` is linear and ``exponential`` geometric between
-    points. ``cosine`` rises linearly and falls along half a cosine (Loshchilov & Hutter 2017, without restarts):
-    ``{"0": 0, "0.05": 1, "1": 0}`` is a warm-up over 5 % of the training and one decay. Before the first point the
-    factor is joined to 1 at share 0 (if no point lies at 0).
+    Between two points of factors a and b, of whose distance the share p is done, it is
+
+    - ``stair``: ``a``, the factor of the last point reached;
+    - ``up-down``: ``a + (b - a) p``;
+    - ``exponential``: ``a (b / a)^p``, or as in ``up-down`` if one of them is 0;
+    - ``cosine``: as in ``up-down`` where it rises, and ``a + (b - a) (1 - cos(pi p)) / 2`` where it falls (Loshchilov &
+      Hutter 2017, without restarts). ``{"0": 0, "0.05": 1, "1": 0}`` is a warm-up over 5 % of the training, one decay.
+
+    Before the first point the factor is joined to 1 at share 0 (if no point lies at 0).
     """
     ordered = sorted((float(at), value) for at, value in points.items())
     if not ordered or ordered[0][0] > 0:

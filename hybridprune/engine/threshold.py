@@ -19,7 +19,7 @@ STEPS = 16
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold gives on some images."""
+    """The figures of one threshold on some images."""
 
     threshold: float
     """On the logits: a block is executed where its gate's logit is above it. -inf executes all, inf none."""

@@ -1,4 +1,4 @@
-"""From a grid file to runs. Pure.
+"""Runs of a grid file (pure).
 
 A grid is a JSON object. All keys but one stage are optional::
 
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What messages call it; no other run of the grid has it."""
+        """The run's name in messages; no other run of the grid has it."""
         return f"{self.experiment} {self.stage} seed {self.seed}"
 
     @property

@@ -1,4 +1,4 @@
-"""Where each run of a grid stands, by what lies in its folder, and the command that takes it further."""
+"""State of each run of a grid, by what lies in its folder, and the command that takes it further."""
 
 from __future__ import annotations
 

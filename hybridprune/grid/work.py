@@ -18,7 +18,7 @@ from hybridprune.grid.state import command
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: ``error`` is empty if it is finished."""
+    """The end of a run: ``error`` is empty if it is finished."""
 
     run: Run
     error: str
@@ -26,7 +26,7 @@ class Outcome:
 
 
 def log_of(run: Run) -> Path:
-    """Where a run's output goes."""
+    """The file of a run's output."""
     return run.result_dir / "logs" / f"{run.experiment}-{run.stage}-seed{run.seed}.log"
 
 

@@ -162,7 +162,7 @@ def _macs_by_layer(net: nn.Module, example: Tensor) -> dict[str, int]:
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Without fused transformer layers and attention kernels: the counter does not see the work of all of them."""
+    """Attention by plain products while it lasts: the counter does not see the work of all fused layers and kernels."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

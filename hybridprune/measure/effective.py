@@ -43,7 +43,7 @@ def effective_sparsity(model: nn.Module, example: Tensor, dense_weights: int) ->
 
 
 def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """How many weights of each convolution and linear layer live, by the layer's name.
+    """The number of live weights of each convolution and linear layer, by the layer's name.
 
     A copy of the network runs once, forwards and backwards, in double precision. The outputs of each layer that are
     reached are made new positive random numbers, others for each of two images: so a channel is reached if its images

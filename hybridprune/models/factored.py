@@ -162,12 +162,12 @@ class FactoredLinear(_Factored[nn.Linear]):
 
     @property
     def in_features(self) -> int:
-        """Of the dense layer."""
+        """Input features of the dense layer."""
         return self.channels[0]
 
     @property
     def out_features(self) -> int:
-        """Of the dense layer."""
+        """Output features of the dense layer."""
         return self.channels[1]
 
 

@@ -32,7 +32,7 @@ MOST_CLASSES = 1 << 20
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network of the registry is built from its specification."""
+    """An entry of the registry: builds a network from its specification."""
 
     build: Callable[[NetworkSpec], nn.Module]
     reads: tuple[str, ...]

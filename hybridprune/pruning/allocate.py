@@ -1,4 +1,4 @@
-"""How many units go from which set, by name of the allocation (pure)."""
+"""Allocations by name: how many units go from which set (pure)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALLOCATIONS = (*greedy.ORDERS, "rate_distortion", *BY_LAYER)
 def allocate(
     space: Space, allocation: str, *, ratio: float, budget: Budget | None, growth: Growth | None = None
 ) -> list[int]:
-    """How many units each set of ``space`` keeps under the budget or, without one, when ``ratio`` of them go.
+    """Kept units of each set of ``space``: under the budget or, without one, when the share ``ratio`` of them goes.
 
     Args:
         growth: of the widths, for the allocations that give to whole layers.

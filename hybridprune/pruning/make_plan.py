@@ -1,4 +1,4 @@
-"""From a network and the name of a method to a plan of the cut: the one path that all methods share."""
+"""Plans by the name of a method, for any network: the one path that all methods share."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_plan(
 
 
 def sparsity_of(method: str | Extension) -> Sparsity:
-    """What the method does before it cuts."""
+    """The trainings and the selection of a method before it cuts; empty if it has none."""
     found = find(method)
     return (found.sparsity if isinstance(found, ChannelMethod) else None) or Sparsity()
 

@@ -1,4 +1,4 @@
-"""What the methods need to know of a network beside its weights."""
+"""Measurements of a network that methods need beside its weights: curvature, moments, images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured of each layer and group, and what was not: nothing measured does not mean that it costs nothing."""
+"""Measured layers and groups, told from unmeasured ones: nothing measured does not mean that it costs nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pruning method is: a unit, a score and the allocation it was published with."""
+"""The parts of a pruning method: a unit, a score and the allocation it was published with."""
 
 from __future__ import annotations
 

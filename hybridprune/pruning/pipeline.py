@@ -50,7 +50,7 @@ def phases_of(method: Sparsity, cuts: int) -> list[Phase]:
 
 @dataclass(frozen=True)
 class CutState:
-    """What a later phase needs of the earlier ones."""
+    """The state of a pruning between its phases: what a later one needs of the earlier ones."""
 
     lost: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The bring-back pool."""
@@ -78,7 +78,7 @@ class Cut(Generic[M]):
 
 
 class Cuts(ABC, Generic[M]):
-    """Where the cuts of a network lead; they are numbered from 0."""
+    """The cuts of a network, numbered from 0, and where each leads."""
 
     @abstractmethod
     def network(self, model: M, cut: int) -> PrunableNetwork:
@@ -86,11 +86,11 @@ class Cuts(ABC, Generic[M]):
 
     @abstractmethod
     def budget(self, cut: int) -> Budget | None:
-        """What a cut has to meet; None: it removes a share of the units."""
+        """The budget that a cut has to meet; None: it removes a share of the units."""
 
     @abstractmethod
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
-        """How many units each set of the plan keeps, and what later cuts have to know; raises InfeasibleBudget."""
+        """Kept units of each set of the plan, and the state for later cuts; raises InfeasibleBudget."""
 
     @abstractmethod
     def refusal(self, floor: InfeasibleBudget) -> UserError:
@@ -98,7 +98,7 @@ class Cuts(ABC, Generic[M]):
 
 
 class Trainer(ABC, Generic[M]):
-    """How a network is trained between its cuts, and where it is kept."""
+    """Training between the cuts, with the place where a network is kept."""
 
     @abstractmethod
     def planned(self, plan: Plan) -> None:
@@ -191,7 +191,7 @@ class Pipeline(Generic[M]):
             return make_plan(network, self.options, self.curvature, self.sparsity, self.cuts.budget(cut), removed)
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
-        """How many units each set keeps: in all processes what the first one decides; others may round differently."""
+        """Kept units of each set: in all processes what the first one decides; others may round differently."""
         with self._refused():
             kept, after = self.cuts.decide(plan, cut, state)
         if count() > 1:
@@ -200,7 +200,7 @@ class Pipeline(Generic[M]):
         return kept, after
 
     def drive(self, model: M, training: SparseTraining, state: CutState) -> Drive:
-        """What drives a training before the first cut; the network may get other layers, in place."""
+        """The drive of a training before the first cut; the network may get other layers, in place."""
         return training.prepare(self.target(model, state), self.sparsity)
 
     def target(self, model: M, state: CutState) -> Target:

@@ -1,4 +1,4 @@
-"""What a method would cut: directions of layers, or channels of groups."""
+"""Plans of a cut: directions of layers, or channels of groups."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Plan(ABC):
 
     @abstractmethod
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
-        """How many units each set keeps under the budget or, without one, when ``ratio`` of them go.
+        """Kept units of each set under the budget or, without one, when ``ratio`` of them go.
 
         Raises InfeasibleBudget.
         """
@@ -99,7 +99,7 @@ class DirectionPlan(Plan):
         return self.directions
 
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
-        """How many directions each side of each layer keeps; raises InfeasibleBudget."""
+        """Kept directions of each side of each layer; raises InfeasibleBudget."""
         return allocate(self.space, self.allocation, ratio=ratio, budget=budget)
 
     def ranks(self, kept: Sequence[int]) -> dict[str, Ranks]:
@@ -156,7 +156,7 @@ class ChannelPlan(Plan):
         return self.channels.space
 
     def allocate(self, ratio: float, budget: Budget | None) -> list[int]:
-        """How many channels each group keeps; raises InfeasibleBudget."""
+        """Kept channels of each group; raises InfeasibleBudget."""
         if self.fixed is not None:
             return list(self.fixed)
         return allocate(self.space, self.allocation, ratio=ratio, budget=budget, growth=self.growth)

@@ -1,4 +1,4 @@
-"""From a network and a method to a plan of the channels of its dependency groups: find and score."""
+"""Plans of channels: the dependency groups of a network, found and scored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from hybridprune.pruning.sparse_training.protocol import Removal, Target
 
 @dataclass(frozen=True)
 class Wish:
-    """What a method that selects by itself has to know of the cut."""
+    """The options and the goal of a cut, for a method that selects by itself."""
 
     options: SparsityOptions
     budget: Budget | None

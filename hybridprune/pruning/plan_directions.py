@@ -1,4 +1,4 @@
-"""From a network and a method to a plan of the directions of its layers: decompose and score."""
+"""Plans of directions: the layers of a network, decomposed and scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan said that a network would cost, against what it costs."""
+"""The promise of a plan: the cost that it told beforehand, held against the cut network's."""
 
 from __future__ import annotations
 

@@ -43,22 +43,22 @@ class PrunableNetwork(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of what is drawn at random: sampled targets, scores, new weights."""
+        """The seed of what is drawn at random: sampled targets, scores, new weights."""
         ...
 
     @property
     def shard(self) -> Shard:
-        """Which of the batches this process measures, where several measure together."""
+        """The share of the batches that this process measures, where several measure together."""
         ...
 
     @property
     def likelihood(self) -> Likelihood:
-        """Of the outputs: their loss, and how targets are sampled."""
+        """The likelihood of the outputs: their loss, and how targets are sampled."""
         ...
 
     @property
     def cost(self) -> Cost:
-        """What ``measure`` says of the network as it is now."""
+        """The cost, as by ``measure``, of the network as it is now."""
         ...
 
     def logits(self, images: Any) -> Any:

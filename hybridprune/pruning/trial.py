@@ -88,7 +88,7 @@ def replaceable(
 
 
 def read_without_call(model: nn.Module, run: Run, example: Any, names: Sequence[str]) -> list[str]:
-    """Those of the layers ``names``, which no pass calls, whose weights take part in the outputs nevertheless."""
+    """Layers among ``names``, which no pass calls, whose weights take part in the outputs nevertheless."""
     if not names:
         return []
     net = copied(model).eval().requires_grad_(False)

@@ -1,3 +1,3 @@
-"""How each arm of a comparison is marked in every plot, in matplotlib's names of marks."""
+"""Marks of the arms of a comparison, the same in every plot, by matplotlib's names."""
 
 MARKERS = {"without pruning": "o", "static only": "s", "dynamic only": "^", "static + dynamic": "D"}

@@ -21,8 +21,10 @@ TARGET_WEIGHT = 20.0
 class GumbelRouting:
     """Cross-entropy of sampled routes + FLOPs, both differentiated straight through the samples (Jang et al. 2017).
 
-    The FLOPs term is ``alpha`` x the share of the network's FLOPs or, with a target, the squared distance from it
-    (AIG, Veit & Belongie 2018). The noise of an image in an epoch depends on (seed, epoch, image) only.
+    The FLOPs term is ``alpha f`` with the share f of the network's FLOPs that the routes of a batch take or, with a
+    target f*, ``20 (f - f*)^2`` (AIG, Veit & Belongie 2018). A gate executes its block where its logit and
+    logistic noise add up to more than 0; the gradient is that of the sigmoid of their sum over ``temperature``. The
+    noise of an image in an epoch depends on (seed, epoch, image) only.
     """
 
     def __init__(self, terms: RoutingTerms, *, images: int, seed: int) -> None:

@@ -57,7 +57,11 @@ class RoutingTerms:
 
 
 def gate_bounds(execute: Tensor, batch: Batch, options: RoutingOptions, passes: float) -> Tensor:
-    """The penalty for mean execution rates outside of the bounds that hold after so many passes (0-d)."""
+    """The penalty for mean execution rates outside of ``[b, 1 - b]`` after so many passes (0-d).
+
+    ``b = rate_bound max(0, 1 - 2 passes / epochs)`` shrinks to 0 in the first half of the training. Execution
+    probabilities ``execute`` are ``[B, N]``.
+    """
     bound = options.rate_bound * max(0.0, 1 - 2 * passes / options.epochs)
     if bound == 0:
         return execute.new_zeros(())

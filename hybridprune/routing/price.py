@@ -22,7 +22,12 @@ class Price:
     cost more and lowered while they cost less: dual ascent, in the logarithm, so that it stays positive and one step
     size serves every scale. Gates answer a price with a delay, so dual ascent alone overshoots and swings; a term
     proportional to the excess damps it (PID Lagrangian, Stooke et al. 2020, section 4; here P and I). It is held while
-    validation is within 2 % of the target.
+    validation is within 2 % of the target. After a batch whose routes cost the share f of the target's f*, all 0-d::
+
+        e     = clip(f / f* - 1, -1, 1)     the excess
+        m     = 0.9 m + 0.1 e               its running mean
+        base  = base exp(step e)
+        alpha = base exp(2 m)               the price
 
     A budget is an upper bound, and its multiplier is never negative: a price that falls stops charging for FLOPs, it
     does not pay for them. Gates that would spend less than the target if FLOPs cost nothing go on spending less.

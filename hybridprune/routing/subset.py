@@ -30,7 +30,7 @@ LESSONS, LEARNING_RATE = 100, 0.01
 
 @dataclass(frozen=True)
 class Subset:
-    """Which blocks every image executes, and what each block is worth."""
+    """Blocks that every image executes, and what each block is worth."""
 
     route: Tensor
     """``[N]`` in {0, 1}"""

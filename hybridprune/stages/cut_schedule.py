@@ -1,4 +1,4 @@
-"""What stage 2 cuts and when: its budgets, and the bring-back."""
+"""The cuts of stage 2, one after another: their budgets, and the bring-back."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Cutting(Cuts[GatedNetwork]):
 
     @property
     def sparsity(self) -> Sparsity:
-        """What the method does before it cuts."""
+        """The trainings of the method before it cuts."""
         return sparsity_of(self.config.cut.method)
 
     def pipeline(self, net: GatedNetwork) -> Pipeline[GatedNetwork]:
@@ -75,7 +75,7 @@ class Cutting(Cuts[GatedNetwork]):
 
     @property
     def cuts(self) -> int:
-        """How many cuts there are."""
+        """The number of cuts."""
         return self.config.stage.max_iter * self.per_iteration
 
     @property
@@ -92,7 +92,10 @@ class Cutting(Cuts[GatedNetwork]):
         return PrunableGated(model, self.images, self.config, self.channels, cut)
 
     def budget(self, cut: int) -> Budget | None:
-        """This iteration's budget, on a geometric path from the parent to the target; None without a target."""
+        """The budget of the cut's iteration, on a geometric path from the parent to the target; None without a target.
+
+        Iteration i of n, from 1, may cost ``start (target / start)^(i / n)``, and never more than the start.
+        """
         target = Budget.of(self.config.cut.target_flops, self.config.cut.target_params, self._dense)
         if target is None:
             return None
@@ -100,7 +103,7 @@ class Cutting(Cuts[GatedNetwork]):
         return Budget(_between(self.start.macs, target.macs, share), _between(self.start.params, target.params, share))
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
-        """How many units each set keeps in this cut, with those that come back; raises InfeasibleBudget."""
+        """Kept units of each set in this cut, with those that come back; raises InfeasibleBudget."""
         options = self.config.stage
         kept = self._allocate(plan, cut, state)
         pool = Pool(state.lost)
@@ -112,7 +115,7 @@ class Cutting(Cuts[GatedNetwork]):
         return kept, CutState(pool.lost, sum(kept))
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
-        """In flags."""
+        """The refusal of a budget below the floor, in flags."""
         options = self.config.cut
         return UserError(
             f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "

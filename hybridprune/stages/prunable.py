@@ -50,22 +50,22 @@ class PrunableGated:
 
     @property
     def seed(self) -> int:
-        """Of the run and the cut."""
+        """The seed of the run and the cut."""
         return stream_seed(self.config.run.seed, f"labels/{self.cut}")
 
     @property
     def shard(self) -> Shard:
-        """This process's share of the batches, if ``pruner_id`` shares them out."""
+        """The share of the batches that this process measures, if ``pruner_id`` shares them out."""
         return Shard.current() if self.config.stage.pruner_id == 1 else ALONE
 
     @property
     def likelihood(self) -> Likelihood:
-        """That of classifiers."""
+        """The likelihood of classifiers."""
         return CROSS_ENTROPY
 
     @property
     def cost(self) -> Cost:
-        """Of the backbone as it is now."""
+        """The cost of the backbone as it is now."""
         return self.measure(self.model)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class PrunableGated:
         return execute_all(model, images)
 
     def sample(self, images: int, purpose: str) -> _Pairs:
-        """So many random training images, without augmentation."""
+        """Random training images, about so many, without augmentation."""
         size = min(CURVATURE_BATCH, self.images.eval_batch)
         return _Pairs(self.images.sample(images, size, f"{purpose}/{self.cut}"))
 

@@ -1,4 +1,4 @@
-"""How a run ends: the selected network, its figures on validation and test, and result.json."""
+"""The end of a run: the selected network, its figures on validation and test, and result.json."""
 
 from __future__ import annotations
 

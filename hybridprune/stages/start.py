@@ -1,4 +1,4 @@
-"""How a run starts: it claims its folder, and finds there how far an earlier start has come."""
+"""The start of a run: it claims its folder, and finds there how far an earlier start has come."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _claim_run(held: ExitStack, invocation: Invocation[Any], spec: RunSpec) -> t
 
 
 def saved_progress(run: RunFolder) -> tuple[Progress, dict[str, Any] | None]:
-    """Where an earlier start of this run came to, with however many processes, or the beginning."""
+    """The progress of an earlier start of this run, with however many processes, or the beginning."""
     if not json_from_first(run.state_file.is_file):
         return Progress(), None
     state = run.load_state(bytes_from_first(run.state_file.read_bytes))

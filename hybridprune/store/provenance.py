@@ -1,4 +1,4 @@
-"""Which software and hardware a result came from."""
+"""Software and hardware that a result came from."""
 
 from __future__ import annotations
 

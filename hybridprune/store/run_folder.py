@@ -72,7 +72,7 @@ class RunFolder:
         raise UserError(f"{place}: the parent of {self.path} is gone; restore it there or beside {self.path.name}")
 
     def lineage(self) -> Iterator[RunFolder]:
-        """This finished run, its parent, and so on up to a run of stage 1; raises as `parent` does."""
+        """The finished run, its parent, and so on up to a run of stage 1; raises as `parent` does."""
         run: RunFolder | None = self
         while run is not None:
             yield run

@@ -17,7 +17,10 @@ class Pool:
     lost: Mapping[str, float]
 
     def after(self, space: Space, kept: Sequence[int], momentum: float) -> Pool:
-        """The pool after a cut; sets that it does not know enter with what they lost now."""
+        """The pool after a cut: ``momentum x pooled + (1 - momentum) x lost now``, set by set.
+
+        Sets that it does not know enter with what they lost now.
+        """
         now = {units.name: float(units.scores[count:].sum()) for units, count in zip(space.sets, kept, strict=True)}
         return Pool(
             {name: momentum * self.lost.get(name, value) + (1 - momentum) * value for name, value in now.items()}
@@ -25,7 +28,7 @@ class Pool:
 
 
 def bring_back(space: Space, kept: Sequence[int], pool: Pool, ratio: float, generator: torch.Generator) -> list[int]:
-    """How many units each set keeps after the share ``ratio`` of the removed ones has come back.
+    """Kept units of each set after the share ``ratio`` of the removed ones has come back.
 
     Sets are drawn with probability proportional to their share of the pool; each draw returns the best unit that the
     set has lost. A set that is whole again is no longer drawn, and one that lost no importance only after all others.

@@ -1,4 +1,4 @@
-"""What can be cut: sets of interchangeable units, and what the network costs when some of them are gone (pure).
+"""The space of all cuts: sets of interchangeable units, and the network's cost without some of them (pure).
 
 Everything here and what follows from it (choices, budgets, numbers of kept units) is on the CPU, whatever the network
 is on: the same scores give the same plan everywhere.
@@ -99,7 +99,7 @@ class UnitSet:
 
     @property
     def removable(self) -> int:
-        """How many may go."""
+        """The number of units that may go."""
         return len(self.scores) - self.least
 
 
@@ -112,7 +112,7 @@ class Cell(Protocol):
         ...
 
     def cost(self, kept: tuple[int, ...]) -> Cost:
-        """Its cost when so many units of each of its sets are kept."""
+        """The cell's cost when so many units of each of its sets are kept."""
         ...
 
     def relaxed_macs(self, kept: tuple[int, ...]) -> float:
@@ -130,7 +130,7 @@ class Space:
 
     @cached_property
     def cells_of(self) -> list[list[Cell]]:
-        """For each set, the cells that depend on it."""
+        """Cells that depend on each set, in the order of the sets."""
         touching: list[list[Cell]] = [[] for _ in self.sets]
         for cell in self.cells:
             for index in cell.sets:
@@ -160,5 +160,8 @@ def pick(cell: Cell, kept: Sequence[int]) -> tuple[int, ...]:
 
 
 def least_kept(channels: int, present: int, limit: float) -> int:
-    """How many of ``present`` units must stay if at most the share ``limit`` of the layer's channels may ever go."""
+    """The units of ``present`` that must stay if at most the share ``limit`` of the layer's channels may ever go.
+
+    It is ``ceil((1 - limit) channels)``, at least 1 and at most ``present``.
+    """
     return min(max(1, math.ceil((1 - limit) * channels - 1e-9)), present)

@@ -20,7 +20,7 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Growth:
-    """How widths grow. PEEL leaves open what the backbone is and how much of the budget it takes."""
+    """Rules by which widths grow. PEEL leaves open what the backbone is and how much of the budget it takes."""
 
     round_to: int = 1
     """Widths are multiples of this, but for the limits of a group, which need not be."""
@@ -40,7 +40,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Goal:
-    """What has to be met: a budget or, without one, the share of all units that go."""
+    """The goal of a growth: a budget or, without one, the share of all units that go."""
 
     ratio: float
     budget: Budget | None

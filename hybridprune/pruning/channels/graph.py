@@ -1,4 +1,4 @@
-"""Which channels of a network belong together, and can go without a change of what stays."""
+"""Channel groups of a network, found in its dependency graph: channels that can only go together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channel each input of each layer really comes from, found by running the network.
+"""The wiring of a network, channel by channel: where each input of each layer comes from, found by running it.
 
 A dependency graph is an interpretation of a trace; sizes that the code of a network takes as constants (slices,
 chunks, paddings) are not in it. So a channel is marked with NaN where it is produced, and the marks are read at the

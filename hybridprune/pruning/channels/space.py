@@ -30,7 +30,11 @@ class ChannelCell:
     """Parameters of an output beside the weights: a bias, a BatchNorm's scale and shift."""
 
     def cost(self, kept: tuple[int, ...]) -> Cost:
-        """What remains of the layer."""
+        """The cost of the layer with so many channels of each set kept.
+
+        It is ``macs C_in C_out`` MACs and ``(area C_in + extra) C_out`` parameters, of the C_in inputs and C_out
+        outputs that are left.
+        """
         gone = [n - k for n, k in zip(self.full, kept, strict=True)]
         inputs = self.inputs - sum(n * m for n, m in zip(gone, self.per_input, strict=True))
         outputs = self.outputs - sum(n * m for n, m in zip(gone, self.per_output, strict=True))

@@ -19,7 +19,7 @@ DENSE = Ranks(None, None)
 
 @dataclass(frozen=True)
 class ConvShape:
-    """What a convolution's cost depends on; positions are pixels of one image."""
+    """The sizes on which a convolution's cost depends; positions are pixels of one image."""
 
     in_channels: int
     out_channels: int

@@ -73,7 +73,7 @@ def prunable_layers(
 
 
 def survey(model: nn.Module, run: Callable[[], object], exclude: Sequence[str] = ("gate.*",)) -> Survey:
-    """Which convolutions and linear layers have directions that can be cut, and why the others have not.
+    """Convolutions and linear layers whose directions can be cut, and the others with the reason.
 
     Left alone are grouped convolutions, padding other than with zeros, layers that run several times or never in
     ``run`` (which passes one image through ``model``), weights that are shared or computed, and subclasses of the

@@ -21,7 +21,12 @@ STEPS = 60
 
 
 def cut_at_budget(space: Space, budget: Budget) -> list[int]:
-    """How many directions each set keeps under the budget; raises InfeasibleBudget if no choice meets it."""
+    """Kept directions of each set under the budget; raises InfeasibleBudget if no choice meets it.
+
+    At a price ``lambda`` layer l takes ``argmin_c loss_l(c) + lambda (macs_l(c) / M + params_l(c) / P)`` among its
+    choices c, with the budget's M and P (a missing bound has no term). The least ``lambda`` that meets the budget
+    is found by bisection of its logarithm; what is left of the budget is spent by the best upgrades that fit.
+    """
     offers = _offers(space, budget)
     taken = _cheapest_price(offers, lambda taken: budget.allows(_cost(offers, taken, space.other)))
     if taken is None:
@@ -31,7 +36,10 @@ def cut_at_budget(space: Space, budget: Budget) -> list[int]:
 
 
 def cut_at_ratio(space: Space, ratio: float) -> list[int]:
-    """The same until the share ``ratio`` of all directions is removed, as far as the limits allow."""
+    """Kept directions of each set when the share ``ratio`` of all is removed, as far as the limits allow.
+
+    The choices are those of `cut_at_budget`, at the least price of a MAC at which so many directions are gone.
+    """
     offers = _offers(space, Budget(macs=1.0))
     wanted = (1 - ratio) * sum(space.everything())
     taken = _cheapest_price(offers, lambda taken: sum(_kept(space, offers, taken)) <= wanted)

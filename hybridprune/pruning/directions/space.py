@@ -60,7 +60,7 @@ class DirectionCell:
         return self.shape.macs(Ranks(*kept))
 
     def choices(self) -> Choices:
-        """What ``ranks`` makes of all numbers of directions, as far as it costs less than the layer does now."""
+        """All forms of the layer, one for each pair of numbers of directions, that cost less than it does now."""
         now = Cost(self.shape.macs(self.form), self.shape.params(self.form))
         (full_in, full_out), (least_in, least_out) = self.full, self.least
         sides = (self._steps(least_in, full_in), self._steps(least_out, full_out))
@@ -95,7 +95,7 @@ class DirectionCell:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a layer may become: kept directions, MACs, parameters and expected rise of the loss of each, ``[M]``."""
+    """Forms that a layer may take: kept directions, MACs, parameters and expected rise of the loss of each, ``[M]``."""
 
     kept_in: Tensor
     kept_out: Tensor
@@ -115,11 +115,11 @@ class Choices:
         return Choices(*(torch.cat(columns) for columns in zip(*(p.columns() for p in parts), strict=True)))
 
     def columns(self) -> tuple[Tensor, ...]:
-        """Its fields, in order."""
+        """The fields, in order."""
         return self.kept_in, self.kept_out, self.macs, self.params, self.loss
 
     def at(self, index: Tensor | tuple[Tensor, ...]) -> Choices:
-        """Some of them, by mask or place."""
+        """The choices at a mask or at places."""
         return Choices(*(column[index] for column in self.columns()))
 
 

@@ -15,11 +15,12 @@ from hybridprune.pruning.method import DirectionMethod
 
 
 def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | None, damping: float) -> Decomposition:
-    """With ``W* = Q_g^T W Q_a (Q_k)`` an entry is worth ``1/2 lambda W*^2`` and a direction the sum of its entries.
+    """The weight ``[C_out, C_in, k, k]`` in its factors' eigenbases, and the importance ``[C_out, C_in]`` of pairs.
 
-    ``lambda`` is ``S lambda_g lambda_a (lambda_k)``, or its exact second moment where ``moments`` (in this basis) are
-    given (section 4; the correction is that of EKFAC, George et al. 2018). Nothing is inverted, so ``damping`` plays
-    no part.
+    With ``W* = Q_g^T W Q_a (Q_k)`` an entry is worth ``1/2 lambda W*^2``, a pair of directions the sum over its
+    offsets, and a direction the sum of its pairs. ``lambda`` is ``S lambda_g lambda_a (lambda_k)``, or its exact second
+    moment where ``moments`` (in this basis) are given (section 4; the correction is that of EKFAC, George et al. 2018).
+    Nothing is inverted, so ``damping`` plays no part.
     """
     del damping
     basis = eigenbasis(factors.input_factor, factors.gradient_factor, factors.offset_factor)

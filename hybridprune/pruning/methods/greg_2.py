@@ -18,7 +18,7 @@ PICK_CEILING = 0.01
 
 
 def prepare_pick(target: Target, options: SparsityOptions) -> Drive:
-    """The same L2 on all filters that may go, growing to a hundredth."""
+    """A growing L2 on all filters that may go, up to a hundredth: it picks them by how they resist."""
     return Drive(GrowingL2(all_filters(target), L2Growth(PICK_CEILING, options.greg_interval, options.greg_rise)))
 
 

@@ -18,7 +18,7 @@ GROWN_AFTER = 2 / 3
 
 @dataclass(frozen=True)
 class Filters:
-    """Some filters of a layer."""
+    """Filters of one layer that are pushed."""
 
     weight: nn.Parameter
     """``[C_out, ...]``"""
@@ -28,7 +28,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class L2Growth:
-    """How the weight lambda of the penalty ``lambda / 2 |w|^2`` grows, in steps of the optimiser."""
+    """The growth of lambda in the penalty ``lambda / 2 |w|^2``, in steps of the optimiser."""
 
     ceiling: float
     interval: int = 10

@@ -53,7 +53,7 @@ class SparseTraining:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How a method makes a network sparse before it cuts: train, select channels, train on the selection, cut."""
+    """The way of a method to a sparse network before it cuts: train, select channels, train on the selection, cut."""
 
     before: SparseTraining | None = None
     """The training before channels are selected."""
@@ -69,5 +69,5 @@ class Sparsity:
 
     @property
     def trainings(self) -> list[SparseTraining]:
-        """In their order."""
+        """The trainings, in their order."""
         return [training for training in (self.before, self.after) if training is not None]

@@ -40,18 +40,18 @@ class RecedingPressure:
 
     @torch.no_grad()
     def add_gradients(self, done: float) -> None:
-        """The same function of gamma in every step."""
+        """Add ``weight x penalty_gradient(gamma)`` to each gradient ``[C]``, in every step alike."""
         del done
         for gamma in self._gammas:
             push = self._weight * penalty_gradient(gamma, self._b)
             gamma.grad = push if gamma.grad is None else gamma.grad.add_(push)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: it has no memory."""
+        """An empty state: the pressure has no memory."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """An empty state, which there is nothing to load of."""
         del state
 
 

@@ -21,7 +21,7 @@ class ScalePressure:
 
     @torch.no_grad()
     def add_gradients(self, done: float) -> None:
-        """The same in every step."""
+        """Add ``weight x sign(gamma)`` to the gradients of the selected entries, in every step alike."""
         del done
         for gamma, places in self._scales:
             if gamma.grad is None:
@@ -32,11 +32,11 @@ class ScalePressure:
                 gamma.grad[places] += self._weight * gamma[places].sign()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: it has no memory."""
+        """An empty state: the pressure has no memory."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """An empty state, which there is nothing to load of."""
         del state
 
 

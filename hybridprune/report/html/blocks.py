@@ -1,4 +1,4 @@
-"""How often each gated block is executed on the test images."""
+"""Execution rates of the gated blocks on the test images, as bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's figures come from: versions, hardware, hashes, and the command that repeats it."""
+"""The origin of a run's figures: versions, hardware, hashes, and the command that repeats it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scores of channels are computed from, and how a group's is put together."""
+"""Statistics that channels are scored by, and how the members of a group add up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hybridprune.pruning.channels import ChannelGroup, Member
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the scores are computed from."""
+    """Measurements of a network from which its channels are scored."""
 
     layers: Mapping[str, nn.Module]
     """The network's modules by name."""

@@ -53,7 +53,7 @@ def _threshold(options: SparsityOptions) -> float:
 
 
 def select(target: Target, options: SparsityOptions) -> Removal:
-    """What the BatchNorms of each group vote for: at the published threshold or, with a budget, at one that meets it.
+    """The channels that the BatchNorms of each group vote out: at the published threshold, or one that meets a budget.
 
     Raises UserError if a group has no BatchNorm with a scale.
     """

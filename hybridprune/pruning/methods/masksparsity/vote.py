@@ -1,4 +1,4 @@
-"""Which channels the BatchNorms of a group want to lose, and what they agree on (pure; Jiang et al. 2022)."""
+"""Votes of the BatchNorms of a group on the channels that go, and their agreement (pure; Jiang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RULES: Mapping[str, Callable[[Tensor], Tensor]] = {"magnitude": magnitude, "ener
 
 
 def wishes(levels: Tensor, threshold: float) -> Tensor:
-    """What each BatchNorm wants to lose, ``[norms, channels]``: levels of at most the threshold, but never all."""
+    """The channels that each BatchNorm wants to lose, ``[norms, channels]``: levels up to the threshold, never all."""
     wanted = levels <= threshold
     best = levels.argmax(1)
     wanted[torch.arange(len(levels)), best] = False

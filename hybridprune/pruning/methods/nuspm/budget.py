@@ -1,4 +1,4 @@
-"""What masks cost, and how they are made to meet a budget exactly when the loss alone has not."""
+"""The MACs of masks, and how they are made to meet a budget exactly when the loss alone has not."""
 
 from __future__ import annotations
 

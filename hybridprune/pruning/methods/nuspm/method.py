@@ -53,7 +53,7 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
 
 
 def select(target: Target, options: SparsityOptions) -> Removal | None:
-    """What was masked, one channel of each group left; None if that misses the budget, as before any training."""
+    """The masked channels, one of each group left; None if that misses the budget, as before any training."""
     del options
     removed = {group.name: unread_channels(target.model, group) for group in target.groups}
     kept = [group.channels - len(removed[group.name]) for group in target.groups]

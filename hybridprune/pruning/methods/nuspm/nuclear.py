@@ -1,4 +1,4 @@
-"""How much of a layer's nuclear norm its masked outputs take away (pure)."""
+"""The share of a layer's nuclear norm that its masked outputs take away (pure)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shapes the masks of nuspm: a budget of MACs, and the nuclear norms of the filters that are kept."""
+"""The pressure on the masks of nuspm: a budget of MACs, and the nuclear norms of the filters that are kept."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class MaskPressure:
         self._nuclear: list[Tensor] = []
 
     def add_gradients(self, done: float) -> None:
-        """To the masks' gradients; none is left once they are frozen."""
+        """Add to the masks' gradients; none is left once they are frozen."""
         if done >= self._freeze_at:
             if not self._frozen:
                 self._moved = settle(self._masks, self._space, self._target)
@@ -120,11 +120,11 @@ class MaskPressure:
         return found
 
     def metrics(self) -> dict[str, float]:
-        """What the masks cost, as a share of the budget, and how many the budget has moved when they froze."""
+        """MACs of the masks as a share of the budget, and how many masks the budget has moved when they froze."""
         return {"masks_of_budget": mask_macs(self._masks, self._space) / self._target, "masks_moved": self._moved}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, and the gradients that it has not yet computed anew."""
+        """The step, whether the masks are frozen, and the gradients of the norms, which few steps compute anew."""
         nuclear = [gradient.cpu() for gradient in self._nuclear]
         return {"step": self._step, "frozen": self._frozen, "moved": self._moved, "nuclear": nuclear}
 

@@ -1,4 +1,4 @@
-"""What a network costs as a differentiable function of its groups' widths (pure)."""
+"""The MACs of a network as a differentiable function of its groups' widths (pure)."""
 
 from __future__ import annotations
 
