@@ -31,12 +31,15 @@ def progress_bars(wanted: bool) -> Generator[None]:
         _wanted.reset(token)
 
 
-def bar(items: Iterable[T] = (), *, description: str, total: int | None = None, unit: str = "step") -> tqdm[T]:
-    """A bar over ``items``, or to be updated by hand up to ``total``; it goes when it is done."""
+def bar(
+    items: Iterable[T] = (), *, description: str, total: int | None = None, unit: str = "step", start: int = 0
+) -> tqdm[T]:
+    """A bar over ``items``, or to be updated by hand from ``start`` up to ``total``; it goes when it is done."""
     return tqdm(
         items,
         desc=description,
         total=total,
+        initial=start,
         unit=unit,
         leave=False,
         delay=DELAY,

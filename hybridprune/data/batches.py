@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,23 @@ from hybridprune.data.dataset import ImageSet
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised images ``[B, 3, H, W]``, class ids and indices into the image set, both int64 ``[B]``."""
+    """What a network takes at once, and what its loss does: of images ``[B, 3, H, W]``, class ids, int64 ``[B]``.
 
-    images: Tensor
-    labels: Tensor
-    index: Tensor
+    A user's own network may take tensors of other shapes, or structures of them, and so may its loss.
+    """
+
+    images: Any
+    labels: Any
+    index: Tensor | None = None
+    """Which images of the set they are, int64 ``[B]``; None where there is no such set."""
     share: Share | None = None
     """Where these images are in the batch of all processes; None if they are all of it."""
+
+    @property
+    def ids(self) -> Tensor:
+        """The ``index``, by which images get random numbers of their own."""
+        assert self.index is not None, "a batch of no image set"
+        return self.index
 
     @property
     def weight(self) -> float:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
+from hybridprune.data import Batch
+from hybridprune.engine.descent import Descent
 from hybridprune.engine.distill import Distillation, Forward, plainly
 from hybridprune.engine.freeze import frozen_parameters
-from hybridprune.engine.modes import kept_modes, norms_at_rest, training_mode
-from hybridprune.engine.parallel import average_gradients
+from hybridprune.engine.loop import Loop
+from hybridprune.engine.modes import kept_modes, training_mode
+from hybridprune.engine.objective import LikelihoodLoss
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
-from hybridprune.errors import RunFailed, UserError
-from hybridprune.nested import images_in, on_device
+from hybridprune.engine.step_means import StepMeans
+from hybridprune.errors import UserError
+from hybridprune.nested import on_device
 from hybridprune.precision import Precision
 from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import bar
 
 WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
 SHOW_EVERY = 20
-NO_GRADIENT = "fine-tuning: no gradient of the loss reaches the model; mend the network or the loss"
 
 Loader = Iterable[tuple[Any, Any]]
 
@@ -74,52 +76,35 @@ def finetune(
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device, likelihood, forward)
     steps = json_from_first(lambda: max(1, round(epochs * length(loader))) if epochs > 0 else 0)
     model.to(device)
-    with (
-        training_mode(model),
-        frozen_parameters(model, frozen),
-        bar(description="fine-tuning" if drive is None else "sparse training", total=steps) as shown,
-    ):
-        losses: list[Tensor] = []
-        trained = trainable(model)
-        optimizer = torch.optim.SGD(
-            parameter_groups(trained, drive),
+    per_pass = max(1, length(loader))
+    description = "fine-tuning" if drive is None else "sparse training"
+    with training_mode(model), frozen_parameters(model, frozen), bar(description=description, total=steps) as shown:
+        descent = Descent(
+            model,
+            parameter_groups(trainable(model), drive),
+            device,
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
-            nesterov=momentum > 0,
+            schedule=schedule,
+            steps=steps,
+            rate_at=0.5,  # neither the first nor the last step is wasted on a rate of 0
+            drive=drive,
         )
-        for step, (inputs, targets) in enumerate(_cycle(loader, steps)):
-            # The middle of the step: neither the first nor the last one is wasted on a rate of 0.
-            scheduled = lr * schedule((step + 0.5) / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled * group["factor"]
-            inputs, targets = on_device(inputs, device), on_device(targets, device)
-            # Until the gradient is there: checkpointing runs parts of the network once more.
-            with norms_at_rest(model) if images_in(inputs) == 1 else nullcontext():
-                output = forward(model, inputs)
-                loss = likelihood.loss(output, targets)
-                if distillation is not None:
-                    loss, _ = distillation(inputs, output, loss)
-                if not loss.requires_grad:
-                    raise UserError(NO_GRADIENT)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-            average_gradients(p for _, p in trained)
-            if drive is not None:
-                drive.pressure.add_gradients(step / steps)
-            optimizer.step()
-            losses.append(loss.detach())
+        remedy = f"fine-tune with a lower lr (now {lr})"
+        loop = Loop(LikelihoodLoss(likelihood, distillation), descent, per_pass, remedy, lone_at_rest=True)
+        for done in loop(partial(forward, model), _batches(loader, steps, device)):
             shown.update()
-            if (step + 1) % SHOW_EVERY == 0 or step + 1 == steps:
-                _check_finite(loss, step, lr)
-                shown.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-            if len(losses) == length(loader):
-                if after_epoch is not None:
-                    _check_finite(loss, step, lr)
+            watched = after_epoch is not None and done % per_pass == 0
+            if watched or done % SHOW_EVERY == 0 or done == steps:
+                means = loop.read()
+                shown.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
+                if watched and after_epoch is not None:
                     with kept_modes(model):
-                        after_epoch((step + 1) // len(losses), float(torch.stack(losses).double().mean()))
-                losses.clear()
-        optimizer.zero_grad(set_to_none=True)
+                        after_epoch(done // per_pass, means["loss"])
+            if done % per_pass == 0:
+                loop.means = StepMeans()
+        descent.optimizer.zero_grad(set_to_none=True)
 
 
 def _distillation(
@@ -157,18 +142,13 @@ def length(loader: Loader) -> int:
         raise UserError("the loader has no length; give a DataLoader of a map-style dataset, or a list") from error
 
 
-def _cycle(loader: Loader, steps: int) -> Iterator[tuple[Any, Any]]:
+def _batches(loader: Loader, steps: int, device: torch.device) -> Iterator[Batch]:
     """The first ``steps`` batches of endless passes."""
     done = 0
     while done < steps:
         before = done
-        for batch in islice(loader, steps - done):
-            yield batch
+        for inputs, targets in islice(loader, steps - done):
+            yield Batch(on_device(inputs, device), on_device(targets, device))
             done += 1
         if done == before:
             raise UserError("the loader gives no batches; give one that can be iterated more than once")
-
-
-def _check_finite(loss: Tensor, step: int, lr: float) -> None:
-    if not math.isfinite(loss.item()):
-        raise RunFailed(f"the loss is not finite in step {step + 1}; fine-tune with a lower lr (now {lr})")

@@ -1,4 +1,4 @@
-"""The training loop that all stages share: resumable at every step, selecting on the validation split."""
+"""A training in a run folder, as all stages have it: resumable at every step, selecting on the validation split."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from hybridprune.ambient import reseed, seeded
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
-from hybridprune.engine.batchnorm import average_statistics, synchronised
+from hybridprune.engine.batchnorm import synchronised
 from hybridprune.engine.compiler import compiled
 from hybridprune.engine.curves import Curves
+from hybridprune.engine.descent import Descent
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
+from hybridprune.engine.loop import Loop
 from hybridprune.engine.objective import Objective
-from hybridprune.engine.parallel import average_gradients, share_weights
+from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.progress import Progress, Validation
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
-from hybridprune.errors import Interrupted, RunFailed, UserError
+from hybridprune.errors import Interrupted, UserError
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import Precision, tf32
 from hybridprune.processes import count, is_first, largest, rank
+from hybridprune.progress_bar import bar
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
 
@@ -82,19 +86,26 @@ class Fit:
     """The last epoch's weights are the selected ones, and not the best on validation."""
 
     def __post_init__(self) -> None:
-        # A group may be empty: not every network has gates.
-        self._optimizer = torch.optim.SGD(
+        gates = list(self.net.gate.parameters())
+        descent = Descent(
+            self.net,
+            # A group may be empty: not every network has gates.
             [
                 *parameter_groups(self._trained("backbone"), self.drive),
                 *parameter_groups(self._trained("gate"), None, self.gate_lr_factor),
             ],
+            self.device,
             lr=self.optim.lr * self.lr_factor,
             momentum=self.optim.momentum,
             weight_decay=self.optim.weight_decay,
-            nesterov=self.optim.momentum > 0,
+            schedule=partial(factor, self.optim.scheduler_id, self.optim.scheduler_params),
+            steps=self.epochs * len(self.batches),
+            drive=self.drive,
+            clip=None if (norm := self.gate_grad_norm) is None else lambda: nn.utils.clip_grad_norm_(gates, norm),
+            fp16=self.optim.precision == "fp16",
         )
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.optim.precision == "fp16")
-        self._means = StepMeans()
+        remedy = f"start anew with a lower --lr (now {self.optim.lr}) and another --exp_name"
+        self._loop = Loop(self.objective, descent, len(self.batches), remedy, joined=True)
         self._saved = time.monotonic()
 
     def _trained(self, part: str) -> list[tuple[str, nn.Parameter]]:
@@ -109,7 +120,8 @@ class Fit:
         or SIGTERM, all with the state saved.
         """
         if state is not None:
-            self._load(state)
+            self.net.load_state_dict(state["network"])
+            self._loop.load_state_dict(state)
         share_weights(self.net)
         self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
         with (
@@ -132,7 +144,7 @@ class Fit:
                 with tf32(self.optim.tf32 and self.device.type == "cuda"):
                     self._epoch(forward, progress, wish)
                 progress.epoch, progress.step = progress.epoch + 1, 0
-                self._finish_epoch(progress, curves, self._means.read())
+                self._finish_epoch(progress, curves, self._loop.means.read())
             if (signum := wish()) > SAVE:  # while validating
                 raise Interrupted(GO_ON, signum)
         self.run.save_weights("last.safetensors", self.net)
@@ -142,47 +154,31 @@ class Fit:
         self.train_mode(self.net)
         steps = len(self.batches)
         started = time.monotonic() - progress.seconds
-        with tqdm(
-            self._batches(progress),
-            initial=progress.step,
-            total=steps,
-            unit="step",
-            leave=False,
-            desc=f"epoch {progress.epoch + 1}/{self.epochs}",
-            disable=None if is_first() else True,
-            file=sys.stderr,
-            miniters=self.log_interval,
-        ) as bar:
-            for batch in bar:
-                self._place(progress, batch)
-                done = (progress.epoch * steps + progress.step) / (self.epochs * steps)
-                self._set_lr(done)
-                loss, metrics = self.objective(forward, batch, progress.epoch + progress.step / steps)
-                self._step(loss, batch.weight, done)
-                self._means.add({"loss": loss.detach(), **metrics}, batch.weight)
+        description = f"epoch {progress.epoch + 1}/{self.epochs}"
+        with bar(description=description, total=steps, start=progress.step) as shown:
+            for _ in self._loop(forward, self._batches(progress), progress.epoch * steps + progress.step):
                 progress.step += 1
+                shown.update()
                 if progress.step % self.log_interval == 0:
-                    self._join()
-                    self._check_finite(progress)
-                    bar.set_postfix({name: f"{value:.4f}" for name, value in self._means.read().items()})
+                    shown.set_postfix({name: f"{value:.4f}" for name, value in self._loop.read().items()})
                 if wished := wish():
-                    self._join()
-                    self._check_finite(progress)
+                    self._loop.read()
                     progress.seconds = time.monotonic() - started
                     self.save(progress)
                     if wished > SAVE:
                         raise Interrupted(GO_ON, wished)
-        self._join()
-        self._check_finite(progress)
+        self._loop.read()
         progress.seconds = time.monotonic() - started
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
         try:
-            yield from self.batches.epoch(progress.phase * 100_000 + progress.epoch, progress.step)
+            for batch in self.batches.epoch(progress.phase * 100_000 + progress.epoch, progress.step):
+                self._place(progress, batch)
+                yield batch
         except UserError as error:  # a streamed image cannot be read
             # Several processes: the others are in the middle of a step, so what the last epoch saved has to do.
             if count() == 1 and progress.step:
-                self._check_finite(progress)
+                self._loop.read()
                 self.save(progress)
             raise UserError(f"{error}; {GO_ON}") from error
 
@@ -196,38 +192,6 @@ class Fit:
         place = progress.phase, progress.epoch, progress.step, rank()
         reseed(stream_seed(self.batches.seed, "dropout", *place), self.device)
 
-    def _step(self, loss: Tensor, weight: float, done: float) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss if weight == 1 else loss * weight).backward()
-        average_gradients(self.net.parameters())
-        if self.drive is not None or self.gate_grad_norm is not None:
-            self._scaler.unscale_(self._optimizer)
-        if self.drive is not None:
-            self.drive.pressure.add_gradients(done)
-        if self.gate_grad_norm is not None:
-            nn.utils.clip_grad_norm_(list(self.net.gate.parameters()), self.gate_grad_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-
-    def _set_lr(self, share: float) -> None:
-        scheduled = factor(self.optim.scheduler_id, self.optim.scheduler_params, share)
-        lr = self.optim.lr * self.lr_factor * scheduled
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
-
-    def _join(self) -> None:
-        """Make the means and the running statistics those of all processes; again and again does no harm."""
-        if count() > 1:
-            self._means.join()
-            average_statistics(self.net)
-
-    def _check_finite(self, progress: Progress) -> None:
-        if not math.isfinite(float(self._means.sums["loss"])):
-            raise RunFailed(
-                f"the loss is not finite at epoch {progress.epoch + 1}, step {progress.step}; start anew with a lower "
-                f"--lr (now {self.optim.lr}) and another --exp_name"
-            )
-
     def _finish_epoch(self, progress: Progress, curves: Curves | None, train: dict[str, float]) -> None:
         validation = self.validate(self.net)
         score = validation.score if math.isfinite(validation.score) else -math.inf
@@ -238,13 +202,13 @@ class Fit:
         record = {
             "phase": progress.phase,
             "epoch": progress.epoch,
-            "lr": self._optimizer.param_groups[0]["lr"],
+            "lr": self._loop.descent.optimizer.param_groups[0]["lr"],
             "seconds": round(progress.seconds, 3),
             **{f"train_{name}": value for name, value in train.items()},
             **{f"train_{name}": value for name, value in (self.drive.metrics() if self.drive else {}).items()},
             **{f"validation_{name}": value for name, value in validation.metrics.items()},
         }
-        self._means = StepMeans()
+        self._loop.means = StepMeans()
         # The line first: a kill in between repeats the epoch, and rewinding drops the line.
         self.run.append_metrics(record)
         self.save(progress)
@@ -261,21 +225,8 @@ class Fit:
             {
                 "progress": asdict(progress),
                 "network": self.net.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-                "objective": self.objective.state_dict(),
-                "pressure": {} if self.drive is None else self.drive.pressure.state_dict(),
-                "sums": self._means.sums,
+                **self._loop.state_dict(),
                 "extra": json.dumps(self.extra_state),
             }
         )
         self._saved = time.monotonic()
-
-    def _load(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
-        self.objective.load_state_dict(state["objective"])
-        if self.drive is not None:
-            self.drive.pressure.load_state_dict(state["pressure"])
-        self._means = StepMeans({name: value.to(self.device) for name, value in state["sums"].items()})

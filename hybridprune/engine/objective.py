@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridprune.config import GatingOptions, LossOptions
+from hybridprune.curvature import Likelihood
 from hybridprune.data import Batch
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.draws import Draws
+from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import Decide, logistic, soft, straight_through
 from hybridprune.models.skipnet import Routed
@@ -22,11 +24,14 @@ Pass = Callable[..., Routed]
 """A pass through a gated network: it takes what `GatedNetwork.forward` takes."""
 
 
+NO_GRADIENT = "fine-tuning: no gradient of the loss reaches the model; mend the network or the loss"
+
+
 class Objective(Protocol):
     """A differentiable loss, and what is worth logging beside it."""
 
     def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (0-d) of passes through the gated network (perhaps compiled) and detached 0-d means to log.
+        """The loss (0-d) of passes through the network (perhaps compiled) and detached 0-d means to log.
 
         ``forward`` brings the precision of its passes along; an objective is called outside of autocast. Means are fp32
         or more.
@@ -95,7 +100,7 @@ class Supervised:
 
     def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         if self.gate_noise > 0 and self.draws is not None:
-            noise = self.gate_noise * logistic(self.draws(int(passes), batch.index))
+            noise = self.gate_noise * logistic(self.draws(int(passes), batch.ids))
             routed = forward(batch.images, decide=self.decide, noise=noise)
         else:
             routed = forward(batch.images, decide=self.decide)
@@ -110,6 +115,30 @@ class Supervised:
             loss, metrics["distillation"] = self.distillation(batch.images, routed.logits, loss)
         loss = loss + self.rate_penalty * rate
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        del state
+
+
+@dataclass(frozen=True)
+class LikelihoodLoss:
+    """The loss of a network's outputs by a likelihood, part of which may give way to a teacher."""
+
+    likelihood: Likelihood
+    distillation: Distillation | None = None
+
+    def __call__(self, forward: Callable[..., Any], batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
+        del passes
+        output = forward(batch.images)
+        loss = self.likelihood.loss(output, batch.labels)
+        if self.distillation is not None:
+            loss, _ = self.distillation(batch.images, output, loss)
+        if not loss.requires_grad:
+            raise UserError(NO_GRADIENT)
+        return loss, {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}

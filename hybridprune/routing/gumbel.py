@@ -36,7 +36,7 @@ class GumbelRouting:
         return straight_through(logit / self._terms.options.temperature)
 
     def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        noise = logistic(self._draws(int(passes), batch.index))
+        noise = logistic(self._draws(int(passes), batch.ids))
         routed = forward(batch.images, decide=self._decide, noise=noise)
         cross_entropy = F.cross_entropy(routed.logits.float(), batch.labels, reduction="none")
         price, share = self._terms.price, batch_mean(self._terms.flops_share(routed.decisions), batch.weight)

@@ -89,7 +89,7 @@ class PolicyGradient:
         self._scale = torch.zeros_like(terms.block_shares)
 
     def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
-        uniform = self._draws(int(passes), batch.index)
+        uniform = self._draws(int(passes), batch.ids)
         if self._separate:
             with kept_modes(self._net):
                 self._net.eval()
@@ -181,7 +181,7 @@ class PolicyGradient:
         reward = self._returns(episode)
         gain = reward[explored]
         if len(explored) > 0:
-            others = Batch(batch.images[explored], batch.labels[explored], batch.index[explored])
+            others = Batch(batch.images[explored], batch.labels[explored], batch.ids[explored])
             gain = gain - self._greedy_returns(others)
         advantage = torch.zeros_like(reward)
         # Also where nothing was explored: the scale is that of all processes.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hybridprune
-from hybridprune.engine.fit import Fit
+from hybridprune.engine.descent import Descent
 from hybridprune.errors import Interrupted
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
 from tests.cases import random_images
@@ -33,9 +33,9 @@ def test_rni_from_scratch_interrupted_while_it_trains_towards_sparsity(
         return folder_of(results, "prune")
 
     whole = run(tmp_path / "whole")
-    step, steps, bounded = Fit._step, 0, 0
+    step, steps, bounded = Descent.step, 0, 0
 
-    def interrupt(self: Fit, *arguments: Any) -> None:
+    def interrupt(self: Descent, *arguments: Any) -> None:
         nonlocal steps, bounded
         steps += 1
         if steps == 13:
@@ -44,7 +44,7 @@ def test_rni_from_scratch_interrupted_while_it_trains_towards_sparsity(
         step(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Fit, "_step", interrupt)
+        patched.setattr(Descent, "step", interrupt)
         run(tmp_path / "cut")
     assert bounded == 3  # the first of each block
     assert weights(run(tmp_path / "cut", "--resume")) == weights(whole)

@@ -16,7 +16,7 @@ from torch import Tensor
 import hybridprune
 from hybridprune.commands import reconfigure
 from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_size
-from hybridprune.engine.fit import Fit
+from hybridprune.engine.descent import Descent
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count
 from hybridprune.pruning.methods.nuspm import method
@@ -93,9 +93,9 @@ def test_a_resumed_run_keeps_its_masks(
     at: int, parent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted while they move, when they are frozen, and in the fine-tuning."""
-    steps, step = 0, Fit._step
+    steps, step = 0, Descent.step
 
-    def interrupt(self: Fit, *arguments: Any) -> None:
+    def interrupt(self: Descent, *arguments: Any) -> None:
         nonlocal steps
         steps += 1
         if steps == at:
@@ -104,7 +104,7 @@ def test_a_resumed_run_keeps_its_masks(
 
     epochs = ("--epochs_start", "1", "--epochs_end", "1")
     with monkeypatch.context() as patched:
-        patched.setattr(Fit, "_step", interrupt)
+        patched.setattr(Descent, "step", interrupt)
         stopped = stage("prune", "--checkpoint_file", parent, "--result_dir", tmp_path, *NUSPM, *epochs)
         assert stopped.returncode == 130
     resumed = masked_run(parent, tmp_path, *epochs, "--resume")
@@ -116,13 +116,13 @@ def test_frozen_masks_are_the_same_bits_to_the_end(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Tensor]] = []
-    step = Fit._step
+    step = Descent.step
 
-    def watch(self: Fit, *arguments: Any) -> None:
+    def watch(self: Descent, *arguments: Any) -> None:
         step(self, *arguments)
         seen.append({name: value.clone() for name, value in masks_in(dict(self.net.state_dict())).items()})
 
-    monkeypatch.setattr(Fit, "_step", watch)
+    monkeypatch.setattr(Descent, "step", watch)
     run = masked_run(parent, tmp_path, "--epochs_start", "0", "--epochs_end", "0")
     assert len(seen) == 3 * STEPS
     stored = masks_in(load_file(run / "masked.safetensors"))

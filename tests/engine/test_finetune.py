@@ -180,7 +180,7 @@ def test_user_errors() -> None:
 
 def test_a_loss_that_is_not_finite_fails_and_restores_the_modes() -> None:
     model = build().eval()
-    with pytest.raises(RunFailed, match=r"not finite in step 10; .* \(now 0\.1\)"):
+    with pytest.raises(RunFailed, match=r"not finite at epoch 1, step 10; .* \(now 0\.1\)"):
         tuned([(images * float("nan"), labels) for images, labels in LOADER], model, frozen=["0.weight"])
     assert not model.training and all(p.requires_grad for p in model.parameters())
 

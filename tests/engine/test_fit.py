@@ -515,7 +515,7 @@ def test_phases_shuffle_anew(tmp_path: Path) -> None:
     orders: list[list[int]] = []
 
     def record(epoch: int, step: int, batch: Batch) -> Batch:
-        orders[-1] += batch.index.tolist()
+        orders[-1] += batch.ids.tolist()
         return batch
 
     for phase in (0, 1):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hybridprune.config import SparsityOptions
 from hybridprune.config.methods import METHODS
-from hybridprune.engine.fit import Fit
+from hybridprune.engine.descent import Descent
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import Interrupted, UserError
 from hybridprune.models.skipnet import GatedNetwork
@@ -163,9 +163,9 @@ def test_interrupted_in_any_training(
 ) -> None:
     watch(monkeypatch).selected = {"backbone.blocks.0.conv1": [0, 2]}
     steps = 0
-    step = Fit._step
+    step = Descent.step
 
-    def interrupt(self: Fit, *arguments: Any) -> None:
+    def interrupt(self: Descent, *arguments: Any) -> None:
         nonlocal steps
         steps += 1
         if steps == at:
@@ -173,7 +173,7 @@ def test_interrupted_in_any_training(
         step(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Fit, "_step", interrupt)
+        patched.setattr(Descent, "step", interrupt)
         with pytest.raises(Interrupted):
             stage_2(parent, tmp_path / "cut")
     resumed = stage_2(parent, tmp_path / "cut", "--resume")
