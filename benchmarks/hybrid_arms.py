@@ -97,6 +97,11 @@ RANDOM_LIKE = "random gates as "
 """Before a dynamic arm's name: random gates at the rates of this one."""
 
 
+def routing_options(name: str, budget: float, epochs: int) -> RoutingOptions:
+    """Those of a dynamic arm, for a ``budget`` in shares of the dense FLOPs."""
+    return RoutingOptions(**{**POLICY, "epochs": epochs, "target_flops": budget, **DYNAMIC_ARMS[name]})
+
+
 @dataclass(frozen=True)
 class Forced:
     """Cross-entropy of routes that do not depend on the image; without routes, of the backbone."""
@@ -220,7 +225,7 @@ class Bench:
         net = self.first_phase(self.f1)
         cost = count(net, SIZE)
         budget = self.f2 * self.dense_macs
-        options = RoutingOptions(**{**POLICY, "epochs": self.epochs[1], **DYNAMIC_ARMS[name]})
+        options = routing_options(name, self.f2, self.epochs[1])
         device, images = self.static.images.device, self.static.images
         first_price = options.reward_scale
         if options.gate_start == "subset":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hybridprune.config import CutOptions, checked, checked_value
+from hybridprune.config import CutOptions, checked, checked_value, given
 from hybridprune.errors import UserError
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.method import Method
@@ -15,22 +15,21 @@ from hybridprune.pruning.methods import find
 def cut_options(
     cut: CutOptions | None, method: str | Method | None, target_flops: float | None, target_params: float | None
 ) -> CutOptions:
-    """``cut`` with what the arguments say; None says nothing, nor does an option that is as by default.
+    """``cut`` with what the arguments say; None says nothing, nor does an option that was not given.
 
     Raises UserError for a value that may not be, for an argument and an option that disagree, for a ratio beside a
     budget, and where there is neither, unless the method chooses by itself.
     """
     said = checked(cut, "cut", CutOptions)
     arguments = {"method": method, "target_flops": target_flops, "target_params": target_params}
-    given = {
+    wanted = {
         name: checked_value(CutOptions, name, value, name) for name, value in arguments.items() if value is not None
     }
-    default = CutOptions()
-    for name, value in given.items():
+    for name, value in wanted.items():
         there = getattr(said, name)
-        if there not in (getattr(default, name), value):
+        if name in given(said) and there not in (None, value):
             raise UserError(f"{name} {value}: cut.{name} is {there}; give one of them")
-    found = replace(said, **given)
+    found = replace(said, **wanted)
     find(found.method, "method")
     budgets = [name for name in ("target_flops", "target_params") if getattr(found, name) is not None]
     if budgets and found.prune_ratio is not None:

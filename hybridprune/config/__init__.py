@@ -2,6 +2,7 @@
 
 from hybridprune.config.argument_names import argument_names
 from hybridprune.config.check import checked, checked_value
+from hybridprune.config.given import given
 from hybridprune.config.options import (
     SCRIPTS,
     SUBCOMMANDS,
@@ -48,6 +49,7 @@ __all__ = [
     "checked",
     "checked_value",
     "config_here",
+    "given",
     "help_text",
     "identity",
     "resolve",

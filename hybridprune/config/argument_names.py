@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 
 from hybridprune.config.check import options_of
+from hybridprune.config.flag_names import renamed
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
 from hybridprune.errors import RunFailed, UserError
-
-# In the library an option is written as its flag, which cannot be mistaken for a word of the sentence.
-_FLAG = re.compile(r"(?<![\w-])--(?:no-)?(\w+)")
 
 
 @contextmanager
@@ -38,4 +35,4 @@ def in_argument_names(message: str, own: Collection[str], concerns: Mapping[str,
     for argument, concern in concerns.items():
         for o in options_of(argument, concern()):
             names |= {flag: o.name if o.name in own else f"{argument}.{o.name}" for flag in o.flags}
-    return _FLAG.sub(lambda found: names.get(found[1], found[0]), message)
+    return renamed(message, names)

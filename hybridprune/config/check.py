@@ -42,19 +42,6 @@ class Option:
         return self.metadata["flags"] or (self.name,)
 
 
-class Checked:
-    """Options that are checked where they are made, by the rules of their flags: the base of every concern.
-
-    A value that may not be raises a UserError that names ``class.field``. A command line checks its words beforehand,
-    by the same `check`, so that it can name the flag.
-    """
-
-    def __post_init__(self) -> None:
-        for o in options_of("", self):
-            value = check(o, _plain(o.default), f"{type(self).__name__}.{o.name}")
-            object.__setattr__(self, o.name, value)  # the dataclasses are frozen
-
-
 def options_of(concern: str, values: Any) -> Iterator[Option]:
     """The options of one concern, an instance of its dataclass; their defaults are its values."""
     kinds = _kinds(type(values))
@@ -65,6 +52,14 @@ def options_of(concern: str, values: Any) -> Iterator[Option]:
 @functools.cache
 def _kinds(concern: type) -> dict[str, Any]:
     return typing.get_type_hints(concern)
+
+
+def default_of(o: Option, earlier: Mapping[str, Any]) -> Any:
+    """What an option is if nobody says, given the earlier ones of its concern."""
+    if o.metadata["follows"] is None:
+        return o.default
+    name, defaults = o.metadata["follows"]
+    return dict(defaults[earlier[name]])
 
 
 def checked(values: C | None, source: str, kind: type[C]) -> C:
@@ -78,10 +73,10 @@ def checked(values: C | None, source: str, kind: type[C]) -> C:
 def checked_value(concern: type, name: str, value: object, source: str) -> Any:
     """``value``, checked as that of the option ``name`` of ``concern`` would be; a UserError names ``source``."""
     (o,) = (o for o in options_of("", concern()) if o.name == name)
-    return check(o, _plain(value), source)
+    return check(o, plain(value), source)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A number of another library, numpy say, as Python's own; anything else as it is."""
     if isinstance(value, bool):
         return value

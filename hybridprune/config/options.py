@@ -8,11 +8,11 @@ flag names.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hybridprune.config.check import Checked
+from hybridprune.config.concern import Checked, refuse
 from hybridprune.config.methods import METHODS
 from hybridprune.config.registry import Extension
 
@@ -233,6 +233,11 @@ class SupervisedOptions(Checked):
     weights: str | None = option(
         None, "dense checkpoint (.safetensors, .pt), yours or a public one, whose backbone weights to start from"
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """A network without any training."""
+        if self.epochs == 0 and self.weights is None:
+            yield "--epochs 0: nothing is learnt; name a trained network with --weights, or give at least 1"
 
 
 @dataclass(frozen=True)
@@ -477,6 +482,23 @@ class RoutingOptions(Checked):
     )
     rate_bound_weight: float = option(5.0, "weight of the squared distance from these bounds", low=0)
 
+    def contradictions(self) -> Iterator[str]:
+        """What needs a backbone that learns, a budget or a price."""
+        if self.train == "gates" and self.batchnorm == "trained":
+            yield (
+                "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
+                "use --batchnorm frozen"
+            )
+        if self.train == "gates" and self.estimator == "reinforce" and self.kd_weight > 0:
+            yield (
+                "--kd_weight: distils the backbone, which --train gates leaves alone; leave it out, or use --estimator "
+                "gumbel, whose gates learn from the loss as well"
+            )
+        if self.target_flops is None and self.gate_start == "subset":
+            yield "--gate_start subset: needs the budget that it has to meet; give --target_flops as well"
+        if self.target_flops is not None and self.reward_scale == 0:
+            yield "--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1"
+
 
 SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
 """The stages in their order, and their scripts."""
@@ -527,3 +549,14 @@ class RlConfig:
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.001))
     compiler: CompileOptions = field(default_factory=CompileOptions)
     stage: RoutingOptions = field(default_factory=RoutingOptions)
+
+    def __post_init__(self) -> None:
+        refuse(self, self.contradictions(), (self.compiler, self.stage))
+
+    def contradictions(self) -> Iterator[str]:
+        """What lies between two concerns."""
+        if self.stage.train == "gates" and self.stage.estimator == "reinforce" and self.compiler.compile:
+            yield (
+                "--compile: with --train gates all rollouts skip blocks, which does not compile; leave it out, or use "
+                "--estimator gumbel"
+            )

@@ -9,12 +9,13 @@ import argparse
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from hybridprune.config.check import Option, base_of, check, kind_name, options_of, suggest
+from hybridprune.config.check import Option, base_of, check, default_of, kind_name, options_of, suggest
+from hybridprune.config.concern import Contradiction
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.registry import Registry, is_reference
 from hybridprune.errors import UserError
@@ -61,7 +62,7 @@ def resolve(
     """Parse ``argv`` and the configuration file into a checked copy of ``default``.
 
     ``config_path`` is the file that is read when ``--config_path`` is not given (None: no file).
-    Raises UserError on an unknown flag or key, a wrong type, or a value out of range.
+    Raises UserError on an unknown flag or key, a wrong type, a value out of range, or a contradiction between options.
     """
     options = list(_options(default))
     arguments = vars(_parser(options, prog, description, config_path).parse_args(argv))
@@ -77,10 +78,13 @@ def resolve(
             value = check(o, file[o.key], f"{path}: {o.key}")
             _refuse_code(o, value, path)
         else:
-            value = _default(o, concerns.get(o.concern, {}))
+            value = default_of(o, concerns.get(o.concern, {}))
         concerns.setdefault(o.concern, {})[o.name] = value
-    replaced = {name: dataclasses.replace(getattr(default, name), **values) for name, values in concerns.items()}
-    return Invocation(dataclasses.replace(default, **replaced), **wishes)
+    try:
+        made = {name: type(getattr(default, name))(**values) for name, values in concerns.items()}
+        return Invocation(dataclasses.replace(default, **made), **wishes)
+    except Contradiction as found:
+        raise UserError(found.told) from found
 
 
 def config_here() -> str | None:
@@ -108,14 +112,6 @@ def _refuse_code(o: Option, value: object, path: object) -> None:
     """UserError if a file, which may be a stranger's, says what is to be imported."""
     if isinstance(o.metadata["choices"], Registry) and is_reference(value):
         raise UserError(f"{path}: {o.key} {value}: a file may not say what is imported; give --{o.flags[0]} {value}")
-
-
-def _default(o: Option, earlier: Mapping[str, Any]) -> Any:
-    """What an option is if nobody says, given the earlier ones of its concern."""
-    if o.metadata["follows"] is None:
-        return o.default
-    name, defaults = o.metadata["follows"]
-    return dict(defaults[earlier[name]])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from hybridprune.config import Invocation, RlConfig, resolve
-from hybridprune.config.contradictions import refuse_contradictions
 from hybridprune.data import EvalBatches
 from hybridprune.engine.compiler import compiled
 from hybridprune.engine.distill import Distillation, plainly
@@ -56,7 +55,6 @@ def main(argv: Sequence[str], prog: str = "main_rl_prune.py") -> None:
 def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
     options = invocation.config.stage
-    refuse_contradictions(invocation.config)
     setup = StageSetup.descendant(invocation, "rl", of="prune", also=("sp", "rl"))
     images, net, cost = setup.images, setup.net, setup.cost
     if net.num_gates == 0:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridprune.config import Invocation, SpConfig, resolve
-from hybridprune.config.contradictions import refuse_contradictions
 from hybridprune.data import EvalBatches
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
@@ -37,7 +36,6 @@ def main(argv: Sequence[str], prog: str = "main_sp.py") -> None:
 def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
-    refuse_contradictions(config)
     setup = StageSetup.fresh(invocation)
     images, net, cost, device = setup.images, setup.net, setup.cost, setup.device
     if invocation.dry_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,14 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: half(method="l1", cut=CutOptions(method="bn-scale")),
         r"method l1: cut\.method is bn-scale; give one",
     ),
+    "two methods, one as by default": (
+        lambda: half(method="l1", cut=CutOptions(method="fisher-tucker")),
+        r"method l1: cut\.method is fisher-tucker; give one",
+    ),
+    "two methods, one in a changed copy": (
+        lambda: half(method="l1", cut=replace(CutOptions(method="fisher-tucker"), refit_images=0)),
+        r"method l1: cut\.method is fisher-tucker; give one",
+    ),
     "two budgets": (
         lambda: call(target_flops=0.5, cut=CutOptions(target_flops=0.9)),
         r"target_flops 0\.5: cut\.target_flops is 0\.9",
@@ -149,6 +158,10 @@ GOOD: dict[str, tuple[Callable[[], hybridprune.Pruned], Callable[[], hybridprune
     "the same twice": (
         lambda: call(method="l1", target_flops=0.6),
         lambda: call(method="l1", target_flops=0.6, cut=CutOptions(refit_images=0, method="l1", target_flops=0.6)),
+    ),
+    "None says nothing": (
+        lambda: call(target_flops=0.6),
+        lambda: call(target_flops=0.6, cut=CutOptions(refit_images=0, target_flops=None)),
     ),
     "a stream that starts anew": (
         lambda: half([(x, y) for x, y in DataLoader(Again(), batch_size=3)], method="l1"),

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import hybrid_arms
-from benchmarks.hybrid_arms import CONTROLS, DYNAMIC_ARMS, POLICY, STATIC_NAMES, Bench, run_arm
+from benchmarks.hybrid_arms import CONTROLS, DYNAMIC_ARMS, POLICY, STATIC_NAMES, Bench, routing_options, run_arm
 from benchmarks.results_log import Line, append_line, read_lines
-from hybridprune.config import RoutingOptions
 
 NAMES = (*STATIC_NAMES, *DYNAMIC_ARMS, *CONTROLS)
 
@@ -22,7 +21,7 @@ NAMES = (*STATIC_NAMES, *DYNAMIC_ARMS, *CONTROLS)
 @pytest.mark.parametrize("name", DYNAMIC_ARMS)
 def test_a_dynamic_arms_options_are_those_of_stage_3(name: str) -> None:
     given = {**POLICY, **DYNAMIC_ARMS[name]}
-    options = RoutingOptions(**given)
+    options = routing_options(name, 0.38, 6)
     for field in dataclasses.fields(options):
         choices = field.metadata["choices"]
         assert choices is None or getattr(options, field.name) in choices, field.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -87,3 +88,15 @@ def test_a_single_value() -> None:
     assert checked_value(OptimOptions, "lr", 1, "lr") == 1.0
     with pytest.raises(UserError, match=r"^lr 0: must be above 0"):
         checked_value(OptimOptions, "lr", 0, "lr")
+
+
+def test_defaults_of_python_follow_as_those_of_the_command_line() -> None:
+    for kind in ("exponential", "stair", "up-down", "cosine"):
+        from_flags = resolve(SpConfig(), ["--scheduler_id", kind], prog="", description="").config.optim
+        assert OptimOptions(scheduler_id=kind) == from_flags
+        assert dataclasses.replace(OptimOptions(scheduler_id="cosine"), scheduler_id=kind) == from_flags
+    stair = OptimOptions().scheduler_params
+    given_points = ["--scheduler_id", "cosine", "--scheduler_params", json.dumps(stair)]
+    own = OptimOptions(scheduler_id="cosine", scheduler_params=dict(stair))
+    assert own.scheduler_params == stair and dataclasses.replace(own, lr=1.0).scheduler_params == stair
+    assert own == resolve(SpConfig(), given_points, prog="", description="").config.optim

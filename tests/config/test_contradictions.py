@@ -6,17 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
-from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
-from hybridprune.config.contradictions import refuse_contradictions
+from hybridprune.config import RlConfig, RoutingOptions, SpConfig, SupervisedOptions, resolve
+from hybridprune.config.options import CompileOptions
 from hybridprune.errors import UserError
 
 
-def _refuse(make: Callable[[], SpConfig | RlConfig], flags: str) -> None:
-    default, argv = make(), flags.split()
+def _resolve(default: SpConfig | RlConfig, flags: str) -> SpConfig | RlConfig:
     if isinstance(default, SpConfig):
-        refuse_contradictions(resolve(default, argv, prog="", description="").config)
-    else:
-        refuse_contradictions(resolve(default, argv, prog="", description="").config)
+        return resolve(default, flags.split(), prog="", description="").config
+    return resolve(default, flags.split(), prog="", description="").config
 
 
 @pytest.mark.parametrize(
@@ -31,10 +29,10 @@ def _refuse(make: Callable[[], SpConfig | RlConfig], flags: str) -> None:
     ],
 )
 def test_refused_with_a_remedy(
-    make: Callable[[], SpConfig | RlConfig], flags: str, named: str, remedy: tuple[str, ...]
+    make: type[SpConfig] | type[RlConfig], flags: str, named: str, remedy: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError, match=f"^{named}") as refused:
-        _refuse(make, flags)
+        _resolve(make(), flags)
     assert all(word in str(refused.value) for word in remedy)
 
 
@@ -48,6 +46,28 @@ def test_refused_with_a_remedy(
         (RlConfig, "--gate_start subset --target_flops 0.5 --batchnorm trained"),
     ],
 )
-def test_what_goes_together(make: Callable[[], SpConfig | RlConfig], flags: str) -> None:
-    _refuse(make, flags)
-    refuse_contradictions(PruneConfig())
+def test_what_goes_together(make: type[SpConfig] | type[RlConfig], flags: str) -> None:
+    assert type(_resolve(make(), flags)) is make
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: SupervisedOptions(epochs=0), "SupervisedOptions: epochs 0: .* with weights, or"),
+        (
+            lambda: RoutingOptions(train="gates", batchnorm="trained"),
+            "RoutingOptions: batchnorm trained: .* which train gates .*; use batchnorm frozen",
+        ),
+        (lambda: RoutingOptions(train="gates", kd_weight=0.5), "RoutingOptions: kd_weight: .* use estimator gumbel"),
+        (lambda: RoutingOptions(gate_start="subset"), "RoutingOptions: gate_start subset: .* give target_flops"),
+        (lambda: RoutingOptions(target_flops=0.5, reward_scale=0), "RoutingOptions: reward_scale 0: .* positive start"),
+        (
+            lambda: RlConfig(stage=RoutingOptions(train="gates"), compiler=CompileOptions(compile=True)),
+            "RlConfig: compile: with train gates .* use estimator gumbel",
+        ),
+    ],
+)
+def test_refused_from_python_in_the_names_of_fields(made: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}") as refused:
+        made()
+    assert "--" not in str(refused.value)
