@@ -18,9 +18,9 @@ from hybridprune.ambient import isolated, seeded
 from hybridprune.api.in_memory import Data, Images
 from hybridprune.api.quantile import above_quantile
 from hybridprune.data import EvalBatches
-from hybridprune.deployment.validate import evaluate_module
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of
+from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.pressure import Drive
@@ -244,8 +244,7 @@ def _cost(net: nn.Module, images: Images) -> tuple[int, int]:
 
 def _accuracy(net: nn.Module, batches: EvalBatches) -> float:
     """Share of the images that are classified right, in eval mode."""
-    with kept_modes(net):
-        return evaluate_module(net.eval(), batches).accuracy
+    return evaluate(net, batches).accuracy
 
 
 def _run(net: nn.Module, images: Tensor) -> Tensor:

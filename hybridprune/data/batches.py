@@ -16,9 +16,9 @@ from hybridprune.data.dataset import ImageSet
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network takes at once, and what its loss does: of images ``[B, 3, H, W]``, class ids, int64 ``[B]``.
+    """Images ``[B, 3, H, W]`` and their class ids, int64 ``[B]``, that a network is trained on or run on at once.
 
-    A user's own network may take tensors of other shapes, or structures of them, and so may its loss.
+    A user's own network and loss may take tensors of other shapes in their place, or structures of tensors.
     """
 
     images: Any
@@ -30,7 +30,7 @@ class Batch:
 
     @property
     def ids(self) -> Tensor:
-        """The ``index``, by which images get random numbers of their own."""
+        """The ``index``, where there is one: images get random numbers of their own by it."""
         assert self.index is not None, "a batch of no image set"
         return self.index
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from hybridprune.data import Batch
 from hybridprune.deployment.network import DeployedNetwork
-from hybridprune.engine.evaluate import Evaluation, evaluate_routes
-from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.engine.evaluate import Evaluation, evaluate, evaluate_routes
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,7 @@ def _share(differ: Tensor) -> float:
 
 
 def evaluate_module(module: nn.Module, batches: Iterable[Batch], keep_logits: bool = False) -> Evaluation:
-    """Evaluate a trained or deployed network, or any module of images, in eval mode on all batches."""
-    return evaluate_routes(lambda batch, _: _routed(module, batch.images), batches, keep_logits)
-
-
-def _routed(module: nn.Module, images: Tensor) -> Routed:
-    if isinstance(module, GatedNetwork):
-        return module(images, mode="executed")
+    """Evaluate a trained or deployed network, or any module of images, on all batches."""
     if isinstance(module, DeployedNetwork):
-        return module.route(images)
-    logits = module(images)
-    return Routed(logits, logits[:, :0], logits[:, :0])
+        return evaluate_routes(lambda batch, _: module.route(batch.images), batches, keep_logits)
+    return evaluate(module, batches, keep_logits=keep_logits)

@@ -1,4 +1,4 @@
-"""Accuracy, execution rates and expected FLOPs of a gated network on a set of images."""
+"""Accuracy, execution rates and expected FLOPs of a network, gated or not, on a set of images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridprune.data import Batch, EvalBatches
+from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.parallel import gather
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
@@ -79,19 +80,23 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    net: GatedNetwork,
+    net: nn.Module,
     batches: Iterable[Batch],
-    routing: Routing,
+    routing: Routing = "executed",
     decisions: Tensor | None = None,
     threshold: float = 0.0,
     keep_logits: bool = False,
 ) -> Evaluation:
     """Run ``net`` in eval mode and fp32 on all batches; ``decisions [M, N]`` overrule the gates.
 
-    ``always_on`` executes every block; otherwise gates execute where their logit is above ``threshold``.
+    ``always_on`` executes every block; otherwise gates execute where their logit is above ``threshold``. A network
+    without gates, of which any module that gives logits is one, has nothing to decide.
     """
 
     def route(batch: Batch, start: int) -> Routed:
+        if not isinstance(net, GatedNetwork):
+            logits = net(batch.images)
+            return Routed(logits, logits[:, :0], logits[:, :0])
         size, device = len(batch.labels), batch.labels.device
         if routing == "always_on":
             forced = torch.ones(size, net.num_gates, device=device)
@@ -99,11 +104,9 @@ def evaluate(
             forced = None if decisions is None else decisions[start : start + size].to(device)
         return net(batch.images, forced, "masked" if routing == "masked" else "executed", above(threshold))
 
-    was_training = net.training
-    net.eval()
-    found = evaluate_routes(route, batches, keep_logits)
-    net.train(was_training)
-    return found
+    with kept_modes(net):
+        net.eval()
+        return evaluate_routes(route, batches, keep_logits)
 
 
 @torch.no_grad()

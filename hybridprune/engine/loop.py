@@ -71,7 +71,7 @@ class Loop:
         return self.means.read()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs beside the weights."""
+        """The state that a resumed training needs beside the weights."""
         return {**self.descent.state_dict(), "objective": self.objective.state_dict(), "sums": self.means.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -32,3 +32,12 @@ def test_a_plain_module_has_no_decisions() -> None:
     torch.testing.assert_close(found.logits, module(IMAGES).detach(), rtol=1e-5, atol=1e-5)
     assert torch.equal(found.labels, LABELS) and found.decisions.shape == found.gate_logits.shape == (7, 0)
     assert found.block_rates == [] and not found.logits.requires_grad
+
+
+def test_each_module_is_left_in_its_own_mode() -> None:
+    """Though batch statistics would give other logits."""
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(IMAGES[0].numel(), 5)).train()
+    module[2].eval()
+    expected = module[2](IMAGES.flatten(1))
+    torch.testing.assert_close(evaluate_module(module, BATCHES, True).logits, expected, rtol=1e-3, atol=1e-4)
+    assert [each.training for each in module] == [True, True, False]
