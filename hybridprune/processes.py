@@ -11,13 +11,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -129,6 +130,18 @@ def local_device(device: torch.device) -> torch.device:
         )
     torch.cuda.set_device(own)
     return torch.device("cuda", own)
+
+
+def is_own(number: int) -> bool:
+    """Whether the item of this number (from 0) is this process's, where the processes take items in turn."""
+    return number % count() == rank()
+
+
+def total(tensors: Iterable[Tensor]) -> None:
+    """Replace the tensors by their sums over the processes; all pass the same shapes in the same order."""
+    if count() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
 
 def any_process(wish: bool) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybridprune import processes
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.processes import (
     any_process,
@@ -19,6 +20,7 @@ from hybridprune.processes import (
     count,
     first_on_this_machine,
     is_first,
+    is_own,
     json_from_first,
     local_device,
     rank,
@@ -26,6 +28,16 @@ from hybridprune.processes import (
 from tests.together import together
 
 LONG = bytes(range(256)) * 1000
+
+
+def test_items_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(map(is_own, range(7)))
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    owned = []
+    for own in range(3):
+        monkeypatch.setattr(processes, "rank", partial(int, own))
+        owned.append([number for number in range(7) if is_own(number)])
+    assert owned == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_alone_nobody_is_asked() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hybridprune.api.first_look import Batches
-from hybridprune.curvature import Likelihood, Shard
+from hybridprune.curvature import Likelihood
 from hybridprune.measure.cost import count_module
 from hybridprune.progress_bar import Steps
 from hybridprune.pruning.budget.space import Cost
@@ -33,9 +33,9 @@ class PlainNetwork:
         return {}
 
     @property
-    def shard(self) -> Shard:
-        """Each process measures its own batches."""
-        return Shard.current()
+    def shared(self) -> bool:
+        """Whether several processes take the batches in turn: they do."""
+        return True
 
     @property
     def likelihood(self) -> Likelihood:

@@ -6,7 +6,6 @@ from hybridprune.curvature.extension import Unobservable
 from hybridprune.curvature.layer import LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood, likelihood_of
 from hybridprune.curvature.rows import Rows, rows_of_images
-from hybridprune.curvature.shard import Shard
 
 __all__ = [
     "CROSS_ENTROPY",
@@ -15,7 +14,6 @@ __all__ = [
     "Likelihood",
     "Rows",
     "SecondMoments",
-    "Shard",
     "Unobservable",
     "collect_factors",
     "collect_second_moments",

@@ -13,9 +13,9 @@ from hybridprune.curvature.layer import FactorSums, LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.passes import Batches, Forward, Seen, passes
 from hybridprune.curvature.rows import Rows
-from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
+from hybridprune.processes import total
 
 Bases = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
 """Columns ``(q_out [C_out, r_out], q_in [C_in, r_in], q_offset [k^2, k^2] or None)`` by layer name."""
@@ -50,7 +50,7 @@ def collect_factors(
     seed: int,
     sua: bool = True,
     use_full_cov_a: bool = False,
-    shard: Shard = ALONE,
+    shared: bool = False,
     likelihood: Likelihood = CROSS_ENTROPY,
     rows: Mapping[str, Rows] = ONE_EACH,
 ) -> dict[str, LayerFactors]:
@@ -70,7 +70,7 @@ def collect_factors(
         sua: spatially uncorrelated activations: channel factors only. False adds K, per kernel offset.
         use_full_cov_a: K and A from the nearest Kronecker product of the input's full covariance, of which a layer
             keeps ``(C_in k^2)^2`` numbers; otherwise each from its own moments. Of no account with ``sua``.
-        shard: which of the batches this process runs; all processes return the factors over all batches.
+        shared: whether the processes of the run take the batches in turn; all return the factors over all batches.
         likelihood: the loss of an output, and how its targets are sampled.
         rows: where the images are in the activations of each layer, by name; by default each has one row.
 
@@ -88,15 +88,24 @@ def collect_factors(
         sums[name].add(seen)
 
     for batch_size in passes(
-        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood, rows=rows
+        forward,
+        layers,
+        batches,
+        add,
+        fisher_type=fisher_type,
+        seed=seed,
+        shared=shared,
+        likelihood=likelihood,
+        rows=rows,
     ):
         for layer in sums.values():
             layer.images += batch_size
             if moving_average:
                 # sums and weights decay alike: their ratio is free of the start-up bias and of the last decay
                 layer.decay(moving_average)
-    for layer in sums.values():
-        shard.all_reduce(layer.tensors())
+    if shared:
+        for layer in sums.values():
+            total(layer.tensors())
     return {name: layer.factors() for name, layer in sums.items() if not layer.misfits.item()}
 
 
@@ -110,7 +119,7 @@ def collect_second_moments(
     fisher_type: str,
     seed: int,
     means: Mapping[str, Tensor] | None = None,
-    shard: Shard = ALONE,
+    shared: bool = False,
     likelihood: Likelihood = CROSS_ENTROPY,
     rows: Mapping[str, Rows] = ONE_EACH,
     memory: int = GRADIENT_BYTES,
@@ -148,18 +157,27 @@ def collect_second_moments(
             squares = sum_squared_weight_gradients(x, g, seen.geometry, seen.batch_size, seen.frames, mean, q_offset)
             sums[name] += squares.view_as(sums[name])
 
-    images = torch.zeros((), dtype=torch.float64, device=next((total.device for total in sums.values()), None))
+    images = torch.zeros((), dtype=torch.float64, device=next((squares.device for squares in sums.values()), None))
     for batch_size in passes(
-        forward, layers, batches, add, fisher_type=fisher_type, seed=seed, shard=shard, likelihood=likelihood, rows=rows
+        forward,
+        layers,
+        batches,
+        add,
+        fisher_type=fisher_type,
+        seed=seed,
+        shared=shared,
+        likelihood=likelihood,
+        rows=rows,
     ):
         images += batch_size
-    shard.all_reduce([images, *sums.values()])
+    if shared:
+        total([images, *sums.values()])
     return {
         name: SecondMoments(
-            trace=total.sum(dtype=torch.float64).item() / images.item(),
-            entries=None if bases is None else (total / images).to(total),
+            trace=squares.sum(dtype=torch.float64).item() / images.item(),
+            entries=None if bases is None else (squares / images).to(squares),
         )
-        for name, total in sums.items()
+        for name, squares in sums.items()
     }
 
 

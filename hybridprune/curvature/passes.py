@@ -13,9 +13,9 @@ from hybridprune.curvature.extension import observed
 from hybridprune.curvature.geometry import Geometry, feature_map, geometry_of
 from hybridprune.curvature.likelihood import Likelihood
 from hybridprune.curvature.rows import Rows
-from hybridprune.curvature.shard import Shard
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.nested import images_in
+from hybridprune.processes import is_own
 
 Forward = Callable[[Any], Any]
 Batches = Iterable[tuple[Any, Any]]
@@ -47,11 +47,13 @@ def passes(
     *,
     fisher_type: str,
     seed: int,
-    shard: Shard,
+    shared: bool,
     likelihood: Likelihood,
     rows: Mapping[str, Rows],
 ) -> Iterator[int]:
-    """Run the shard's batches and call ``add`` for their layers; yield the size of each batch, 0 if another's.
+    """Run the batches, or those that are this process's if they are ``shared``, and call ``add`` for their layers.
+
+    Yield the size of each batch, 0 if another's.
 
     The gradients are those of the likelihood's mean over the batch's images. Targets that are sampled depend on the
     seed and the global number of the batch alone, not on which process runs it. ``rows`` tell where the images are in
@@ -77,7 +79,7 @@ def passes(
 
     with observed(layers.values(), statistic) as backward:
         for number, (inputs, targets) in enumerate(batches, start=1):
-            if not shard.owns(number - 1):
+            if shared and not is_own(number - 1):
                 yield 0
                 continue
             found = images_in(inputs)

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.modes import always_on as without_gates
 from hybridprune.engine.modes import kept_modes
-from hybridprune.engine.parallel import average, total
+from hybridprune.engine.parallel import average
 from hybridprune.precision import full_precision
+from hybridprune.processes import total
 
 T = TypeVar("T")
 

@@ -42,13 +42,6 @@ def average(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.view(tensor.shape))
 
 
-def total(tensors: Iterable[Tensor]) -> None:
-    """Replace the tensors by their sums over the processes."""
-    if count() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
 def batch_mean(mean: Tensor, weight: float) -> Tensor:
     """The mean over a whole batch, from that over this process's share of it (`Batch.weight`).
 

@@ -39,8 +39,8 @@ def measure_factors(
     """The layers' curvature, and of those that have none the reason.
 
     The network is in eval mode and routes the images as it does in inference, so a block that few images use collects
-    little. With several processes each takes the batches of its shard. A layer that is wider than `WIDEST`, whose
-    activations have no rows of single images (`rows_of_images`), or that is `Unobservable`, has none.
+    little. Several processes take the batches in turn, if the network's are ``shared``. A layer that is wider than
+    `WIDEST`, whose activations have no rows of single images (`rows_of_images`), or that is `Unobservable`, has none.
     """
     with kept_modes(network.model):
         network.model.eval()
@@ -56,7 +56,7 @@ def measure_factors(
                 seed=network.seed,
                 sua=options.sua,
                 use_full_cov_a=options.use_full_cov_a,
-                shard=network.shard,
+                shared=network.shared,
                 likelihood=network.likelihood,
                 rows=rows,
             ),
@@ -109,7 +109,7 @@ def measure_moments(
                 fisher_type=options.fisher_type,
                 seed=network.seed + 1,
                 means=means,
-                shard=network.shard,
+                shared=network.shared,
                 likelihood=network.likelihood,
                 rows=rows,
             ),

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from torch import nn
 
 from hybridprune.curvature.likelihood import Likelihood
-from hybridprune.curvature.shard import Shard
 from hybridprune.pruning.budget.space import Cost
 
 Run = Callable[[nn.Module, Any], object]
@@ -47,8 +46,8 @@ class PrunableNetwork(Protocol):
         ...
 
     @property
-    def shard(self) -> Shard:
-        """The share of the batches that this process measures, where several measure together."""
+    def shared(self) -> bool:
+        """Whether several processes take the batches that are measured in turn, and not each all of them."""
         ...
 
     @property

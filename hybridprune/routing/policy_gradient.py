@@ -13,9 +13,10 @@ from hybridprune.data import Batch
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.objective import Pass
-from hybridprune.engine.parallel import batch_mean, total
+from hybridprune.engine.parallel import batch_mean
 from hybridprune.models.gates import greedy
 from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.processes import total
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 from hybridprune.routing.regular import entropy
 from hybridprune.routing.rollout import (

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hybridprune.config import PruneConfig
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
-from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Cost
@@ -54,9 +53,9 @@ class PrunableGated:
         return stream_seed(self.config.run.seed, f"labels/{self.cut}")
 
     @property
-    def shard(self) -> Shard:
-        """The share of the batches that this process measures, if ``pruner_id`` shares them out."""
-        return Shard.current() if self.config.stage.pruner_id == 1 else ALONE
+    def shared(self) -> bool:
+        """Whether processes take the batches in turn, as ``pruner_id`` says."""
+        return self.config.stage.pruner_id == 1
 
     @property
     def likelihood(self) -> Likelihood:

@@ -22,14 +22,14 @@ from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Supervised
-from hybridprune.engine.parallel import average, average_gradients, batch_mean, gather, share_weights, total
+from hybridprune.engine.parallel import average, average_gradients, batch_mean, gather, share_weights
 from hybridprune.engine.progress import Progress, Validation
 from hybridprune.measure.cost import count
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import count as processes
-from hybridprune.processes import is_first, rank
+from hybridprune.processes import is_first, rank, total
 from hybridprune.store.run_folder import RunFolder
 from tests.cases import random_decisions, random_net
 from tests.together import on_shards, together

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.curvature import CROSS_ENTROPY, LayerFactors, Likelihood, SecondMoments
-from hybridprune.curvature.shard import ALONE, Shard
 from hybridprune.measure.cost import count, count_module
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
@@ -42,7 +41,7 @@ class PlainNetwork:
     exclude: tuple[str, ...] = ()
     channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
-    shard: Shard = ALONE
+    shared: bool = False
     likelihood: Likelihood = CROSS_ENTROPY
 
     @property

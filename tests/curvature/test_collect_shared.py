@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from hybridprune.curvature import Shard, collect_factors, collect_second_moments, eigenbasis
+from hybridprune import processes
+from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
 
 from .nets import leaves, random_batch, residual_net
 
@@ -24,11 +25,11 @@ OPTIONS = {
 }
 
 
-def everything(shard: Shard) -> dict[str, dict[str, Any]]:
-    """All that is collected of the test network, over the batches of a shard."""
+def everything(shared: bool) -> dict[str, dict[str, Any]]:
+    """All that is collected of the test network, over all batches."""
     model = residual_net()
     factors = {
-        kind: collect_factors(model, leaves(model), BATCHES, fisher_type="true", seed=3, shard=shard, **options)
+        kind: collect_factors(model, leaves(model), BATCHES, fisher_type="true", seed=3, shared=shared, **options)
         for kind, options in OPTIONS.items()
     }
     bases = {}
@@ -43,7 +44,7 @@ def everything(shard: Shard) -> dict[str, dict[str, Any]]:
         fisher_type="true",
         seed=4,
         means={name: layer.input_mean for name, layer in factors["offsets"].items()},
-        shard=shard,
+        shared=shared,
     )
     found = {f"{kind} {name}": asdict(layer) for kind, layers in factors.items() for name, layer in layers.items()}
     return {**found, **{f"moments {name}": asdict(layer) for name, layer in moments.items()}}
@@ -63,19 +64,10 @@ def assert_same(actual: dict[str, dict[str, Any]], expected: dict[str, dict[str,
                 assert found == pytest.approx(value, rel=1e-5), (layer, field)
 
 
-def test_batches_are_dealt_in_turn():
-    owned = [[number for number in range(7) if Shard(rank, 3).owns(number)] for rank in range(3)]
-    assert owned == [[0, 3, 6], [1, 4], [2, 5]]
-
-
-def test_without_a_process_group_there_is_one_process():
-    assert Shard.current() == Shard(0, 1)
-
-
-@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0)])
-def test_a_rank_outside_of_the_world_is_refused(rank: int, world: int):
-    with pytest.raises(ValueError, match=f"no process {rank} among {world}"):
-        Shard(rank, world)
+def pretend(patch: pytest.MonkeyPatch, rank: int, world: int):
+    """Be one of several processes."""
+    patch.setattr(processes, "rank", lambda: rank)
+    patch.setattr(processes, "count", lambda: world)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -83,43 +75,53 @@ def test_a_rank_outside_of_the_world_is_refused(rank: int, world: int):
 def test_the_sums_of_two_shards_make_the_factors_of_one_process(options, batches, monkeypatch: pytest.MonkeyPatch):
     model = residual_net()
 
-    def factors(shard: Shard):
-        return collect_factors(model, leaves(model), batches, fisher_type="true", seed=3, shard=shard, **options)
+    def factors(shared: bool):
+        return collect_factors(model, leaves(model), batches, fisher_type="true", seed=3, shared=shared, **options)
 
-    expected, sent = factors(Shard()), []
+    expected, sent = factors(False), []
     with monkeypatch.context() as patch:
+        pretend(patch, 1, 2)
         patch.setattr(dist, "all_reduce", lambda each: sent.append(each.clone()))
-        factors(Shard(1, 2))
+        factors(True)
     with monkeypatch.context() as patch:
+        pretend(patch, 0, 2)
         patch.setattr(dist, "all_reduce", lambda each: each.add_(sent.pop(0)))
-        actual = factors(Shard(0, 2))
-    assert not sent
+        actual = factors(True)
+    assert not sent and (processes.rank(), processes.count()) == (0, 1)
     assert_same(*({name: asdict(layer) for name, layer in each.items()} for each in (actual, expected)))
 
 
 def run_process(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    assert Shard.current() == Shard()
+    assert (processes.rank(), processes.count()) == (0, 1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(everything(Shard.current())))
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(everything(True)))
     dist.destroy_process_group()
 
 
 @pytest.mark.full
 def test_two_processes_both_return_what_one_does(tmp_path: Path):
     spawn(run_process, (2, tmp_path), nprocs=2)
-    expected = everything(Shard())
+    expected = everything(False)
     for rank in range(2):
         assert_same(pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()), expected)
 
 
-def test_a_process_runs_its_own_batches_only(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dist, "all_reduce", lambda _: None)
+def test_a_process_runs_its_own_batches_only_if_they_are_shared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dist, "all_reduce", lambda _: pytest.fail("nothing is summed"))
     model, seen = residual_net(), []
 
     def forward(images: Tensor) -> Tensor:
         seen.append(len(images))
         return model(images)
 
-    collect_second_moments(forward, leaves(model), BATCHES, bases=None, fisher_type="exp", seed=0, shard=Shard(1, 3))
+    def collect(shared: bool) -> None:
+        seen.clear()
+        collect_second_moments(forward, leaves(model), BATCHES, bases=None, fisher_type="exp", seed=0, shared=shared)
+
+    pretend(monkeypatch, 1, 3)
+    collect(False)
+    assert seen == [4, 3, 5, 4, 2]
+    monkeypatch.setattr(dist, "all_reduce", lambda _: None)
+    collect(True)
     assert seen == [3, 2]
