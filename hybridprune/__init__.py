@@ -85,8 +85,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "methods":
-        return import_module("hybridprune.methods")
+    if name in ("methods", "networks"):
+        return import_module(f"hybridprune.{name}")
     for home, names in _HOMES.items():
         if name in names:
             value = getattr(import_module(home), name)

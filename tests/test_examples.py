@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.config import DataOptions
+from hybridprune.config.networks import NETWORKS
 from hybridprune.data import normalise
+from hybridprune.deployment import load_deployed
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup, Member
@@ -23,7 +26,7 @@ from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.report.records import read_runs
 from hybridprune.report.rows import build_rows
 from tests.cases import ROOT, all_pixels, random_images
-from tests.cli.cases import folder_of, run_here, stage
+from tests.cli.cases import STAGES, assert_refused, folder_of, run_here, stage
 
 
 def example(name: str) -> ModuleType:
@@ -153,3 +156,71 @@ def test_a_method_of_ones_own_is_a_run_like_others(
     monkeypatch.chdir(ROOT / "examples")
     again = stage("prune", *flags, "--resume")
     assert again.returncode == 0 and sys.modules.pop("my_method")
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Forgets the network of one's own, as a new process would not know it."""
+
+    def forget() -> None:
+        NETWORKS.added.pop("my_network:separable", None)
+        sys.modules.pop("my_network", None)
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield forget
+    forget()
+
+
+@pytest.mark.full
+def test_a_network_of_ones_own_goes_through_all_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: Callable[[], None]
+) -> None:
+    """It is trained, cut, routed, read and shipped as ours are, wherever its user names it, and nowhere else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    monkeypatch.chdir(ROOT / "examples")
+    own = ("--network", "my_network:separable")
+    data = (*own, "--width", "8", "--bs", "20", "--num_workers", "0", "--device", "cpu", "--dataset", "digits")
+    data = (*data, "--resize", "8", "--max_train_samples", "200", "--result_dir", str(tmp_path))
+    runs = {name: tmp_path / "default" / f"digits-my_network_separable-w8-{name}-seed0" for name in STAGES}
+    for name in STAGES:
+        forgotten()
+        done = stage(name, data=data)
+        assert done.returncode == 0, done.stderr
+        again = stage(name, "--resume", data=data)
+        assert again.returncode == 0 and "finished" in again.stdout, again.stderr
+    results = {name: json.loads((run / "result.json").read_text()) for name, run in runs.items()}
+    assert results["prune"]["macs"]["backbone"] <= 0.6 * results["sp"]["macs"]["backbone"]
+    assert results["rl"]["parent"]["run_id"] == results["prune"]["run_id"]
+    masked = stage("prune", "--method", "nuspm", "--sparse_epochs", "1", "--exp_name", "masked", data=data)
+    assert masked.returncode == 0, masked.stderr
+
+    page, deployed = tmp_path / "page.html", tmp_path / "deployed"
+    for command, *words in (
+        ("evaluate", runs["rl"]),
+        ("sweep", runs["rl"], "--points", 1),
+        ("export", runs["rl"], "--output", deployed),
+        ("reconfigure", tmp_path / "masked" / runs["prune"].name, "--output", tmp_path / "small"),
+        ("report", tmp_path / "default", "--html", page),
+    ):
+        forgotten()
+        unnamed = run_here(f"hybridprune.{command}", *words)
+        assert "my_network" not in sys.modules
+        if command == "report":
+            assert unnamed.returncode == 0 and "is imported only if you name it" in page.read_text()
+        else:
+            assert_refused(unnamed, "network my_network:separable: is imported only if you name it", " ".join(own))
+        named = run_here(f"hybridprune.{command}", *words, *own)
+        assert named.returncode == 0, named.stderr
+    assert "is imported only" not in page.read_text()
+    other = run_here("hybridprune.evaluate", runs["rl"], "--network", "resnet")
+    assert_refused(other, "--network resnet: ", "is of my_network:separable; give that")
+
+    forgotten()
+    for read in (lambda: hybridprune.load(runs["rl"]), lambda: load_deployed(deployed)):
+        with pytest.raises(UserError, match=r"^network my_network:separable: is imported only if you name it"):
+            read()
+    hybridprune.networks.allow("my_network:separable")
+    model, shipped = hybridprune.load(runs["rl"]), load_deployed(deployed)[0]
+    assert hybridprune.count(model.network, 8).backbone_macs == results["rl"]["macs"]["backbone"]
+    images = random_images(3, 8)
+    torch.testing.assert_close(shipped(images), model.network(images, mode="executed").logits, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hybridprune.ambient import isolated, seeded
 from hybridprune.api.in_memory import Data, Images
 from hybridprune.api.quantile import above_quantile
+from hybridprune.config.networks import NETWORKS
 from hybridprune.data import EvalBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of
@@ -28,7 +29,7 @@ from hybridprune.engine.schedule import factor
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d, bound, conclude
-from hybridprune.models.spec import ARCHITECTURES, NetworkSpec
+from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.channels import channel_groups, channel_space, remove_channels
 from hybridprune.pruning.channels.scores import Statistics
@@ -212,7 +213,7 @@ def _fit(net: nn.Module, images: Images, drive: Drive | None, epochs: int, lr: f
 def _network(arch: str, images: Images, seed: int) -> nn.Module:
     """A new network called ``arch``, always the same for a seed."""
     named = re.fullmatch(r"([a-z]+)(\d+)(?:-w(\d+))?", arch)
-    if named is None or named[1] not in ARCHITECTURES:
+    if named is None or named[1] not in NETWORKS.built_in:
         raise UserError(f"arch {arch}: give vgg16, resnet56, or a network, depth and width like resnet20-w8")
     width = int(named[3] or (64 if named[1] == "vgg" else 16))
     spec = NetworkSpec(named[1], int(named[2]), width, len(images.dataset.classes))

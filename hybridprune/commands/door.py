@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from hybridprune.config.check import suggest
+from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError, run_command
 from hybridprune.version import __version__
 

@@ -14,6 +14,7 @@ from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.models.architectures import allow
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.images import read_split
 from hybridprune.stages.setup import to_device
@@ -28,6 +29,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, prog: str | None = None, **options: Any) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
         self.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run of any stage")
+        self.add_argument(
+            "--network",
+            metavar="MODULE:FACTORY",
+            help="that of the run, if it is one of your own: a run by itself imports nothing (default: none)",
+        )
         self.add_argument("--data_dir", help="where the images lie now (default: where they lay in training)")
         self.add_argument("--cache_dir", help="folder for decoded images (default: the user's cache)")
         self.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if it is not there")
@@ -61,7 +67,11 @@ class FinishedRun:
             raise UserError(f"--batch_size {arguments.batch_size}: must be at least 1")
         run = RunFolder.named(arguments.run)
         device = device_of(arguments.device)
+        if arguments.network is not None:
+            allow(arguments.network)
         net, spec = run.load_network()
+        if arguments.network not in (None, spec.network.network):
+            raise UserError(f"--network {arguments.network}: {run.path} is of {spec.network.network}; give that")
         dataset = load_dataset_of(
             run, spec, arguments.data_dir, cache_dir=arguments.cache_dir, download=arguments.download
         )

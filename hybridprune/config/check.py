@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -11,11 +10,12 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hybridprune.config.registry import Extension, Registry
+from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError
 
 C = TypeVar("C")
@@ -145,12 +145,6 @@ def _names(value: Any, source: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
         raise UserError(f'{source} {_shown(value)}: must be a list of names or patterns, e.g. ["backbone.conv"]')
     return tuple(value)
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The known word that is closest, as the end of a message; nothing if none is close."""
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def base_of(kind: Any) -> tuple[Any, bool]:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from hybridprune.config.concern import Checked, refuse
 from hybridprune.config.methods import METHODS
-from hybridprune.config.registry import Extension
+from hybridprune.config.networks import NETWORKS
+from hybridprune.config.registry import Extension, Registry
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ def option(
     above: float | None = None,
     identity: bool = True,
     follows: tuple[str, Mapping[str, Any]] | None = None,
+    names: Registry | None = None,
 ) -> T:
     """Declare one option of a stage.
 
@@ -50,6 +52,7 @@ def option(
     Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice.
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
     ``follows`` names an earlier option of the same concern, and for each of its values the default that goes with it.
+    ``names`` is where its names are found; one that says what is imported is taken from a flag, not from a file.
 
     Returns a dataclass field. A type checker is told that it is the ``default``, so a field keeps its type.
     """
@@ -64,6 +67,7 @@ def option(
         "above": above,
         "identity": identity,
         "follows": follows,
+        "names": names,
     }
     declared: Any = (
         field(default_factory=lambda: dict(default), metadata=metadata)
@@ -134,8 +138,9 @@ class NetworkOptions(Checked):
 
     network: str = option(
         "resnet",
-        "resnet, preresnet, pyramidnet, vgg, or torchvision:NAME for any of torchvision's classifiers; "
-        "the last two have no residual blocks, hence no gates",
+        f"{', '.join(NETWORKS.built_in)}, torchvision:NAME for any of torchvision's classifiers, or module:factory for "
+        "one of your own; vgg and torchvision's have no residual blocks, hence no gates",
+        names=NETWORKS,
     )
     depth: int = option(32, "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg", low=8, high=DEEPEST)
     width: int = option(
@@ -274,6 +279,7 @@ class CutOptions(Checked):
         f"pruning method: {', '.join(METHODS.built_in)}, that of an installed package, or module:Name of your own, an "
         "importable module or a file of the working directory",
         choices=METHODS,
+        names=METHODS,
     )
     allocation: str = option(
         "auto",

@@ -8,7 +8,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TypeGuard
 
+from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError
 
 
@@ -27,13 +30,15 @@ class Registry(Collection[str]):
     """The entry points by which installed packages add to it."""
     built_in: Mapping[str, str]
     """Where each of ours stands, as ``module:Name``, so that only what is used is imported."""
-    added: dict[str, Extension] = field(default_factory=dict)
+    elsewhere: str = ""
+    """``elsewhere:NAME`` is none of its names."""
+    added: dict[str, object] = field(default_factory=dict)
     """What this process has added."""
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
-        return name in self.added or name in self.built_in or is_reference(name) or name in self._installed()
+        return name in self.added or name in self.built_in or self.imports(name) or name in self._installed()
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self.built_in, *sorted({*self.added, *self._installed()})]))
@@ -41,7 +46,11 @@ class Registry(Collection[str]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def add(self, name: str, value: Extension) -> None:
+    def imports(self, name: object) -> bool:
+        """Whether the name is a ``module:Name``, which says what is imported."""
+        return _is_reference(name) and not name.startswith(f"{self.elsewhere}:")
+
+    def add(self, name: str, value: object) -> None:
         """Let ``name`` mean ``value`` in this process; UserError if it means something else, or could."""
         if not isinstance(name, str) or not name or ":" in name or "," in name or name != name.strip():
             raise UserError(f"name {name!r}: give a text without colons, commas and spaces around it")
@@ -54,8 +63,9 @@ class Registry(Collection[str]):
         if name in self.added:
             return self.added[name]
         if name in self.built_in:
-            return _named(self.built_in[name], f"{source} {name}")
-        if is_reference(name):
+            module, _, attribute = self.built_in[name].partition(":")
+            return getattr(import_module(module), attribute)
+        if self.imports(name):
             return _named(name, f"{source} {name}")
         offers = self._installed().get(name, [])
         packages = " and ".join(sorted(point.dist.name if point.dist else point.value for point in offers))
@@ -72,7 +82,7 @@ class Registry(Collection[str]):
         return found
 
 
-def is_reference(name: object) -> bool:
+def _is_reference(name: object) -> TypeGuard[str]:
     """Whether it has the form ``module:Name``, each part with dots or without."""
     if not isinstance(name, str) or name.count(":") != 1:
         return False
@@ -89,20 +99,22 @@ def _named(reference: str, source: str) -> object:
         found: object = import_module(module)
     except (Exception, SystemExit) as error:  # whatever somebody else's module does
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            remedy = f"there is no module {error.name}, installed or in {here}"
+            close = suggest(str(error.name), (file.stem for file in Path(here).glob("*.py")))
+            remedy = f"there is no module {error.name}, installed or in {here}{close}"
         else:
-            remedy = f"importing {module} fails ({_in_a_line(error)})"
+            remedy = f"importing {module} fails ({in_a_line(error)})"
         raise UserError(f"{source}: {remedy}; give an importable module:Name") from error
     finally:
         sys.path[:] = path
     for word in name.split("."):
         if not hasattr(found, word):
-            raise UserError(f"{source}: {module} has no {name}; give a name that it defines")
+            close = suggest(word, (own for own in dir(found) if not own.startswith("_")))
+            raise UserError(f"{source}: {module} has no {name}; give a name that it defines{close}")
         found = getattr(found, word)
     return found
 
 
-def _in_a_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     """An error of somebody else's code, with the place where it was raised."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from hybridprune.config.check import Option, base_of, check, default_of, kind_name, options_of, suggest
+from hybridprune.config.check import Option, base_of, check, default_of, kind_name, options_of
 from hybridprune.config.concern import Contradiction
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
-from hybridprune.config.registry import Registry, is_reference
+from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json
 
@@ -110,7 +110,8 @@ def help_text(
 
 def _refuse_code(o: Option, value: object, path: object) -> None:
     """UserError if a file, which may be a stranger's, says what is to be imported."""
-    if isinstance(o.metadata["choices"], Registry) and is_reference(value):
+    names = o.metadata["names"]
+    if names is not None and names.imports(value):
         raise UserError(f"{path}: {o.key} {value}: a file may not say what is imported; give --{o.flags[0]} {value}")
 
 

@@ -20,6 +20,7 @@ from hybridprune.deployment.layer_variants import apply_forms
 from hybridprune.deployment.network import ACTIONS, DeployedNetwork
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, short
+from hybridprune.models.architectures import NotNamed
 from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
 from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunSpec
@@ -61,6 +62,8 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
             check_shapes(shapes, _rebuilt(spec, record["report"]), weights)
         module, expected = _rebuilt(spec, record["report"]), record["model_sha256"]
         runs = in_pieces(module, record["report"].get("piece"))
+    except NotNamed:
+        raise
     except Exception as error:  # whatever a record that is not ours leads to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a deployed network ({reason}); export the run again") from error

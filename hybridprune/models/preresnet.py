@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.factored import subsample
 from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions
 
@@ -14,7 +15,7 @@ EXPANSION = 4
 """Output channels of a bottleneck over those inside it."""
 
 
-class PreActivationBlock(nn.Module):
+class PreActivationBlock(ResidualBlock):
     """``residual(x) + skip(x)``, each convolution behind its own BN and ReLU and nothing behind the sum."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bottleneck: bool) -> None:
@@ -48,11 +49,8 @@ class PreActivationBlock(nn.Module):
         """The block's output, given ``skipped = skip(x)``."""
         return self.residual(x) + skipped
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.execute(x, self.skip(x))
 
-
-class PreResNet(nn.Module):
+class PreResNet(Backbone):
     """Stem, three stages of blocks with w, 2w, 4w channels (times 4 between bottlenecks), BN-ReLU, classifier.
 
     Depth is 6n + 2, with bottlenecks 9n + 2. ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
@@ -74,11 +72,6 @@ class PreResNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
         initialise_convolutions(self)
 
-    @property
-    def block_channels(self) -> list[int]:
-        """Output channels of each block."""
-        return [block.out_channels for block in self.blocks if isinstance(block, PreActivationBlock)]
-
     def stem(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to the first block's input ``[B, w, H, W]``, without activation."""
         return self.conv(images)
@@ -86,9 +79,3 @@ class PreResNet(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """The last block's output to logits ``[B, classes]``: the activation it lacks, global average, classifier."""
         return self.classifier(F.relu(self.bn(x)).mean(dim=(2, 3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.stem(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)

@@ -7,12 +7,13 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.preresnet import EXPANSION
 from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions
 from hybridprune.models.shakedrop import ShakeDrop
 
 
-class PyramidBlock(nn.Module):
+class PyramidBlock(ResidualBlock):
     """``residual(x) + skip(x)``: BN first and last, one ReLU less than convolutions (figure 6d of the paper).
 
     The shortcut has no parameters: average pool at stride 2, zeros for the channels that are new.
@@ -56,19 +57,16 @@ class PyramidBlock(nn.Module):
         """The block's output, given ``skipped = skip(x)``."""
         return self.residual(x) + skipped
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.execute(x, self.skip(x))
 
-
-class PyramidNet(nn.Module):
-    """Additive PyramidNet: block k of N has ``width + alpha k / N`` channels (times 4 behind a bottleneck).
+class PyramidNet(Backbone):
+    """Additive PyramidNet: block k of N has ``width + pyramid_alpha k / N`` channels (times 4 behind a bottleneck).
 
     Depth is 6n + 2, with bottlenecks 9n + 2. With ``shakedrop``, block k's residual branch is dropped with
     probability ``shakedrop k / N``. ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
     """
 
     def __init__(
-        self, depth: int, width: int, classes: int, alpha: int, bottleneck: bool = False, shakedrop: float = 0.0
+        self, depth: int, width: int, classes: int, pyramid_alpha: int, bottleneck: bool = False, shakedrop: float = 0.0
     ) -> None:
         super().__init__()
         per_stage = blocks_per_stage(depth, "pyramidnet", bottleneck)
@@ -79,18 +77,13 @@ class PyramidNet(nn.Module):
         channels = width
         for k in range(1, count + 1):
             stride = 2 if k in (per_stage + 1, 2 * per_stage + 1) else 1
-            inner = round(width + alpha * k / count)
+            inner = round(width + pyramid_alpha * k / count)
             block = PyramidBlock(channels, inner, stride, bottleneck, shakedrop * k / count)
             self.blocks.append(block)
             channels = block.out_channels
         self.bn2 = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, classes)
         initialise_convolutions(self)
-
-    @property
-    def block_channels(self) -> list[int]:
-        """Output channels of each block."""
-        return [block.out_channels for block in self.blocks if isinstance(block, PyramidBlock)]
 
     def stem(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to the first block's input ``[B, w, H, W]``, without activation."""
@@ -99,9 +92,3 @@ class PyramidNet(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """The last block's output to logits ``[B, classes]``: the activation it lacks, global average, classifier."""
         return self.classifier(F.relu(self.bn2(x)).mean(dim=(2, 3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.stem(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)

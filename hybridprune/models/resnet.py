@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.errors import UserError
+from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.factored import subsample
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions beside a shortcut: ``relu(residual(x) + skip(x))``."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -19,6 +20,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
+        self.out_channels = out_channels
         projects = stride != 1 or in_channels != out_channels
         self.projection = (
             nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
@@ -37,11 +39,8 @@ class BasicBlock(nn.Module):
         residual = self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True))
         return F.relu(self.bn2(residual).add_(skipped), inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.execute(x, self.skip(x))
 
-
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Stem, ``3n`` basic blocks of widths (w, 2w, 4w), global average pool and classifier.
 
     ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
@@ -74,12 +73,6 @@ class ResNet(nn.Module):
     def head(self, x: Tensor) -> Tensor:
         """The last block's output ``[B, 4w, H/4, W/4]`` to logits ``[B, classes]``."""
         return self.classifier(x.mean(dim=(2, 3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.stem(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
 
 
 def blocks_per_stage(depth: int, network: str, bottleneck: bool = False) -> int:

@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from hybridprune.config.networks import NETWORKS
 from hybridprune.config.options import DEEPEST, WIDEST, NetworkOptions
 from hybridprune.errors import UserError
 from hybridprune.json_text import short, value_at
+from hybridprune.models.architectures import allow, architecture, is_network
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.gates import GATES
-from hybridprune.models.preresnet import PreResNet
-from hybridprune.models.pyramidnet import PyramidNet
-from hybridprune.models.resnet import ResNet
+from hybridprune.models.own_network import READABLE
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.models.torchvision_nets import build_torchvision, check_torchvision_name, torchvision_classifiers
-from hybridprune.models.vgg import VGG
-
-TORCHVISION = "torchvision:"
-"""What the names of torchvision's classifiers begin with."""
-
 
 MOST_CLASSES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An entry of the registry: builds a network from its specification."""
-
-    build: Callable[[NetworkSpec], nn.Module]
-    reads: tuple[str, ...]
-    """The fields of NetworkSpec that shape it, beside ``classes``."""
-    gated: bool = True
-    """Whether it has residual blocks."""
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "resnet": Architecture(lambda s: ResNet(s.depth, s.width, s.classes), ("depth", "width", "gate")),
-    "preresnet": Architecture(
-        lambda s: PreResNet(s.depth, s.width, s.classes, s.bottleneck), ("depth", "width", "bottleneck", "gate")
-    ),
-    "pyramidnet": Architecture(
-        lambda s: PyramidNet(s.depth, s.width, s.classes, s.pyramid_alpha, s.bottleneck, s.shakedrop),
-        ("depth", "width", "pyramid_alpha", "bottleneck", "shakedrop", "gate"),
-    ),
-    "vgg": Architecture(lambda s: VGG(s.depth, s.width, s.classes), ("depth", "width"), gated=False),
-}
-"""Registry, beside torchvision's classifiers."""
-
 _IN_LABELS = {
     "width": "w{}",
     "pyramid_alpha": "a{}",
@@ -81,22 +47,26 @@ class NetworkSpec:
     def of(options: NetworkOptions, classes: int) -> NetworkSpec:
         """The unpruned network that the options ask for.
 
-        Raises UserError if there is no such network, or if it does not read one of the options given.
+        Options are the user's, so a ``module:factory`` is imported. Raises UserError if there is no such network, or if
+        it does not read one of the options given.
         """
-        reads = _architecture(options.network).reads
-        for name in ("bottleneck", "pyramid_alpha", "shakedrop", "gate"):
-            if name not in reads and getattr(options, name) != getattr(NetworkOptions, name):
-                readers = " or ".join(network for network, known in ARCHITECTURES.items() if name in known.reads)
-                raise UserError(
-                    f"--{name} {getattr(options, name)}: --network {options.network} does not read it; leave it out, "
-                    f"or use {readers}"
-                )
+        allow(options.network)
+        found = architecture(options.network)
+        for name in (*READABLE, "gate"):
+            value, ours = getattr(options, name), not found.foreign
+            if name in found.reads or value == getattr(NetworkOptions, name) or (ours and name in ("depth", "width")):
+                continue
+            readers = " or ".join(network for network in NETWORKS.built_in if name in architecture(network).reads)
+            remedy = f"use {readers}" if ours else f"give its factory a parameter {name}"
+            raise UserError(
+                f"--{name} {value}: --network {options.network} does not read it; leave it out, or {remedy}"
+            )
         return NetworkSpec(classes=classes, **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The fields that shape this network, by name, beside its classes and edits."""
-        return {name: getattr(self, name) for name in _architecture(self.network).reads}
+        return {name: getattr(self, name) for name in architecture(self.network).reads}
 
     @property
     def label(self) -> str:
@@ -114,7 +84,7 @@ class NetworkSpec:
 
     def build(self) -> GatedNetwork:
         """A freshly initialised network of this architecture; UserError if its arguments make none."""
-        net = GatedNetwork(_architecture(self.network).build(self), self.gate)
+        net = GatedNetwork(architecture(self.network).build(self.classes, self.arguments), self.gate)
         apply_edits(net, self.edits)
         return net
 
@@ -159,31 +129,3 @@ class NetworkSpec:
             raise ValueError(f"unknown gate {short(values['gate'])}")
         values["edits"] = tuple(edit_from_json(edit) for edit in value_at({"edits": record["edits"]}, "edits", list))
         return NetworkSpec(**values)
-
-
-def gated_networks() -> list[str]:
-    """The names of the networks that have residual blocks, hence gates."""
-    return [name for name, architecture in ARCHITECTURES.items() if architecture.gated]
-
-
-def is_network(name: object) -> bool:
-    """Whether ``name`` names a network."""
-    if not isinstance(name, str):
-        return False
-    return name in ARCHITECTURES or name.removeprefix(TORCHVISION) in (
-        torchvision_classifiers() if name.startswith(TORCHVISION) else ()
-    )
-
-
-def _architecture(name: str) -> Architecture:
-    """The network called ``name``; UserError, listing what there is, for another name."""
-    if name.startswith(TORCHVISION):
-        check_torchvision_name(name.removeprefix(TORCHVISION))
-        return Architecture(lambda s: build_torchvision(name.removeprefix(TORCHVISION), s.classes), (), gated=False)
-    if name not in ARCHITECTURES:
-        close = difflib.get_close_matches(name.lower(), ARCHITECTURES, n=1)
-        raise UserError(
-            f"--network {name}: must be one of {', '.join(ARCHITECTURES)} or torchvision:NAME"
-            + (f", did you mean {close[0]}?" if close else "")
-        )
-    return ARCHITECTURES[name]

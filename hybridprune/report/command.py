@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hybridprune.engine.device import device_of
 from hybridprune.errors import UserError, need_packages
+from hybridprune.models.architectures import allow
 from hybridprune.report.formats import FORMATS, render
 from hybridprune.report.html import Options, render_page
 from hybridprune.report.records import read_runs, unfinished_runs
@@ -42,6 +43,13 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.report") -> Non
         default=2000,
         help="--html: test images routed to find them (default: %(default)s)",
     )
+    parser.add_argument(
+        "--network",
+        metavar="MODULE:FACTORY",
+        action="append",
+        default=[],
+        help="--html: a network of your own, whose layers are shown; may be repeated (default: none)",
+    )
     parser.add_argument("--data_dir", help="--html: where the images lie now (default: where they lay in training)")
     parser.add_argument("--device", default="cpu", help="--html: device that routes the images (default: %(default)s)")
     _report(parser.parse_args(argv))
@@ -55,6 +63,8 @@ def _report(args: argparse.Namespace) -> None:
         raise UserError(f"--plot {plot}: unknown kind of file; end its name in .png or .svg")
     if plot is not None:
         need_packages(f"--plot {plot}", "matplotlib", ["matplotlib"])
+    for network in args.network:
+        allow(network)
     options = None if page is None else _page_options(args)
     if unfinished := unfinished_runs(results):
         print(f"not finished: {', '.join(map(str, unfinished))}", file=sys.stderr)

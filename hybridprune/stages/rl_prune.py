@@ -18,8 +18,8 @@ from hybridprune.engine.objective import Objective
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Validation
 from hybridprune.errors import UserError
+from hybridprune.models.architectures import gated_networks
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.models.spec import gated_networks
 from hybridprune.precision import Precision, full_precision
 from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms

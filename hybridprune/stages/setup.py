@@ -6,6 +6,7 @@ import dataclasses
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -17,7 +18,9 @@ from hybridprune.data import Dataset
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import NetworkCost, count
+from hybridprune.measure.cost import NetworkCost, count, somewhere
+from hybridprune.models.architectures import allow, architecture
+from hybridprune.models.own_network import check_passes
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import local_device
@@ -68,12 +71,15 @@ class StageSetup(Generic[C]):
         Raises UserError for a device, images, a network or weights that are not there.
         """
         config = invocation.config
+        allow(config.network.network)
         device = device_for(config)
         dataset = load_images(config.data)
         spec = describe("sp", dataset, config.data.resize, config.network)
         images = RunImages.of(dataset, None, config, device)
         with seeded(stream_seed(config.run.seed, "initialisation")):
             net = spec.network.build()
+        if architecture(spec.network.network).foreign:
+            somewhere(net, partial(_try, spec=spec))
         if config.stage.weights is not None:
             start_from(net, spec.network, Path(config.stage.weights))
         return _placed(invocation, spec, images, net, None)
@@ -85,6 +91,7 @@ class StageSetup(Generic[C]):
         Raises UserError for a device, images or a parent that is not there, and for images that are not the parent's.
         """
         config = invocation.config
+        allow(config.network.network)
         device = device_for(config)
         dataset = load_images(config.data)
         wanted = describe(stage, dataset, config.data.resize, config.network)
@@ -99,6 +106,12 @@ def _placed(
 ) -> StageSetup[C]:
     net = to_device(net, images.device, images.channels_last)
     return StageSetup(invocation, spec, images, net, count(net, spec.input_size), parent)
+
+
+def _try(net: GatedNetwork, spec: RunSpec) -> None:
+    """UserError if a network of a user's own does not do what a backbone does."""
+    image = torch.zeros(1, 3, spec.input_size, spec.input_size, device=next(net.parameters()).device)
+    check_passes(net.backbone, image, spec.network.classes, f"--network {spec.network.network}")
 
 
 def device_for(config: SpConfig | PruneConfig | RlConfig) -> torch.device:

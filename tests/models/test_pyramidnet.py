@@ -26,10 +26,11 @@ def test_published_sizes(depth: int, alpha: int, bottleneck: bool, millions: flo
 
 
 def test_widening_is_additive() -> None:
-    assert PyramidNet(20, 16, 10, alpha=9).block_channels == [17, 18, 19, 20, 21, 22, 23, 24, 25]
-    assert PyramidNet(14, 4, 10, alpha=3).block_channels == [4, 5, 6, 6, 6, 7]  # 4.5, 5, 5.5, 6, 6.5, 7, half to even
-    assert PyramidNet(14, 4, 10, alpha=0).block_channels == [4] * 6
-    assert PyramidNet(29, 16, 10, alpha=18, bottleneck=True).block_channels == [4 * w for w in range(18, 35, 2)]
+    assert PyramidNet(20, 16, 10, pyramid_alpha=9).block_channels == [17, 18, 19, 20, 21, 22, 23, 24, 25]
+    # 4.5, 5, 5.5, 6, 6.5, 7, half to even
+    assert PyramidNet(14, 4, 10, pyramid_alpha=3).block_channels == [4, 5, 6, 6, 6, 7]
+    assert PyramidNet(14, 4, 10, pyramid_alpha=0).block_channels == [4] * 6
+    assert PyramidNet(29, 16, 10, pyramid_alpha=18, bottleneck=True).block_channels == [4 * w for w in range(18, 35, 2)]
 
 
 @pytest.mark.parametrize(("depth", "bottleneck"), [(18, False), (20, False), (20, True), (164, True), (24, True)])
@@ -77,7 +78,7 @@ def test_block_in_eval_mode_by_hand(stride: int, bottleneck: bool, size: int) ->
 
 def test_the_head_activates_what_the_last_block_left() -> None:
     torch.manual_seed(0)
-    net = PyramidNet(8, 2, 3, alpha=4)
+    net = PyramidNet(8, 2, 3, pyramid_alpha=4)
     randomise(net)
     images = random_images(2, 9)
     x = net.stem(images)
@@ -89,7 +90,7 @@ def test_the_head_activates_what_the_last_block_left() -> None:
 
 
 def test_drop_probability_grows_linearly_with_depth() -> None:
-    net = PyramidNet(20, 2, 3, alpha=4, shakedrop=0.5)
+    net = PyramidNet(20, 2, 3, pyramid_alpha=4, shakedrop=0.5)
     drops = [module.drop for module in net.modules() if isinstance(module, ShakeDrop)]
     assert drops == pytest.approx([0.5 * k / 9 for k in range(1, 10)])
-    assert not any(isinstance(module, ShakeDrop) for module in PyramidNet(8, 2, 3, alpha=4).modules())
+    assert not any(isinstance(module, ShakeDrop) for module in PyramidNet(8, 2, 3, pyramid_alpha=4).modules())

@@ -9,11 +9,12 @@ import torch
 
 from hybridprune.config import NetworkOptions
 from hybridprune.errors import UserError
+from hybridprune.models.architectures import gated_networks, is_network
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.factored import FactoredConv2d
 from hybridprune.models.gates import FeedForwardGate
 from hybridprune.models.shakedrop import ShakeDrop
-from hybridprune.models.spec import NetworkSpec, gated_networks, is_network
+from hybridprune.models.spec import NetworkSpec
 from tests.cases import random_images, random_net
 
 EDITS = (
