@@ -91,8 +91,12 @@ def method_facts(names: Sequence[str]) -> str:
     (name,) = names
     method = find(name)
     if isinstance(method, DirectionMethod):
+        about = "It cuts directions and needs no training before"
         facts = {"cuts": "directions of each layer", "trains before the cut": "no"}
     else:
+        about = "It cuts channels" + (
+            " and needs no training before" if method.sparsity is None else " after a training"
+        )
         facts = {
             "cuts": "channels" + (", those of residual streams too" if method.coupled else ""),
             "trains before the cut": "no" if method.sparsity is None else "yes",
@@ -101,7 +105,7 @@ def method_facts(names: Sequence[str]) -> str:
             "changes what stays": "yes" if method.update else "no",
         }
     facts["allocation `auto` is"] = f"`{method.allocation}`"
-    return Table(("", ""), "ll", list(facts.items())).markdown()
+    return f"{about}:\n\n" + Table(("", ""), "ll", list(facts.items())).markdown()
 
 
 def measured(names: Sequence[str]) -> str:

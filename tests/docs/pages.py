@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -18,6 +19,12 @@ def tables() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def rendered(page: str) -> str:
+    """A page as it is shown, with its tables."""
+    return tables().render(PAGES[page])
 
 
 def snippets(page: str, mark: str = "runnable") -> list[str]:

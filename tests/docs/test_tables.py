@@ -13,7 +13,7 @@ import pytest
 
 from hybridprune.config.check import options_of
 from hybridprune.config.methods import METHOD_NAMES
-from tests.docs.pages import PAGES, ROOT, tables
+from tests.docs.pages import PAGES, ROOT, rendered, tables
 
 COINED = (
     "always on, arm, avoidable cost, backbone, blend, block, bring-back, budget, compression, core, damping, "
@@ -24,10 +24,13 @@ COINED = (
 )
 """Words that mean something of their own on these pages."""
 
+PARTS = ["Use", "Formula", "Options", "Measured", "Source"]
+"""Of the page of a method."""
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_table_of_a_page_can_be_made(page: str) -> None:
-    assert "<!-- table" not in tables().render(PAGES[page])
+    assert "<!-- table" not in rendered(page)
 
 
 @pytest.mark.parametrize("stage", ["sp", "prune", "rl"])
@@ -58,7 +61,9 @@ def test_every_method_has_a_page() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     for name in METHOD_NAMES:
         page = PAGES[f"methods/{name}.md"]
-        assert page.startswith(f"# {name}\n") and f'method="{name}"' in page and "## Formula" in page, name
+        assert page.startswith(f"# {name}\n") and f'method="{name}"' in page, name
+        parts = [part for part in re.findall(r"^## (.*)$", page, flags=re.MULTILINE) if part in PARTS]
+        assert parts == PARTS, name
         assert f"methods/{name}.md" in navigation and f"methods/{name}.md" in PAGES["methods.md"], name
     assert len([page for page in PAGES if page.startswith("methods/")]) == len(METHOD_NAMES)
 
@@ -67,7 +72,7 @@ def test_the_glossary_has_the_words_of_tables_and_options() -> None:
     glossary = re.findall(r"^\*\*([^*]+)\.\*\* \S", PAGES["concepts.md"], flags=re.MULTILINE)
     defined = {word.strip().lower() for entry in glossary for word in entry.split(",")}
     assert len(defined) > 60
-    texts = " ".join(tables().render(text) for page, text in PAGES.items() if page != "concepts.md").lower()
+    texts = " ".join(rendered(page) for page in PAGES if page != "concepts.md").lower()
     for word in COINED.split(", "):
         assert word in defined and word in texts, word
 
