@@ -69,7 +69,7 @@ class Cell:
         return Cell(int(depth), float(target))
 
     def key(self, method: str, seed: int) -> dict[str, Any]:
-        """What names the cut network."""
+        """The fields of a line that name the cut network."""
         return {"network": f"resnet{self.depth}", "target": self.target, "method": method, "seed": seed}
 
 
@@ -107,7 +107,7 @@ class Bench:
         return pruned
 
     def folder(self, cell: Cell, method: str, seed: int) -> Path:
-        """Of all that belongs to one cut network."""
+        """The folder of one cut network."""
         return self.work / f"resnet{cell.depth}-{cell.target}-{method.replace(', ', '-').replace(' ', '-')}-seed{seed}"
 
     def _cut(self, net: nn.Module, cell: Cell, method: str, seed: int) -> nn.Module:
@@ -127,7 +127,7 @@ class Bench:
         return pruned.module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def outcome(self, net: nn.Module, depth: int) -> Line:
-        """What a network costs and gets right."""
+        """The cost of a network, and the test images that it gets right."""
         dense, example = self.dense(depth), next(iter(self.images.shuffled(0, BATCH)))[0][:1]
         (macs, params), whole = count_module(net, example), count_module(dense, example)
         correct, parts = self.images.correct(net).numpy(), self.images.parts

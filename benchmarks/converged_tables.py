@@ -104,7 +104,7 @@ def whole(line: Line) -> float:
 
 
 def reported(line: Line) -> np.ndarray:
-    """Which of the reported test images were right."""
+    """The reported test images that were right, ``[M]`` bool."""
     return unpack(line["report_correct"], line["images"][1])
 
 

@@ -98,7 +98,7 @@ RANDOM_LIKE = "random gates as "
 
 
 def routing_options(name: str, budget: float, epochs: int) -> RoutingOptions:
-    """Those of a dynamic arm, for a ``budget`` in shares of the dense FLOPs."""
+    """The options of a dynamic arm, for a ``budget`` in shares of the dense FLOPs."""
     return RoutingOptions(**{**POLICY, "epochs": epochs, "target_flops": budget, **DYNAMIC_ARMS[name]})
 
 

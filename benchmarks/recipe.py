@@ -40,7 +40,7 @@ class Recipe:
     precision: str = "bf16"
 
     def factor(self, share: float) -> float:
-        """Of the learning rate, at this share of the training."""
+        """The factor of the learning rate at this share of the training."""
         return factor("up-down", {"0": 0.0, str(self.warm_up): 1.0, "1": 0.0}, share)
 
 
@@ -83,7 +83,7 @@ class BenchImages:
 
     @torch.no_grad()
     def correct(self, net: nn.Module) -> Tensor:
-        """Which test images ``net``, put into eval mode, gets right: bool ``[M]``, in their order."""
+        """The test images that ``net``, put into eval mode, gets right: bool ``[M]``, in their order."""
         net.eval()
         batches = self._plain(None, EVAL_BATCH)
         return torch.cat([net(batch.images).argmax(1) == batch.labels for batch in batches])

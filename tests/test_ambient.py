@@ -27,8 +27,8 @@ from hybridprune.precision import fp32_precisions
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunSpec
 from hybridprune.store.weights import save_weights
-from tests.cases import random_images, random_net
-from tests.deployment.cases import preferring
+from tests.deployment.networks import preferring
+from tests.networks_and_images import random_images, random_net
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 LABELS = torch.arange(24) % 3

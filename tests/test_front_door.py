@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
 from hybridprune.version import __version__
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hybridprune
-from tests.cases import ROOT
+from tests import ROOT
 
 OPTIONAL = {
     "gymnasium", "matplotlib", "onnx", "onnxruntime", "onnxscript", "ray", "scipy", "sklearn", "tensorboardX",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import ROOT
+from tests import ROOT
 
 NOTEBOOK = ROOT / "notebooks/results.ipynb"
 GALLERY = {"prune_your_model": 2, "three_stages": 2}

@@ -25,7 +25,7 @@ from hybridprune.processes import (
     local_device,
     rank,
 )
-from tests.together import together
+from tests.process_groups import together
 
 LONG = bytes(range(256)) * 1000
 

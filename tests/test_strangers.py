@@ -18,8 +18,8 @@ from hybridprune.models.edits import FactorEdit, ResizeEdit, apply_edits
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.stages.images import read_split
 from hybridprune.store.run_folder import RunFolder, RunSpec
-from tests.damage import damage, quickly
-from tests.store.runs import FACTORED, make_run
+from tests.damaged_json import damage, quickly
+from tests.store.run_folders import FACTORED, make_run
 
 
 @pytest.fixture(scope="module")

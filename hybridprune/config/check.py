@@ -55,7 +55,7 @@ def _kinds(concern: type) -> dict[str, Any]:
 
 
 def default_of(o: Option, earlier: Mapping[str, Any]) -> Any:
-    """What an option is if nobody says, given the earlier ones of its concern."""
+    """The value of an option if nobody says, given the earlier ones of its concern."""
     if o.metadata["follows"] is None:
         return o.default
     name, defaults = o.metadata["follows"]

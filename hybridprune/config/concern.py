@@ -38,7 +38,7 @@ class Checked(Given):
         refuse(self, self.contradictions(), [self])
 
     def contradictions(self) -> Iterator[str]:
-        """What fields of this say against each other, in flags and with a way out, a line each."""
+        """The contradictions between fields of this concern, in flags and with a way out, a line each."""
         return iter(())
 
 

@@ -489,7 +489,7 @@ class RoutingOptions(Checked):
     rate_bound_weight: float = option(5.0, "weight of the squared distance from these bounds", low=0)
 
     def contradictions(self) -> Iterator[str]:
-        """What needs a backbone that learns, a budget or a price."""
+        """The contradictions of options that need a backbone that learns, a budget or a price."""
         if self.train == "gates" and self.batchnorm == "trained":
             yield (
                 "--batchnorm trained: changes the backbone's statistics, which --train gates leaves alone; "
@@ -560,7 +560,7 @@ class RlConfig:
         refuse(self, self.contradictions(), (self.compiler, self.stage))
 
     def contradictions(self) -> Iterator[str]:
-        """What lies between two concerns."""
+        """The contradictions between two concerns."""
         if self.stage.train == "gates" and self.stage.estimator == "reinforce" and self.compiler.compile:
             yield (
                 "--compile: with --train gates all rollouts skip blocks, which does not compile; leave it out, or use "

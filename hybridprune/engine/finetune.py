@@ -135,7 +135,7 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def length(loader: Loader) -> int:
-    """How many batches one pass has; UserError if the loader does not say."""
+    """The number of batches of one pass; UserError if the loader does not say."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.errors import UserError
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 0.0, 5.0], [2.0, 0.0, 1.0]])
 """Classes 0, 1, 2, 0."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 
 QUICK = CurvatureOptions(curvature_images=8, moment_images=8)
 UNFITTED = CutOptions(refit_images=0)

@@ -14,8 +14,8 @@ from PIL import Image
 import hybridprune
 from hybridprune.api.inference import Model, Prediction
 from hybridprune.errors import UserError
-from tests.cases import random_net
-from tests.store.runs import SPEC
+from tests.networks_and_images import random_net
+from tests.store.run_folders import SPEC
 
 
 @pytest.fixture(scope="module")

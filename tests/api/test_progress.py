@@ -10,10 +10,10 @@ from torch import nn
 import hybridprune
 from hybridprune import progress_bar
 from hybridprune.config import CutOptions, SparsityOptions
-from tests.cases import random_images, random_net
-from tests.deployment.cases import preferring
+from tests.api.test_replaced_layers import QUICK, Plain, batches
+from tests.deployment.networks import preferring
+from tests.networks_and_images import random_images, random_net
 from tests.test_progress_bar import on_terminal
-from tests.test_replaced_layers import QUICK, Plain, batches
 
 
 def pruned(method: str, progress: bool = True) -> nn.Module:

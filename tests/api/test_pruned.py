@@ -16,7 +16,7 @@ from hybridprune.errors import UserError
 from hybridprune.models.edits import FactorEdit, ResizeEdit
 from hybridprune.models.factored import FactoredConv2d
 from hybridprune.store.files import write_json
-from tests.test_replaced_layers import NO_REFIT, QUICK, Listed, Plain, batches
+from tests.api.test_replaced_layers import NO_REFIT, QUICK, Listed, Plain, batches
 
 SEQUENCES = [
     ("fisher-tucker", "fisher-tucker"),

@@ -12,7 +12,7 @@ from torch import nn
 import hybridprune
 from hybridprune.api.summary import HEAD, layer_states
 from hybridprune.errors import UserError
-from tests.test_replaced_layers import NO_REFIT, QUICK, Plain, batches
+from tests.api.test_replaced_layers import NO_REFIT, QUICK, Plain, batches
 
 
 class Small(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from benchmarks.gpu_check import CHECKS, __main__, cases
 from benchmarks.gpu_check.check import Found, Setting, compared
 from benchmarks.gpu_check.worker import Worker, run
-from tests.cases import ROOT
+from tests import ROOT
 from tests.devices.claimed import claimed_cuda
 
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"

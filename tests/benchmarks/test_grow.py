@@ -11,7 +11,7 @@ from benchmarks import grow
 from benchmarks.grow import deepen, sources
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.weights import load_weights
-from tests.cases import random_images, randomised
+from tests.networks_and_images import random_images, randomised
 
 
 @pytest.mark.parametrize(("depth", "deeper"), [(14, 20), (8, 26), (20, 20)])

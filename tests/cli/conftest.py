@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cases import STAGES, stage
+from tests.cli.tiny_runs import STAGES, stage
 
 
 @pytest.fixture(scope="session")

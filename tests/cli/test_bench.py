@@ -17,7 +17,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency
 from hybridprune.report import collect
 from hybridprune.report.speed import shown
-from tests.cli.cases import folder_of, run_here
+from tests.cli.tiny_runs import folder_of, run_here
 
 ONCE = ("--rounds", "1", "--threads", "1")
 

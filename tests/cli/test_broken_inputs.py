@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import hybridprune
 from hybridprune.errors import UserError
-from tests.cli.cases import (
+from tests.cli.tiny_runs import (
     DIGITS,
     OWN,
     SCRIPTS,
@@ -29,7 +29,7 @@ from tests.cli.cases import (
     run_here,
     stage,
 )
-from tests.forked import run_forked
+from tests.processes import run_forked
 
 FLAGS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("--epochz", "3"), ("--epochz", "--epochs")),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.cases import DIGITS, OWN, SCRIPTS, folder_of
-from tests.forked import run_forked
+from tests.cli.tiny_runs import DIGITS, OWN, SCRIPTS, folder_of
+from tests.processes import run_forked
 
 pytestmark = pytest.mark.full
 

@@ -17,10 +17,10 @@ from hybridprune.deployment import deploy
 from hybridprune.errors import UserError
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder
-from tests.cli.cases import STAGES, folder_of, run_here, stage
-from tests.deployment.cases import preferring
-from tests.fuzz.cases import fuzzed, tell
-from tests.fuzz.damage import DAMAGES, Damage, unchanged
+from tests.cli.tiny_runs import STAGES, folder_of, run_here, stage
+from tests.deployment.networks import preferring
+from tests.fuzz.damaged_runs import DAMAGES, Damage, unchanged
+from tests.fuzz.seeding import fuzzed, tell
 
 COMMANDS = ("load", "load", "evaluate", "report", "next", "resume", "sweep", "export")
 CASES = st.tuples(st.sampled_from(STAGES), st.lists(DAMAGES, min_size=1, max_size=2), st.sampled_from(COMMANDS))

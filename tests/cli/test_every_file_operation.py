@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from hybridprune.store.files import PREFIX, SUFFIX
-from tests.cli.cases import NETWORK, ROOT, SCRIPTS, folder_of, run_here
+from tests.cli.tiny_runs import NETWORK, ROOT, SCRIPTS, folder_of, run_here
 
 pytestmark = pytest.mark.full
 TINY = (*NETWORK, "--dataset", "digits", "--resize", "8", "--max_train_samples", "40", "--bs", "20", "--device", "cpu")

@@ -17,9 +17,10 @@ import hybridprune
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
 from hybridprune.deployment import DeployedNetwork, load_deployed
-from tests.cases import ROOT, all_pixels
-from tests.cli.cases import assert_refused, contents, folder_of, run_here
-from tests.deployment.cases import assert_close
+from tests import ROOT
+from tests.cli.tiny_runs import assert_refused, contents, folder_of, run_here
+from tests.deployment.networks import assert_close
+from tests.networks_and_images import all_pixels
 
 
 def images_of(model: hybridprune.Model, count: int) -> torch.Tensor:

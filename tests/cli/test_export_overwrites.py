@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hybridprune.deployment import load_deployed
 from hybridprune.errors import UserError
-from tests.cli.cases import assert_refused, contents, folder_of, run_here
+from tests.cli.tiny_runs import assert_refused, contents, folder_of, run_here
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hybridprune.config import PruneConfig, RlConfig, SpConfig
-from tests.cases import ROOT, run_cli
-from tests.cli.cases import COMMANDS, SCRIPTS, STAGES, contents, run_here, stage
+from tests import ROOT
+from tests.cli.tiny_runs import COMMANDS, SCRIPTS, STAGES, contents, run_here, stage
+from tests.processes import run_cli
 
 CONFIGS = {"main_sp.py": SpConfig(), "main_prune.py": PruneConfig(), "main_rl_prune.py": RlConfig()}
 PUBLISHED = {

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hybridprune.data import Batch
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.progress import Progress
-from tests.cli.cases import stage
+from tests.cli.tiny_runs import stage
 
 READS = {"_local_scalar_dense", "nonzero"}
 """A number, or how many there are."""

@@ -13,8 +13,9 @@ from PIL import Image
 
 import hybridprune
 from hybridprune.data.digits import load_digits
-from tests.cases import all_pixels, run_cli
-from tests.cli.cases import OWN, SCRIPTS, assert_refused, folder_of, run_here, stage, weights
+from tests.cli.tiny_runs import OWN, SCRIPTS, assert_refused, folder_of, run_here, stage, weights
+from tests.networks_and_images import all_pixels
+from tests.processes import run_cli
 
 CLASSES, TRAIN, VAL = 4, 12, 4
 DATA = (*("--network", "resnet", "--depth", "8", "--width", "4", "--bs", "8", "--device", "cpu"), "--resize", "32")

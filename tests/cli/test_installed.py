@@ -16,8 +16,8 @@ import pytest
 
 from hybridprune.commands.door import COMMANDS
 from hybridprune.version import __version__
-from tests.cases import ROOT
-from tests.report.cases import write_lineage
+from tests import ROOT
+from tests.report.run_folders import write_lineage
 
 pytestmark = pytest.mark.full
 TINY = ("--network", "resnet", "--depth", "8", "--width", "4", "--device", "cpu", "--max_train_samples", "200")

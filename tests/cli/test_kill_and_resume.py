@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hybridprune.store.run_folder import RunFolder
-from tests.cli.cases import DIGITS, OWN, SCRIPTS, STAGES, assert_refused, folder_of, stage, weights
-from tests.forked import Forked, start_cli
+from tests.cli.tiny_runs import DIGITS, OWN, SCRIPTS, STAGES, assert_refused, folder_of, stage, weights
+from tests.processes import Forked, start_cli
 
 pytestmark = pytest.mark.full
 PATIENCE = 600.0

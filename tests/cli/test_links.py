@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cases import assert_refused, folder_of, run_here
+from tests.cli.tiny_runs import assert_refused, folder_of, run_here
 
 
 @pytest.mark.parametrize(

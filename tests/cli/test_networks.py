@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.cases import assert_refused, run_here
+from tests.cli.tiny_runs import assert_refused, run_here
 
 DIGITS = (
     *("--dataset", "digits", "--resize", "16", "--max_train_samples", "100", "--bs", "20", "--num_workers", "0"),

@@ -16,7 +16,7 @@ from hybridprune.report.records import read_run
 from hybridprune.stages import prune, rl_prune, sp
 from hybridprune.stages import result as ending
 from hybridprune.store.run_folder import RunFolder
-from tests.cli.cases import STAGES, folder_of, run_here, stage
+from tests.cli.tiny_runs import STAGES, folder_of, run_here, stage
 
 MODULES = {"sp": sp, "prune": prune, "rl": rl_prune}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybridprune.precision import fp32_precisions
-from tests.cli.cases import stage
+from tests.cli.tiny_runs import stage
 from tests.devices.claimed import claimed_cuda
 
 

@@ -13,8 +13,8 @@ import pytest
 
 import hybridprune
 from hybridprune.config.methods import METHOD_NAMES
-from tests.cases import ROOT
-from tests.cli.cases import DIGITS, OWN, assert_refused, contents, folder_of, stage
+from tests import ROOT
+from tests.cli.tiny_runs import DIGITS, OWN, assert_refused, contents, folder_of, stage
 
 WIDE = ("--width", "8")
 SHORT = ("--epochs_start", "1", "--epochs_end", "1", "--refit_images", "64", "--sparse_epochs", "1")

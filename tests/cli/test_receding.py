@@ -14,8 +14,8 @@ import hybridprune
 from hybridprune.engine.descent import Descent
 from hybridprune.errors import Interrupted
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
-from tests.cases import random_images
-from tests.cli.cases import folder_of, stage, weights
+from tests.cli.tiny_runs import folder_of, stage, weights
+from tests.networks_and_images import random_images
 
 
 @pytest.mark.full

@@ -20,8 +20,9 @@ from hybridprune.engine.descent import Descent
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count
 from hybridprune.pruning.methods.nuspm import method
-from tests.cases import batches_of, random_decisions, random_images, random_net, run_cli
-from tests.cli.cases import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
+from tests.cli.tiny_runs import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
+from tests.networks_and_images import batches_of, random_decisions, random_images, random_net
+from tests.processes import run_cli
 
 MODEL = "model.safetensors"
 STEPS = 10

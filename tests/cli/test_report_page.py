@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve, to_json
-from tests.cli.cases import SCRIPTS, STAGES, assert_refused, contents, folder_of, run_here
-from tests.report.html.cases import Page, routed_run
+from tests.cli.tiny_runs import SCRIPTS, STAGES, assert_refused, contents, folder_of, run_here
+from tests.report.html.pages import Page, routed_run
 
 CONFIGS = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
 CHROMIUM = os.environ.get("HYBRIDPRUNE_CHROMIUM") or next(

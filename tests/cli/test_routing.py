@@ -17,7 +17,7 @@ from hybridprune.engine.distill import Distillation
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.price import TOLERANCE
 from hybridprune.store.weights import read_tensors
-from tests.cli.cases import folder_of, run_here, stage, weights
+from tests.cli.tiny_runs import folder_of, run_here, stage, weights
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hybridprune.store.run_folder import RunFolder
-from tests.cli.cases import ROOT, SCRIPTS, run_here
+from tests.cli.tiny_runs import ROOT, SCRIPTS, run_here
 
 pytestmark = pytest.mark.full
 DATA = ("--dataset", "digits", "--resize", "8", "--max_train_samples", "40", "--bs", "8", "--device", "cpu")

@@ -12,8 +12,7 @@ import torch
 
 import hybridprune
 from hybridprune.data import load_dataset
-from tests.cases import all_pixels, run_cli
-from tests.cli.cases import (
+from tests.cli.tiny_runs import (
     DIGITS,
     OWN,
     SCRIPTS,
@@ -26,6 +25,8 @@ from tests.cli.cases import (
     stage,
     weights,
 )
+from tests.networks_and_images import all_pixels
+from tests.processes import run_cli
 
 
 def result_of(results: Path, name: str, **where: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pytest
 
 from hybridprune.pruning.pipeline import Pipeline
 from hybridprune.stages import prune, result, rl_prune
-from tests.cases import file_size_limit
-from tests.cli.cases import OWN, SCRIPTS, TINY, Result, folder_of, run_here, weights
+from tests.cli.tiny_runs import OWN, SCRIPTS, TINY, Result, folder_of, run_here, weights
+from tests.processes import file_size_limit
 
 pytestmark = pytest.mark.full
 DATA = (*TINY, "--dataset", "digits", "--resize", "8", "--max_train_samples", "40")

@@ -20,7 +20,7 @@ from hybridprune.engine.threshold import OperatingPoint
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.images import read_split
 from hybridprune.store.run_folder import RunFolder
-from tests.cli.cases import folder_of, run_here, stage
+from tests.cli.tiny_runs import folder_of, run_here, stage
 
 
 def test_a_sweep_leaves_table_plot_and_numbers(results: Path) -> None:

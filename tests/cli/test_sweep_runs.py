@@ -18,8 +18,9 @@ import pytest
 from hybridprune.commands.grid import LOCK
 from hybridprune.report import collect
 from hybridprune.store.lock import exclusive
-from tests.cases import ROOT, run_cli
-from tests.cli.cases import Result, contents, folder_of, run_here, stage
+from tests import ROOT
+from tests.cli.tiny_runs import Result, contents, folder_of, run_here, stage
+from tests.processes import run_cli
 
 COMMON = {
     "dataset": "digits", "resize": 8, "depth": 8, "width": 4, "bs": 20, "max_train_samples": 200, "num_workers": 0,

@@ -21,9 +21,9 @@ from torch import Tensor
 from hybridprune.data import Batch, TrainBatches
 from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.processes import rank
-from tests.cases import ROOT
-from tests.cli.cases import COMMANDS, DIGITS, OWN, SCRIPTS, folder_of, stage
-from tests.together import FORWARD, on_shards, together
+from tests import ROOT
+from tests.cli.tiny_runs import COMMANDS, DIGITS, OWN, SCRIPTS, folder_of, stage
+from tests.process_groups import FORWARD, on_shards, together
 
 PARENT = {"prune": "sp", "rl": "prune"}
 MORE: dict[str, tuple[str, ...]] = {

@@ -10,8 +10,8 @@ import pytest
 
 from hybridprune.errors import RunFailed
 from hybridprune.stages import prune
-from tests.cases import ROOT
-from tests.cli.cases import DIGITS, SCRIPTS, Result, assert_refused, folder_of, run_here, weights
+from tests import ROOT
+from tests.cli.tiny_runs import DIGITS, SCRIPTS, Result, assert_refused, folder_of, run_here, weights
 
 SHORT = ("--sparse_epochs", "2", "--epochs_start", "1", "--epochs_end", "1", "--lr", "0.02")
 JOINED = ("--use_out_dependencies", "--prune_ratio_limit", "0.75")

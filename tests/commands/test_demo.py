@@ -9,7 +9,7 @@ import pytest
 from hybridprune.commands import demo
 from hybridprune.config import PruneConfig, resolve, to_json
 from hybridprune.errors import UserError
-from tests.cases import ROOT
+from tests import ROOT
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hybridprune.commands import door
 from hybridprune.errors import UserError
 from hybridprune.version import __version__
-from tests.cases import ROOT
+from tests import ROOT
 
 SCRIPTS = ("main_sp.py", "main_prune.py", "main_rl_prune.py")
 MODULES = ("bench", "evaluate", "export", "reconfigure", "report", "sweep", "sweep_runs")

@@ -9,8 +9,7 @@ from hybridprune.curvature import collect_factors, collect_second_moments, eigen
 from hybridprune.curvature.geometry import Geometry, geometry_of
 from hybridprune.curvature.offsets import nearest_kronecker_product
 from hybridprune.errors import UserError
-
-from .nets import (
+from tests.curvature.oracles import (
     ResidualNet,
     inputs_and_output_gradients,
     leaves,
@@ -19,7 +18,7 @@ from .nets import (
     residual_net,
     unfolded,
 )
-from .test_factors import unfolded_input_factor
+from tests.curvature.test_factors import unfolded_input_factor
 
 
 def factors_of(model: nn.Module, batches, fisher_type="exp", moving_average=0.0, seed=0, **options):

@@ -13,8 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 from hybridprune import processes
 from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
-
-from .nets import leaves, random_batch, residual_net
+from tests.curvature.oracles import leaves, random_batch, residual_net
 
 BATCHES = [random_batch(size, seed) for seed, size in enumerate((4, 3, 5, 4, 2))]
 OPTIONS = {

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from hybridprune.curvature import collect_factors, collect_second_moments
 from hybridprune.curvature.extension import observed
-
-from .nets import ResidualNet, leaves, random_batch, residual_net
+from tests.curvature.oracles import ResidualNet, leaves, random_batch, residual_net
 
 
 def run_passes(model: nn.Module) -> None:

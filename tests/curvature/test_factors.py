@@ -8,8 +8,7 @@ from torch import Tensor
 
 from hybridprune.curvature.factors import gradient_factor, input_factor, input_mean
 from hybridprune.curvature.geometry import Geometry
-
-from .nets import GEOMETRIES, unfolded
+from tests.curvature.oracles import GEOMETRIES, unfolded
 
 
 def unfolded_input_factor(x: Tensor, geometry: Geometry) -> Tensor:

@@ -10,8 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridprune.curvature.geometry import Geometry, geometry_of
 from hybridprune.curvature.gradients import bytes_per_image, sum_squared_weight_gradients, weight_gradients
-
-from .nets import GEOMETRIES, per_image_gradients
+from tests.curvature.oracles import GEOMETRIES, per_image_gradients
 
 
 def gradients_by_autograd(geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from hybridprune.curvature.geometry import Geometry
 from hybridprune.curvature.offsets import full_covariance, nearest_kronecker_product, offset_moment
-
-from .nets import GEOMETRIES, unfolded
+from tests.curvature.oracles import GEOMETRIES, unfolded
 
 
 def random_covariance(size: int, seed: int = 0) -> Tensor:

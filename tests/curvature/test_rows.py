@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from hybridprune.curvature import Rows, collect_factors, collect_second_moments, eigenbasis, rows_of_images
 from hybridprune.curvature.geometry import geometry_of
-
-from .nets import leaves, per_image_gradients
-from .test_factors import unfolded_input_factor
+from tests.curvature.oracles import leaves, per_image_gradients
+from tests.curvature.test_factors import unfolded_input_factor
 
 T, H, W = 4, 5, 3
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hybridprune.data.decode import decode_file, decode_files
 from hybridprune.errors import UserError
-from tests.data.trees import write_image
+from tests.data.image_trees import write_image
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm"])

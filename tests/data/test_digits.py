@@ -5,7 +5,7 @@ import torch
 from sklearn import datasets
 
 from hybridprune.data.digits import load_digits
-from tests.cases import all_pixels
+from tests.networks_and_images import all_pixels
 
 
 def test_content() -> None:

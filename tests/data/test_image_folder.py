@@ -14,7 +14,7 @@ from hybridprune.data import Dataset
 from hybridprune.data.image_folder import load_image_folder
 from hybridprune.data.resize import resize_images
 from hybridprune.errors import UserError
-from tests.data.trees import make_tree, write_image
+from tests.data.image_trees import make_tree, write_image
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from hybridprune.data import DATASETS, Dataset, load_dataset
 from hybridprune.errors import UserError
-from tests.data.trees import make_tree
+from tests.data.image_trees import make_tree
 
 
 def _load(**changes: Any) -> Dataset:

@@ -16,7 +16,7 @@ from hybridprune.data.decode import decode_file
 from hybridprune.data.pixels import rgb_pixels
 from hybridprune.data.stream import ImageFiles
 from hybridprune.errors import UserError
-from tests.data.trees import write_image
+from tests.data.image_trees import write_image
 
 # The EXIF standard's definition: what row 0 and column 0 of the stored image are, in words of the upright one.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {

@@ -19,7 +19,7 @@ from hybridprune.data.augment import mixed_seed
 from hybridprune.data.resize import resize_images
 from hybridprune.data.stream import ImageFiles
 from hybridprune.errors import UserError
-from tests.data.trees import write_image
+from tests.data.image_trees import write_image
 
 N, SIZE = 22, 16
 BYTES: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "device": "cpu", "channels_last": False}

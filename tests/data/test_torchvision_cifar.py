@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from hybridprune.data.torchvision_cifar import load_cifar
 from hybridprune.errors import UserError
-from tests.cases import all_pixels
+from tests.networks_and_images import all_pixels
 
 _CLASSES = [f"class {number}" for number in range(100)]
 

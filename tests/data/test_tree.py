@@ -15,8 +15,8 @@ from hybridprune.data import Dataset
 from hybridprune.data import tree as tree_module
 from hybridprune.data.tree import load_tree
 from hybridprune.errors import UserError
-from tests.cases import all_pixels
-from tests.data.trees import make_tree, write_image
+from tests.data.image_trees import make_tree, write_image
+from tests.networks_and_images import all_pixels
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hybridprune.deployment import DeployedNetwork, deploy
 from hybridprune.deployment.assembly import all_of, exact_logits, spread
 from hybridprune.measure.latency import Arms, Latency
 from hybridprune.models.factored import FactoredLayer
-from tests.cases import random_images
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
+from tests.networks_and_images import random_images
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -16,9 +16,9 @@ from hybridprune.deployment.batch_splitting import InPieces, in_one, in_pieces, 
 from hybridprune.deployment.program import export_program
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Arms, Latency
-from tests.cases import random_decisions, random_images
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
 from tests.deployment.test_store import run_of
+from tests.networks_and_images import random_decisions, random_images
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from hybridprune.measure.latency import Arms, Latency
 from hybridprune.models.edits import Edit, FactorEdit, ResizeEdit, apply_edits
 from hybridprune.models.factored import FactoredLayer
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_decisions, random_images, random_net, randomise
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
+from tests.networks_and_images import random_decisions, random_images, random_net, randomise
 
 SIZE = 12
 # Form and action; what has no factored layers knows no more than the actions.

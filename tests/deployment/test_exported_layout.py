@@ -8,8 +8,8 @@ import torch
 from hybridprune.deployment import deploy
 from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.deployment.program import export_program, program_bytes
-from tests.cases import random_images
-from tests.deployment.cases import SPECS, built, preferring
+from tests.deployment.networks import SPECS, built, preferring
+from tests.networks_and_images import random_images
 
 
 def test_a_network_in_channels_last_is_exported_without_warnings() -> None:

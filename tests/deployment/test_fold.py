@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hybridprune.deployment.fold import fold_inputs, fold_scalings, spell_out_norms
 from hybridprune.models.edits import FactorEdit, apply_edits
-from tests.cases import random_images, randomise
+from tests.networks_and_images import random_images, randomise
 
 
 class Net(nn.Module):

@@ -18,8 +18,8 @@ from hybridprune.deployment import Harden, deploy
 from hybridprune.deployment.assembly import relative_difference
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.models.factored import factored
-from tests.cases import random_images, randomise
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
+from tests.networks_and_images import random_images, randomise
 
 
 class Aliased(nn.Module):

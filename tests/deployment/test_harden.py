@@ -10,8 +10,8 @@ from hybridprune.data import Batch
 from hybridprune.deployment import Deployed, DeployedNetwork, Harden, deploy
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
-from tests.cases import batches_of, random_images, random_net
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
+from tests.networks_and_images import batches_of, random_images, random_net
 
 SIZE = 12
 

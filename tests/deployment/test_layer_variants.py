@@ -13,7 +13,7 @@ from hybridprune.deployment.layer_variants import apply_forms, choose_forms, den
 from hybridprune.deployment.pointwise import PointwiseProduct, is_product
 from hybridprune.measure.latency import Arms, Latency
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear, factored, form
-from tests.deployment.cases import preferring
+from tests.deployment.networks import preferring
 
 CONVOLUTIONS: dict[str, Mapping[str, Any]] = {
     "3x3": {"kernel_size": 3, "padding": 1},

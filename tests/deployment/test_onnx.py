@@ -22,8 +22,8 @@ from hybridprune.deployment.program import METADATA, export_program, program_byt
 from hybridprune.errors import UserError
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import all_pixels, random_decisions
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
+from tests.networks_and_images import all_pixels, random_decisions
 
 SMALL = NetworkSpec("resnet", 8, 4, 5, (FactorEdit("backbone.blocks.1.conv2", 3, 4),))
 

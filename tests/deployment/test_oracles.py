@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hybridprune.deployment import DeployedNetwork, Harden, deploy
 from hybridprune.deployment.network import StepRecord
 from hybridprune.models.skipnet import GatedNetwork
-from tests.cases import batches_of, random_images
-from tests.deployment.cases import SPECS, assert_close, built, preferring
+from tests.deployment.networks import SPECS, assert_close, built, preferring
+from tests.networks_and_images import batches_of, random_images
 
 IMAGES = 24
 

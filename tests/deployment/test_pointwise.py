@@ -18,9 +18,9 @@ from hybridprune.deployment.pointwise import PointwiseProduct, is_product, spell
 from hybridprune.deployment.program import Exportable, export_program
 from hybridprune.measure.cost import count, counted
 from hybridprune.models.factored import FactoredLayer
-from tests.cases import random_images
-from tests.deployment.cases import SPECS, assert_close, built, preferring, told
+from tests.deployment.networks import SPECS, assert_close, built, preferring, told
 from tests.deployment.test_store import SIZE, run_of
+from tests.networks_and_images import random_images
 
 FORMS = ("two-sided with products", "input-sided with products", "output-sided with products", "dense with products")
 FORMATS = [torch.channels_last, torch.contiguous_format]

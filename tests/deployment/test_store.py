@@ -17,9 +17,9 @@ from hybridprune.deployment import Deployed, DeployedNetwork, Harden, deploy, lo
 from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.run_folder import RunSpec
-from tests.cases import batches_of, random_images
-from tests.damage import damage, quickly
-from tests.deployment.cases import SPECS, built, preferring
+from tests.damaged_json import damage, quickly
+from tests.deployment.networks import SPECS, built, preferring
+from tests.networks_and_images import batches_of, random_images
 
 SIZE = 12
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from hybridprune.deployment import deploy, evaluate_module
 from hybridprune.engine.evaluate import evaluate
-from tests.cases import batches_of, random_images, random_net
+from tests.networks_and_images import batches_of, random_images, random_net
 
 IMAGES, LABELS = random_images(7), torch.arange(7) % 5
 BATCHES = batches_of(IMAGES, LABELS, 3)

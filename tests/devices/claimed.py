@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tests.devices.generator import draws_elsewhere
-from tests.devices.lines import function, line
-from tests.devices.rules import placed, refusals, tensors
+from tests.devices.claimed_generator import draws_elsewhere
+from tests.devices.device_rules import placed, refusals, tensors
+from tests.devices.source_lines import function, line
 from tests.devices.stand_ins import stand_ins
 from tests.devices.storages import Storages
 

@@ -1,4 +1,4 @@
-"""What of torch has to be another while a GPU is claimed."""
+"""Stand-ins for functions of torch while a GPU is claimed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.devices.generator import ClaimedGenerator
+from tests.devices.claimed_generator import ClaimedGenerator
 
 Entered = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -1,4 +1,4 @@
-"""Which tensors count as a GPU's: a tensor's device is that of its storage, here as on a GPU."""
+"""Storages that count as a GPU's: a tensor's device is that of its storage, here as on a GPU."""
 
 from __future__ import annotations
 

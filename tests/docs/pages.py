@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import ROOT
+
 PAGES = {str(path.relative_to(ROOT / "docs")): path.read_text() for path in sorted((ROOT / "docs").rglob("*.md"))}
 
 

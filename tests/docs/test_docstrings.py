@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import ROOT
+from tests import ROOT
 
 FOLDERS = ("hybridprune", "benchmarks", "examples")
 RIDDLE = re.compile(
-    r"(What|Which|Who|Where|When|The same|Same|Those|These|They|Their|Them|That|This|It|Its|As|So|Such|Likewise"
+    r"(What|Which|Who|Where|How|When|The same|Same|Those|These|They|Their|Them|That|This|It|Its|As|So|Such|Likewise"
     r"|Of|For|From|By|In|On|At|To|With|Without|None|Nothing|Some)\b"
 )
 """Beginnings of a sentence that leave open what it is about."""

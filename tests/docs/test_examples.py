@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hybridprune
-from tests.cli.cases import folder_of, stage
+from tests.cli.tiny_runs import folder_of, stage
 from tests.docs.pages import PAGES, snippets
 
 

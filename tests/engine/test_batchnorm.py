@@ -14,8 +14,8 @@ from hybridprune.data import Batch, EvalBatches, LabelledImages
 from hybridprune.engine.batchnorm import batch_statistics, recalibrate, recalibrate_by
 from hybridprune.processes import count as processes
 from hybridprune.processes import rank
-from tests.cases import batches_of, random_images, random_net
-from tests.together import together
+from tests.networks_and_images import batches_of, random_images, random_net
+from tests.process_groups import together
 
 
 class Plain(nn.Module):

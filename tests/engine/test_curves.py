@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from hybridprune.engine.curves import Curves
-from tests.cases import file_size_limit
+from tests.processes import file_size_limit
 
 
 def points(folder: Path) -> list[tuple[str, int, float]]:

@@ -16,7 +16,8 @@ from hybridprune.engine.device import check_kind, device_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.routing.env import GateRoutingVectorEnv
-from tests.cases import random_images, random_net, run_cli
+from tests.networks_and_images import random_images, random_net
+from tests.processes import run_cli
 
 BATCH = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
 

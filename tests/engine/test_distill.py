@@ -12,7 +12,7 @@ from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import count
 from hybridprune.precision import Precision
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 CPU = torch.device("cpu")
 BATCH = Batch(random_images(6), torch.arange(6) % 5, torch.arange(6))

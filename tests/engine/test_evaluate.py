@@ -14,7 +14,7 @@ from hybridprune.engine import evaluate as evaluation
 from hybridprune.engine.evaluate import Evaluation, Routing, summary
 from hybridprune.measure.cost import count
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import batches_of, random_decisions, random_images, random_net, randomised
+from tests.networks_and_images import batches_of, random_decisions, random_images, random_net, randomised
 
 evaluate = partial(evaluation.evaluate, keep_logits=True)
 NET = random_net(8)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hybridprune.engine.finetune import finetune
 from hybridprune.errors import RunFailed, UserError
-from tests.cases import random_images
+from tests.networks_and_images import random_images
 
 CPU = torch.device("cpu")
 LR = 0.1

@@ -32,8 +32,8 @@ from hybridprune.models.skipnet import GatedNetwork, Routed
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import fp32_precisions
 from hybridprune.store.run_folder import RunFolder
-from tests.cases import batches_of
 from tests.devices.claimed import claimed_cuda
+from tests.networks_and_images import batches_of
 
 EPOCHS, STEPS = 3, 4
 NAN = math.nan

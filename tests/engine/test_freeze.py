@@ -9,7 +9,7 @@ from torch import nn
 from hybridprune.engine.freeze import frozen_parameters, rotation_parameters
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.factored import FactoredConv2d, FactoredLinear
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 EDITS = (
     FactorEdit("backbone.blocks.0.conv1", 2, 3),

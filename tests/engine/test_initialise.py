@@ -7,7 +7,7 @@ import torch
 from hybridprune.engine.initialise import initialise
 from hybridprune.models.edits import ResizeEdit
 from hybridprune.models.gates import OPEN
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 
 NARROW = (
     ResizeEdit("backbone.blocks.1.conv1", 4, 3),

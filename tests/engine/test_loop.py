@@ -21,7 +21,7 @@ from hybridprune.engine.objective import LikelihoodLoss
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import RunFailed
-from tests.cases import random_images
+from tests.networks_and_images import random_images
 
 PER_PASS, STEPS = 3, 7
 BATCHES = [Batch(random_images(5, seed=step), torch.arange(5) % 3) for step in range(STEPS)]

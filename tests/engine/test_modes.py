@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hybridprune.engine.modes import always_on, kept_modes
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 
 @torch.no_grad()

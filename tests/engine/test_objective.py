@@ -18,7 +18,7 @@ from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.gates import Decide, straight_through
 from hybridprune.models.skipnet import GatedNetwork, Routed
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 COST = NetworkCost(
     start_macs=30,

@@ -31,8 +31,8 @@ from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import count as processes
 from hybridprune.processes import is_first, rank, total
 from hybridprune.store.run_folder import RunFolder
-from tests.cases import random_decisions, random_net
-from tests.together import on_shards, together
+from tests.networks_and_images import random_decisions, random_net
+from tests.process_groups import on_shards, together
 
 CPU = torch.device("cpu")
 IMAGES = 31

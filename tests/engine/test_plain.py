@@ -19,7 +19,7 @@ from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwrapped
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
-from tests.together import together
+from tests.process_groups import together
 
 QUICK: dict[str, Any] = {
     "target_flops": 0.6,

@@ -13,8 +13,8 @@ from hybridprune.data import Dataset, load, tree
 from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder, RunSpec
-from tests.data.trees import make_tree, write_image
-from tests.store.runs import SPEC
+from tests.data.image_trees import make_tree, write_image
+from tests.store.run_folders import SPEC
 
 
 def listed(root: Path, cache: Path) -> Dataset:

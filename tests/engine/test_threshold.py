@@ -19,7 +19,7 @@ from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.gates import GATES
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import batches_of, random_images, random_net, randomised
+from tests.networks_and_images import batches_of, random_images, random_net, randomised
 
 NET = random_net(14)
 COST = count(NET, 8)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.foreign.cases import CLASSES, UNSEEN, Net, pairs
+from tests.foreign.network import CLASSES, UNSEEN, Net, pairs
 from tests.foreign.training import plain
 
 

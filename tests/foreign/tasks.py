@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
-from tests.foreign.cases import CLASSES, COUNTS, SIZE, UNSEEN, Net, draw, pairs
+from tests.foreign.network import CLASSES, COUNTS, SIZE, UNSEEN, Net, draw, pairs
 from tests.foreign.training import plain
 
 

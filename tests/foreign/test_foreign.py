@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hybridprune.errors import UserError
-from tests.foreign import convolutions, names, tasks, tokens, training, wrapped
-from tests.foreign.cases import goes_all_the_way
+from tests.foreign import convolutions, shared_layers, tasks, tokens, training, wrapped
+from tests.foreign.network import goes_all_the_way
 
-FAMILIES = (names, tokens, training, tasks, convolutions, wrapped)
+FAMILIES = (shared_layers, tokens, training, tasks, convolutions, wrapped)
 NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
 SLOW = {"compiled"}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.foreign.cases import CLASSES, UNSEEN, Net, pairs
+from tests.foreign.network import CLASSES, UNSEEN, Net, pairs
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""What matters in training: hooks, auxiliary heads, checkpointing, what is frozen, what changes from call to call."""
+"""Networks whose training matters: hooks, auxiliary heads, checkpointing, frozen parts, calls that differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.foreign.cases import CLASSES, Net
+from tests.foreign.network import CLASSES, Net
 
 
 def plain(*, width: int = 16) -> nn.Sequential:

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tests.foreign.cases import CLASSES, Net, pairs
+from tests.foreign.network import CLASSES, Net, pairs
 from tests.foreign.training import plain
 
 

@@ -20,9 +20,9 @@ from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.engine.plain import in_single, plain_copy
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import count_module
-from tests.foreign.cases import assert_untouched, snapshot
-from tests.fuzz.cases import fuzzed, tell
-from tests.fuzz.nets import BAD_FOOD, CHANNELS, FOOD, PLANS, SIZE, Food, Plan
+from tests.foreign.network import assert_untouched, snapshot
+from tests.fuzz.random_networks import BAD_FOOD, CHANNELS, FOOD, PLANS, SIZE, Food, Plan
+from tests.fuzz.seeding import fuzzed, tell
 
 SHARES = st.one_of(st.floats(0.4, 1.0), st.sampled_from([0.7, 0.9, None, 0.05, 1.0, 1, 20_000]))
 NONSENSE = st.sampled_from(

@@ -15,7 +15,7 @@ from hybridprune.measure.cost import count, count_module, module_macs
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_decisions, random_images, random_net, randomised
+from tests.networks_and_images import random_decisions, random_images, random_net, randomised
 
 
 def resnet_macs(depth: int, width: int, classes: int, size: int) -> tuple[int, list[int]]:

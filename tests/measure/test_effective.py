@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from hybridprune.measure.effective import count_weights, effective_sparsity, live_weights
 from hybridprune.models.edits import FactorEdit, apply_edits
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_images, randomise
+from tests.networks_and_images import random_images, randomise
 
 SIZE = 6
 EXAMPLE = random_images(1, SIZE)

@@ -14,7 +14,7 @@ from torch import nn
 from hybridprune.models.backbone import Backbone
 from hybridprune.models.skipnet import GatedNetwork, Mode
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_decisions, random_images, randomised
+from tests.networks_and_images import random_decisions, random_images, randomised
 
 MODES: list[Mode] = ["masked", "executed"]
 GATED = {

@@ -22,8 +22,8 @@ from hybridprune.models.architectures import architecture, is_network
 from hybridprune.models.own_network import check_passes
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.networks import Backbone, ResidualBlock, allow, names, register
-from tests.cases import random_images
-from tests.store.runs import SPEC, make_run
+from tests.networks_and_images import random_images
+from tests.store.run_folders import SPEC, make_run
 
 MODULE = """
 from torch import nn

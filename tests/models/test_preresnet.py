@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridprune.errors import UserError
 from hybridprune.models.preresnet import PreActivationBlock, PreResNet
-from tests.cases import random_images, randomise
+from tests.networks_and_images import random_images, randomise
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from hybridprune.errors import UserError
 from hybridprune.models.pyramidnet import PyramidBlock, PyramidNet
 from hybridprune.models.shakedrop import ShakeDrop
-from tests.cases import random_images, randomise
+from tests.networks_and_images import random_images, randomise
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hybridprune.errors import UserError
 from hybridprune.models.resnet import BasicBlock, ResNet
-from tests.cases import random_images
+from tests.networks_and_images import random_images
 
 
 @pytest.mark.parametrize(("width", "params"), [(64, 7_451_044), (16, 472_756)])

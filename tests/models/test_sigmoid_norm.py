@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.models.resnet import ResNet
 from hybridprune.models.sigmoid_norm import TOP, SigmoidBatchNorm2d, bound, bounded, conclude, concluded
-from tests.cases import batches_of, random_images, randomise
+from tests.networks_and_images import batches_of, random_images, randomise
 
 C = 6
 IMAGES = torch.randn(5, C, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 1

@@ -18,7 +18,7 @@ from hybridprune.models.edits import FactorEdit
 from hybridprune.models.gates import GATES
 from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_decisions, random_images, random_net, randomised
+from tests.networks_and_images import random_decisions, random_images, random_net, randomised
 
 MODES: list[Mode] = ["masked", "executed"]
 EDITS = (

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hybridprune.errors import UserError
 from hybridprune.models.torchvision_nets import build_torchvision, check_torchvision_name, torchvision_classifiers
-from tests.cases import random_images
+from tests.networks_and_images import random_images
 
 
 def test_every_classifier_of_torchvision_and_nothing_else() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from hybridprune.errors import UserError
 from hybridprune.models.vgg import VGG
-from tests.cases import random_images
+from tests.networks_and_images import random_images
 
 CONFIGURATIONS = {
     11: "64 M 128 M 256 256 M 512 512 M 512 512",

@@ -16,7 +16,7 @@ from hybridprune.pruning.budget import greedy
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget, Space, UnitSet
 from hybridprune.pruning.budget.width_growth import Goal, Growth
 from hybridprune.pruning.directions import rate_distortion
-from tests.pruning.cases import random_space
+from tests.pruning.random_curvature import random_space
 
 OF_DIRECTIONS = [name for name in ALLOCATIONS if name not in BY_LAYER]
 

@@ -21,8 +21,8 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Budget, Cost, UnitSet
 from hybridprune.pruning.make_plan import make_plan
 from hybridprune.pruning.plan import DirectionPlan, Plan
-from tests.cases import random_images, random_net
-from tests.pruning.cases import SIZE, PlainNetwork, cost_of, forms, layers_of
+from tests.networks_and_images import random_images, random_net
+from tests.pruning.random_curvature import SIZE, PlainNetwork, cost_of, forms, layers_of
 
 COPIES = 10
 DISTINCT = 4

@@ -6,7 +6,7 @@ import pytest
 
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.promise import BrokenPromise, check_promise
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 from tests.pruning.test_make_plan import plan_of
 
 

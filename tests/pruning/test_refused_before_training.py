@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import hybridprune
 from hybridprune.config import CutOptions, SparsityOptions
 from hybridprune.errors import UserError
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 BATCHES = [(random_images(8), torch.randint(5, (8,)))]
 

@@ -17,7 +17,7 @@ from hybridprune.models.factored import FactoredLayer
 from hybridprune.pruning.directions.layers import survey
 from hybridprune.pruning.left_alone import COSTS, NEVER, NOT_ONCE, READ, SEVERAL
 from hybridprune.pruning.trial import read_without_call, replaceable
-from tests.pruning.cases import PlainNetwork
+from tests.pruning.random_curvature import PlainNetwork
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 

@@ -12,8 +12,7 @@ import pytest
 from hybridprune.errors import UserError
 from hybridprune.report import Row, collect, render
 from hybridprune.report.formats import FORMATS
-
-from .cases import result, write, write_bench, write_lineage
+from tests.report.run_folders import result, write, write_bench, write_lineage
 
 ACCURACY = (0.7, 0.73, 0.655)
 

@@ -10,8 +10,7 @@ from matplotlib.container import ErrorbarContainer
 
 from hybridprune.report import Row, collect
 from hybridprune.report.plot import draw, encode
-
-from .cases import DENSE_MACS, result, write, write_lineage
+from tests.report.run_folders import DENSE_MACS, result, write, write_lineage
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import pytest
 
 from hybridprune.errors import UserError
 from hybridprune.report.records import read_run, read_runs, unfinished_runs
-
-from .cases import result, write, write_bench
+from tests.report.run_folders import result, write, write_bench
 
 
 def test_reads_the_fields_where_they_stand(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from hybridprune.report import Row, collect
 from hybridprune.report.rows import Stat
-
-from .cases import DENSE_MACS, result, write, write_lineage
+from tests.report.run_folders import DENSE_MACS, result, write, write_lineage
 
 
 def names(rows: list[Row]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from hybridprune.report import Row, collect
 from hybridprune.report.bench import Measurement
 from hybridprune.report.speed import Setting, average, of_row, shown
-from tests.report.cases import result, write, write_bench
+from tests.report.run_folders import result, write, write_bench
 
 PLACE = "cpu, 2 threads"
 EAGER, DEPLOYED = Setting(1, PLACE, False), Setting(1, PLACE, True)

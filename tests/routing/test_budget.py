@@ -14,7 +14,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price, met
-from tests.routing.cases import SIZE, batch_of, labelled, three_gates
+from tests.routing.three_gates import SIZE, batch_of, labelled, three_gates
 
 IMAGES, STEPS, EVERY, STEADY = 32, 150, 5, 3
 TARGET = 0.5

@@ -16,8 +16,8 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from hybridprune.measure.cost import count
 from hybridprune.routing.env import GateRoutingEnv, GateRoutingVectorEnv
-from tests.cases import random_decisions
-from tests.routing.cases import CLASSES, SIZE, labelled, three_gates
+from tests.networks_and_images import random_decisions
+from tests.routing.three_gates import CLASSES, SIZE, labelled, three_gates
 
 IMAGES, ENVS, ALPHA = 10, 4, 0.7
 NAME = "hybridprune/GateRouting-v0"

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork, Mode
 from hybridprune.routing.episode import Episode
-from tests.routing.cases import SIZE, labelled, three_gates
+from tests.routing.three_gates import SIZE, labelled, three_gates
 
 ROUTES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)))
 MODES: tuple[Mode, ...] = ("masked", "executed")

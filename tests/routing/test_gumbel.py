@@ -16,7 +16,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.gumbel import TARGET_WEIGHT, GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.price import Price
-from tests.routing.cases import SIZE, batch_of, labelled, three_gates
+from tests.routing.three_gates import SIZE, batch_of, labelled, three_gates
 
 
 def gumbel(

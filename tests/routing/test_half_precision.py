@@ -25,7 +25,7 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
-from tests.routing.cases import SIZE, labelled, three_gates
+from tests.routing.three_gates import SIZE, labelled, three_gates
 
 CPU = torch.device("cpu")
 BF16 = Precision("cpu", torch.bfloat16)

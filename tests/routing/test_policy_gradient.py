@@ -25,7 +25,7 @@ from hybridprune.routing.policy_gradient import PolicyGradient, policy_loss, ret
 from hybridprune.routing.price import DAMPING, MOMENTUM, Price
 from hybridprune.routing.rollout import choose_by, choose_flipping, rollout
 from hybridprune.store.seeds import generator
-from tests.routing.cases import SIZE, batch_of, labelled, objective, three_gates
+from tests.routing.three_gates import SIZE, batch_of, labelled, objective, three_gates
 
 ESTIMATES: dict[str, dict[str, Any]] = {
     "none": {"baseline": "none"},

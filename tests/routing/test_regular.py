@@ -10,7 +10,7 @@ import torch
 from hybridprune.config import RoutingOptions
 from hybridprune.routing.loss import gate_bounds
 from hybridprune.routing.regular import entropy, outside_bounds
-from tests.routing.cases import batch_of, labelled
+from tests.routing.three_gates import batch_of, labelled
 
 
 def test_entropy_by_hand() -> None:

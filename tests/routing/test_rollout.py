@@ -10,7 +10,7 @@ import torch
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import Mode
 from hybridprune.routing.rollout import choose_by, choose_flipping, choose_greedily, rollout
-from tests.routing.cases import SIZE, labelled, three_gates
+from tests.routing.three_gates import SIZE, labelled, three_gates
 
 BATCH = 16
 

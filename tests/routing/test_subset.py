@@ -14,7 +14,7 @@ from hybridprune.data import EvalBatches, LabelledImages, TrainBatches
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.subset import LESSONS, SURE, Subset, best_subset, lessons, start_from_subset, teach
-from tests.routing.cases import CLASSES, SIZE, three_gates
+from tests.routing.three_gates import CLASSES, SIZE, three_gates
 
 Route = tuple[int, ...]
 

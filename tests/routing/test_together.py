@@ -24,8 +24,8 @@ from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
 from hybridprune.routing.subset import start_from_subset
-from tests.routing.cases import SIZE, labelled, three_gates
-from tests.together import together
+from tests.process_groups import together
+from tests.routing.three_gates import SIZE, labelled, three_gates
 
 BATCH, STEPS = 9, 4
 COMMON: dict[str, Any] = {

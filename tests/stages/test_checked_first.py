@@ -12,7 +12,7 @@ from hybridprune.engine.fit import Fit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.run_folder import RunFolder, RunSpec
-from tests.cli.cases import STAGES, folder_of, stage
+from tests.cli.tiny_runs import STAGES, folder_of, stage
 
 
 def test_a_network_that_cannot_be_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hybridprune.measure.cost import count
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.stages.cut_schedule import Cutting
 from hybridprune.stages.prunable import CURVATURE_BATCH
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 
 
 @dataclass

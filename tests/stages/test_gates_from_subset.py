@@ -15,7 +15,7 @@ from hybridprune.routing import subset as subsets
 from hybridprune.routing.subset import Subset, start_from_subset
 from hybridprune.stages import gates_from_subset as start
 from hybridprune.stages.images import RunImages
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 
 
 def images() -> RunImages:

@@ -12,7 +12,7 @@ from hybridprune.config import ParentOptions, PruneConfig, RlConfig, RunOptions
 from hybridprune.errors import UserError
 from hybridprune.stages.parent import Parent
 from hybridprune.store.run_folder import RunSpec
-from tests.store.runs import FACTORED, SPEC, make_run
+from tests.store.run_folders import FACTORED, SPEC, make_run
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hybridprune.models.edits import ResizeEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.stages import prune, sp
 from hybridprune.store.run_folder import RunFolder
-from tests.cli.cases import DIGITS, OWN
+from tests.cli.tiny_runs import DIGITS, OWN
 
 WIDTH = 16
 SMALL = (*DIGITS, "--width", str(WIDTH), "--max_train_samples", "100")

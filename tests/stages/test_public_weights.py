@@ -19,8 +19,8 @@ from hybridprune.engine.evaluate import evaluate
 from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.stages.weights import start_from
-from tests.cases import random_images
-from tests.stages.public_nets import CifarResNet, NumberedVgg, trained
+from tests.networks_and_images import random_images
+from tests.stages.public_networks import CifarResNet, NumberedVgg, trained
 
 
 def started(stored: object, path: Path, network: str, depth: int, width: int, classes: int = 5) -> nn.Module:

@@ -15,7 +15,7 @@ from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.price import TOLERANCE
 from hybridprune.stages.routed_score import routed_score
-from tests.cases import batches_of, random_images, random_net
+from tests.networks_and_images import batches_of, random_images, random_net
 
 NET = random_net()
 COST = count(NET, 8)

@@ -24,7 +24,7 @@ from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining
 from hybridprune.pruning.sparse_training.scale_l1 import ScalePressure, all_scales, doomed_scales
 from hybridprune.stages import prune, sp
 from hybridprune.store.weights import read_tensors
-from tests.cli.cases import DIGITS, OWN
+from tests.cli.tiny_runs import DIGITS, OWN
 
 pytestmark = pytest.mark.full
 STEPS = 10

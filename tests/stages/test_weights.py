@@ -14,7 +14,7 @@ from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.stages.weights import start_from
-from tests.cases import random_images
+from tests.networks_and_images import random_images
 
 # name -> its classifier's parameters
 NETWORKS = {

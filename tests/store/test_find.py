@@ -15,7 +15,7 @@ from hybridprune.errors import UserError
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.find import find_parent, named_parent, runs_under
 from hybridprune.store.run_folder import RunFolder, RunSpec
-from tests.store.runs import FACTORED, SPEC, make_run
+from tests.store.run_folders import FACTORED, SPEC, make_run
 
 STAGES = ("sp", "prune")
 

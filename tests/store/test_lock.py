@@ -12,7 +12,7 @@ import pytest
 
 from hybridprune.errors import UserError
 from hybridprune.store.lock import exclusive
-from tests.forked import Forked
+from tests.processes import Forked
 
 BUSY = "--result_dir: another one is at work"
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from hybridprune.errors import UserError
 from hybridprune.store.run_folder import RunFolder, RunSpec
 from hybridprune.store.weights import load_tensors, load_weights, read_tensors
-from tests.cases import file_size_limit, random_images, random_net
-from tests.store.runs import EDITS, FACTORED, SPEC, make_run
+from tests.networks_and_images import random_images, random_net
+from tests.processes import file_size_limit
+from tests.store.run_folders import EDITS, FACTORED, SPEC, make_run
 
 # --- specification ---
 

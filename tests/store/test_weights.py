@@ -15,7 +15,7 @@ from hybridprune.errors import RunFailed, UserError
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.weights import load_weights, read_tensors, save_weights
-from tests.store.runs import SPEC
+from tests.store.run_folders import SPEC
 
 
 class Versioned(nn.Linear):

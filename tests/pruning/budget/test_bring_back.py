@@ -13,8 +13,16 @@ from hybridprune.pruning.budget.bring_back import Pool, bring_back
 from hybridprune.pruning.budget.greedy import cut_at_ratio, importance
 from hybridprune.pruning.budget.space import Cost, Space, UnitSet
 from hybridprune.pruning.directions.surgery import apply_ranks
-from tests.cases import random_images, random_net
-from tests.pruning.cases import cost_of, forms, layers_of, random_decompositions, random_space, source, space_of
+from tests.networks_and_images import random_images, random_net
+from tests.pruning.random_curvature import (
+    cost_of,
+    forms,
+    layers_of,
+    random_decompositions,
+    random_space,
+    source,
+    space_of,
+)
 
 
 def space_with(scores: dict[str, list[float]]) -> Space:

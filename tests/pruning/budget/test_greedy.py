@@ -15,7 +15,7 @@ from hybridprune.models.edits import FactorEdit
 from hybridprune.pruning.budget.greedy import ORDERS, cut_at_budget, cut_at_ratio, importance, importance_per_flop
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget, Space
 from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
-from tests.pruning.cases import cells, forms, random_importance, random_space, source, toy_space
+from tests.pruning.random_curvature import cells, forms, random_importance, random_space, source, toy_space
 
 FACTORED = (
     FactorEdit("backbone.blocks.0.conv1", 6, 7),

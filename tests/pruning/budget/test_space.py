@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridprune.pruning.budget.space import Budget, Cost, UnitSet, least_kept
-from tests.pruning.cases import random_space
+from tests.pruning.random_curvature import random_space
 
 
 def test_a_budget_bounds_what_it_names_and_nothing_else() -> None:

@@ -20,7 +20,7 @@ from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 CHANNEL_METHODS = {name: found for name in METHOD_NAMES if isinstance(found := find(name), ChannelMethod)}
 

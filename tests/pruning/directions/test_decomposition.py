@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.pruning.directions.decomposition import Decomposition, Factors
-from tests.pruning.cases import (
+from tests.pruning.random_curvature import (
     DIRECTION_METHODS,
     TINY,
     fisher,

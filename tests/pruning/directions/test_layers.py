@@ -15,8 +15,8 @@ from hybridprune.models.edits import FactorEdit, apply_edits
 from hybridprune.models.factored import FactoredConv2d, FactoredLinear
 from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
-from tests.cases import random_net
-from tests.pruning.cases import layers_of
+from tests.networks_and_images import random_net
+from tests.pruning.random_curvature import layers_of
 
 EDITS = (
     FactorEdit("backbone.conv", None, 6),

@@ -17,7 +17,7 @@ from hybridprune.pruning.directions import rate_distortion
 from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.directions.rate_distortion import cut_at_budget, cut_at_ratio
 from hybridprune.pruning.directions.space import Choices
-from tests.pruning.cases import cells, expected_loss, random_importance, random_space, source, toy_space
+from tests.pruning.random_curvature import cells, expected_loss, random_importance, random_space, source, toy_space
 
 FACTORED = (
     FactorEdit("backbone.blocks.0.conv1", 6, 7),

@@ -19,8 +19,8 @@ from hybridprune.pruning.directions.layer_forms import Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from hybridprune.pruning.directions.refit import METRIC_DAMPING, RIDGE, ROWS_PER_INPUT, refit
 from hybridprune.pruning.directions.surgery import apply_ranks
-from tests.cases import random_images, random_net
-from tests.pruning.cases import layers_of, random_decompositions, random_factor, source
+from tests.networks_and_images import random_images, random_net
+from tests.pruning.random_curvature import layers_of, random_decompositions, random_factor, source
 
 
 def run(model: nn.Module, images: Tensor) -> object:

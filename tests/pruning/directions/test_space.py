@@ -13,8 +13,8 @@ from hybridprune.pruning.budget.space import Cost, least_kept
 from hybridprune.pruning.directions import space as direction_space_module
 from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
 from hybridprune.pruning.directions.space import DirectionCell
-from tests.cases import random_net
-from tests.pruning.cases import (
+from tests.networks_and_images import random_net
+from tests.pruning.random_curvature import (
     cells,
     cost_of,
     expected_loss,

@@ -20,8 +20,8 @@ from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from hybridprune.pruning.directions.rate_distortion import cut_at_budget
 from hybridprune.pruning.directions.surgery import apply_ranks
-from tests.cases import random_decisions, random_images, random_net
-from tests.pruning.cases import (
+from tests.networks_and_images import random_decisions, random_images, random_net
+from tests.pruning.random_curvature import (
     DIRECTION_METHODS,
     SIZE,
     cost_of,

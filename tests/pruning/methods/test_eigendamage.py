@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridprune.curvature import EigenBasis, LayerFactors, SecondMoments, eigenbasis
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.methods.eigendamage import METHOD, decompose
-from tests.pruning.cases import fisher, random_curvature, random_weight, source
+from tests.pruning.random_curvature import fisher, random_curvature, random_weight, source
 
 SHAPES = [(5, 3, 3, False), (3, 4, 3, True), (2, 6, 1, False), (4, 4, 1, False)]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.pruning.methods.fisher_tucker import METHOD, calibration, decompose
-from tests.pruning.cases import TINY, fisher, random_curvature, random_weight, source
+from tests.pruning.random_curvature import TINY, fisher, random_curvature, random_weight, source
 
 SHAPES = [(5, 3, 3, False), (3, 4, 3, True), (2, 6, 1, False), (4, 4, 1, False)]
 

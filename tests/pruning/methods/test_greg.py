@@ -15,7 +15,7 @@ from hybridprune.pruning.channels import channel_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.sparse_training.protocol import Sparsity, Target
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 OPTIONS = SparsityOptions(greg_rise=0.5)
 

@@ -6,7 +6,7 @@ import pytest
 
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.pruning.make_plan import make_plan
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 from tests.pruning.test_make_plan import network_of
 
 

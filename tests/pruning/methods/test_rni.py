@@ -19,7 +19,7 @@ from hybridprune.pruning.channels import channel_groups, remove_channels
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find, rni
 from hybridprune.pruning.sparse_training.protocol import Target
-from tests.cases import random_images, randomise
+from tests.networks_and_images import random_images, randomise
 
 PIXELS = random_images(6).double()
 

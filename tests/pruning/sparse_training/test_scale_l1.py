@@ -11,7 +11,7 @@ from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_groups
 from hybridprune.pruning.sparse_training.protocol import Target
 from hybridprune.pruning.sparse_training.scale_l1 import ScalePressure, all_scales, doomed_scales
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 WEIGHT = 0.25  # a power of two: sums of it and of the gradients below are exact
 

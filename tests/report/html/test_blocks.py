@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hybridprune.report.html.blocks import draw
-from tests.report.html.cases import shapes
+from tests.report.html.pages import shapes
 
 
 def test_bars_are_mean_rates_and_dots_runs() -> None:

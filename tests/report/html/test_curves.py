@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from hybridprune.report.html.curves import draw
-from tests.report.html.cases import shapes
+from tests.report.html.pages import shapes
 
 
 def line(phase: int, epoch: int, accuracy: float, **more: Any) -> dict[str, Any]:

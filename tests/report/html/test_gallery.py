@@ -17,8 +17,8 @@ from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.report.html.gallery import cheapest_first, data_uri, gallery
-from tests.cases import all_pixels
-from tests.report.html.cases import routed_run
+from tests.networks_and_images import all_pixels
+from tests.report.html.pages import routed_run
 
 
 def test_order_is_by_macs_then_by_willingness() -> None:

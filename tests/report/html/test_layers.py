@@ -9,7 +9,7 @@ from hybridprune.measure.cost import count
 from hybridprune.models.edits import Edit, FactorEdit, ResizeEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.report.html.layers import draw, layers
-from tests.report.html.cases import shapes
+from tests.report.html.pages import shapes
 
 NETWORK = NetworkSpec("resnet", 8, 4, 3)
 FACTORED: tuple[Edit, ...] = (

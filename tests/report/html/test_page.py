@@ -11,8 +11,8 @@ import pytest
 from hybridprune.report import collect
 from hybridprune.report.formats import table
 from hybridprune.report.html import Options, render_page
-from tests.report.cases import result, write, write_lineage
-from tests.report.html.cases import Page, routed_run
+from tests.report.html.pages import Page, routed_run
+from tests.report.run_folders import result, write, write_lineage
 
 HOSTILE = """<img src=x onerror="alert('1')">&{{ 7 * 7 }}"""
 SECTIONS = ("Table", "resnet32-w16 on tree", "Provenance")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridprune.report.html.pareto import LARGE, Point, draw, front, legend
-from tests.report.html.cases import shapes
+from tests.report.html.pages import shapes
 
 DENSE = Point(1, "dense", "without pruning", 2.0, 0.78)
 STATIC = Point(2, "static", "static only", 0.5, 0.77, 0.01, 0.002, ((0.49, 0.768), (0.51, 0.772)), parent=1)

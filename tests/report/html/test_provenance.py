@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hybridprune.report.html.provenance import provenance
 from hybridprune.report.records import read_run
-from tests.report.cases import result, write
+from tests.report.run_folders import result, write
 
 
 def test_origin_is_what_the_result_says(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hybridprune.pruning.channels.surgery import cut
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.methods.masksparsity import method as masksparsity
 from hybridprune.pruning.sparse_training.protocol import Target
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 WEIGHT = 2.0**-11
 """Exact in sums with multiples of itself."""

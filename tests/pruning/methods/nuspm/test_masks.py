@@ -24,9 +24,9 @@ from hybridprune.pruning.methods.nuspm.masks import (
     mask_parameters,
     unread,
 )
-from tests.cases import random_decisions, random_images, random_net
-from tests.pruning.cases import cost_of
-from tests.pruning.test_channels import NETS, groups_of, run
+from tests.networks_and_images import random_decisions, random_images, random_net
+from tests.pruning.channels.networks import NETS, groups_of, run
+from tests.pruning.random_curvature import cost_of
 
 SIZE = 8
 

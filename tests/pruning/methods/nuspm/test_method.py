@@ -19,8 +19,8 @@ from hybridprune.pruning.channels import channel_space
 from hybridprune.pruning.methods.nuspm import method as nuspm
 from hybridprune.pruning.methods.nuspm.masks import attach_masks, attached_masks, fold_masks, mask_parameters
 from hybridprune.pruning.sparse_training.protocol import Target
-from tests.cases import random_images
-from tests.pruning.test_channels import NETS, groups_of
+from tests.networks_and_images import random_images
+from tests.pruning.channels.networks import NETS, groups_of
 
 SIZE = 8
 OPTIONS = SparsityOptions(sparse_epochs=3)

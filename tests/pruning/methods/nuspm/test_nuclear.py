@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.pruning.methods.nuspm.nuclear import nuclear_gap
-from tests.pruning.cases import random_weight
+from tests.pruning.random_curvature import random_weight
 
 SHAPES = [(6, 5, 3), (5, 2, 1), (12, 1, 3), (1, 4, 3)]
 

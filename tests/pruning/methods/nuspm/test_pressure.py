@@ -15,8 +15,8 @@ from hybridprune.pruning.channels import ChannelGroup, channel_space
 from hybridprune.pruning.methods.nuspm.budget import mask_macs
 from hybridprune.pruning.methods.nuspm.masks import ChannelMask, attach_masks, mask_parameters, unmasked_weight
 from hybridprune.pruning.methods.nuspm.pressure import MaskPressure, masked_filters
-from tests.cases import random_images
-from tests.pruning.test_channels import NETS, groups_of
+from tests.networks_and_images import random_images
+from tests.pruning.channels.networks import NETS, groups_of
 
 SIZE = 8
 

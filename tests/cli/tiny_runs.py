@@ -1,4 +1,4 @@
-"""What the tests of the commands share: tiny runs, in this process or in one of their own."""
+"""Tiny runs of the commands, in this process or in one of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hybridprune.commands import grid as sweep_runs
 from hybridprune.errors import run_command
 from hybridprune.report import command as report
 from hybridprune.stages import prune, rl_prune, sp
-from tests.cases import ROOT
+from tests import ROOT
 
 STAGES = ("sp", "prune", "rl")
 SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.cases import randomise
+from tests.networks_and_images import randomise
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 
 from hybridprune.api.pruned import Pruned
 from hybridprune.curvature.likelihood import NAMED
-from tests.cases import ROOT
+from tests import ROOT
 
 PAGE = (ROOT / "docs/your_own_network.md").read_text()
 

@@ -1,4 +1,4 @@
-"""What the tests of deploying share: networks of every kind, pruned in every way, and stopwatches that are told."""
+"""Networks of every kind, pruned in every way, to be deployed, and stopwatches that are told what is fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hybridprune.measure.latency import Arms, Latency, Stopwatch
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import randomised
+from tests.networks_and_images import randomised
 
 FACTORED = (
     FactorEdit("backbone.conv", None, 3),

@@ -1,14 +1,6 @@
-"""What the tests of several folders share: small networks, small batches, and commands run as a user runs them."""
+"""Small random networks, images, decisions and batches."""
 
 from __future__ import annotations
-
-import contextlib
-import os
-import resource
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +9,6 @@ from hybridprune.data import Batch, ImageSet
 from hybridprune.models.edits import Edit
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run_cli(
-    script: str, *args: object, cwd: Path, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run ``main_*.py``, or a module as with ``python -m``, in ``cwd``, which also takes its cache."""
-    target = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
-    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache"), **(env or {})}
-    return subprocess.run(
-        [sys.executable, *target, *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def random_net(
@@ -84,14 +58,3 @@ def batches_of(images: Tensor, labels: Tensor, batch_size: int) -> list[Batch]:
 def all_pixels(data: ImageSet) -> Tensor:
     """The images of a set, uint8 ``[N, 3, H, W]``."""
     return data.pixels(torch.arange(len(data)))
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Inside, the system refuses to make files larger, in the way in which a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,4 +1,4 @@
-"""Random small networks and what they are fed."""
+"""Random small networks, and inputs that they take or choke on."""
 
 from __future__ import annotations
 

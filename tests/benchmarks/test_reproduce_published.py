@@ -16,7 +16,7 @@ from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
 from hybridprune.measure.cost import count
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.report import collect
-from tests.cases import ROOT
+from tests import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "reproduce_published.sh"
 CONFIGS = {"train": SpConfig(), "prune": PruneConfig(), "route": RlConfig()}

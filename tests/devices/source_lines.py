@@ -1,4 +1,4 @@
-"""Where our code is: what it had done wrong is said by its line."""
+"""The line of our code from which a call comes, for messages."""
 
 from __future__ import annotations
 

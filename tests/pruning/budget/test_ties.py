@@ -15,7 +15,7 @@ from hybridprune.pruning.budget import greedy
 from hybridprune.pruning.budget.space import Budget, Cost, Space, UnitSet
 from hybridprune.pruning.directions import rate_distortion
 from hybridprune.pruning.directions.layer_forms import ConvShape
-from tests.pruning.cases import toy_space
+from tests.pruning.random_curvature import toy_space
 
 SHAPES = {
     "a": ConvShape(6, 4, 9, 64, 64, False),

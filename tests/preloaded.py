@@ -1,4 +1,4 @@
-"""What every command imports sooner or later: the server of ``tests.forked`` imports it once for all of them."""
+"""Imports of every command, sooner or later: the server of ``tests.processes`` makes them once for all."""
 
 import sklearn.datasets  # noqa: F401
 import torch

@@ -14,8 +14,8 @@ import pytest
 
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 STAGES = {"main_sp.py": SpConfig(), "main_prune.py": PruneConfig(), "main_rl_prune.py": RlConfig()}
 
 

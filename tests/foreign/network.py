@@ -1,4 +1,4 @@
-"""What the networks of this folder have in common: data, how they are run, and the way that each of them goes."""
+"""A network as somebody else wrote it: its data, how it is run, and the way that it goes to deployment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
-from tests.deployment.cases import preferring
+from tests.deployment.networks import preferring
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 CLASSES, SIZE = 4, 12

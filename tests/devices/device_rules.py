@@ -1,4 +1,4 @@
-"""What operators do with tensors of several devices, on a GPU (pure)."""
+"""Rules of operators on tensors of several devices, as on a GPU (pure)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.devices.generator import draws_elsewhere
+from tests.devices.claimed_generator import draws_elsewhere
 
 COPIES = {"copy_", "_foreach_copy_", "set_"}
 """These take tensors of several devices."""

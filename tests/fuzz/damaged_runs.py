@@ -1,4 +1,4 @@
-"""What may happen to the files of a finished run, by hand or by accident."""
+"""Damage to the files of a finished run, by hand or by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of pruning share: random curvature, spaces with random scores, and the materialised Fisher."""
+"""Random curvature, spaces with random scores, and the materialised Fisher."""
 
 from __future__ import annotations
 

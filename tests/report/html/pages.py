@@ -1,4 +1,4 @@
-"""What the tests of the page share: reading HTML strictly, and a routed run with its images."""
+"""Pages read strictly as HTML, and a routed run with its images to make them of."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hybridprune.models.edits import Edit, FactorEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder, RunSpec
-from tests.cases import random_net
-from tests.report.cases import result
+from tests.networks_and_images import random_net
+from tests.report.run_folders import result
 
 VOID = {"meta", "link", "img", "br"}
 EDITS = (FactorEdit("backbone.blocks.1.conv1", 2, 3), FactorEdit("backbone.blocks.2.conv2", None, 5))

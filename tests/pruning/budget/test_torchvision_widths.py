@@ -19,7 +19,7 @@ from hybridprune.pruning.channels import ChannelGroup, channel_groups, channel_s
 from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.channels.scores.scale import mean_scale
 from hybridprune.pruning.directions.layers import layer_macs
-from tests.cases import random_images, randomise
+from tests.networks_and_images import random_images, randomise
 
 SIZE = 32
 NETWORKS = ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"]

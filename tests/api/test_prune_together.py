@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.processes import rank
-from tests.together import together
+from tests.process_groups import together
 
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 METHODS = ["fisher-tucker", "taylor", "l1"]

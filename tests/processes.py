@@ -1,25 +1,43 @@
-"""Commands in processes of their own that need not import everything again: a server that has, forks them."""
+"""Commands in processes of their own: started anew as a user does, or forked by a server that has imported all."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
-from tests.cases import ROOT
+from tests import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.forked", "tests.warm"])
+_CONTEXT.set_forkserver_preload(["tests.processes", "tests.preloaded"])
+
+
+def run_cli(
+    script: str, *args: object, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``main_*.py``, or a module as with ``python -m``, in ``cwd``, which also takes its cache."""
+    target = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cwd / ".cache"), **(env or {})}
+    return subprocess.run(
+        [sys.executable, *target, *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 class Forked:
@@ -40,7 +58,7 @@ class Forked:
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """Likewise."""
+        """The `returncode`, as ``Popen`` gives it."""
         return self.returncode
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
@@ -63,11 +81,22 @@ def start_cli(script: str, *args: object, cwd: Path, env: Mapping[str, str] | No
 def run_forked(
     script: str, *args: object, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``tests.cases.run_cli`` without the seconds that a new interpreter takes to import everything."""
+    """`run_cli` without the seconds that a new interpreter takes to import everything."""
     process = start_cli(script, *args, cwd=cwd, env=env)
     out, err = process.communicate()
     assert process.returncode is not None
     return subprocess.CompletedProcess([script, *map(str, args)], process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Inside, the system refuses to make files larger, in the way in which a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _start_server() -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from hybridprune.report import collect, render
 from hybridprune.report.__main__ import main
-from tests.forked import run_forked
-
-from .cases import result, write, write_lineage
+from tests.processes import run_forked
+from tests.report.run_folders import result, write, write_lineage
 
 
 def test_command_prints_markdown_and_mentions_unfinished_runs(

@@ -10,8 +10,8 @@ from hybridprune.measure.cost import module_macs
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_space, remove_channels
 from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
-from tests.cases import random_images
-from tests.pruning.test_channels import NETS, groups_of, run
+from tests.networks_and_images import random_images
+from tests.pruning.channels.networks import NETS, groups_of, run
 
 SIZE = 8
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What the tests of routing share: a net of three gates and its objective."""
+"""A network of three gates, small enough to enumerate its routes, and its objective."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 SIZE, CLASSES = 8, 5
 

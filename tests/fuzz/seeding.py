@@ -1,4 +1,4 @@
-"""How the cases of the fuzz are drawn: new ones in each run, unless ``FUZZ_SEED`` says which."""
+"""Seeds of the fuzz: new cases in each run, unless ``FUZZ_SEED`` says which."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hybridprune.models.edits import FactorEdit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.files import sha256
 from hybridprune.store.run_folder import RunFolder, RunSpec
-from tests.cases import random_net
+from tests.networks_and_images import random_net
 
 EDITS = (FactorEdit("backbone.blocks.1.conv1", 2, 3),)
 SPEC = RunSpec(
