@@ -25,8 +25,9 @@ from hybridprune.pruning.channels import ChannelGroup, Member
 from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.report.records import read_runs
 from hybridprune.report.rows import build_rows
-from tests.cases import ROOT, all_pixels, random_images
-from tests.cli.cases import STAGES, assert_refused, folder_of, run_here, stage
+from tests import ROOT
+from tests.cli.tiny_runs import STAGES, assert_refused, folder_of, run_here, stage
+from tests.networks_and_images import all_pixels, random_images
 
 
 def example(name: str) -> ModuleType:

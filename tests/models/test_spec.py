@@ -15,7 +15,7 @@ from hybridprune.models.factored import FactoredConv2d
 from hybridprune.models.gates import FeedForwardGate
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.spec import NetworkSpec
-from tests.cases import random_images, random_net
+from tests.networks_and_images import random_images, random_net
 
 EDITS = (
     FactorEdit("backbone.blocks.1.conv1", 2, 3),
