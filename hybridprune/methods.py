@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from hybridprune.config.methods import METHODS
 from hybridprune.curvature import LayerFactors, SecondMoments
+from hybridprune.pruning import methods
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.channels.scores.statistics import sum_over
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
-from hybridprune.pruning.methods import find
 
 __all__ = [
     "ChannelGroup",
@@ -36,12 +36,17 @@ __all__ = [
 ]
 
 
+def find(method: str | Method) -> Method:
+    """The method of a name or of ``module:Name``, or a method itself; UserError if there is none."""
+    return methods.find(method, "method")
+
+
 def register(name: str, method: Method) -> None:
     """Let ``name`` mean ``method`` in this process, wherever a method is named.
 
     Raises UserError if the name is taken or cannot be one, or if ``method`` is no method.
     """
-    METHODS.add(name, find(method, "method"))
+    METHODS.add(name, find(method))
 
 
 def names() -> list[str]:

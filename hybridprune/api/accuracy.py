@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hybridprune.ambient import isolated
 from hybridprune.api.first_look import Task, device_of
 from hybridprune.api.input_scale import first_norm
+from hybridprune.config import argument_names
 from hybridprune.curvature.likelihood import IGNORED, CrossEntropy
 from hybridprune.engine.plain import in_single, plain_copy, unwrapped
 from hybridprune.errors import UserError
@@ -20,6 +21,7 @@ from hybridprune.nested import on_device
 from hybridprune.precision import full_precision
 
 
+@argument_names()
 def accuracy(
     model: nn.Module, loader: Iterable[Any], *, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> float:

@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
 """Training and pruning by the scales of BatchNorms, in memory: for notebooks (protocol of Suteu & Guo 2022, section 4).
 
 Where a run should be resumable, or meet a budget, `main_prune.py --method slimming|ucs|rni` does it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from hybridprune.ambient import isolated, seeded
 from hybridprune.api.in_memory import Data, Images
 from hybridprune.api.quantile import above_quantile
+from hybridprune.config import DataOptions, argument_names, checked_value
+from hybridprune.config.concern import Checked
 from hybridprune.config.networks import NETWORKS
+from hybridprune.config.options import option
 from hybridprune.data import EvalBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.device import device_of
@@ -31,7 +35,7 @@ from hybridprune.measure.cost import count_module
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d, bound, conclude
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.pruning.channels import channel_groups, channel_space, remove_channels
+from hybridprune.pruning.channels import ChannelGroup, channel_groups, channel_space, remove_channels
 from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.channels.scores.scale import bn_scale
 from hybridprune.pruning.directions.layers import layer_macs
@@ -53,6 +57,23 @@ STAIR = {"0.5": 0.1, "0.75": 0.01}
 WEIGHT_DECAY = 1e-4
 
 
+@dataclass(frozen=True)
+class _Arguments(Checked):
+    """The numbers that `train` and `prune_finetune` take, with their ranges."""
+
+    reg_weight: float = option(1e-4, "weight of the regulariser", low=0)
+    b: float = option(3.0, "shift of the regulariser of rni")
+    prune_pc: float = option(0.5, "share of the channels to remove", low=0, high=1)
+    epochs: int = option(160, "passes over the training images", low=0)
+    lr: float = option(0.1, "learning rate", above=0)
+    batch_size: int = option(64, "images per step; BatchNorm needs 2", low=2)
+    seed: int = option(0, "of everything that is random", low=0)
+
+
+_named = argument_names(own=("dataset", "batch_size", "device"), DataOptions=DataOptions)
+
+
+@_named
 def train(
     dataset: Data,
     arch: str,
@@ -88,9 +109,7 @@ def train(
         an image) and ``params``; ``logs[-1]`` says ``selected_epoch`` and ``test_accuracy`` too.
     """
     method = _method(method)
-    _check_training(epochs, lr, batch_size)
-    if reg_weight < 0:
-        raise UserError(f"reg_weight {reg_weight}: give 0 or more")
+    _check(reg_weight=reg_weight, b=b, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     with isolated(stream_seed(seed, "training"), device_of(device, "device")):
         images = Images.of(dataset, batch_size, seed, device, "train")
         net = _network(arch, images, seed)
@@ -108,6 +127,7 @@ def train(
         return net, _fit(net, images, drive, epochs, lr, {"flops": flops, "params": params})
 
 
+@_named
 def prune_finetune(
     model: nn.Module,
     dataset: Data,
@@ -135,10 +155,10 @@ def prune_finetune(
     re-estimated) and also has ``flops_before``, ``params_before`` and ``channels``, those left in each layer that could
     lose some. Raises UserError if nothing can be removed.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: is a {type(model).__name__}; give a network, such as the first thing train returns")
     method = _method(method)
-    _check_training(epochs, lr, batch_size)
-    if not 0 <= prune_pc <= 1:
-        raise UserError(f"prune_pc {prune_pc}: give the share of the channels to remove, in [0, 1]")
+    _check(prune_pc=prune_pc, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
     with isolated(stream_seed(seed, "fine-tuning"), device_of(device, "device")):
         images = Images.of(dataset, batch_size, seed, device, "finetune")
         net = images.place(copy.deepcopy(model))
@@ -160,16 +180,16 @@ def _check_outputs(net: nn.Module, images: Images) -> None:
     with torch.no_grad(), kept_modes(net):
         outputs, classes = net.eval()(images.example).shape[1], len(images.dataset.classes)
     if outputs != classes:
-        raise UserError(f"the network has {outputs} outputs for {classes} classes; give the data it was trained on")
+        raise UserError(f"model: has {outputs} outputs for {classes} classes; give the data it was trained on")
 
 
 def _cut(net: nn.Module, images: Images, share: float, by_layer: bool) -> dict[str, int]:
     """Remove channels of ``net``, in place; how many are left in each layer that could lose some."""
     groups = channel_groups(net, _run, images.example, exclude=(), coupled=False)
     if not groups:
-        raise UserError("the network has no channels that can go by themselves; give a vgg or a resnet")
+        raise UserError("model: has no channels that can go by themselves; give a vgg or a resnet")
     statistics = Statistics(dict(net.named_modules()))
-    scores = [bn_scale(group, statistics) for group in groups]
+    scores = [_scale(group, statistics) for group in groups]
     kept = above_quantile(scores, share, by_layer=by_layer, least=LEAST)
     before = Cost(*count_module(net, images.example))
     macs = layer_macs(net, lambda: net(images.example))
@@ -178,6 +198,13 @@ def _cut(net: nn.Module, images: Images, share: float, by_layer: bool) -> dict[s
     remove_channels(net, groups, [(~mask).nonzero().flatten() for mask in kept], _run, images.example)
     check_promise(space.cost(list(left.values())), Cost(*count_module(net, images.example)))
     return left
+
+
+def _scale(group: ChannelGroup, statistics: Statistics) -> Tensor:
+    try:
+        return bn_scale(group, statistics)
+    except UserError as error:
+        raise UserError(f"model: no BatchNorm scales the channels of {group.name}; give a vgg or a resnet") from error
 
 
 def _fit(net: nn.Module, images: Images, drive: Drive | None, epochs: int, lr: float, facts: Mapping[str, Any]) -> Logs:
@@ -212,29 +239,28 @@ def _fit(net: nn.Module, images: Images, drive: Drive | None, epochs: int, lr: f
 
 def _network(arch: str, images: Images, seed: int) -> nn.Module:
     """A new network called ``arch``, always the same for a seed."""
-    named = re.fullmatch(r"([a-z]+)(\d+)(?:-w(\d+))?", arch)
+    named = re.fullmatch(r"([a-z]+)(\d+)(?:-w(\d+))?", str(arch))
     if named is None or named[1] not in NETWORKS.built_in:
         raise UserError(f"arch {arch}: give vgg16, resnet56, or a network, depth and width like resnet20-w8")
     width = int(named[3] or (64 if named[1] == "vgg" else 16))
     spec = NetworkSpec(named[1], int(named[2]), width, len(images.dataset.classes))
-    with seeded(stream_seed(seed, "initialisation")):
-        return images.place(spec.build().backbone)
+    try:
+        with seeded(stream_seed(seed, "initialisation")):
+            return images.place(spec.build().backbone)
+    except UserError as error:  # of a depth that there is not
+        raise UserError(f"arch {arch}: {error}") from error
 
 
 def _method(name: str) -> str:
-    method = ALIASES.get(name, name)
+    method = ALIASES.get(str(name), name)
     if method not in METHODS:
         raise UserError(f"method {name}: must be one of {', '.join(METHODS)}, or l1, which is slimming here")
     return method
 
 
-def _check_training(epochs: int, lr: float, batch_size: int) -> None:
-    if epochs < 0:
-        raise UserError(f"epochs {epochs}: give 0 or more")
-    if lr <= 0:
-        raise UserError(f"lr {lr}: give more than 0")
-    if batch_size < 2:
-        raise UserError(f"batch_size {batch_size}: BatchNorm needs 2 images or more")
+def _check(**arguments: object) -> None:
+    for name, value in arguments.items():
+        checked_value(_Arguments, name, value, name)
 
 
 def _cost(net: nn.Module, images: Images) -> tuple[int, int]:

@@ -22,7 +22,7 @@ def count(net: GatedNetwork, input_size: int) -> NetworkCost:
             f"net: is a {type(net).__name__}, not a gated network (load(run).network, say); for any other module "
             "hybridprune.measure.cost.count_module(module, example) gives MACs and parameters"
         )
-    if not isinstance(input_size, Integral) or input_size < 1:
+    if not isinstance(input_size, Integral) or isinstance(input_size, bool) or input_size < 1:
         raise UserError(f"input_size {input_size!r}: must be a whole number of pixels above 0")
     try:
         return cost.count(net, int(input_size))

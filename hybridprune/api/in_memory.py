@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnnecessaryIsInstance=false
 """A data set for a training without a run folder: by name, by options or given."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from hybridprune.config import DataOptions
 from hybridprune.data import Dataset, EvalBatches, TrainBatches, make_split
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_images
+from hybridprune.errors import UserError
 from hybridprune.store.seeds import generator, stream_seed
 
 Data = str | DataOptions | Dataset
@@ -46,6 +47,11 @@ class Images:
         ``purpose`` names the randomness of the training batches. Raises UserError if there are no such images.
         """
         options = _options(source) if isinstance(source, str) else source
+        if not isinstance(options, DataOptions | Dataset):
+            raise UserError(
+                f"dataset: is a {type(source).__name__}; give a name, a hybridprune.config.DataOptions or a "
+                "hybridprune.data.Dataset"
+            )
         data = options if isinstance(options, Dataset) else load_images(options)
         place, labels = device_of(device, "device"), data.train.labels
         limit, augment = (None, True) if isinstance(options, Dataset) else (options.max_train_samples, options.augment)

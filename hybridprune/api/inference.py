@@ -1,4 +1,4 @@
-# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
 """Using a finished run: its network, its classes and what it says of images."""
 
 from __future__ import annotations
@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from hybridprune.ambient import isolated
 from hybridprune.api.pruned import PrunedSpec, is_saved
+from hybridprune.config import argument_names
 from hybridprune.data import normalise
 from hybridprune.data.image_like import ImageLike, each_image
 from hybridprune.data.resize import resize_images
@@ -47,22 +49,28 @@ class Prediction:
     """Of the gated ones."""
 
 
+@argument_names(own=("device",))
 @isolated()
-def load(run: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(run: str | Path, device: str | torch.device = "cpu", *, into: None = None) -> Model:
     """The selected network of a finished run of any stage, in eval mode on ``device``.
 
     ``run`` is a run folder or its model.safetensors. Raises UserError if it is neither, unfinished or broken, if it is
-    a pruned module of your own (`hybridprune.restore` is for that), or if the device is not there.
+    a pruned module of your own (`hybridprune.restore` is for that, and takes ``into``), or if the device is not there.
     """
+    if into is not None:
+        raise UserError(f"into: a run says itself what its network is; for a pruned module of your own {_RESTORE}")
     place = device_of(device, "device")
     if isinstance(run, PrunedSpec):
         raise UserError(f"run: is a PrunedSpec; {_RESTORE}")
+    if not isinstance(run, str | Path):
+        raise UserError(f"run: is a {type(run).__name__}; name a run folder or its model.safetensors")
     if is_saved(Path(run)):
         raise UserError(f"{run}: holds a pruned module of your own; {_RESTORE}")
     network, spec = RunFolder.named(Path(run)).load_network()
     return Model(network.to(place).eval(), spec)
 
 
+@argument_names()
 @torch.inference_mode()
 def predict(model: Model, images: ImageLike | Iterable[ImageLike], mode: Mode = "executed") -> list[Prediction]:
     """Classify images of any size: always a list of a prediction for each, in their order.
@@ -72,8 +80,13 @@ def predict(model: Model, images: ImageLike | Iterable[ImageLike], mode: Mode = 
     or a tensor ``[N, C, H, W]``. Grey is repeated, alpha dropped, EXIF's orientation heeded. They are read and run 128
     at a time.
 
-    Raises UserError naming a file that cannot be read, or the place of what is no image.
+    Raises UserError naming a file that cannot be read, the place of what is no image, or another argument that may not
+    be what it is.
     """
+    if not isinstance(model, Model):
+        raise UserError(f"model: is a {type(model).__name__}; give what hybridprune.load returns")
+    if mode not in get_args(Mode):
+        raise UserError(f"mode {mode!r}: must be one of {', '.join(get_args(Mode))}")
     device = check_kind(next(model.network.parameters()).device, "the network is on")
     given, spec = each_image(images), model.spec
     predictions: list[Prediction] = []

@@ -1,4 +1,4 @@
-# pyright: strict
+# pyright: strict, reportUnnecessaryIsInstance=false
 """The result of ``prune``, and its files: a module with its edits is saved, and put together again elsewhere."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from hybridprune.ambient import isolated
 from hybridprune.api.summary import LayerSummary, summary_table
+from hybridprune.config import argument_names
 from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, texts_at, value_at
@@ -109,17 +110,29 @@ class Pruned(NamedTuple):
         return f"<p>{html.escape(str(self))}</p>{self.table().html()}"
 
 
+@argument_names()
 def save(pruned: Pruned, folder: str | Path) -> None:
     """Write ``spec.json`` and ``model.safetensors`` of a pruned module into ``folder``, atomically.
 
     First the module's outline, without its weights, is rebuilt from the specification. Raises UserError, and writes
     nothing, if that is not the module: if it was changed after it was pruned.
     """
-    path = Path(folder)
+    if not isinstance(pruned, Pruned):
+        raise UserError(f"pruned: is a {type(pruned).__name__}; give what prune returns, the module and its spec")
+    path = _path(folder, "folder")
     _check(pruned)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"folder {path}: is a file; name a folder, which may be a new one") from error
     save_weights(pruned.module, path / "model.safetensors")
     write_json(path / "spec.json", pruned.spec.to_json())
+
+
+def _path(folder: object, source: str) -> Path:
+    if not isinstance(folder, str | Path):
+        raise UserError(f"{source}: is a {type(folder).__name__}; name a folder")
+    return Path(folder)
 
 
 def is_saved(path: Path) -> bool:
@@ -150,6 +163,7 @@ def _outline(value: object) -> str:
     return f"{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
+@argument_names()
 @isolated()
 def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
     """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
@@ -161,8 +175,10 @@ def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
 
     Raises UserError, and leaves ``into`` as it is, if the folder is broken or the two do not belong together.
     """
+    if not isinstance(into, nn.Module):
+        raise UserError(f"into: is a {type(into).__name__}; give a fresh instance of the unpruned module")
     into = unwrapped(into)
-    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(Path(source) / "spec.json")
+    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(_path(source, "source") / "spec.json")
     named = "the specification " if isinstance(source, PrunedSpec) else f"{source}: "
     if any(map(is_lazy, into.parameters())):
         raise UserError(f"into: {type(into).__name__} has lazy layers without a shape; run it on a batch first")

@@ -17,7 +17,7 @@ def argument_names(own: Collection[str] = (), **concerns: type) -> Generator[Non
     """Inside, or in the function it decorates, errors name arguments: ``--allocation`` becomes ``cut.allocation``.
 
     ``concerns`` are the arguments that take options, with their classes; an option that is an argument by itself is one
-    of ``own``. Other flags of the stages become the bare names of their fields, and what is no option stays.
+    of ``own``. Other flags of the stages become the bare names of their fields, and what is no flag of theirs stays.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def argument_names(own: Collection[str] = (), **concerns: type) -> Generator[Non
 
 def in_argument_names(message: str, own: Collection[str], concerns: Mapping[str, type]) -> str:
     """``message`` with the names of arguments and fields in the place of flags; see `argument_names`."""
-    names = {}
+    names = {"resume": "the flag resume"}
     for config in (RlConfig(), SpConfig(), PruneConfig()):  # the later one wins
         for f in dataclasses.fields(config):
             names |= {flag: o.name for o in options_of("", getattr(config, f.name)) for flag in o.flags}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hybridprune.config import argument_names
 from hybridprune.data import Batch
 from hybridprune.deployment.assembly import Assembly, all_of, exact_logits
 from hybridprune.deployment.batch_splitting import in_one
@@ -35,6 +36,7 @@ class Deployed(NamedTuple):
     report: DeployReport
 
 
+@argument_names()
 @torch.no_grad()
 def deploy(
     model: nn.Module,
@@ -68,10 +70,12 @@ def deploy(
 
     Raises:
         UserError: if ``harden`` is given without ``validation`` or without gates, or if ``model`` takes or gives
-            something else than one tensor.
+            something else than one tensor; if ``rates`` are not a share in [0, 1] for each gated block.
         RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
             by other ways than through its parents.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: is a {type(model).__name__}; give a network, such as the module of what prune returns")
     if not isinstance(example_input, Tensor):
         raise UserError(
             f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
@@ -89,12 +93,11 @@ def deploy(
         )
     before = None if validation is None else evaluate_module(module, validation)
     if rates is not None:
-        expected = list(rates)
+        expected = _checked_rates(rates, gates)
     elif before is not None:
         expected = before.block_rates
     else:
         expected = module(images, mode="executed").decisions.mean(0).tolist() if gates else []
-    assert len(expected) == gates, (len(expected), gates)
     if isinstance(module, GatedNetwork) and not gates:
         module = module.backbone
     macs_before, params_before = expected_macs(module, images[:1], expected), _parameters(module)
@@ -134,6 +137,15 @@ def deploy(
         params_after=_parameters(inner),
     )
     return Deployed(found.module.requires_grad_(False), report)
+
+
+def _checked_rates(rates: Sequence[float], gates: int) -> list[float]:
+    if len(rates) != gates:
+        raise UserError(f"rates: are {len(rates)}, and the network has {gates} gated blocks; give one for each")
+    for number, rate in enumerate(rates, start=1):
+        if not 0 <= rate <= 1:
+            raise UserError(f"rates: that of block {number} is {rate}; give shares of the images, in [0, 1]")
+    return list(rates)
 
 
 def _rates(net: nn.Module, validation: Iterable[Batch] | None, expected: Sequence[float]) -> list[float]:

@@ -15,6 +15,7 @@ the outputs; a weight lives if it is not zero, its input is reached and its outp
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from hybridprune.errors import UserError
 from hybridprune.models.copies import copied
 
 SMALL = 2.0**-7
@@ -34,11 +36,19 @@ Weighted = _ConvNd | nn.Linear
 
 def count_weights(model: nn.Module) -> int:
     """Entries of the weights of all convolutions and linear layers."""
+    _check_module(model)
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, Weighted))
 
 
 def effective_sparsity(model: nn.Module, example: Tensor, dense_weights: int) -> float:
-    """Share of the dense network's weights that do not live in ``model``; see `live_weights`."""
+    """Share of the dense network's weights that do not live in ``model``; see `live_weights`.
+
+    Raises UserError if an argument is not what it may be, or if the output is not a tensor.
+    """
+    if isinstance(dense_weights, bool) or not isinstance(dense_weights, Integral) or dense_weights < 1:
+        raise UserError(
+            f"dense_weights {dense_weights!r}: give the number of weights before pruning, count_weights(net)"
+        )
     return 1 - sum(live_weights(model, example).values()) / dense_weights
 
 
@@ -54,7 +64,11 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
     Args:
         example: one image ``[1, ...]``, on the model's device; ``model(example)`` is a tensor.
     """
-    assert len(example) == 1, f"the example is a batch of {len(example)}"
+    _check_module(model)
+    if not isinstance(example, Tensor):
+        raise UserError(f"example: is a {type(example).__name__}; give one image, a tensor [1, ...]")
+    if not example.ndim or len(example) != 1:
+        raise UserError(f"example: is {list(example.shape)}; give one image, [1, ...]")
     net = copied(model).double().eval().requires_grad_(False)
     draw = _Draw()
     nodes: dict[str, _Node] = {}
@@ -64,11 +78,29 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
             module.__dict__["forward"] = nodes[name]
     images = draw.like(example.double().expand(3, *example.shape[1:])).requires_grad_()
     with torch.enable_grad():
-        outputs = net(images)
-        assert isinstance(outputs, Tensor), f"the network's output is a {type(outputs).__name__}, not a tensor"
+        outputs = _run(net, images)
+        if not isinstance(outputs, Tensor):
+            raise UserError(f"model: gives a {type(outputs).__name__}; its output has to be one tensor")
         if outputs.requires_grad:
             outputs.backward(draw.like(outputs))
     return {name: int(node.live.count_nonzero()) for name, node in nodes.items() if isinstance(node.module, Weighted)}
+
+
+def _run(net: nn.Module, images: Tensor) -> object:
+    """The output, in double precision; UserError for whatever foreign code raises."""
+    try:
+        return net(images)
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"model: fails on the example ({type(error).__name__}: {said}); give an image that it takes, and of a "
+            "gated network its backbone"
+        ) from error
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
 
 
 class _Draw:

@@ -72,7 +72,7 @@ def check_shapes(shapes: Mapping[str, list[int]], net: torch.nn.Module, source: 
         if shapes.get(name) != own.get(name):
             raise UserError(
                 f"{source}: checkpoint of another architecture: {name} is {shapes.get(name, 'nothing')}, the network "
-                f"has {own.get(name, 'nothing')}; check --network and its options"
+                f"has {own.get(name, 'nothing')}; give the network that it was saved from"
             )
 
 

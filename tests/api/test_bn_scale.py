@@ -282,7 +282,7 @@ def test_users_mistakes(digits: Dataset, receded: tuple[nn.Module, scale_pruning
         train(digits, "resnet8-w2", "magnitude")
     with pytest.raises(UserError, match="arch lenet: give vgg16"):
         train(digits, "lenet", "rni", device="cpu")
-    with pytest.raises(UserError, match="--depth 9"):
+    with pytest.raises(UserError, match=r"^arch resnet9: depth 9: "):
         train(digits, "resnet9", "rni", device="cpu")
     with pytest.raises(UserError, match=r"prune_pc 1\.5"):
         prune_finetune(receded[0], digits, "rni", prune_pc=1.5)
