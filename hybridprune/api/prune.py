@@ -28,6 +28,7 @@ from hybridprune.config import (
     argument_names,
     checked,
     checked_value,
+    shown,
 )
 from hybridprune.curvature import likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
@@ -235,8 +236,8 @@ def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
     epochs = isinstance(fine_tune, int | float) and not isinstance(fine_tune, bool) and 0 <= fine_tune <= MOST_EPOCHS
     if not callable(fine_tune) and not epochs:
         raise UserError(
-            f"fine_tune {fine_tune!r}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the pruned "
-            "module"
+            f"fine_tune {shown(fine_tune)}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the "
+            "pruned module"
         )
     if kd_weight and isinstance(task.likelihood, UserLoss):
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")

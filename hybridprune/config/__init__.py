@@ -1,7 +1,7 @@
 """Options of the stages and how they are resolved."""
 
 from hybridprune.config.argument_names import argument_names
-from hybridprune.config.check import checked, checked_value
+from hybridprune.config.check import checked, checked_value, shown
 from hybridprune.config.given import given
 from hybridprune.config.options import (
     SCRIPTS,
@@ -53,5 +53,6 @@ __all__ = [
     "help_text",
     "identity",
     "resolve",
+    "shown",
     "to_json",
 ]

@@ -20,6 +20,9 @@ from hybridprune.errors import UserError
 
 C = TypeVar("C")
 
+_SHORT = 60
+"""Characters up to which a value is shown as it is."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -66,7 +69,7 @@ def checked(values: C | None, source: str, kind: type[C]) -> C:
     """A concern as somebody filled it in (None: its defaults); UserError names ``source`` if it is another object."""
     values = kind() if values is None else values
     if not isinstance(values, kind):
-        raise UserError(f"{source} {values!r}: must be an instance of {kind.__name__}")
+        raise UserError(f"{source} {shown(values)}: must be an instance of {kind.__name__}")
     return values
 
 
@@ -95,7 +98,7 @@ def check(o: Option, value: Any, source: str) -> Any:
         return value
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         value = metadata["aliases"].get(value, value)
-    shown = _shown(value)
+    told = shown(value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < sys.float_info.max else math.inf
     if typing.get_origin(base) is dict:
@@ -104,27 +107,25 @@ def check(o: Option, value: Any, source: str) -> Any:
         value = _names(value, source)
     elif type(value) is not base:
         hint = " (without quotes)" if isinstance(value, str) and base is not str else ""
-        raise UserError(f"{source} {shown}: must be {_article(kind_name(o))}{hint}")
+        raise UserError(f"{source} {told}: must be {_article(kind_name(o))}{hint}")
     if metadata["choices"] is not None and value not in metadata["choices"]:
         listed = ", ".join(str(choice) for choice in metadata["choices"])
-        raise UserError(
-            f"{source} {shown}: must be one of {listed}{suggest(str(value), map(str, metadata['choices']))}"
-        )
+        raise UserError(f"{source} {told}: must be one of {listed}{suggest(str(value), map(str, metadata['choices']))}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{source} {shown}: must be finite")
+        raise UserError(f"{source} {told}: must be finite")
     for number in value.values() if isinstance(value, dict) else [value]:
-        _check_range(metadata, number, source, shown)
+        _check_range(metadata, number, source, told)
     return value
 
 
-def _check_range(metadata: Mapping[str, Any], value: Any, source: str, shown: str) -> None:
+def _check_range(metadata: Mapping[str, Any], value: Any, source: str, told: str) -> None:
     low, high, above = metadata["low"], metadata["high"], metadata["above"]
     if low is not None and value < low:
-        raise UserError(f"{source} {shown}: must be at least {low}")
+        raise UserError(f"{source} {told}: must be at least {low}")
     if high is not None and value > high:
-        raise UserError(f"{source} {shown}: must be at most {high}")
+        raise UserError(f"{source} {told}: must be at most {high}")
     if above is not None and value <= above:
-        raise UserError(f"{source} {shown}: must be above {above}")
+        raise UserError(f"{source} {told}: must be above {above}")
 
 
 def _points(value: Any, source: str) -> dict[str, float]:
@@ -136,14 +137,14 @@ def _points(value: Any, source: str) -> dict[str, float]:
         valid, points = False, {}
     if not valid:
         raise UserError(
-            f'{source} {_shown(value)}: must map shares of the epochs in [0, 1] to factors, e.g. {{"0.5": 0.1}}'
+            f'{source} {shown(value)}: must map shares of the epochs in [0, 1] to factors, e.g. {{"0.5": 0.1}}'
         )
     return points
 
 
 def _names(value: Any, source: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
-        raise UserError(f'{source} {_shown(value)}: must be a list of names or patterns, e.g. ["backbone.conv"]')
+        raise UserError(f'{source} {shown(value)}: must be a list of names or patterns, e.g. ["backbone.conv"]')
     return tuple(value)
 
 
@@ -167,5 +168,11 @@ def _article(kind: str) -> str:
     return {"text": "a text", "int": "a whole number", "number": "a number", "bool": "true or false"}[kind]
 
 
-def _shown(value: object) -> str:
-    return json.dumps(value, default=repr)
+def shown(value: object) -> str:
+    """A value in a message: as JSON, with the kinds of things that would take much room."""
+    return json.dumps(value, default=_in_short)
+
+
+def _in_short(value: object) -> str:
+    text = str(value) if isinstance(value, Extension) else repr(value)
+    return text if len(text) <= _SHORT and "\n" not in text else f"<{type(value).__name__}>"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from hybridprune.config import (
     CurvatureOptions,
@@ -23,6 +25,7 @@ from hybridprune.config import (
     resolve,
 )
 from hybridprune.errors import UserError
+from hybridprune.pruning.methods import find
 
 STAGES = (SpConfig(), PruneConfig(), RlConfig())
 
@@ -55,6 +58,28 @@ def test_a_mistake_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=rf"^CutOptions\.{message}") as refused:
         CutOptions(**changes)
     assert "\n" not in str(refused.value)
+
+
+class Large:
+    def __repr__(self) -> str:
+        return "Large(" + 20 * "weights, " + ")"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (Large(), '"<Large>"'),
+        ([Large()], r'\["<Large>"\]'),
+        (nn.Sequential(nn.ReLU(), nn.ReLU()), '"<Sequential>"'),
+        (torch.tensor(0.5), r'"tensor\(0.5000\)"'),
+        (find("l1"), r'"ChannelMethod\(l1\)"'),
+    ],
+)
+def test_a_large_value_is_told_by_its_kind(value: object, told: str) -> None:
+    with pytest.raises(UserError, match=rf"^CutOptions\.allocation {told}: must be a text$"):
+        CutOptions(allocation=value)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"^cut {told}: must be an instance of CutOptions$"):
+        checked(value, "cut", CutOptions)  # type: ignore[arg-type]
 
 
 def test_numbers_of_other_libraries_are_numbers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hybridprune.config.check import shown
 from hybridprune.config.methods import METHODS
 from hybridprune.config.registry import Extension
 from hybridprune.errors import UserError
@@ -15,8 +16,8 @@ def find(method: str | Extension, source: str = "--method") -> Method:
     """
     found = METHODS.load(method, source) if isinstance(method, str) else method
     if not isinstance(found, DirectionMethod | ChannelMethod):
+        named = method if isinstance(method, str) else shown(method)
         raise UserError(
-            f"{source} {method}: is a {type(found).__name__}; give a ChannelMethod or DirectionMethod of "
-            "hybridprune.methods"
+            f"{source} {named}: is a {type(found).__name__}; give a ChannelMethod or DirectionMethod of hybridprune.methods"
         )
     return found
