@@ -18,8 +18,8 @@ from hybridprune.api.inference import Model
 from hybridprune.config import DataOptions
 from hybridprune.deployment import Harden
 from hybridprune.errors import UserError
-from tests.cases import random_images, random_net
-from tests.store.runs import SPEC, make_run
+from tests.networks_and_images import random_images, random_net
+from tests.store.run_folders import SPEC, make_run
 
 Bad = Callable[..., object]
 

@@ -18,6 +18,7 @@ def find(method: str | Extension, source: str = "--method") -> Method:
     if not isinstance(found, DirectionMethod | ChannelMethod):
         named = method if isinstance(method, str) else shown(method)
         raise UserError(
-            f"{source} {named}: is a {type(found).__name__}; give a ChannelMethod or DirectionMethod of hybridprune.methods"
+            f"{source} {named}: is a {type(found).__name__}; give a ChannelMethod or DirectionMethod of "
+            "hybridprune.methods"
         )
     return found
