@@ -1,9 +1,10 @@
 # pyright: strict
-"""Progress bars over what may take long. They are shown on a terminal alone, and change nothing that is computed."""
+"""Progress bars over what may take long: on a terminal or in a notebook. They change nothing that is computed."""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ _wanted: ContextVar[bool] = ContextVar("progress bars", default=True)
 
 @contextmanager
 def progress_bars(wanted: bool) -> Generator[None]:
-    """Inside, bars are shown (where standard error is a terminal, by the first process), or none are."""
+    """Inside, bars are shown (on a terminal or in a notebook, by the first process), or none are."""
     token = _wanted.set(wanted)
     try:
         yield
@@ -35,7 +36,8 @@ def bar(
     items: Iterable[T] = (), *, description: str, total: int | None = None, unit: str = "step", start: int = 0
 ) -> tqdm[T]:
     """A bar over ``items``, or to be updated by hand from ``start`` up to ``total``; it goes when it is done."""
-    return tqdm(
+    notebook = in_notebook()
+    return (_of_notebooks() if notebook else tqdm)(
         items,
         desc=description,
         total=total,
@@ -44,8 +46,24 @@ def bar(
         leave=False,
         delay=DELAY,
         file=sys.stderr,
-        disable=None if _wanted.get() and is_first() else True,
+        disable=(False if notebook else None) if _wanted.get() and is_first() else True,  # None: if no terminal
     )
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    if "IPython" not in sys.modules:
+        return False
+    shell: Any = sys.modules["IPython"].get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _of_notebooks() -> type[tqdm[Any]]:
+    """The bars of notebooks: widgets if ipywidgets is installed, else a line of text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not installed
+        from tqdm.auto import tqdm as found
+    return found
 
 
 @dataclass(frozen=True)

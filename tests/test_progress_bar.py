@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -49,6 +51,22 @@ def test_a_log_has_no_bars(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr(progress_bar, "DELAY", 0.0)
     assert list(Steps(iter("ab"), "counting")) == ["a", "b"]
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("app", "shown"), [("IPKernelApp", True), ("TerminalIPythonApp", False)])
+def test_a_notebook_has_bars_and_no_terminal(app: str, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(config={app: {}}), raising=False)
+    monkeypatch.setattr(progress_bar, "DELAY", 0.0)
+    monkeypatch.setattr("sys.stdout", log := io.StringIO())  # where widgets' text goes
+    monkeypatch.setattr("sys.stderr", log)
+    for name in ("tqdm.auto", "tqdm.autonotebook"):  # as in a kernel of its own
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert list(Steps(["a", "b"], "counting")) == ["a", "b"]
+    assert ("counting" in log.getvalue()) == shown
+    with progress_bars(False):
+        list(Steps(["a", "b"], "unwanted"))
+    assert "unwanted" not in log.getvalue()
 
 
 def test_what_is_done_soon_has_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

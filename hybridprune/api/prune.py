@@ -108,7 +108,7 @@ def prune(
         sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
         seed: of the sampled targets, of new weights, and of what else is drawn from torch's own generators (dropout, a
             loader that shuffles by them); afterwards these go on as before.
-        progress: whether bars show, on a terminal, how far the measurements and trainings have come.
+        progress: whether bars show, on a terminal or in a notebook, how far the measurements and trainings have come.
 
     In an initialised process group all processes have to call it together, each with a loader of its own or the same:
     all get the first one's cut and weights.

@@ -66,7 +66,7 @@ def deploy(
         harden: which decisions are taken once and for all; None: none. Needs ``validation``.
         validation: batches on ``device``, gone through several times.
         time: how alternatives are timed; None: interleaved, by the clock of the device.
-        progress: whether bars show, on a terminal, how far the timing has come.
+        progress: whether bars show, on a terminal or in a notebook, how far the timing has come.
 
     Raises:
         UserError: if ``harden`` is given without ``validation`` or without gates, or if ``model`` takes or gives
