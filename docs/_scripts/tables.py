@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridprune import config
 from hybridprune.commands.door import COMMANDS
 from hybridprune.config import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.check import Option, kind_name, options_of
@@ -58,11 +59,24 @@ def stage_options(names: Sequence[str]) -> str:
 def some_options(names: Sequence[str]) -> str:
     """The named options, wherever they are first found."""
     known: dict[str, Option] = {}
-    for config in STAGES.values():
-        for concern in dataclasses.fields(config):
-            for o in options_of(concern.name, getattr(config, concern.name)):
+    for stage in STAGES.values():
+        for concern in dataclasses.fields(stage):
+            for o in options_of(concern.name, getattr(stage, concern.name)):
                 known.setdefault(o.name, o)
     return _options(known[name] for name in names)
+
+
+def fields(names: Sequence[str]) -> str:
+    """The fields of options classes, as Python users write them, a table a class."""
+    parts: list[str] = []
+    for name in names:
+        values = getattr(config, name)()
+        rows = [(f"`{o.name}`", kind_name(o), f"`{o.default!r}`", _text(o)) for o in options_of("", values)]
+        summary = (type(values).__doc__ or "").splitlines()[0]
+        parts.append(
+            f"**{name}**: {summary}\n\n{Table(('Field', 'Kind', 'Default', 'Meaning'), 'llll', rows).markdown()}"
+        )
+    return "\n\n".join(parts)
 
 
 def command_help(names: Sequence[str]) -> str:
@@ -172,6 +186,7 @@ def _text(o: Option) -> str:
 TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "stage": stage_options,
     "options": some_options,
+    "fields": fields,
     "commands": commands,
     "help": command_help,
     "facts": method_facts,
