@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from hybridprune.api.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.api.prunable import PlainNetwork
 from hybridprune.api.pruned import Pruned, PrunedSpec
 from hybridprune.api.summary import layer_states, summarised
+from hybridprune.caller import warn_caller
 from hybridprune.config import (
     CurvatureOptions,
     CutOptions,
@@ -209,9 +209,9 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         return UserError(f"{wanted}: {floor.of(self.dense)}")
 
     def planned(self, plan: Plan) -> None:
-        """A warning where `prune` was called: then come its decorator, itself, the pipeline and this call."""
+        """A warning where `prune` was called."""
         if (told := notice(plan.left_alone)) is not None:
-            warnings.warn(told, stacklevel=5)
+            warn_caller(told)
 
     def settle(self, model: nn.Module) -> nn.Module:
         """The first process's cut and weights in all processes, with the statistics of images of all."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from hybridprune.caller import warn_caller
 
 OLD = 24 * 60 * 60.0
 """Seconds after which a file that is still being written is nobody's."""
@@ -41,7 +42,7 @@ def write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"images are not cached in {path.parent}: {error}", RuntimeWarning, stacklevel=2)
+        warn_caller(f"images are not cached in {path.parent}: {error}", RuntimeWarning)
     finally:
         if temporary.is_file():
             temporary.unlink()

@@ -158,9 +158,12 @@ class ByKeyword(Padded):
 
 def test_what_a_user_would_expect_to_be_cut_is_named() -> None:
     data = batches(2)
-    with pytest.warns(UserWarning, match=r"left alone: same \(it is called by keyword, so its input cannot be seen\)$"):
+    with pytest.warns(
+        UserWarning, match=r"left alone: same \(it is called by keyword, so its input cannot be seen\)$"
+    ) as told:
         pruned = hybridprune.prune(settled(ByKeyword, data), data, target_flops=0.9, curvature=QUICK)
     assert pruned.left_alone.keys() == {"same", "grouped"}
+    assert [each.filename for each in told] == [__file__]
 
 
 def test_specifications_from_before_the_reasons_are_read(tmp_path: Path) -> None:
