@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hybridprune.config import Invocation, PruneConfig, resolve
+from hybridprune.config import Invocation, PruneConfig
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit
@@ -33,7 +33,8 @@ from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
 from hybridprune.pruning.plan import Plan
-from hybridprune.stages.console import say, show_config, show_plan
+from hybridprune.stages.command import stage_command
+from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
@@ -46,11 +47,7 @@ DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tun
 
 def main(argv: Sequence[str], prog: str = "main_prune.py", config_path: str | None = "config.json") -> None:
     """The command, typed as ``prog``; ``config_path`` is read when no other file is named."""
-    invocation = resolve(PruneConfig(), argv, prog=prog, description=DESCRIPTION, config_path=config_path)
-    if invocation.print_config:
-        show_config(invocation)
-        return
-    run(invocation)
+    stage_command(PruneConfig(), run, argv, prog=prog, description=DESCRIPTION, config_path=config_path)
 
 
 @full_precision()
@@ -85,9 +82,7 @@ def _prune(
     config, images = setup.config, setup.images
     with open_run(setup) as (folder, setup, resumed):
         if folder.finished:
-            result = folder.read_json("result.json")
-            show_result(folder, result)
-            return result
+            return show_result(folder, folder.read_json("result.json"))
         folder.write_json("split.json", images.split.to_json())
         progress, saved = saved_progress(folder)
         state = CutState()
@@ -112,9 +107,8 @@ def _prune(
             **({} if state.gap is None else {"gap": state.gap}),
             "sparse_epochs": config.sparsity.sparse_epochs * len(cutting.sparsity.trainings),
         }
-        result = finish(folder, dataclasses.replace(trainer.setup, net=net), trainer.progress, trainer.epochs, more)
-        show_result(folder, result)
-        return result
+        setup = dataclasses.replace(trainer.setup, net=net)
+        return show_result(folder, finish(folder, setup, trainer.progress, trainer.epochs, more))
 
 
 @dataclass

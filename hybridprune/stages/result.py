@@ -108,16 +108,19 @@ def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> 
     return hashlib.sha256((json.dumps(shared, sort_keys=True) + lineage).encode()).hexdigest()[:16]
 
 
-def show_result(run: RunFolder, result: Mapping[str, Any]) -> None:
-    """Print a finished run's figures; of several processes, the first one does. UserError if ``result`` has others."""
-    if not is_first():
-        return
-    try:
-        lines = _lines(result)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{run.path / 'result.json'}: not a run's result ({reason}); restore the file") from error
-    print("\n".join([f"finished: {run.path}", *lines]))
+def show_result(run: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+    """Print a finished run's figures, and return its ``result``; of several processes, the first one prints.
+
+    Raises UserError if the result has other figures.
+    """
+    if is_first():
+        try:
+            lines = _lines(result)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{run.path / 'result.json'}: not a run's result ({reason}); restore the file") from error
+        print("\n".join([f"finished: {run.path}", *lines]))
+    return result
 
 
 def _lines(result: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hybridprune.config import Invocation, RlConfig, resolve
+from hybridprune.config import Invocation, RlConfig
 from hybridprune.data import EvalBatches
 from hybridprune.engine.compiler import compiled
 from hybridprune.engine.distill import Distillation, plainly
@@ -26,7 +26,8 @@ from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
 from hybridprune.routing.rollout import rollout
-from hybridprune.stages.console import say, show_config, show_plan
+from hybridprune.stages.command import stage_command
+from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of, meet_budget
 from hybridprune.stages.gates_from_subset import gates_from_subset
 from hybridprune.stages.images import RunImages
@@ -44,11 +45,7 @@ Score = Callable[[GatedNetwork, EvalBatches], Validation]
 
 def main(argv: Sequence[str], prog: str = "main_rl_prune.py") -> None:
     """The command, typed as ``prog``."""
-    invocation = resolve(RlConfig(), argv, prog=prog, description=DESCRIPTION)
-    if invocation.print_config:
-        show_config(invocation)
-        return
-    run(invocation)
+    stage_command(RlConfig(), run, argv, prog=prog, description=DESCRIPTION)
 
 
 @full_precision()
@@ -71,9 +68,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     score = partial(routed_score, cost=cost, reward_scale=options.reward_scale, budget=budget)
     with open_run(setup) as (folder, setup, _):
         if folder.finished:
-            result = folder.read_json("result.json")
-            show_result(folder, result)
-            return result
+            return show_result(folder, folder.read_json("result.json"))
         folder.write_json("split.json", images.split.to_json())
         progress, state = saved_progress(folder)
         if state is None:
@@ -88,9 +83,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             # `gumbel` has the budget in its loss, and no price.
             alpha = float(price.value) if options.estimator == "reinforce" else None
             extra["target"] = {**meet_budget(net, images, cost, budget, alpha), "price": alpha}
-        result = finish(folder, setup, progress, options.epochs, extra)
-        show_result(folder, result)
-        return result
+        return show_result(folder, finish(folder, setup, progress, options.epochs, extra))
 
 
 def _distillation(setup: StageSetup[RlConfig]) -> Distillation | None:

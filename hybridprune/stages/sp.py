@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hybridprune.config import Invocation, SpConfig, resolve
+from hybridprune.config import Invocation, SpConfig
 from hybridprune.data import EvalBatches
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.evaluate import evaluate
@@ -15,7 +15,8 @@ from hybridprune.engine.progress import Validation
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
-from hybridprune.stages.console import show_config, show_plan
+from hybridprune.stages.command import stage_command
+from hybridprune.stages.console import show_plan
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup
 from hybridprune.stages.start import open_run, saved_progress
@@ -25,11 +26,7 @@ DESCRIPTION = "Stage 1: train a gated network (cross-entropy plus a FLOPs-weight
 
 def main(argv: Sequence[str], prog: str = "main_sp.py") -> None:
     """The command, typed as ``prog``."""
-    invocation = resolve(SpConfig(), argv, prog=prog, description=DESCRIPTION)
-    if invocation.print_config:
-        show_config(invocation)
-        return
-    run(invocation)
+    stage_command(SpConfig(), run, argv, prog=prog, description=DESCRIPTION)
 
 
 @full_precision()
@@ -45,9 +42,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
 
     with open_run(setup) as (folder, setup, _):
         if folder.finished:
-            result = folder.read_json("result.json")
-            show_result(folder, result)
-            return result
+            return show_result(folder, folder.read_json("result.json"))
         folder.write_json("split.json", images.split.to_json())
         progress, state = saved_progress(folder)
         if state is None:
@@ -71,9 +66,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
         )
         progress = fit(progress, state)
         load_selected(net, folder)
-        result = finish(folder, setup, progress, config.stage.epochs, {})
-        show_result(folder, result)
-        return result
+        return show_result(folder, finish(folder, setup, progress, config.stage.epochs, {}))
 
 
 def routed_accuracy(net: GatedNetwork, batches: EvalBatches, cost: NetworkCost) -> Validation:
