@@ -2,7 +2,7 @@
 
     pip install -e ".[agents]"
     python examples/third_party_agent.py RUN --alpha 2 --timesteps 50000
-    python -m hybridprune.report RESULTS
+    hybridprune report RESULTS
 
 RUN is a finished run of any stage. The backbone stays as it is; the agent learns on the training images and is measured
 once on the test images, its own work counted. What it did is written as a run of stage "rl" beside its parent.
@@ -218,7 +218,7 @@ def _finish(
     seconds: float,
     hardware: dict[str, Any],
 ) -> None:
-    """Write what ``python -m hybridprune.report`` reads: the parent's record, but for who decides."""
+    """Write what ``hybridprune report`` reads: the parent's record, but for who decides."""
     before = parent.read_json("result.json")
     config = {"agent": "ppo", "alpha": arguments.alpha, "hidden": arguments.hidden, "timesteps": arguments.timesteps}
     spec = dataclasses.replace(parent.read_spec(), stage="rl", run_id=uuid.uuid4().hex)

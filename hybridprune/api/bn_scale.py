@@ -1,7 +1,7 @@
 # pyright: strict, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportUnnecessaryIsInstance=false
 """Training and pruning by the scales of BatchNorms, in memory: for notebooks (protocol of Suteu & Guo 2022, section 4).
 
-Where a run should be resumable, or meet a budget, `main_prune.py --method slimming|ucs|rni` does it.
+Where a run should be resumable, or meet a budget, ``hybridprune prune --method slimming|ucs|rni`` does it.
 """
 
 from __future__ import annotations

@@ -159,10 +159,10 @@ def _check(folder: RunFolder, output: Path) -> None:
     """UserError if ``folder`` is no finished nuspm run, or if ``output`` cannot be made."""
     method = folder.read_json("result.json").get("method") if folder.finished else None
     if folder.finished and not (folder.path / f"{MASKED}.safetensors").is_file():
-        what = f"a run of --method {method}" if method else "no run of main_prune.py"
+        what = f"a run of --method {method}" if method else "no run of hybridprune prune"
         if method == "nuspm":
             what = f"without its {MASKED}.safetensors; restore the file"
-        raise UserError(f"{folder.path}: {what}; reconfigure takes a run of main_prune.py --method nuspm")
+        raise UserError(f"{folder.path}: {what}; reconfigure takes a run of hybridprune prune --method nuspm")
     if output.exists():
         raise UserError(f"--output {output}: exists; nothing is overwritten, name another folder")
     if not output.absolute().parent.is_dir():

@@ -1,4 +1,4 @@
-"""Tables and plots from finished run folders: ``python -m hybridprune.report RESULTS``."""
+"""Tables and plots from finished run folders: ``hybridprune report RESULTS``."""
 
 from __future__ import annotations
 

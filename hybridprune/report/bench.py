@@ -1,4 +1,4 @@
-"""Measured latencies: ``bench.json`` in a run's folder, where `python -m hybridprune.bench` has been run.
+"""Measured latencies: ``bench.json`` in a run's folder, where ``hybridprune bench`` has been run.
 
 The file holds one object, or a list of them (one for each batch size)::
 
@@ -51,7 +51,7 @@ def read_bench(folder: Path) -> tuple[Measurement, ...]:
         return tuple(_measurement(table, row) for table in tables for row in table["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(f"{path}: {reason}; measure again with python -m hybridprune.bench, or remove it") from error
+        raise UserError(f"{path}: {reason}; measure again with hybridprune bench, or remove it") from error
 
 
 def _measurement(table: dict[str, Any], row: dict[str, Any]) -> Measurement:

@@ -1,4 +1,4 @@
-"""``python -m hybridprune.report RESULTS``: a table, and if wanted a plot or a page, of finished runs."""
+"""``hybridprune report RESULTS``: a table, and if wanted a plot or a page, of finished runs."""
 
 from __future__ import annotations
 

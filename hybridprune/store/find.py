@@ -57,8 +57,8 @@ def find_parent(result_dir: Path, wanted: RunSpec, stage: str, seed: int, tell: 
     if not matches:
         closest = f" ({others[-1]})" if others else ""
         raise UserError(
-            f"--result_dir {result_dir}: no finished run to start from{closest}; run {SCRIPTS[stage]} first "
-            f"(hybridprune {SUBCOMMANDS[stage]}), or name a run with --checkpoint_file"
+            f"--result_dir {result_dir}: no finished run to start from{closest}; run hybridprune {SUBCOMMANDS[stage]} "
+            f"({SCRIPTS[stage]}) first, or name a run with --checkpoint_file"
         )
     same = [run for _, other, run in matches if other == seed]
     if len(same) == 1:

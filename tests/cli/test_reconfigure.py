@@ -201,7 +201,7 @@ def test_users_mistakes(whole: Path, run: Path, finished: Path, tmp_path: Path) 
     assert_refused(reconfigured(whole, "--output", finished), f"--output {finished}", "exists")
     assert_refused(reconfigured(whole, "--output", tmp_path / "no" / "where"), "--output", "there is no folder")
     for name in ("sp", "rl"):
-        assert_refused(reconfigured(folder_of(finished, name)), "no run of main_prune.py", "--method nuspm")
+        assert_refused(reconfigured(folder_of(finished, name)), "no run of hybridprune prune", "--method nuspm")
     assert_refused(reconfigured(folder_of(finished, "prune")), "--method fisher-tucker", "--method nuspm")
     assert_refused(reconfigured(tmp_path / "missing"), "missing", "no such run")
     assert contents(whole) == before

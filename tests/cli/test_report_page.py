@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve, to_json
-from tests.cli.tiny_runs import SCRIPTS, STAGES, assert_refused, contents, folder_of, run_here
+from hybridprune.config import SUBCOMMANDS, PruneConfig, RlConfig, SpConfig, resolve, to_json
+from tests.cli.tiny_runs import STAGES, assert_refused, contents, folder_of, run_here
 from tests.report.html.pages import Page, routed_run
 
 CONFIGS = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
@@ -43,7 +43,7 @@ def test_all_stages_stand_on_one_page(results: Path, tmp_path: Path) -> None:
 def test_the_commands_shown_have_the_runs_settings(stage: str, results: Path, tmp_path: Path) -> None:
     assert run_here("hybridprune.report", results, "--html", tmp_path / "out.html", "--gallery", "0").returncode == 0
     page = Page((tmp_path / "out.html").read_text())
-    (command,) = [text for text in page.texts if text.startswith(f"python {SCRIPTS[stage]} ")]
+    (command,) = [text for text in page.texts if text.startswith(f"hybridprune {SUBCOMMANDS[stage]} ")]
     words = shlex.split(command)
     resolved = to_json(resolve(CONFIGS[stage], words[2:], prog="", description="").config)
     stored = json.loads((folder_of(results, stage) / "config.json").read_text())

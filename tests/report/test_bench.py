@@ -47,7 +47,7 @@ def test_one_table_or_several_are_read(tmp_path: Path) -> None:
 def test_another_schema_is_a_users_mistake(tmp_path: Path, content: object, words: str) -> None:
     with pytest.raises(UserError, match=words) as raised:
         read_bench(write(tmp_path, content))
-    assert "bench.json" in str(raised.value) and "hybridprune.bench" in str(raised.value)
+    assert "bench.json" in str(raised.value) and "measure again with hybridprune bench" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -100,16 +100,18 @@ def test_no_match_says_what_is_there(other: RunSpec, difference: str, tmp_path: 
         find_parent(tmp_path, SPEC, "sp", 0, untold)
     message = str(caught.value)
     assert f"no finished run to start from ({run.path} has {difference})" in message
-    assert "run main_sp.py first" in message and "--checkpoint_file" in message
+    assert "run hybridprune train (main_sp.py) first" in message and "--checkpoint_file" in message
     for named in (run.path, run.model_file):
         with pytest.raises(UserError, match=rf"--checkpoint_file {re.escape(str(named))}: that run has {difference}"):
             named_parent(named, SPEC, STAGES)
 
 
-@pytest.mark.parametrize(("stage", "script"), [("sp", "main_sp.py"), ("prune", "main_prune.py")])
+@pytest.mark.parametrize(
+    ("stage", "script"), [("sp", "train \\(main_sp.py\\)"), ("prune", "prune \\(main_prune.py\\)")]
+)
 def test_an_empty_or_absent_folder_names_the_stage_to_run(stage: str, script: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UserError, match=f"no finished run to start from; run {script} first"):
+        with pytest.raises(UserError, match=f"no finished run to start from; run hybridprune {script} first"):
             find_parent(folder, SPEC, stage, 0, untold)
 
 

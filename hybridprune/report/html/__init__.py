@@ -1,4 +1,4 @@
-"""One self-contained page: ``python -m hybridprune.report RESULTS --html out.html``."""
+"""One self-contained page: ``hybridprune report RESULTS --html out.html``."""
 
 from hybridprune.report.html.details import Options
 from hybridprune.report.html.page import render_page

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hybridprune.config import SCRIPTS
+from hybridprune.config import SUBCOMMANDS
 from hybridprune.report.records import RunRecord
 
 
@@ -70,7 +70,7 @@ def _command(run: RunRecord, config: Any, parent: Mapping[str, Any]) -> str:
     stored = run.path.parent / "config.json"
     if not isinstance(config, dict) or not stored.is_file():
         return ""
-    words = ["python", SCRIPTS[run.stage], "--config_path", str(stored)]
+    words = ["hybridprune", SUBCOMMANDS[run.stage], "--config_path", str(stored)]
     if parent and config.get("checkpoint_file") is None:
         words += ["--checkpoint_file", str(Path(str(parent.get("path", ""))))]
     return shlex.join(words)

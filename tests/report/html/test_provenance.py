@@ -20,7 +20,7 @@ def test_origin_is_what_the_result_says(tmp_path: Path) -> None:
     assert origin.config == (("lr", "0.1"), ("checkpoint_file", "null"))
     assert origin.versions == "hybridprune 0.1.0, torch 2, python 3"
     assert shlex.split(origin.command) == [
-        "python", "main_prune.py", "--config_path", str(path.parent / "config.json"),
+        "hybridprune", "prune", "--config_path", str(path.parent / "config.json"),
         "--checkpoint_file", "results/my sp",
     ]  # fmt: skip
 
