@@ -80,15 +80,15 @@ def fields(names: Sequence[str]) -> str:
 
 
 def command_help(names: Sequence[str]) -> str:
-    """What ``--help`` of a command prints."""
-    (name,) = names
+    """What ``--help`` of a command prints, or another flag that is named behind it."""
+    name, flag = (*names, "--help")[:2]
     printed = io.StringIO()
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100"
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             module, _, function = COMMANDS[name].function.partition(":")
-            getattr(importlib.import_module(module), function)(["--help"], f"hybridprune {name}")
+            getattr(importlib.import_module(module), function)([flag], f"hybridprune {name}")
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
     return f"```text\n{printed.getvalue().rstrip()}\n```"

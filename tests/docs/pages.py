@@ -27,6 +27,12 @@ def rendered(page: str) -> str:
     return tables().render(PAGES[page])
 
 
+@functools.cache
+def command_help(name: str, flag: str) -> str:
+    """What a command of ``hybridprune`` prints for ``--help``, or ``--help-all``."""
+    return tables().command_help([name, flag])
+
+
 def snippets(page: str, mark: str = "runnable") -> list[str]:
     """The Python blocks of a page behind a line ``<!-- mark -->``, in their order."""
     return re.findall(rf"<!-- {mark} -->\n```python\n(.*?)```", PAGES[page], flags=re.DOTALL)

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
 from tests import ROOT
+from tests.docs.pages import command_help, tables
 
 STAGES = {"main_sp.py": SpConfig(), "main_prune.py": PruneConfig(), "main_rl_prune.py": RlConfig()}
 
@@ -47,6 +48,20 @@ def test_each_stage_command_resolves(command: list[str], monkeypatch: pytest.Mon
     monkeypatch.chdir(ROOT)
     resolved = resolve(STAGES[command[1]], command[2:], prog=command[1], description="", config_path=None)
     assert resolved.config != STAGES[command[1]]
+
+
+@pytest.mark.parametrize(
+    "words", sorted({" ".join(c[1:]) for c in commands(README, *PAGES.values()) if c[0] == "hybridprune"})
+)
+def test_each_installed_command_is_known_with_its_flags(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *given = words.split(" ")
+    if name.isupper():  # COMMAND stands for any
+        return
+    monkeypatch.chdir(ROOT)
+    helped = "--help-all" if name in tables().STAGE_COMMANDS else "--help"
+    known = command_help(name, helped)
+    for flag in (word for word in given if word.startswith("--")):
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known) or flag in ("--help", "--help-all"), flag
 
 
 def test_make_targets_and_linked_files_exist() -> None:
