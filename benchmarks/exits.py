@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.hybrid_arms import SIZE, STATIC, Bench, Forced
+from benchmarks.hybrid_bench import SIZE, STATIC, Bench, Forced
 from benchmarks.static_arms import DENSE
 from benchmarks.static_arms import Bench as StaticBench
 from hybridprune.engine.evaluate import evaluate

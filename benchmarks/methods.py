@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.methods_tables import DENSE, show
 from benchmarks.results_log import append_line, find_line, pack, read_lines
+from hybridprune.config import SpConfig, resolve
 from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import evaluate
@@ -136,7 +137,7 @@ def run_network(network: str, options: argparse.Namespace) -> None:
     work = Path(options.work) / f"{network}-{options.images}-{base}"
     flags = common(network, options.data_dir, work, options.images, seed)
     dense = finished(work, "default", "sp", sp.main, [*flags, "--epochs", str(base), "--lr", "0.1"])
-    config = sp.resolve(sp.SpConfig(), flags, prog="", description="").config
+    config = resolve(SpConfig(), flags, prog="", description="").config
     images = RunImages.of(load_images(config.data), None, config, torch.device("cpu"))
     key = {"network": network, "images_trained": options.images, "base": base, "more": more, "seed": seed}
     if find_line(read_lines(RESULTS), arm=DENSE, **key) is None:

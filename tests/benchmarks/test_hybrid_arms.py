@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import hybrid_arms
-from benchmarks.hybrid_arms import CONTROLS, DYNAMIC_ARMS, POLICY, STATIC_NAMES, Bench, routing_options, run_arm
+from benchmarks.hybrid_arms import run_arm
+from benchmarks.hybrid_bench import CONTROLS, DYNAMIC_ARMS, POLICY, STATIC_NAMES, Bench, routing_options
 from benchmarks.results_log import Line, append_line, read_lines
 
 NAMES = (*STATIC_NAMES, *DYNAMIC_ARMS, *CONTROLS)

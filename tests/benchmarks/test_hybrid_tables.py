@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import hybrid_arms
+from benchmarks import hybrid_arms, hybrid_bench
 from benchmarks.hybrid_tables import difference, show, table
 from benchmarks.results_log import Line, append_line, pack, read_lines, unpack
 from hybridprune.report.bootstrap import paired_bootstrap
@@ -84,10 +84,10 @@ def test_each_setting_has_a_table_and_all_are_drawn(tmp_path: Path, capsys: pyte
 
 def test_the_recorded_lines_are_of_arms_that_exist_and_agree_with_themselves() -> None:
     lines = read_lines(hybrid_arms.RESULTS)
-    names = {*hybrid_arms.STATIC_NAMES, *hybrid_arms.DYNAMIC_ARMS, *hybrid_arms.CONTROLS}
+    names = {*hybrid_bench.STATIC_NAMES, *hybrid_bench.DYNAMIC_ARMS, *hybrid_bench.CONTROLS}
     assert len(lines) > 0
     for each in lines:
-        assert each["arm"].removeprefix(hybrid_arms.RANDOM_LIKE) in names
+        assert each["arm"].removeprefix(hybrid_bench.RANDOM_LIKE) in names
         assert unpack(each["correct"], each["images"]).mean() == pytest.approx(each["accuracy"])
         if "replayed" in each:
             assert unpack(each["replayed_correct"], each["images"]).mean() == pytest.approx(each["replayed"])
