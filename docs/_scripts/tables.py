@@ -52,18 +52,18 @@ def stage_options(names: Sequence[str]) -> str:
     for concern in dataclasses.fields(STAGES[stage]):
         values = getattr(STAGES[stage], concern.name)
         summary = (type(values).__doc__ or "").splitlines()[0]
-        parts.append(f"**{concern.name}**: {summary}\n\n{_options(options_of(concern.name, values))}")
+        parts.append(f"**{concern.name}**: {summary}\n\n{_options(options_of(concern.name, values), '')}")
     return "\n\n".join(parts)
 
 
 def some_options(names: Sequence[str]) -> str:
-    """The named options, wherever they are first found."""
+    """The named options, wherever they are first found, for a page of a method."""
     known: dict[str, Option] = {}
     for stage in STAGES.values():
         for concern in dataclasses.fields(stage):
             for o in options_of(concern.name, getattr(stage, concern.name)):
                 known.setdefault(o.name, o)
-    return _options(known[name] for name in names)
+    return _options((known[name] for name in names), "../")
 
 
 def fields(names: Sequence[str]) -> str:
@@ -165,11 +165,23 @@ def _ahead(row: Mapping[str, Any]) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _options(options: Iterable[Option]) -> str:
+def _options(options: Iterable[Option], to_docs: str) -> str:
+    """A table; ``to_docs`` leads from the page's folder to ``docs/``."""
     rows = [
-        (", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o)) for o in options
+        (", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o), _origin(o, to_docs))
+        for o in options
     ]
-    return Table(("Flag", "Key", "Kind", "Default", "Meaning"), "lllll", rows).markdown()
+    return Table(("Flag", "Key", "Kind", "Default", "Meaning", "From"), "llllll", rows).markdown()
+
+
+def _origin(o: Option, to_docs: str) -> str:
+    """Where an option comes from, and where it says what it was worth."""
+    source, measured = o.metadata["source"], o.metadata["measured"]
+    parts = [
+        source and f"[{source}]({to_docs}options.md#sources)",
+        measured and f"[measured]({to_docs}{measured})",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _default(o: Option) -> str:

@@ -22,6 +22,10 @@ T = TypeVar("T")
 # No network of anybody's is larger; a mistyped number, or a stranger's, shall not take the machine's memory.
 DEEPEST, WIDEST, LARGEST_INPUT = 4096, 16384, 4096
 
+# Places in docs/ that say what options were worth where they were measured.
+STUDY = "static.md#the-study-what-each-part-of-the-default-is-worth"
+STAGE_2, STAGE_3 = "options.md#stage-2", "options.md#stage-3"
+
 # Kind -> the points that it has if none are given.
 _SCHEDULES = {
     "exponential": {"0": 1.0, "1": 0.01},
@@ -45,6 +49,8 @@ def option(
     identity: bool = True,
     follows: tuple[str, Mapping[str, Any]] | None = None,
     names: Registry | None = None,
+    source: str | None = None,
+    measured: str | None = None,
 ) -> T:
     """Declare one option of a stage.
 
@@ -53,6 +59,7 @@ def option(
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
     ``follows`` names an earlier option of the same concern, and for each of its values the default that goes with it.
     ``names`` is where its names are found; one that says what is imported is taken from a flag, not from a file.
+    ``source`` is the publication that it comes from, ``measured`` the place in docs/ that says what it is worth here.
 
     Returns a dataclass field. A type checker is told that it is the ``default``, so a field keeps its type.
     """
@@ -68,6 +75,8 @@ def option(
         "identity": identity,
         "follows": follows,
         "names": names,
+        "source": source,
+        "measured": measured,
     }
     declared: Any = (
         field(default_factory=lambda: dict(default), metadata=metadata)
@@ -144,15 +153,30 @@ class NetworkOptions(Checked):
     )
     depth: int = option(32, "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg", low=8, high=DEEPEST)
     width: int = option(
-        64, "channels of the first stage; 64 is the published wide net, 16 the classic one", low=1, high=WIDEST
+        64,
+        "channels of the first stage; 64 is the published wide net, 16 the classic one",
+        low=1,
+        high=WIDEST,
+        source="Zagoruyko & Komodakis 2016",
     )
-    bottleneck: bool = option(False, "preresnet, pyramidnet: 1x1-3x3-1x1 blocks in place of two 3x3")
-    pyramid_alpha: int = option(48, "pyramidnet: channels that all blocks together add to width", low=0, high=WIDEST)
-    shakedrop: float = option(0.0, "pyramidnet: drop probability of the last block, 0.5 in the paper", low=0, high=1)
+    bottleneck: bool = option(
+        False, "preresnet, pyramidnet: 1x1-3x3-1x1 blocks in place of two 3x3", source="He et al. 2016"
+    )
+    pyramid_alpha: int = option(
+        48, "pyramidnet: channels that all blocks together add to width", low=0, high=WIDEST, source="Han et al. 2017"
+    )
+    shakedrop: float = option(
+        0.0,
+        "pyramidnet: drop probability of the last block, 0.5 in the paper",
+        low=0,
+        high=1,
+        source="Yamada et al. 2018",
+    )
     gate: str = option(
         "rnn",
         "what decides: rnn (one LSTM cell shared by all gates), ff1 or ff2 (SkipNet's feed-forward gates I and II)",
         choices=("rnn", "ff1", "ff2"),
+        source="Wang et al. 2018",
     )
 
 
@@ -161,14 +185,15 @@ class OptimOptions(Checked):
     """SGD and its schedule."""
 
     lr: float = option(0.1, "learning rate", above=0)
-    momentum: float = option(0.9, "Nesterov momentum", low=0, high=1)
-    weight_decay: float = option(5e-4, "L2 penalty on all parameters", low=0)
+    momentum: float = option(0.9, "Nesterov momentum", low=0, high=1, source="Sutskever et al. 2013")
+    weight_decay: float = option(5e-4, "L2 penalty on all parameters", low=0, source="Krogh & Hertz 1991")
     scheduler_id: str = option(
         "stair",
         "how the factors of scheduler_params are joined: 0 exponential, 1 stair, 2 up-down (piecewise linear), 3 "
         "cosine (linear up, half a cosine down)",
         choices=tuple(_SCHEDULES),
         aliases={alias: name for number, name in enumerate(_SCHEDULES) for alias in (number, str(number))},
+        source="Loshchilov & Hutter 2017, cosine",
     )
     scheduler_params: dict[str, float] = option(
         _SCHEDULES["stair"],
@@ -177,7 +202,9 @@ class OptimOptions(Checked):
         low=0,
         follows=("scheduler_id", _SCHEDULES),
     )
-    precision: str = option("fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"))
+    precision: str = option(
+        "fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"), source="Micikevicius et al. 2018"
+    )
     tf32: bool = option(
         False,
         "training on GPUs: round what goes into fp32 products to TF32 (10 bits), as torch itself does in convolutions; "
@@ -197,7 +224,11 @@ class LossOptions(Checked):
     """The loss of the supervised stages (1 and 2)."""
 
     label_smoothing: float = option(
-        0.0, "share of each label that is spread over all classes in the cross-entropy of training", low=0, high=0.999
+        0.0,
+        "share of each label that is spread over all classes in the cross-entropy of training",
+        low=0,
+        high=0.999,
+        source="Szegedy et al. 2016",
     )
 
 
@@ -217,9 +248,13 @@ class GatingOptions(Checked):
         "hard: decisions of 0 or 1 with a straight-through gradient; soft: blocks are blended by their probability "
         "in training (inference decides hard)",
         choices=("hard", "soft"),
+        source="Bengio et al. 2013",
     )
     gate_noise: float = option(
-        0.0, "scale of logistic noise on the gates' logits in training (1: decisions are samples)", low=0
+        0.0,
+        "scale of logistic noise on the gates' logits in training (1: decisions are samples)",
+        low=0,
+        source="Maddison et al. 2017",
     )
 
 
@@ -234,6 +269,7 @@ class SupervisedOptions(Checked):
         key="alpha",
         flags=("alpha", "rate_penalty"),
         low=0,
+        source="Figurnov et al. 2017",
     )
     weights: str | None = option(
         None, "dense checkpoint (.safetensors, .pt), yours or a public one, whose backbone weights to start from"
@@ -250,23 +286,62 @@ class CurvatureOptions(Checked):
     """Estimation of the Fisher information."""
 
     fisher_type: str = option(
-        "true", "labels: true (sampled from the model) or exp (the given ones)", choices=("true", "exp")
+        "true",
+        "labels: true (sampled from the model) or exp (the given ones)",
+        choices=("true", "exp"),
+        source="Kunstner et al. 2019",
+        measured=STAGE_2,
     )
-    curvature_images: int = option(4096, "training images of the factor pass", low=2)
-    moment_images: int = option(512, "training images of the exact second moments", low=2)
-    ma: float = option(0.0, "moving average of the factors over batches (0: plain mean)", low=0, high=0.999)
-    sua: bool = option(False, "channel factors only (spatially uncorrelated activations), no kernel-offset factor K")
+    curvature_images: int = option(
+        4096,
+        "training images of the factor pass",
+        low=2,
+        measured=STUDY,
+    )
+    moment_images: int = option(
+        512,
+        "training images of the exact second moments",
+        low=2,
+        measured=STUDY,
+    )
+    ma: float = option(
+        0.0,
+        "moving average of the factors over batches (0: plain mean)",
+        low=0,
+        high=0.999,
+        source="Martens & Grosse 2015",
+        measured=STAGE_2,
+    )
+    sua: bool = option(
+        False,
+        "channel factors only (spatially uncorrelated activations), no kernel-offset factor K",
+        source="Grosse & Martens 2016",
+        measured=STUDY,
+    )
     use_full_cov_a: bool = option(
-        False, "input and offset factors from the full covariance (nearest Kronecker product), not from their moments"
+        False,
+        "input and offset factors from the full covariance (nearest Kronecker product), not from their moments",
+        source="Van Loan & Pitsianis 1993",
+        measured=STUDY,
     )
     use_bias: bool = option(
-        False, "homogeneous inputs: the bias, or the BatchNorm behind, absorbs the mean, so A - mu mu^T is scored"
+        False,
+        "homogeneous inputs: the bias, or the BatchNorm behind, absorbs the mean, so A - mu mu^T is scored",
+        source="Martens & Grosse 2015",
+        measured=STAGE_2,
     )
     correct_eigenvalues: bool = option(
-        False, "eigendamage: exact second moments in the eigenbasis instead of products of eigenvalues"
+        False,
+        "eigendamage: exact second moments in the eigenbasis instead of products of eigenvalues",
+        source="George et al. 2018",
+        measured="static.md#the-arms",
     )
     regularization: float = option(
-        1e-6, "damping where a factor is inverted: a share of the layer's mean eigenvalue, split by pi", above=0
+        1e-6,
+        "damping where a factor is inverted: a share of the layer's mean eigenvalue, split by pi",
+        above=0,
+        source="Martens & Grosse 2015",
+        measured=STAGE_2,
     )
 
 
@@ -280,6 +355,7 @@ class CutOptions(Checked):
         "importable module or a file of the working directory",
         choices=METHODS,
         names=METHODS,
+        measured="results_methods.md",
     )
     allocation: str = option(
         "auto",
@@ -288,9 +364,19 @@ class CutOptions(Checked):
         "(widths grow from a backbone with their layer's mean score), adapruner (widths in proportion to their "
         "block's mean score), or auto (the method's own)",
         choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner"),
+        source="Shoham & Gersho 1988, rate_distortion",
+        measured=STUDY,
     )
-    prune_ratio: float | None = option(None, "share of the units cut in each iteration", low=0, high=1)
-    prune_ratio_limit: float = option(0.9, "largest share of one side of one layer that may be cut", low=0, high=0.999)
+    prune_ratio: float | None = option(
+        None, "share of the units cut in each iteration", low=0, high=1, source="Wang et al. 2019"
+    )
+    prune_ratio_limit: float = option(
+        0.9,
+        "largest share of one side of one layer that may be cut",
+        low=0,
+        high=0.999,
+        source="Wang et al. 2019, code",
+    )
     target_flops: float | None = option(
         None, "budget instead of prune_ratio: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs)", above=0
     )
@@ -298,43 +384,71 @@ class CutOptions(Checked):
         None, "budget instead of prune_ratio: a share of the dense parameters if <= 1, else parameters", above=0
     )
     exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
-    normalize: bool = option(False, "scale each layer's scores to sum 1 before they are compared")
-    allow_increase: bool = option(False, "let a layer's parameters grow where that saves FLOPs")
+    normalize: bool = option(
+        False,
+        "scale each layer's scores to sum 1 before they are compared",
+        source="Wang et al. 2019, code",
+        measured=STAGE_2,
+    )
+    allow_increase: bool = option(False, "let a layer's parameters grow where that saves FLOPs", measured=STAGE_2)
     rank_multiple: int = option(
         1,
         "ranks are multiples of this (direction methods): what processors compute in units of, e.g. 8, which makes the "
         "same FLOPs faster",
         low=1,
+        measured="deploy.md#what-was-measured",
     )
     decomp_method: str = option(
         "usual",
         "usual (the leading directions) or tucker (the best subspaces of those ranks, by orthogonal iteration)",
         choices=("usual", "tucker"),
+        source="De Lathauwer et al. 2000",
+        measured=STUDY,
     )
-    hooi_sweeps: int = option(5, "sweeps of the orthogonal iteration of decomp_method tucker", low=1)
+    hooi_sweeps: int = option(
+        5,
+        "sweeps of the orthogonal iteration of decomp_method tucker",
+        low=1,
+        source="De Lathauwer et al. 2000",
+        measured=STUDY,
+    )
     refit_images: int = option(
-        1024, "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)", low=0
+        1024,
+        "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)",
+        low=0,
+        source="He et al. 2017",
+        measured=STUDY,
     )
-    use_out_dependencies: bool = option(False, "channel methods: also cut channels that residual sums join")
+    use_out_dependencies: bool = option(
+        False, "channel methods: also cut channels that residual sums join", source="Fang et al. 2023"
+    )
     round_to: int = option(
         1,
         "allocations peel and adapruner: widths are multiples of this, up to the limits of a layer; e.g. 8, what "
         "processors compute in units of",
         low=1,
+        source="Liu et al. 2021",
     )
     peel_backbone: str = option(
         "uniform",
         "allocation peel: what widths grow from: uniform (the same share of each layer's channels), or global-gamma "
         "(those of one ranking of all scores)",
         choices=("uniform", "global-gamma"),
+        source="Hou et al. 2021",
     )
     peel_pool: float = option(
-        0.3, "allocation peel: share of the budget that the backbone leaves to the informative layers", low=0, high=1
+        0.3,
+        "allocation peel: share of the budget that the backbone leaves to the informative layers",
+        low=0,
+        high=1,
+        source="Hou et al. 2021",
     )
     cut_weights: str = option(
         "inherit",
         "what the cut network starts from: inherit (its share of the weights), or scratch (newly initialised ones)",
         choices=("inherit", "scratch"),
+        source="Liu et al. 2019",
+        measured="results_methods.md",
     )
 
 
@@ -342,43 +456,62 @@ class CutOptions(Checked):
 class SparsityOptions(Checked):
     """Methods that train towards their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm)."""
 
-    sparse_epochs: int = option(10, "epochs of each training towards sparsity, before the cut", low=0)
+    sparse_epochs: int = option(
+        10, "epochs of each training towards sparsity, before the cut", low=0, measured="results_methods.md"
+    )
     sparse_start: str = option(
         "auto",
         "what the first of them starts from: parent (its weights), scratch (newly initialised ones), or auto (scratch "
         "for nuspm, which was made for it, else parent)",
         choices=("auto", "parent", "scratch"),
+        source="Lee et al. 2024, scratch",
     )
     sparsity_weight: float | None = option(
-        None, "weight of the regulariser in them (default: the method's published one)", low=0
+        None, "weight of the regulariser in them (default: the method's published one)", low=0, source="Liu et al. 2017"
     )
-    greg_interval: int = option(10, "greg-1, greg-2: steps from one rise of the L2 weight to the next", low=1)
+    greg_interval: int = option(
+        10, "greg-1, greg-2: steps from one rise of the L2 weight to the next", low=1, source="Wang et al. 2021"
+    )
     greg_rise: float | None = option(
         None,
         "greg-1, greg-2: that rise (default: the published 1e-4, or more in a training that would else not get to "
         "sparsity_weight in two thirds of its steps)",
         above=0,
+        source="Wang et al. 2021",
     )
     mask_rule: str = option(
         "magnitude",
         "masksparsity: a BatchNorm wants to lose channels by |gamma|, or by energy, their share of its gamma^2",
         choices=("magnitude", "energy"),
+        source="Jiang et al. 2022",
     )
     mask_threshold: float | None = option(
-        None, "masksparsity without a budget: the largest that goes (default: |gamma| of 0.01, energy of 1e-4)", low=0
+        None,
+        "masksparsity without a budget: the largest that goes (default: |gamma| of 0.01, energy of 1e-4)",
+        low=0,
+        source="Jiang et al. 2022",
     )
     alpha_mac: float = option(
         0.5,
         "nuspm: weight of the squared distance of the masks' share of the FLOPs from the budget's (times 3.73^2, which "
         "makes it the published one of squared GMACs in ResNet-50)",
         low=0,
+        source="Lee et al. 2024",
     )
-    alpha_nuc: float = option(0.001, "nuspm: weight of the nuclear norm that masks take from the filters", low=0)
-    nuclear_interval: int = option(1, "nuspm: steps between two decompositions of the filters", low=1)
+    alpha_nuc: float = option(
+        0.001, "nuspm: weight of the nuclear norm that masks take from the filters", low=0, source="Lee et al. 2024"
+    )
+    nuclear_interval: int = option(1, "nuspm: steps between two decompositions of the filters", low=1, measured=STAGE_2)
     freeze_at: float = option(
-        0.7, "nuspm: share of sparse_epochs after which the masks do not change any more", above=0, high=0.95
+        0.7,
+        "nuspm: share of sparse_epochs after which the masks do not change any more",
+        above=0,
+        high=0.95,
+        source="Lee et al. 2024",
     )
-    rni_shift: float = option(3.0, "rni: the b of its regulariser; larger values push weaker channels only")
+    rni_shift: float = option(
+        3.0, "rni: the b of its regulariser; larger values push weaker channels only", source="Suteu & Guo 2022"
+    )
 
 
 @dataclass(frozen=True)
@@ -390,25 +523,54 @@ class PruneOptions(Checked):
         "several processes: 0 each measures the curvature by itself, exactly as one would; 1 they share the images",
         choices=(0, 1),
     )
-    max_iter: int = option(1, "iterations of cutting and fine-tuning", low=1)
-    back_ratio: float = option(0.0, "share of the removed units brought back, trained and cut again", low=0, high=1)
+    max_iter: int = option(
+        1, "iterations of cutting and fine-tuning", low=1, source="Wang et al. 2019", measured=STAGE_2
+    )
+    back_ratio: float = option(
+        0.0,
+        "share of the removed units brought back, trained and cut again",
+        low=0,
+        high=1,
+        measured=STAGE_2,
+    )
     pool_momentum: float = option(
-        0.0, "momentum of the importance lost, by which layers are brought back", low=0, high=1
+        0.0,
+        "momentum of the importance lost, by which layers are brought back",
+        low=0,
+        high=1,
+        measured=STAGE_2,
     )
     interpolation: bool = option(
-        False, "learning rate of the bring-back training: from 10 lr at compression 0 to lr at compression 1"
+        False,
+        "learning rate of the bring-back training: from 10 lr at compression 0 to lr at compression 1",
+        measured=STAGE_2,
     )
     epochs_start: int = option(10, "epochs of fine-tuning at compression 0", low=0)
     epochs_end: int = option(20, "epochs of fine-tuning at compression 1, linear in between", low=0)
-    fix_rotation: bool = option(False, "fine-tune the cores only, not the rotations")
-    kd_weight: float = option(0.0, "share of the loss that is distillation from the dense parent", low=0, high=1)
-    kd_temperature: float = option(4.0, "temperature of the distillation", above=0)
+    fix_rotation: bool = option(
+        False,
+        "fine-tune the cores only, not the rotations",
+        source="Wang et al. 2019, code",
+        measured=STAGE_2,
+    )
+    kd_weight: float = option(
+        0.0,
+        "share of the loss that is distillation from the dense parent",
+        low=0,
+        high=1,
+        source="Hinton et al. 2015",
+        measured=STAGE_2,
+    )
+    kd_temperature: float = option(
+        4.0, "temperature of the distillation", above=0, source="Hinton et al. 2015", measured=STAGE_2
+    )
     rate_penalty: float = option(
         0.1,
         "weight of the FLOPs-weighted mean execution rate beside the cross-entropy (`alpha` of stages 1 and 2)",
         key="alpha",
         flags=("alpha", "rate_penalty"),
         low=0,
+        source="Figurnov et al. 2017",
     )
 
 
@@ -423,12 +585,14 @@ class RoutingOptions(Checked):
         "`alpha` is the rate penalty of stages 1 and 2)",
         flags=("alpha", "reward_scale"),
         low=0,
+        source="Wang et al. 2018",
     )
     target_flops: float | None = option(
         None,
         "budget of expected FLOPs, gates counted: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs); "
         "reward_scale is then adapted until it is met on validation",
         above=0,
+        source="Stooke et al. 2020",
     )
     # Not `start`: torchrun would take that for an abbreviation of its own --start-method.
     gate_start: str = option(
@@ -436,57 +600,117 @@ class RoutingOptions(Checked):
         "what the gates start from: parent (as they are), or subset (they are first taught the best fixed subset of "
         "blocks for target_flops, and are undecided about those at its edge)",
         choices=("parent", "subset"),
+        measured="dynamic.md",
     )
-    price_step: float = option(0.02, "step of that adaptation: change of log(reward_scale) at 100 % excess", above=0)
+    price_step: float = option(
+        0.02,
+        "step of that adaptation: change of log(reward_scale) at 100 % excess",
+        above=0,
+        source="Stooke et al. 2020",
+        measured=STAGE_3,
+    )
     estimator: str = option(
         "reinforce",
         "reinforce (policy gradient), or gumbel (straight-through samples, with the FLOPs in the loss)",
         choices=("reinforce", "gumbel"),
+        source="Williams 1992; Jang et al. 2017",
+        measured="dynamic.md",
     )
-    train: str = option("backbone,gates", "what learns", choices=("backbone,gates", "gates"))
+    train: str = option("backbone,gates", "what learns", choices=("backbone,gates", "gates"), measured="dynamic.md")
     batchnorm: str = option(
         "frozen",
         "frozen (training uses and keeps the parent's statistics), or trained (of the batch, as in stages 1 and 2; "
         "allows their learning rates; reinforce then explores in extra passes)",
         choices=("frozen", "trained"),
+        measured="dynamic.md",
     )
-    kd_weight: float = option(0.0, "share of the loss that is distillation from the dense network", low=0, high=1)
-    kd_temperature: float = option(4.0, "temperature of the distillation", above=0)
-    gamma: float = option(1.0, "reinforce: discount of later gates' rewards", low=0, high=1)
-    rl_weight: float = option(0.1, "reinforce: weight of the policy gradient beside the cross-entropy", low=0)
+    kd_weight: float = option(
+        0.0,
+        "share of the loss that is distillation from the dense network",
+        low=0,
+        high=1,
+        source="Hinton et al. 2015",
+        measured=STAGE_3,
+    )
+    kd_temperature: float = option(4.0, "temperature of the distillation", above=0, source="Hinton et al. 2015")
+    gamma: float = option(
+        1.0,
+        "reinforce: discount of later gates' rewards",
+        low=0,
+        high=1,
+        source="Wang et al. 2018",
+        measured=STAGE_3,
+    )
+    rl_weight: float = option(
+        0.1, "reinforce: weight of the policy gradient beside the cross-entropy", low=0, source="Wang et al. 2018"
+    )
     rl_warmup: float = option(
-        0.1, "reinforce: share of the epochs in which only the backbone learns, on explored routes", low=0, high=1
+        0.1,
+        "reinforce: share of the epochs in which only the backbone learns, on explored routes",
+        low=0,
+        high=1,
+        measured=STAGE_3,
     )
-    gate_lr_factor: float = option(10.0, "the gates' learning rate over lr, the backbone's", above=0)
-    gate_grad_norm: float = option(1.0, "the gates' gradient is clipped to this norm", above=0)
+    gate_lr_factor: float = option(10.0, "the gates' learning rate over lr, the backbone's", above=0, measured=STAGE_3)
+    gate_grad_norm: float = option(
+        1.0,
+        "the gates' gradient is clipped to this norm",
+        above=0,
+        source="Pascanu et al. 2013",
+        measured=STAGE_3,
+    )
     baseline: str = option(
         "counterfactual",
         "reinforce: subtracted from the return: none, moving_average, self_critical (a greedy rollout of the same "
         "images), or counterfactual (one gate an image is flipped, which credits that gate alone)",
         choices=("none", "moving_average", "self_critical", "counterfactual"),
+        source="Rennie et al. 2017, self_critical; Foerster et al. 2018, counterfactual",
+        measured="dynamic.md",
     )
     flip_from: str = option(
         "greedy",
         "counterfactual: a gate is flipped while the others decide greedily, or while they are sampled from the policy "
         "(then, with --no-credit_scale, the gradient is without bias that of the policy's expected return)",
         choices=("greedy", "sampled"),
+        measured="dynamic.md",
     )
     credit_scale: bool = option(
-        True, "counterfactual: divide each gate's credits by their own running root mean square"
+        True,
+        "counterfactual: divide each gate's credits by their own running root mean square",
+        measured=STAGE_3,
     )
     exploration: float = option(
-        0.1, "reinforce: the policy's probabilities are squeezed into [exploration, 1 - exploration]", low=0, high=0.5
+        0.1,
+        "reinforce: the policy's probabilities are squeezed into [exploration, 1 - exploration]",
+        low=0,
+        high=0.5,
+        source="Wu et al. 2018",
+        measured=STAGE_3,
     )
-    temperature: float = option(1.0, "divides the gates' logits in the policy; greedy decisions do not change", above=0)
-    entropy_bonus: float = option(0.0, "reinforce: weight of the policy's entropy in the reward", low=0)
+    temperature: float = option(
+        1.0,
+        "divides the gates' logits in the policy; greedy decisions do not change",
+        above=0,
+        source="Jang et al. 2017",
+        measured=STAGE_3,
+    )
+    entropy_bonus: float = option(
+        0.0,
+        "reinforce: weight of the policy's entropy in the reward",
+        low=0,
+        source="Williams & Peng 1991",
+        measured=STAGE_3,
+    )
     rate_bound: float = option(
         0.0,
         "each block's mean execution rate is pushed into [rate_bound, 1 - rate_bound]; the bound falls to 0 over the "
         "first half of the training",
         low=0,
         high=0.5,
+        source="Veit & Belongie 2018",
+        measured="dynamic.md",
     )
-    rate_bound_weight: float = option(5.0, "weight of the squared distance from these bounds", low=0)
+    rate_bound_weight: float = option(5.0, "weight of the squared distance from these bounds", low=0, measured=STAGE_3)
 
     def contradictions(self) -> Iterator[str]:
         """The contradictions of options that need a backbone that learns, a budget or a price."""

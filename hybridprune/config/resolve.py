@@ -139,15 +139,31 @@ def _parser(options: list[Option], prog: str, description: str, config_path: str
         group = groups.setdefault(o.concern, None) or parser.add_argument_group(o.concern)
         groups[o.concern] = group
         spellings = [f"--{flag}" for flag in o.flags]
-        text = o.metadata["help"].replace("%", "%%")
-        shown = list(o.default) if isinstance(o.default, tuple) else o.default
-        common = {"dest": f"{o.concern}.{o.name}", "default": None, "help": f"{text} (default: {shown})"}
+        common = {"dest": f"{o.concern}.{o.name}", "default": None, "help": _explained(o).replace("%", "%%")}
         if o.kind is bool:
             group.add_argument(*spellings, action=argparse.BooleanOptionalAction, **common)
         else:
             group.add_argument(*spellings, metavar=kind_name(o).upper(), **common)
     parser.flags = frozenset(parser._option_string_actions)
     return parser
+
+
+def _explained(o: Option) -> str:
+    """What ``--help`` says of an option: its meaning, where it comes from, and its default as one would type it."""
+    text, source = o.metadata["help"], o.metadata["source"]
+    if source is not None:
+        text += f" [{source}]"
+    # Where None stands for another value, the text says which.
+    return text if o.default is None and "default" in text else f"{text} (default: {as_typed(o.default)})"
+
+
+def as_typed(value: Any) -> str:
+    """An option's value as a word of a command line, which for None and no names at all is none."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return "none" if value is None else str(value)
 
 
 def _read(path: Path, own: set[str]) -> dict[str, Any]:

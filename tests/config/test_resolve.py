@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hybridprune.config import Invocation, PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
 from hybridprune.config.concern import Contradiction
+from hybridprune.config.resolve import as_typed
 from hybridprune.errors import UserError
 
 Config = SpConfig | PruneConfig | RlConfig
@@ -327,4 +328,4 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
         assert exit.value.code == 0
         for key, value in to_json(default).items():
             assert f"--{key} " in text or f"--{key}," in text
-            assert f"(default: {value})" in text
+            assert f"(default: {as_typed(tuple(value) if isinstance(value, list) else value)})" in text
