@@ -96,6 +96,11 @@ def test_somebody_elses_agent_is_a_row_beside_its_parent(
             agent.main([str(parent), flag, "0", "--out", str(tmp_path / "none")])
 
 
+@pytest.mark.parametrize("name", ["my_method", "my_network"])
+def test_one_of_ones_own_is_a_short_file(name: str) -> None:
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) < 60
+
+
 @pytest.mark.parametrize("name", ["MEDIAN", "PLAIN_SVD"])
 def test_a_method_of_ones_own_prunes_a_module(name: str) -> None:
     method = getattr(example("my_method"), name)
