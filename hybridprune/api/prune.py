@@ -138,16 +138,16 @@ def prune(
             length(batches)  # refused now, not after the cut
             trainable(module)
         network = PlainNetwork(module, batches, example, cut.exclude, seed)
-        dense, before = network.cost, layer_states(module, example, network.run)
+        before, dense = layer_states(module, example, network.run)
         origin = origin_of(original)
         work = _Work(original, batches, example, cut, sparsity, lr, seed, dense)
         pipeline = work.pipeline(module, curvature)
         module, state = pipeline.run(work, module, CutState())
         done = pipeline.cut(work, module, 0, state)
         module, plan = done.model, done.plan
-        cost = network.measure(module)
+        after, cost = layer_states(module, example, network.run)
         edits = edits_between(original, module, origin.edits)
-        layers = summarised(before, layer_states(module, example, network.run), plan.expected_losses(done.kept))
+        layers = summarised(before, after, plan.expected_losses(done.kept))
     if callable(fine_tune):
         fine_tune(take_types(module, original))  # as the caller has set everything
     with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None), progress_bars(progress):

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hybridprune.ambient import seeded
-from hybridprune.measure.cost import somewhere
+from hybridprune.measure.cost import counted, somewhere
 from hybridprune.models.edits import ranks_of
 from hybridprune.models.factored import FactoredLayer, form_name
 from hybridprune.nested import on_device
@@ -65,27 +64,29 @@ class LayerSummary:
     """Rise of the loss (nats) that its cut was expected to cost, before any training; None: not known."""
 
 
-def layer_states(model: nn.Module, example: Any, run: Callable[[nn.Module, Any], object]) -> dict[str, LayerState]:
-    """Every convolution and linear layer of ``model`` by name, in its order; ``run(model, example)`` passes one image.
+def layer_states(
+    model: nn.Module, example: Any, run: Callable[[nn.Module, Any], object]
+) -> tuple[dict[str, LayerState], Cost]:
+    """Every convolution and linear layer of ``model`` by name, in its order, and what all of it costs.
 
-    Nothing is computed where the model runs on the meta device, else a copy of it really runs.
+    ``run(model, example)`` passes one image, once: that tells both. The cost is that of `count_module`. Nothing is
+    computed where the model runs on the meta device, else a copy of it really runs.
     """
 
-    def measure(found: nn.Module) -> dict[str, int]:
+    def measure(found: nn.Module) -> tuple[dict[str, int], int]:
         inputs = on_device(example, next(found.parameters()).device)
-        return layer_macs(found, lambda: run(found, inputs))
+        return counted(lambda: layer_macs(found, lambda: run(found, inputs)))
 
-    with seeded(0, next(model.parameters()).device):  # the caller's random numbers go on as if nothing had run
-        macs = somewhere(model, measure)
-    counted: set[int] = set()
+    macs, total = somewhere(model, measure)
+    seen: set[int] = set()
     inside: set[nn.Module] = set()
     states: dict[str, LayerState] = {}
     for name, layer in model.named_modules():
         if layer in inside or not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
             continue
         inside.update(layer.modules())
-        own = {id(p): p.numel() for p in layer.parameters() if id(p) not in counted}
-        counted |= own.keys()
+        own = {id(p): p.numel() for p in layer.parameters() if id(p) not in seen}
+        seen |= own.keys()
         core = layer.core if isinstance(layer, FactoredLayer) else layer
         # Not the weight's shape: reading a weight that is computed (spectral norm) can change what it is computed from.
         linear = isinstance(core, nn.Linear)
@@ -99,7 +100,7 @@ def layer_states(model: nn.Module, example: Any, run: Callable[[nn.Module, Any],
             macs=sum(value for part, value in macs.items() if part == name or part.startswith(f"{name}.")),
             params=sum(own.values()),
         )
-    return states
+    return states, Cost(total, sum(p.numel() for p in model.parameters()))
 
 
 def _kind(core: nn.Conv2d | nn.Linear) -> str:

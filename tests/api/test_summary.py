@@ -12,6 +12,8 @@ from torch import nn
 import hybridprune
 from hybridprune.api.summary import HEAD, layer_states
 from hybridprune.errors import UserError
+from hybridprune.measure.cost import count_module
+from hybridprune.pruning.budget.space import Cost
 from tests.api.test_replaced_layers import NO_REFIT, QUICK, Plain, batches
 
 
@@ -28,25 +30,33 @@ class Small(nn.Module):
 
 
 def test_states_are_those_counted_by_hand() -> None:
-    states = layer_states(Small(), torch.zeros(1, 3, 8, 8), lambda model, images: model(images))
+    net, example = Small(), torch.zeros(1, 3, 8, 8)
+    states, cost = layer_states(net, example, lambda model, images: model(images))
     found = {name: (s.kind, s.form, s.ranks, s.macs, s.params) for name, s in states.items()}
     assert found == {
         "conv": ("Conv2d 3x3", "dense", "3 x 4", 64 * 108, 108),
         "depthwise": ("Conv2d 3x3, 4 groups", "dense", "4 x 4", 64 * 36, 40),
         "head": ("Linear", "dense", "4 x 5", 20, 25),
     }
+    assert cost == Cost(64 * 144 + 20, 108 + 40 + 25 + 8) == Cost(*count_module(net, example))
 
 
-def test_the_caller_s_random_numbers_go_on() -> None:
+def test_the_caller_s_random_numbers_go_on_and_each_network_is_counted_once() -> None:
+    calls: list[int] = []
+
     class Noisy(Small):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             assert not x.is_meta  # so a copy really runs
-            return super().forward(x + torch.rand(()))
+            calls.append(len(x))
+            return super().forward(x + 1e-3 * torch.rand(()))
 
-    net = Noisy()
+    net = Noisy().eval()
+    data = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1])), (torch.randn(2, 3, 8, 8), torch.tensor([2, 3]))]
     before = torch.get_rng_state()
-    layer_states(net, torch.zeros(1, 3, 8, 8), lambda model, images: model(images))
+    hybridprune.prune(net, data, target_flops=0.8, method="l1", cut=NO_REFIT)
     assert torch.get_rng_state().equal(before)
+    # Of one image: the first look, the plan and its check, and one before and one after the cut, for summary and costs.
+    assert calls.count(1) <= 14
 
 
 def pruned(method: str = "fisher-tucker") -> hybridprune.Pruned:
