@@ -22,6 +22,7 @@ from torch import nn
 
 from benchmarks.clock import median_seconds
 from benchmarks.memory import growth_bytes
+from hybridprune.batch import Batch
 from hybridprune.config import CurvatureOptions
 from hybridprune.curvature import LayerFactors, collect_factors, collect_second_moments, eigenbasis
 from hybridprune.models.spec import NetworkSpec
@@ -49,7 +50,7 @@ def arms_of(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
         found[sua] = collect_factors(
             model,
             layers,
-            [(images, labels)],
+            [Batch(images, labels)],
             fisher_type="true",
             moving_average=0,
             seed=0,
@@ -62,7 +63,7 @@ def arms_of(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
         for name, layer in found[sua].items():
             basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
             bases[name] = (basis.q_out, basis.q_in, basis.q_offset)
-        collect_second_moments(model, layers, [(images, labels)], bases=bases, fisher_type="true", seed=0)
+        collect_second_moments(model, layers, [Batch(images, labels)], bases=bases, fisher_type="true", seed=0)
 
     return {
         PLAIN: plain,

@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.results_log import Line, append_line, find_line, pack, read_lines
 from benchmarks.static_tables import show
 from hybridprune.config import CurvatureOptions, CutOptions, PruneConfig
-from hybridprune.data import EvalBatches, TrainBatches
+from hybridprune.data import Batch, EvalBatches, TrainBatches
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.finetune import finetune
@@ -180,8 +179,8 @@ class _Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((batch.images, batch.labels) for batch in self.batches.epoch(0))
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches.epoch(0)
 
 
 def _config(arm: Arm, budget: float, data_dir: str | None, seed: int) -> PruneConfig:

@@ -32,7 +32,7 @@ def factors(device: torch.device, gated: bool = False, **options: Any) -> Values
     found = collect_factors(
         (lambda x: net(x, mode="executed").logits) if isinstance(net, GatedNetwork) else net,
         _layers(net),
-        [(images.to(device), labels.to(device)) for images, labels in batches()],
+        [Batch(images.to(device), labels.to(device)) for images, labels in batches()],
         **{"fisher_type": "true", "moving_average": 0.0, "seed": 1, **options},
     )
     return numbers(**{name: {key: value for key, value in vars(each).items()} for name, each in found.items()})
@@ -41,7 +41,7 @@ def factors(device: torch.device, gated: bool = False, **options: Any) -> Values
 def moments(device: torch.device, bases: bool = False, centred: bool = False, sua: bool = True) -> Values:
     """The second moments of all layers: their traces, or entry by entry."""
     net = plain(device)
-    layers, data = _layers(net), [(images.to(device), labels.to(device)) for images, labels in batches()]
+    layers, data = _layers(net), [Batch(images.to(device), labels.to(device)) for images, labels in batches()]
     measured = collect_factors(net, layers, data, fisher_type="exp", moving_average=0.0, seed=1, sua=sua)
     found = {name: eigenbasis(f.input_factor, f.gradient_factor, f.offset_factor) for name, f in measured.items()}
     moments = collect_second_moments(
@@ -60,7 +60,7 @@ def moments(device: torch.device, bases: bool = False, centred: bool = False, su
 def recalibration(device: torch.device) -> Values:
     """New statistics of BatchNorms, as routed and with all blocks executed."""
     net, other = resnet(device), resnet(device)
-    data = [Batch(images.to(device), labels.to(device), labels) for images, labels in batches()]
+    data = [Batch(images.to(device), labels.to(device)) for images, labels in batches()]
     recalibrate(net, data)
     recalibrate(other, data, always_on=True)
     return numbers(

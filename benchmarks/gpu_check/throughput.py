@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.gpu_check.check import Check, Found, Setting
 from benchmarks.training import STAGES, Loops, network, objective_of
+from hybridprune.batch import Batch
 from hybridprune.curvature import collect_factors, collect_second_moments
 from hybridprune.models.skipnet import GatedNetwork
 
@@ -45,12 +46,12 @@ def curvature(setting: Setting, width: int, passes: str) -> Found:
     device = setting.device
     net = network(4 if setting.quick else width, False).to(device).eval()
     images = torch.randn(batch, 3, 32, 32, device=device)
-    batches = [(images, torch.zeros(batch, dtype=torch.int64, device=device))] * count
+    batches = [Batch(images, torch.zeros(batch, dtype=torch.int64, device=device))] * count
     seconds = [_timed(partial(_measure, net, batches, passes), device) for _ in range(2)]
     return Found(images_per_second=batch * count / seconds[-1], note=_memory(device))
 
 
-def _measure(net: GatedNetwork, batches: list[tuple[torch.Tensor, torch.Tensor]], passes: str) -> None:
+def _measure(net: GatedNetwork, batches: list[Batch], passes: str) -> None:
     kinds = torch.nn.Conv2d, torch.nn.Linear
     layers = {name: layer for name, layer in net.backbone.named_modules() if isinstance(layer, kinds)}
     if passes == "factors":

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hybridprune.ambient import seeded
 from hybridprune.api.input_scale import first_norm
+from hybridprune.batch import Batch
 from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.curvature.passes import is_usable
@@ -64,7 +65,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Batches:
-    """Pairs of inputs and targets from a loader, on a device, each of them looked at before it is used."""
+    """A loader's batches of inputs and targets, on a device, each of them looked at before it is used."""
 
     loader: Loader
     task: Task
@@ -74,12 +75,12 @@ class Batches:
     kind: str = "batch"
     """What one of them is called."""
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         empty = True
         for batch in self.raw():
             empty = False
             inputs, targets = self.task.split(batch)
-            yield in_single(on_device(inputs, self.device)), in_single(on_device(targets, self.device))
+            yield Batch(*(in_single(on_device(part, self.device)) for part in (inputs, targets)))
         if empty:
             raise UserError("the loader gives no batches; give one that is not empty, however often it is gone through")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.config import DataOptions
-from hybridprune.data import Dataset, EvalBatches, TrainBatches, make_split
+from hybridprune.data import Batch, Dataset, EvalBatches, TrainBatches, make_split
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
@@ -87,7 +87,7 @@ class Images:
 
 
 class Epochs:
-    """Pairs of images and labels; each pass is the next epoch."""
+    """Epochs of training batches; each pass is the next one."""
 
     def __init__(self, batches: TrainBatches) -> None:
         self._batches, self._epoch = batches, -1
@@ -95,9 +95,9 @@ class Epochs:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         self._epoch += 1
-        return ((batch.images, batch.labels) for batch in self._batches.epoch(self._epoch))
+        return self._batches.epoch(self._epoch)
 
 
 def _options(name: str) -> DataOptions:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hybridprune.api.first_look import Batches
+from hybridprune.batch import Batch
 from hybridprune.curvature import Likelihood
 from hybridprune.measure.cost import count_module
 from hybridprune.progress_bar import Steps
@@ -55,7 +56,7 @@ class PlainNetwork:
         """The output of a module of this kind."""
         return self.batches.task.run(model, images)
 
-    def sample(self, images: int, purpose: str) -> Steps[tuple[Any, Any]]:
+    def sample(self, images: int, purpose: str) -> Steps[Batch]:
         """Random images of the loader, about so many, with a bar that names the purpose."""
         return Steps(self.batches.sample(images, stream_seed(self.seed, purpose)), purpose)
 

@@ -217,7 +217,7 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         """The first process's cut and weights in all processes, with the statistics of images of all."""
         model = _as_the_first(self.original, model)
         sample = self.network(model, 0).sample(RECALIBRATION_IMAGES, "recalibration")
-        recalibrate_by(model, sample, lambda pair: self.batches.task.output(model, pair[0]), shared=True)
+        recalibrate_by(model, sample, lambda batch: self.batches.task.output(model, batch.images), shared=True)
         return model
 
     def train(self, model: nn.Module, number: int, state: CutState, drive: Drive | None) -> None:

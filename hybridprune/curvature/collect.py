@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature.gradients import bytes_per_image, sum_squared_weight_gradients
 from hybridprune.curvature.layer import FactorSums, LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
-from hybridprune.curvature.passes import Batches, Forward, Seen, passes
+from hybridprune.curvature.passes import Forward, Seen, passes
 from hybridprune.curvature.rows import Rows
 from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
@@ -43,7 +44,7 @@ class SecondMoments:
 def collect_factors(
     forward: Forward,
     layers: Mapping[str, nn.Module],
-    batches: Batches,
+    batches: Iterable[Batch],
     *,
     fisher_type: str,
     moving_average: float,
@@ -62,7 +63,7 @@ def collect_factors(
     Args:
         forward: maps images to what the likelihood takes, the network in eval mode, gate decisions constant.
         layers: the ``nn.Conv2d`` and ``nn.Linear`` modules to observe, by name.
-        batches: pairs of images ``[B, C, H, W]`` (or what else ``forward`` takes, see `images_in`) and targets.
+        batches: of images ``[B, C, H, W]`` (or what else ``forward`` takes, see `images_in`) and targets.
         fisher_type: ``"true"`` samples targets from the network's own distribution where the likelihood has one,
             ``"exp"`` takes the given ones.
         moving_average: 0 for the mean over all images, or the decay per batch of a bias-corrected average.
@@ -113,7 +114,7 @@ def collect_factors(
 def collect_second_moments(
     forward: Forward,
     layers: Mapping[str, nn.Module],
-    batches: Batches,
+    batches: Iterable[Batch],
     *,
     bases: Bases | None,
     fisher_type: str,

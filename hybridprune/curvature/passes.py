@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature.extension import observed
 from hybridprune.curvature.geometry import Geometry, feature_map, geometry_of
 from hybridprune.curvature.likelihood import Likelihood
@@ -18,7 +19,6 @@ from hybridprune.nested import images_in
 from hybridprune.processes import is_own
 
 Forward = Callable[[Any], Any]
-Batches = Iterable[tuple[Any, Any]]
 
 
 class Seen(NamedTuple):
@@ -42,7 +42,7 @@ Add = Callable[[str, Seen | None], None]
 def passes(
     forward: Forward,
     layers: Mapping[str, nn.Module],
-    batches: Batches,
+    batches: Iterable[Batch],
     add: Add,
     *,
     fisher_type: str,
@@ -78,21 +78,21 @@ def passes(
             add(name, _seen(layer, x, g, geometries[name], rows.get(name, Rows()), batch_size))
 
     with observed(layers.values(), statistic) as backward:
-        for number, (inputs, targets) in enumerate(batches, start=1):
+        for number, batch in enumerate(batches, start=1):
             if shared and not is_own(number - 1):
                 yield 0
                 continue
-            found = images_in(inputs)
+            found = images_in(batch.images)
             assert found is not None, "a batch without images"
             batch_size = found
             with torch.enable_grad(), torch.autocast(device, enabled=False):
-                output = forward(inputs)
+                output = forward(batch.images)
                 _check_finite(output, number, "output")
                 loss = None
                 if fisher_type == "true":
-                    loss = likelihood.sampled(output, targets, _generator(seed, number - 1))
+                    loss = likelihood.sampled(output, batch.labels, _generator(seed, number - 1))
                 if loss is None:
-                    loss = likelihood.loss(output, targets)
+                    loss = likelihood.loss(output, batch.labels)
                 _check_finite(loss, number, "loss")
                 backward(loss)
             yield batch_size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hybridprune.batch import Batch, Share
 from hybridprune.data.augment import crop_flip, normalise
-from hybridprune.data.batches import Batch, EvalBatches, Share, TrainBatches, batch_sizes
+from hybridprune.data.batches import EvalBatches, TrainBatches, batch_sizes
 from hybridprune.data.dataset import Dataset, ImageSet, LabelledImages
 from hybridprune.data.load import DATASETS, load_dataset
 from hybridprune.data.split import Split, make_split

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
-from hybridprune.data import Batch
 from hybridprune.engine.descent import Descent
 from hybridprune.engine.distill import Distillation, Forward, plainly
 from hybridprune.engine.freeze import frozen_parameters
@@ -22,15 +21,12 @@ from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import UserError
-from hybridprune.nested import on_device
 from hybridprune.precision import Precision
 from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import bar
 
 WARM_UP = {"0": 0.0, "0.1": 1.0, "1": 0.0}
 SHOW_EVERY = 20
-
-Loader = Iterable[tuple[Any, Any]]
 
 
 def warm_up(share: float) -> float:
@@ -40,7 +36,7 @@ def warm_up(share: float) -> float:
 
 def finetune(
     model: nn.Module,
-    loader: Loader,
+    batches: Iterable[Batch],
     *,
     epochs: float,
     lr: float,
@@ -58,25 +54,25 @@ def finetune(
     schedule: Callable[[float], float] = warm_up,
     after_epoch: Callable[[int, float], object] | None = None,
 ) -> None:
-    """Train ``model`` in place, on pairs of inputs and targets, by SGD with Nesterov momentum.
+    """Train ``model`` in place, on ``batches``, by SGD with Nesterov momentum.
 
     The learning rate rises linearly to ``lr`` over the first tenth of the steps and falls linearly to 0, or is ``lr``
     times the ``schedule`` of the share in (0, 1) of the training that the step is in the middle of. ``epochs`` counts
-    passes over ``loader`` (0.5: its first half); ``frozen`` names parameters to leave alone. With a ``kd_weight`` the
+    passes over the batches (0.5: half of one); ``frozen`` names parameters to leave alone. With a ``kd_weight`` the
     loss is partly the distillation from ``teacher``. ``precision`` may be bfloat16. A ``drive`` pushes the weights
     towards sparsity. The loss is that of the ``likelihood``, of what ``forward(model, inputs)`` gives. After each full
     pass, ``after_epoch`` gets its number, from 1, and the mean loss of its steps; it may change the modes of the model.
-    The model stays on ``device`` and in its mode. Where several processes train together, each gives batches of its
-    own, gradients are averaged, and the first one's loader says how many steps there are; each keeps its own BatchNorm
-    statistics. BatchNorms are at rest in a batch of one image. Raises UserError for a loader without a length or
-    batches, a missing teacher, a weight out of range or a model of which nothing can be trained, and RunFailed when the
-    loss is not finite.
+    The model stays on ``device``, where the batches are, and in its mode. Where several processes train together, each
+    gives batches of its own, gradients are averaged, and the first one says how many steps there are; each keeps its
+    own BatchNorm statistics. BatchNorms are at rest in a batch of one image. Raises UserError if the batches have no
+    length or there are none, for a missing teacher, a weight out of range or a model of which nothing can be trained,
+    and RunFailed when the loss is not finite.
     """
     forward = Precision(device.type, precision)(forward)
     distillation = _distillation(model, teacher, kd_weight, kd_temperature, device, likelihood, forward)
-    steps = json_from_first(lambda: max(1, round(epochs * length(loader))) if epochs > 0 else 0)
+    steps = json_from_first(lambda: max(1, round(epochs * length(batches))) if epochs > 0 else 0)
     model.to(device)
-    per_pass = max(1, length(loader))
+    per_pass = max(1, length(batches))
     description = "fine-tuning" if drive is None else "sparse training"
     with training_mode(model), frozen_parameters(model, frozen), bar(description=description, total=steps) as shown:
         descent = Descent(
@@ -93,7 +89,7 @@ def finetune(
         )
         remedy = f"fine-tune with a lower lr (now {lr})"
         loop = Loop(LikelihoodLoss(likelihood, distillation), descent, per_pass, remedy, lone_at_rest=True)
-        for done in loop(partial(forward, model), _batches(loader, steps, device)):
+        for done in loop(partial(forward, model), _cycle(batches, steps)):
             shown.update()
             watched = after_epoch is not None and done % per_pass == 0
             if watched or done % SHOW_EVERY == 0 or done == steps:
@@ -134,21 +130,21 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return trained
 
 
-def length(loader: Loader) -> int:
-    """The number of batches of one pass; UserError if the loader does not say."""
+def length(batches: Iterable[Batch]) -> int:
+    """The number of batches of one pass; UserError if their loader does not say."""
     try:
-        return len(loader)  # type: ignore[arg-type]
+        return len(batches)  # type: ignore[arg-type]
     except TypeError as error:
         raise UserError("the loader has no length; give a DataLoader of a map-style dataset, or a list") from error
 
 
-def _batches(loader: Loader, steps: int, device: torch.device) -> Iterator[Batch]:
+def _cycle(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
     """The first ``steps`` batches of endless passes."""
     done = 0
     while done < steps:
         before = done
-        for inputs, targets in islice(loader, steps - done):
-            yield Batch(on_device(inputs, device), on_device(targets, device))
+        for batch in islice(batches, steps - done):
+            yield batch
             done += 1
         if done == before:
             raise UserError("the loader gives no batches; give one that can be iterated more than once")

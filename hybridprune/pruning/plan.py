@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from hybridprune.pruning.directions.refit import refit
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.directions.surgery import apply_ranks
 from hybridprune.pruning.promise import check_promise
-from hybridprune.pruning.prunable import Pairs, PrunableNetwork
+from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import Removal
 
 
@@ -113,8 +112,8 @@ class DirectionPlan(Plan):
         if self.refit_images:
             cut = [x.name for x in self.layers if planned[x.name] not in (x.form, DENSE)]
             metrics = {name: self.metrics[name] for name in cut if name in self.metrics}
-            images = _Inputs(self.network.sample(self.refit_images, "refit"))
-            refit(model, reference, cut, images, self.network.run, metrics)
+            batches = self.network.sample(self.refit_images, "refit")
+            refit(model, reference, cut, batches, self.network.run, metrics)
 
     def describe(self, kept: Sequence[int]) -> list[str]:
         """The ranks of each layer."""
@@ -178,13 +177,3 @@ class ChannelPlan(Plan):
         """The sum over the channels that go, as if each went alone."""
         sets = zip(self.space.sets, kept, strict=True)
         return {units.name: float(units.scores[number:].sum()) for units, number in sets}
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What the network reads of each batch, as often as it is gone through."""
-
-    pairs: Pairs
-
-    def __iter__(self) -> Iterator[Any]:
-        return (inputs for inputs, _ in self.pairs)

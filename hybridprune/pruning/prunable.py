@@ -7,14 +7,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature.likelihood import Likelihood
 from hybridprune.pruning.budget.space import Cost
 
 Run = Callable[[nn.Module, Any], object]
 """``run(model, images)`` passes a batch through a network of this kind, all of its blocks executed."""
-
-Pairs = Iterable[tuple[Any, Any]]
-"""Batches of images, or what else the network takes, and targets."""
 
 
 class PrunableNetwork(Protocol):
@@ -68,7 +66,7 @@ class PrunableNetwork(Protocol):
         """A batch through a network of this kind, all of its blocks executed."""
         ...
 
-    def sample(self, images: int, purpose: str) -> Pairs:
+    def sample(self, images: int, purpose: str) -> Iterable[Batch]:
         """Batches of about so many random training images, the same for a purpose."""
         ...
 

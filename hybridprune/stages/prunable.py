@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridprune.config import PruneConfig
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
+from hybridprune.data import EvalBatches
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Cost
@@ -75,10 +75,10 @@ class PrunableGated:
         """Logits of classes and gates, every block executed."""
         return execute_all(model, images)
 
-    def sample(self, images: int, purpose: str) -> _Pairs:
+    def sample(self, images: int, purpose: str) -> EvalBatches:
         """Random training images, about so many, without augmentation."""
         size = min(CURVATURE_BATCH, self.images.eval_batch)
-        return _Pairs(self.images.sample(images, size, f"{purpose}/{self.cut}"))
+        return self.images.sample(images, size, f"{purpose}/{self.cut}")
 
     def measure(self, model: nn.Module) -> Cost:
         """MACs and parameters of the backbone."""
@@ -96,11 +96,3 @@ def execute_all(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     assert isinstance(net, GatedNetwork)
     routed = net(images, images.new_ones(len(images), net.num_gates))
     return routed.logits, routed.gate_logits
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    batches: Any
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((batch.images, batch.labels) for batch in self.batches)

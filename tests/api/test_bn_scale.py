@@ -299,12 +299,12 @@ def test_users_mistakes(digits: Dataset, receded: tuple[nn.Module, scale_pruning
 def test_options_of_the_data_count() -> None:
     options = DataOptions(dataset="digits", resize=8, max_train_samples=50, augment=False)
     some = Images.of(options, 25, 0, "cpu", "train")
-    seen = torch.cat([images for images, _ in some.training])
+    seen = torch.cat([batch.images for batch in some.training])
     plain = torch.cat([batch.images for batch in some.sample])
     assert len(plain) == 50 and some.validation.num_images == 143  # of 1,438, by class
     assert {image.numpy().tobytes() for image in seen} == {image.numpy().tobytes() for image in plain}
     augmented = Images.of(dataclasses.replace(options, augment=True), 25, 0, "cpu", "train")
-    passes = [torch.cat([images for images, _ in augmented.training]) for _ in range(2)]
+    passes = [torch.cat([batch.images for batch in augmented.training]) for _ in range(2)]
     assert not passes[0].sort(0).values.equal(passes[1].sort(0).values)  # each pass is another epoch
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
 from hybridprune.curvature.geometry import Geometry, geometry_of
 from hybridprune.curvature.offsets import nearest_kronecker_product
@@ -25,7 +26,7 @@ def factors_of(model: nn.Module, batches, fisher_type="exp", moving_average=0.0,
     return collect_factors(
         model,
         leaves(model),
-        batches,
+        [Batch(*pair) for pair in batches],
         fisher_type=fisher_type,
         moving_average=moving_average,
         seed=seed,
@@ -37,7 +38,7 @@ def moments_of(model: nn.Module, batches, bases=None, fisher_type="exp", seed=0,
     return collect_second_moments(
         model,
         leaves(model),
-        batches,
+        [Batch(*pair) for pair in batches],
         bases=bases,
         fisher_type=fisher_type,
         seed=seed,
@@ -371,7 +372,7 @@ def test_a_layer_behind_a_detached_input_still_has_its_gradient():
         return model.classifier(model.block2(model.block1(model.stem(x))).mean((2, 3)).detach())
 
     only = {"classifier": model.classifier, "stem": model.stem[0]}
-    actual = collect_factors(forward, only, [(images, labels)], fisher_type="exp", moving_average=0, seed=0)
+    actual = collect_factors(forward, only, [Batch(images, labels)], fisher_type="exp", moving_average=0, seed=0)
     torch.testing.assert_close(actual["classifier"].gradient_factor, expected.gradient_factor)
     assert not actual["stem"].gradient_factor.any()
 

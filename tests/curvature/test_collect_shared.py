@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from hybridprune import processes
+from hybridprune.batch import Batch
 from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
 from tests.curvature.oracles import leaves, random_batch, residual_net
 
-BATCHES = [random_batch(size, seed) for seed, size in enumerate((4, 3, 5, 4, 2))]
+BATCHES = [Batch(*random_batch(size, seed)) for seed, size in enumerate((4, 3, 5, 4, 2))]
 OPTIONS = {
     "channels": {"moving_average": 0.0},
     "offsets": {"moving_average": 0.0, "sua": False},

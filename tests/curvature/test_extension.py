@@ -12,13 +12,14 @@ from backpack import extend
 from backpack.context import CTX
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import collect_factors, collect_second_moments
 from hybridprune.curvature.extension import observed
 from tests.curvature.oracles import ResidualNet, leaves, random_batch, residual_net
 
 
 def run_passes(model: nn.Module) -> None:
-    batches = [random_batch(4), random_batch(2, seed=2)]
+    batches = [Batch(*random_batch(4)), Batch(*random_batch(2, seed=2))]
     layers = leaves(model)
     collect_factors(model, layers, batches, fisher_type="true", moving_average=0, seed=0)
     collect_second_moments(model, layers, batches, bases=None, fisher_type="true", seed=0)

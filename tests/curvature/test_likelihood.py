@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import Likelihood, collect_factors, collect_second_moments, likelihood_of
 from hybridprune.errors import RunFailed, UserError
 
@@ -86,7 +87,7 @@ def test_the_loss_is_torchs(name: str) -> None:
 def test_the_given_targets_curvature_is_that_of_per_image_gradients(name: str) -> None:
     model, images, targets, likelihood, case = built(name)
     layers = layers_of(model)
-    batches = [(images[:3], targets[:3]), (images[3:], targets[3:])]
+    batches = [Batch(images[:3], targets[:3]), Batch(images[3:], targets[3:])]
     moments = collect_second_moments(
         model, layers, batches, bases=None, fisher_type="exp", seed=0, likelihood=likelihood
     )
@@ -124,7 +125,7 @@ def gauss_newton_traces(model: nn.Module, images: Tensor, targets: Tensor, case:
 def test_sampled_targets_have_the_losss_gauss_newton_matrix_on_average(name: str) -> None:
     model, images, targets, likelihood, case = built(name)
     layers, copies = layers_of(model), 1500
-    batch = images.repeat(copies, 1, 1, 1), targets.repeat(copies, *[1] * (targets.ndim - 1))
+    batch = Batch(images.repeat(copies, 1, 1, 1), targets.repeat(copies, *[1] * (targets.ndim - 1)))
     moments = collect_second_moments(
         model, layers, [batch], bases=None, fisher_type="true", seed=0, likelihood=likelihood
     )
@@ -160,7 +161,7 @@ def test_a_function_gets_the_output_as_it_is_and_its_own_gradients_count() -> No
     def loss(output: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
         return case.reference(output["logits"], batch["marks"])
 
-    batches = [(images, {"marks": targets})]
+    batches = [Batch(images, {"marks": targets})]
     common: dict[str, Any] = {"layers": layers_of(model), "moving_average": 0.0, "seed": 0}
     for fisher_type in ("true", "exp"):  # there is nothing to draw from
         found = collect_factors(
@@ -168,7 +169,7 @@ def test_a_function_gets_the_output_as_it_is_and_its_own_gradients_count() -> No
             batches=batches, fisher_type=fisher_type, likelihood=likelihood_of(loss), **common,
         )  # fmt: skip
         given = collect_factors(
-            model, batches=[(images, targets)], fisher_type="exp", likelihood=likelihood_of("bce"), **common
+            model, batches=[Batch(images, targets)], fisher_type="exp", likelihood=likelihood_of("bce"), **common
         )
         for name, factors in given.items():
             torch.testing.assert_close(found[name].gradient_factor, factors.gradient_factor)
@@ -246,7 +247,7 @@ def test_an_image_that_is_no_number_ends_the_pass_and_is_told(fisher_type: str) 
     model, images, targets, likelihood, _ = built("classes")
     broken = images.clone()
     broken[2, 0, 1, 1] = float("nan")
-    batches = [(images, targets), (broken, targets)]
+    batches = [Batch(images, targets), Batch(broken, targets)]
     with pytest.raises(RunFailed, match="batch 2 is not finite"):
         collect_factors(
             model, layers_of(model), batches, fisher_type=fisher_type, moving_average=0.0, seed=0, likelihood=likelihood

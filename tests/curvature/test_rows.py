@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import Rows, collect_factors, collect_second_moments, eigenbasis, rows_of_images
 from hybridprune.curvature.geometry import geometry_of
 from tests.curvature.oracles import leaves, per_image_gradients
@@ -112,7 +113,7 @@ def test_factors_and_moments_equal_those_of_one_pass_per_image(name: str, centre
     model, images, labels, layer, _ = case(name)
     module = model.get_submodule(layer)
     rows = rows_in(model, images[:1])
-    batches = [(images[:4], labels[:4]), (images[4:6], labels[4:6]), (images[6:], labels[6:])]
+    batches = [Batch(images[at], labels[at]) for at in (slice(4), slice(4, 6), slice(6, None))]
     options: dict[str, Any] = {"fisher_type": "exp", "seed": 0, "rows": rows}
     factors = collect_factors(model, leaves(model), batches, moving_average=0.0, **options)
 
@@ -229,7 +230,7 @@ class Varying(nn.Module):
 
 def test_rows_that_are_not_those_of_a_batchs_images_are_not_measured() -> None:
     torch.manual_seed(0)
-    model, batches = Varying(), [(torch.randn(6, 3), torch.randint(4, (6,)))]
+    model, batches = Varying(), [Batch(torch.randn(6, 3), torch.randint(4, (6,)))]
     options: dict[str, Any] = {"fisher_type": "exp", "seed": 0}
     assert collect_factors(model, leaves(model), batches, moving_average=0.0, **options).keys() == {"plain"}
     moments = collect_second_moments(model, leaves(model), batches, bases=None, **options)

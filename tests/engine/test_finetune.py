@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from hybridprune.batch import Batch
 from hybridprune.engine.finetune import finetune
 from hybridprune.errors import RunFailed, UserError
 from tests.networks_and_images import random_images
 
 CPU = torch.device("cpu")
 LR = 0.1
-LOADER = list(zip(random_images(40).split(4), (torch.arange(40) % 5).split(4), strict=True))
+PAIRS = list(zip(random_images(40).split(4), (torch.arange(40) % 5).split(4), strict=True))
+LOADER = [Batch(*pair) for pair in PAIRS]
 
 
 def build(seed: int = 0) -> nn.Sequential:
@@ -39,7 +41,7 @@ def assert_equal(one: nn.Module, other: nn.Module) -> None:
 def test_the_steps_are_sgd_with_nesterov_momentum_warm_up_and_decay() -> None:
     reference = build().train()
     buffers = [torch.zeros_like(p) for p in reference.parameters()]
-    for step, (images, labels) in enumerate(LOADER + LOADER):  # 20 steps, the first 2 of them the warm-up
+    for step, (images, labels) in enumerate(PAIRS + PAIRS):  # 20 steps, the first 2 of them the warm-up
         lr = LR * min((step + 0.5) / 2, (20 - step - 0.5) / 18)
         gradients = torch.autograd.grad(F.cross_entropy(reference(images), labels), list(reference.parameters()))
         with torch.no_grad():
@@ -67,17 +69,22 @@ def test_fractions_of_an_epoch(epochs: float, steps: int) -> None:
     model = Counted()
     before = model.layer.weight.detach().clone()
     tuned(model=model, epochs=epochs)
-    expected = [images for images, _ in LOADER + LOADER][:steps]
+    expected = [images for images, _ in PAIRS + PAIRS][:steps]
     assert len(model.seen) == steps
     assert all(torch.equal(*pair) for pair in zip(model.seen, expected, strict=True))
     assert torch.equal(model.layer.weight, before) == (steps == 0)
 
 
+def together(items: list[tuple[Tensor, Tensor]]) -> Batch:
+    images, labels = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.stack(labels))
+
+
 def test_it_learns_from_a_data_loader() -> None:
-    images, labels = torch.cat([x for x, _ in LOADER]), torch.cat([y for _, y in LOADER])
+    images, labels = torch.cat([x for x, _ in PAIRS]), torch.cat([y for _, y in PAIRS])
     model = build().eval()
     before = F.cross_entropy(model(images), labels).item()
-    tuned(DataLoader(TensorDataset(images, labels), batch_size=8), model, epochs=10)
+    tuned(DataLoader(TensorDataset(images, labels), batch_size=8, collate_fn=together), model, epochs=10)
     assert F.cross_entropy(model(images), labels).item() < 0.5 * before
 
 
@@ -116,7 +123,7 @@ def test_a_model_that_is_its_teachers_twin_learns_nothing_from_it_alone() -> Non
 def test_the_teacher_pulls_and_is_left_alone() -> None:
     teacher = tuned(model=build(1), epochs=5).train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    images = torch.cat([x for x, _ in LOADER])
+    images = torch.cat([x for x, _ in PAIRS])
     taught = tuned(epochs=5, teacher=teacher, kd_weight=1.0, kd_temperature=2.0)
     assert teacher.training and all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     with torch.no_grad():
@@ -151,7 +158,7 @@ def test_another_schedule_and_a_look_after_each_pass() -> None:
     optimizer = torch.optim.SGD(reference.parameters(), 0.5 * LR, 0.9, weight_decay=5e-4, nesterov=True)
     for number, (epoch, loss, weight) in enumerate(seen, start=1):
         losses = []
-        for images, labels in LOADER:
+        for images, labels in PAIRS:
             optimizer.zero_grad()
             cross_entropy = F.cross_entropy(reference(images), labels)
             cross_entropy.backward()
@@ -181,7 +188,7 @@ def test_user_errors() -> None:
 def test_a_loss_that_is_not_finite_fails_and_restores_the_modes() -> None:
     model = build().eval()
     with pytest.raises(RunFailed, match=r"not finite at epoch 1, step 10; .* \(now 0\.1\)"):
-        tuned([(images * float("nan"), labels) for images, labels in LOADER], model, frozen=["0.weight"])
+        tuned([Batch(images * float("nan"), labels) for images, labels in PAIRS], model, frozen=["0.weight"])
     assert not model.training and all(p.requires_grad for p in model.parameters())
 
 
@@ -197,13 +204,13 @@ def test_bfloat16_follows_single_precision() -> None:
 def test_batchnorm_is_at_rest_in_a_batch_of_one_image() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
-    pairs = [(random_images(count), torch.arange(count) % 3) for count in (6, 1)]
+    batches = [Batch(random_images(count), torch.arange(count) % 3) for count in (6, 1)]
     norm, weight = model[1], model.get_parameter("0.weight")
     before = weight.detach().clone()
     assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-    tuned(pairs[1:], model)
+    tuned(batches[1:], model)
     assert bool((norm.running_mean == 0).all()) and not torch.equal(weight, before)
-    tuned(pairs, model)
+    tuned(batches, model)
     assert norm.num_batches_tracked == 1 and norm.training
 
 
@@ -223,9 +230,9 @@ class Checkpointed(nn.Module):
 def test_a_batch_of_one_image_may_be_checkpointed(reentrant: bool) -> None:
     torch.manual_seed(0)
     model = Checkpointed(reentrant).train()
-    pairs = [(torch.randn(count, 6), torch.arange(count) % 3) for count in (1, 5)]
-    tuned(pairs[:1], model)
+    batches = [Batch(torch.randn(count, 6), torch.arange(count) % 3) for count in (1, 5)]
+    tuned(batches[:1], model)
     norm = model.inner[0]
     assert isinstance(norm, nn.BatchNorm1d) and norm.num_batches_tracked == 0 and norm.training
-    tuned(pairs, model)
+    tuned(batches, model)
     assert norm.num_batches_tracked in (1, 2)

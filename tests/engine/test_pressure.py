@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybridprune.batch import Batch
 from hybridprune.engine.finetune import finetune
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.pressure import Drive, parameter_groups
@@ -90,7 +91,7 @@ def test_rates_and_decay_are_those_that_the_drive_names() -> None:
 
 def test_fine_tuning_in_memory_is_driven_in_the_same_way() -> None:
     draw = torch.Generator().manual_seed(0)
-    data = [(torch.rand(6, 3, 8, 8, generator=draw), torch.arange(6) % 3) for _ in range(STEPS)]
+    data = [Batch(torch.rand(6, 3, 8, 8, generator=draw), torch.arange(6) % 3) for _ in range(STEPS)]
     results, shares = [], []
     for drive in (False, True):
         net = small_net()

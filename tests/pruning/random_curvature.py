@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import CROSS_ENTROPY, LayerFactors, Likelihood, SecondMoments
 from hybridprune.measure.cost import count, count_module
 from hybridprune.models.edits import FactorEdit
@@ -57,7 +58,7 @@ class PlainNetwork:
         """Its output."""
         return model(images)
 
-    def sample(self, images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
+    def sample(self, images: int, purpose: str) -> Iterable[Batch]:
         """None."""
         del images, purpose
         return []

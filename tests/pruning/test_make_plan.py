@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.curvature import collect_factors, eigenbasis
 from hybridprune.errors import UserError
@@ -47,9 +48,9 @@ class RoutedNetwork(PlainNetwork):
     def run(self, model: nn.Module, images: Tensor) -> Tensor:
         return model.get_submodule("backbone")(images)
 
-    def sample(self, images: int, purpose: str) -> Iterable[tuple[Tensor, Tensor]]:
+    def sample(self, images: int, purpose: str) -> Iterable[Batch]:
         assert images > 0 and purpose in ("factors", "moments", "refit")
-        return [batch()]
+        return [Batch(*batch())]
 
     def measure(self, model: nn.Module) -> Cost:
         return cost_of(cast(GatedNetwork, model))
@@ -110,7 +111,7 @@ def test_corrected_scores_are_those_of_the_images_own_gradients(sua: bool, use_b
     factors = collect_factors(
         lambda images: net(images, mode="executed").logits,
         {name: layer.leaf for name, layer in layers.items()},
-        [batch()],
+        [Batch(*batch())],
         fisher_type="exp",
         moving_average=0.0,
         seed=0,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.batchnorm import batch_statistics
 from hybridprune.engine.modes import kept_modes
@@ -41,7 +42,7 @@ def refit(
     model: nn.Module,
     reference: nn.Module,
     names: Sequence[str],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     run: Run,
     metrics: Mapping[str, Tensor],
 ) -> None:
@@ -49,7 +50,7 @@ def refit(
 
     Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
     then those of ``model`` use the batch's (`batch_statistics`). ``metrics`` are the output metrics G of ``[C_out,
-    C_out]`` by name; a layer without one, or with 0, has the identity. The ``batches`` of inputs are gone through once
+    C_out]`` by name; a layer without one, or with 0, has the identity. The ``batches`` are gone through once
     for every layer, and not kept.
     """
     if not names:
@@ -57,14 +58,14 @@ def refit(
     with kept_modes(model), kept_modes(reference):
         model.eval()
         reference.eval()
-        example = some_images(next(iter(batches)), [0])
+        example = some_images(next(iter(batches)).images, [0])
         for name in Steps(_forward_order(reference, names, example, run), "refitting", "layer"):
             layer = model.get_submodule(name)
             assert isinstance(layer, FactoredLayer)
             regression = _Regression()
             with batch_statistics(model):
-                for images in batches:
-                    x, y = _tap(model, name, images, run)[0], _tap(reference, name, images, run)[1]
+                for batch in batches:
+                    x, y = _tap(model, name, batch.images, run)[0], _tap(reference, name, batch.images, run)[1]
                     x, y = (each.to(layer.core.weight.dtype) for each in (x, y))
                     chunk = max(1, COLUMN_BYTES // _column_bytes(layer, x, y))
                     for some_x, some_y in zip(x.split(chunk), y.split(chunk), strict=True):

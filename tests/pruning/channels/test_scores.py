@@ -13,6 +13,7 @@ import torch_pruning as tp
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.errors import UserError
@@ -198,7 +199,7 @@ def test_scores_are_in_nats_with_measured_factors() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Tanh(), nn.Linear(1, 3)).double().eval()
     images, labels = torch.randn(64, 3, 2, 2, dtype=torch.float64), torch.randint(3, (64,))
     names = {"a": net[1]}
-    factors = collect_factors(net, names, [(images, labels)], fisher_type="exp", moving_average=0.0, seed=0)
+    factors = collect_factors(net, names, [Batch(images, labels)], fisher_type="exp", moving_average=0.0, seed=0)
     group = group_of(("a", "producer", [[0]]), channels=1)
     found = CHANNEL_METHODS["c-obd"].score(group, Statistics(names, factors=factors))
     bias, weight = net[1].get_parameter("bias"), net[1].get_parameter("weight").detach()
@@ -234,7 +235,7 @@ def test_taylor_is_the_squared_derivative_in_explicit_gates() -> None:
     net.b.requires_grad_(False)
     batches = [(torch.randn(n, 3, 8, 8, dtype=torch.float64), torch.randint(3, (n,))) for n in (6, 3, 5)]
     modules = {name: net.get_submodule(name) for name in ("bn", "b", "idle")}
-    found = collect_taylor(net, modules, batches)
+    found = collect_taylor(net, modules, [Batch(*pair) for pair in batches])
     assert all(p.grad is None for p in net.parameters())
     assert [n for n, p in net.named_parameters() if not p.requires_grad] == [
         "b.weight",
@@ -252,7 +253,7 @@ def test_taylor_is_the_squared_derivative_in_explicit_gates() -> None:
 
 def test_taylor_refuses_what_it_cannot_do() -> None:
     net = Mixed().eval()
-    batch = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
+    batch = [Batch(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
     with pytest.raises(ValueError, match="eval mode"):
         collect_taylor(net, {"bn": nn.BatchNorm2d(4)}, batch)
     with pytest.raises(ValueError, match="weights"):
@@ -427,5 +428,5 @@ def test_taylor_of_a_gated_network() -> None:
     net.gate.score.bias.data.fill_(-1e4)  # nothing but block 0 runs
     modules = {f"backbone.blocks.{i}.bn1": net.get_submodule(f"backbone.blocks.{i}.bn1") for i in range(3)}
     batch = (random_images(4), torch.tensor([0, 1, 2, 3]))
-    found = collect_taylor(lambda images: net(images, mode="executed").logits, modules, [batch])
+    found = collect_taylor(lambda images: net(images, mode="executed").logits, modules, [Batch(*batch)])
     assert [bool((v > 0).any()) for v in found.values()] == [True, False, False]

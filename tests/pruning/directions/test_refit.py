@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.models.edits import FactorEdit, apply_edits
 from hybridprune.models.factored import FactoredConv2d, FactoredLinear
 from hybridprune.models.skipnet import GatedNetwork
@@ -30,6 +31,11 @@ def run(model: nn.Module, images: Tensor) -> object:
 def run_blocks(model: nn.Module, images: Tensor) -> object:
     assert isinstance(model, GatedNetwork)
     return model.backbone(images)
+
+
+def inputs_of(*batches: Tensor) -> list[Batch]:
+    """Batches without labels, which nobody reads."""
+    return [Batch(images, None) for images in batches]
 
 
 def columns(layer: nn.Module, x: Tensor) -> np.ndarray:
@@ -73,7 +79,7 @@ def test_core_and_bias_are_the_least_squares_solution(
     before = cut.core.weight.clone()
     batches = [torch.randn(40, *shape, dtype=torch.float64) for _ in range(3)]
     g = random_factor(5, 7, 1)
-    refit(model, reference, ["0"], batches, run, {"0": g} if metric else {})
+    refit(model, reference, ["0"], inputs_of(*batches), run, {"0": g} if metric else {})
 
     stride = getattr(cut, "subsample", (1, 1))
     inside = [cut.rotate_in(x[:, :, :: stride[0], :: stride[1]] if x.ndim == 4 else x) for x in batches]
@@ -132,7 +138,7 @@ def test_a_network_that_lost_nothing_stays_as_it_is() -> None:
     images = random_images(480)
     reference, model, layers = cut_network(1.0, images)
     expected = reference.backbone(images).detach()
-    refit(model, reference, [x.name for x in layers], [images], run_blocks, {})
+    refit(model, reference, [x.name for x in layers], inputs_of(images), run_blocks, {})
     error = (model.backbone(images) - expected).detach().abs().max() / expected.abs().max()
     assert float(error) < 1e-4
 
@@ -165,7 +171,7 @@ def test_every_cut_layer_comes_nearer_to_the_uncut_one() -> None:
         return found
 
     before = distances(copy.deepcopy(model))
-    refit(model, reference, names, [images], run_blocks, {})
+    refit(model, reference, names, inputs_of(images), run_blocks, {})
     after = distances(model)
     assert all(after[name] < before[name] for name in names), (before, after)
     assert after[names[-1]] < 0.8 * before[names[-1]]
@@ -189,7 +195,7 @@ def test_nothing_but_the_cores_and_biases_behind_them_changes(training: bool) ->
     before, uncut = state_of(model), state_of(reference)
     modes = [modes_of(net) for net in (reference, model)]
     names = [x.name for x in layers]
-    refit(model, reference, names, list(images.split(240)), run_blocks, {})
+    refit(model, reference, names, inputs_of(*images.split(240)), run_blocks, {})
     cores = {f"{name}.core.weight" for name in names}
     changed = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
     assert changed == cores | {"backbone.classifier.rotate_out.bias"}
@@ -216,7 +222,7 @@ def test_the_same_images_give_the_same_cores_whatever_the_mode() -> None:
         layers = prunable_layers(model, lambda model=model: model(inputs[:1]))
         ranks = {layer.name: Ranks(3, 3) for layer in layers}
         apply_ranks(model, layers, random_decompositions(layers), ranks)
-        refit(model, uncut, [layer.name for layer in layers], [inputs], run, {})
+        refit(model, uncut, [layer.name for layer in layers], inputs_of(inputs), run, {})
         results.append(state_of(model))
     for other in results[1:]:
         assert all(torch.equal(value, results[0][name]) for name, value in other.items())
@@ -231,7 +237,7 @@ def test_a_metric_that_sees_little_or_nothing_is_no_harm(metric: Tensor) -> None
     layers = prunable_layers(model, lambda: model(torch.zeros(1, 6)))
     apply_ranks(model, layers, random_decompositions(layers), {"0": Ranks(4, 3)})
     x = torch.randn(100, 6, generator=source(1))
-    refit(model, reference, ["0"], [x], run, {"0": metric})
+    refit(model, reference, ["0"], inputs_of(x), run, {"0": metric})
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     expected, found = reference(x).detach(), model(x).detach()
     assert float((found - expected).square().mean()) < 2 * float(expected.var())
@@ -248,7 +254,7 @@ def test_inputs_that_are_all_zero_leave_the_core_alone() -> None:
     cut = model[0]
     assert isinstance(cut, FactoredLinear)
     before = cut.core.weight.clone()
-    refit(model, reference, ["0"], [torch.zeros(100, 6)], run, {})
+    refit(model, reference, ["0"], inputs_of(torch.zeros(100, 6)), run, {})
     assert torch.equal(cut.core.weight, before)
 
 
@@ -261,7 +267,7 @@ def test_a_core_is_left_alone_until_it_has_seen_enough(enough: bool) -> None:
     layers = prunable_layers(model, lambda: model(torch.zeros(1, 3, 6)))
     apply_ranks(model, layers, random_decompositions(layers), {"0": Ranks(3, None)})
     before = state_of(model)
-    batches = [torch.randn(ROWS_PER_INPUT - 2, 3, 6), torch.randn(2 if enough else 1, 3, 6)]
+    batches = inputs_of(torch.randn(ROWS_PER_INPUT - 2, 3, 6), torch.randn(2 if enough else 1, 3, 6))
     refit(model, reference, ["0"], batches, run, {})
     changed = {name for name, value in state_of(model).items() if not torch.equal(value, before[name])}
     assert changed == ({"0.core.weight", "0.core.bias"} if enough else set())
@@ -279,9 +285,9 @@ def test_a_rest_of_one_image_is_one_image_more() -> None:
     torch.manual_seed(0)
     reference, inputs = Dropping().eval(), torch.randn(64, 6)
     model, names = cut_pair(reference, inputs[:1])
-    refit(model, reference, names, list(inputs.split(63)), run, {})
+    refit(model, reference, names, inputs_of(*inputs.split(63)), run, {})
     whole, _ = cut_pair(reference, inputs[:1])
-    refit(whole, reference, names, [inputs], run, {})
+    refit(whole, reference, names, inputs_of(inputs), run, {})
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, whole.state_dict()[name], rtol=0.05, atol=0.02)
 
@@ -295,7 +301,7 @@ def test_unfolded_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     for size in (refitting.COLUMN_BYTES, 1):
         monkeypatch.setattr(refitting, "COLUMN_BYTES", size)
         model, names = cut_pair(reference, images[:1])
-        refit(model, reference, names, [images], run, {})
+        refit(model, reference, names, inputs_of(images), run, {})
         found.append(state_of(model))
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name])
@@ -308,13 +314,13 @@ class Counted:
         self.batches, self.passes, self.most = batches, 0, 0
         self.given: list[weakref.ref[Tensor]] = []
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         self.passes += 1
         for number in range(len(self.batches)):
             batch = self.batches[number].clone()
             self.given.append(weakref.ref(batch))
             self.most = max(self.most, sum(given() is not None for given in self.given))
-            yield batch
+            yield Batch(batch, None)
             del batch
 
 

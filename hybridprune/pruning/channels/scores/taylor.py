@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridprune.batch import Batch
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.errors import RunFailed
 from hybridprune.pruning.channels import ChannelGroup, Member
@@ -27,7 +28,7 @@ def taylor(group: ChannelGroup, statistics: Statistics) -> Tensor:
 def collect_taylor(
     forward: Callable[[Any], Any],
     modules: Mapping[str, nn.Module],
-    batches: Iterable[tuple[Any, Any]],
+    batches: Iterable[Batch],
     likelihood: Likelihood = CROSS_ENTROPY,
 ) -> dict[str, Tensor]:
     """Mean over batches of the squared derivative of the loss in a gate at each output of each module.
@@ -39,7 +40,7 @@ def collect_taylor(
     Args:
         forward: images to what the likelihood takes; the network in eval mode.
         modules: those in `taylor_members`, by name.
-        batches: pairs of images ``[B, ...]`` and given targets.
+        batches: of images ``[B, ...]`` and given targets.
         likelihood: the loss of the given targets.
 
     Returns:
@@ -61,10 +62,10 @@ def collect_taylor(
     for p in frozen:
         p.requires_grad_(True)
     try:
-        for images, targets in batches:
+        for batch in batches:
             count += 1
             with torch.enable_grad():
-                loss = likelihood.loss(forward(images), targets)
+                loss = likelihood.loss(forward(batch.images), batch.labels)
                 if not bool(loss.detach().isfinite()):
                     raise RunFailed(f"taylor: the loss of batch {count} is not finite; look for NaN in its images")
                 if not loss.requires_grad:  # no path leads from it to any weight
