@@ -80,6 +80,10 @@ def deploy(
         raise UserError(
             f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
         )
+    if not example_input.ndim or not len(example_input):
+        raise UserError(
+            f"example_input: is {list(example_input.shape)}; give images [B, 3, H, W], as many as will come"
+        )
     device = device_of(device or example_input.device, "device")
     images = example_input.to(device)
     time = time or stopwatch(device)
@@ -87,10 +91,12 @@ def deploy(
     gates = module.num_gates if isinstance(module, GatedNetwork) else 0
     if harden is not None and (validation is None or not gates):
         raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
-    if not isinstance(module, GatedNetwork) and not isinstance(given := all_of(module, images), Tensor):
+    if not isinstance(module, GatedNetwork) and not isinstance(given := _tried(module, images), Tensor):
         raise UserError(
             f"{type(model).__name__}: gives a {type(given).__name__}; only modules that give one tensor can be deployed"
         )
+    if validation is not None:
+        _check_validation(validation)
     before = None if validation is None else evaluate_module(module, validation)
     if rates is not None:
         expected = _checked_rates(rates, gates)
@@ -137,6 +143,30 @@ def deploy(
         params_after=_parameters(inner),
     )
     return Deployed(found.module.requires_grad_(False), report)
+
+
+def _tried(module: nn.Module, images: Tensor) -> object:
+    """The output; UserError for whatever foreign code raises."""
+    try:
+        return all_of(module, images)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"example_input: the network fails on it ({type(error).__name__}: {said}); give images that it takes"
+        ) from error
+
+
+def _check_validation(validation: Iterable[Batch]) -> None:
+    iterator = iter(validation)
+    if iterator is validation:
+        raise UserError(
+            f"validation: is a {type(validation).__name__}, which can be gone through once; give a list of batches"
+        )
+    first = next(iterator, None)
+    if first is None:
+        raise UserError("validation: gives no batches; give some, however often it is gone through")
+    if not isinstance(first, Batch):
+        raise UserError(f"validation: a batch is a {type(first).__name__}; give hybridprune.data.Batch(images, labels)")
 
 
 def _checked_rates(rates: Sequence[float], gates: int) -> list[float]:

@@ -115,6 +115,11 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.deploy(net(), [IMAGE]), "example_input: is a list; only"),  # type: ignore[arg-type]
         (lambda at: hybridprune.deploy(net(), IMAGE, "tpu"), "device tpu: not available"),
         (lambda at: hybridprune.deploy(net(), IMAGE, harden=Harden()), "harden: changes decisions, so it needs gates"),
+        (lambda at: hybridprune.deploy(net(), IMAGE[:0]), r"example_input: is \[0, 3, 8, 8\]; give images"),
+        (lambda at: hybridprune.deploy(net(), IMAGE[:, :1]), "example_input: the network fails on it .RuntimeError: "),
+        (lambda at: hybridprune.deploy(net(), IMAGE, validation=[]), "validation: gives no batches"),
+        (lambda at: hybridprune.deploy(net(), IMAGE, validation=BATCHES), "validation: a batch is a tuple; give"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.deploy(net(), IMAGE, validation=iter([])), "validation: is a list_iterator, which can"),
         (
             lambda at: hybridprune.deploy(random_net(8), random_images(1), rates=[0.5]),
             "rates: are 1, and the network has 2 gated blocks",
