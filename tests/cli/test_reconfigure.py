@@ -173,6 +173,18 @@ def test_a_layer_whose_masks_are_all_off_keeps_one_channel_and_nothing_is_lost(r
     assert result_of(tmp_path / "small")["macs"]["backbone"] < result_of(run)["macs"]["backbone"]
 
 
+@pytest.mark.full
+def test_an_excluded_layer_keeps_its_channels(parent: Path, tmp_path: Path) -> None:
+    excluded = "backbone.blocks.0.conv1"
+    run = masked_run(parent, tmp_path, "--epochs_start", "0", "--epochs_end", "0", "--exclude", excluded)
+    done = reconfigured(run, "--output", tmp_path / "small")
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "small")["macs"] == result_of(run)["macs"]
+    edits = json.loads((tmp_path / "small" / "spec.json").read_text())["network"]["edits"]
+    narrowed = {e["layer"]: e["out_channels"] for e in edits}
+    assert narrowed and narrowed.get(excluded, 4) == 4
+
+
 def test_what_is_not_lossless_is_not_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = method.unread_channels
     monkeypatch.setattr(
