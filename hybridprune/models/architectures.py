@@ -76,7 +76,7 @@ def architecture(name: str) -> Architecture:
         )
     if NETWORKS.imports(name) and name not in NETWORKS.added:
         raise NotNamed(
-            f"network {name}: is imported only if you name it; give --network {name}, or call "
+            f"network {name}: is imported only if you name it; a command is given --network {name}, in Python call "
             f'hybridprune.networks.allow("{name}")'
         )
     factory = checked_factory(NETWORKS.load(name, "--network"), f"--network {name}")
