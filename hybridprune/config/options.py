@@ -412,6 +412,14 @@ class CutOptions(Checked):
         source="De Lathauwer et al. 2000",
         measured=STUDY,
     )
+    refit: str = option(
+        "cores",
+        "what the least-squares refit takes: cores (those of the cut layers, each by itself), or network (all layers "
+        "from the first cut one on; what a shortcut has lost, the sum's other branch makes up for)",
+        choices=("cores", "network"),
+        source="He et al. 2017",
+        measured=STUDY,
+    )
     refit_images: int = option(
         1024,
         "training images of the least-squares refit of the cut layers' cores (direction methods; 0: none)",

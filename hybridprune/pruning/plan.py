@@ -24,6 +24,9 @@ from hybridprune.pruning.promise import check_promise
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import Removal
 
+WIDEST_UNCUT = 5_000
+"""Inputs of a layer that has lost nothing, up to which a refit of the whole network takes it: it costs their cube."""
+
 
 @dataclass(frozen=True)
 class Plan(ABC):
@@ -89,6 +92,8 @@ class DirectionPlan(Plan):
     """Of higher-order orthogonal iteration, once the ranks are known."""
     refit_images: int
     """On which the cores of the cut layers are refitted; 0: not at all."""
+    refit_network: bool
+    """Whether the refit takes the whole network behind the first cut layer, see `refit`."""
     metrics: Mapping[str, Tensor]
     """Gradient factors ``[C_out, C_out]`` of the layers by whose outputs a refit measures errors with them."""
 
@@ -110,10 +115,12 @@ class DirectionPlan(Plan):
         reference = copied(model) if self.refit_images else model
         apply_ranks(model, self.layers, self.decompositions, planned, self.hooi_sweeps)
         if self.refit_images:
-            cut = [x.name for x in self.layers if planned[x.name] not in (x.form, DENSE)]
-            metrics = {name: self.metrics[name] for name in cut if name in self.metrics}
+            names = [x.name for x in self.layers if planned[x.name] not in (x.form, DENSE)]
+            if self.refit_network and names:
+                names = [x.name for x in self.layers if x.name in names or x.leaf.weight[0].numel() <= WIDEST_UNCUT]
+            metrics = {name: self.metrics[name] for name in names if name in self.metrics}
             batches = self.network.sample(self.refit_images, "refit")
-            refit(model, reference, cut, batches, self.network.run, metrics)
+            refit(model, reference, names, batches, self.network.run, metrics, self.refit_network)
 
     def describe(self, kept: Sequence[int]) -> list[str]:
         """The ranks of each layer."""

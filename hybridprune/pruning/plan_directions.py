@@ -66,6 +66,7 @@ def plan_directions(
         decompositions=decompositions,
         hooi_sweeps=options.hooi_sweeps if options.decomp_method == "tucker" else 0,
         refit_images=options.refit_images,
+        refit_network=options.refit == "network",
         # The metric is that of the whole layer's output, which a layer cut before has in other coordinates.
         metrics={x.name: factors[x.name].gradient_factor for x in layers if x.rotate_out is None},
     )

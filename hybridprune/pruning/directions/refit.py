@@ -4,6 +4,12 @@ A layer is cut for the inputs it had; what it gets afterwards comes from layers 
 is set to the least-squares solution that maps its present inputs to the outputs of the uncut network, so errors do not
 add up over the depth (as in He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3.1,
 there after a selection of channels).
+
+``whole`` refits the network and not its cut layers alone. Layers behind the first cut one that stayed as they were are
+fitted to the inputs that they get now. Where an output is added to another tensor, of which the cut network has its own
+version, the target makes up for the difference (ibid., section 3.3). A BatchNorm takes its share: what is fitted has a
+smaller variance than its target, so the norm's scale shrinks by as much, instead of blowing errors up. Where nothing
+behind a layer absorbs the mean, neither a bias nor a norm, moments are not centred.
 """
 
 from __future__ import annotations
@@ -19,11 +25,15 @@ from hybridprune.batch import Batch
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.batchnorm import batch_statistics
 from hybridprune.engine.modes import kept_modes
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer
 from hybridprune.nested import some_images
 from hybridprune.precision import full_precision
 from hybridprune.progress_bar import Steps
+from hybridprune.pruning.directions.compensation import Compensation
+from hybridprune.pruning.directions.joints import Joint, find_joints, tap
 from hybridprune.pruning.prunable import Run
+
+Refitted = nn.Conv2d | nn.Linear | FactoredLayer
 
 RIDGE = 1e-3
 """Pull towards the core as cut, relative to the mean second moment of its inputs."""
@@ -45,8 +55,12 @@ def refit(
     batches: Iterable[Batch],
     run: Run,
     metrics: Mapping[str, Tensor],
+    whole: bool = False,
 ) -> None:
     """Refit the cores of the factored layers ``names`` of ``model`` to ``reference``, in place and in forward order.
+
+    ``whole``: ``names`` may have dense layers, those in front of the first factored one stay as they are, and norms and
+    sums behind a layer are taken into account.
 
     Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
     then those of ``model`` use the batch's (`batch_statistics`). ``metrics`` are the output metrics G of ``[C_out,
@@ -59,26 +73,34 @@ def refit(
         model.eval()
         reference.eval()
         example = some_images(next(iter(batches)).images, [0])
-        for name in Steps(_forward_order(reference, names, example, run), "refitting", "layer"):
-            layer = model.get_submodule(name)
-            assert isinstance(layer, FactoredLayer)
-            regression = _Regression()
+        order = _forward_order(reference, names, example, run)
+        joints = find_joints(reference, names, example, run) if whole else {}
+        first = next(i for i, name in enumerate(order) if isinstance(model.get_submodule(name), FactoredLayer))
+        for name in Steps(order[first:], "refitting", "layer"):
+            layer, joint = model.get_submodule(name), joints.get(name, Joint())
+            assert isinstance(layer, Refitted)
+            compensation = Compensation.of(model, reference, joint)
+            absorbed = not whole or joint.norm is not None or _last(layer).bias is not None
+            regression = _Regression(centred=absorbed)
             with batch_statistics(model):
                 for batch in batches:
-                    x, y = _tap(model, name, batch.images, run)[0], _tap(reference, name, batch.images, run)[1]
-                    x, y = (each.to(layer.core.weight.dtype) for each in (x, y))
+                    ours, theirs = (tap(net, name, joint, batch.images, run) for net in (model, reference))
+                    x, y = (each.to(_core(layer).weight.dtype) for each in (ours.x, theirs.y))
+                    if ours.addend is not None and theirs.addend is not None:
+                        y = compensation.target(y, theirs.addend - ours.addend)
                     chunk = max(1, COLUMN_BYTES // _column_bytes(layer, x, y))
                     for some_x, some_y in zip(x.split(chunk), y.split(chunk), strict=True):
                         regression.add(_inputs(layer, some_x), _outputs(layer, some_y))
-                    del x, y
-            if regression.count >= ROWS_PER_INPUT * layer.core.weight[0].numel():
-                _solve(layer, regression, metrics.get(name))
+                    del x, y, ours, theirs
+            if regression.count >= ROWS_PER_INPUT * _core(layer).weight[0].numel():
+                compensation.settle(_solve(layer, regression, metrics.get(name)))
 
 
 class _Regression:
     """First and second moments of inputs u ``[D, M]`` and targets y ``[C_out, M]``, summed over batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, centred: bool) -> None:
+        self.centred = centred
         self.count = 0
         self.sums: list[Tensor | float] = [0.0, 0.0, 0.0, 0.0]
 
@@ -90,28 +112,45 @@ class _Regression:
         self.count += u.shape[1]
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Covariance of u, covariance of y with u, mean of u and mean of y."""
+        """Covariance of u, covariance of y with u, mean of u and mean of y; second moments if not ``centred``."""
         uu, yu, u, y = (torch.as_tensor(total) / self.count for total in self.sums)
+        if not self.centred:
+            return uu, yu, u, y
         return uu - torch.outer(u, u), yu - torch.outer(y, u), u, y
 
 
-def _solve(layer: FactoredLayer, regression: _Regression, metric: Tensor | None) -> None:
-    """Set the core, and the bias where the layer has one, to the solution."""
+def _solve(layer: Refitted, regression: _Regression, metric: Tensor | None) -> Tensor:
+    """Set the core, and the bias where the layer has one, to the solution; the variance ``[C_out]`` of its outputs."""
     uu, yu, mean_u, mean_y = regression.moments()
-    rotation = None if isinstance(layer.rotate_out, nn.Identity) else layer.rotate_out.weight.flatten(1).double()
-    if rotation is not None:
+    rotation = None
+    if isinstance(layer, FactoredLayer) and not isinstance(layer.rotate_out, nn.Identity):
+        rotation = layer.rotate_out.weight.flatten(1).double()
         # The coordinates of y whose rotation is nearest to it, in the metric.
         weighted = rotation.T if metric is None else rotation.T @ _damped(metric.double())
         yu = torch.linalg.solve(weighted @ rotation, weighted @ yu)
-    core = layer.core.weight.flatten(1).double()
+    core = _core(layer).weight.flatten(1).double()
     ridge = RIDGE * uu.diagonal().mean()
     if ridge > 0:  # else nothing is known of the core: its inputs are constant
         damped = uu + ridge * torch.eye(len(uu), dtype=uu.dtype, device=uu.device)
         core = torch.linalg.solve(damped, (yu + ridge * core).T).T
-        layer.core.weight.copy_(core.view_as(layer.core.weight))
-    bias = layer.core.bias if rotation is None else layer.rotate_out.bias
+        _core(layer).weight.copy_(core.view_as(_core(layer).weight))
+    whole = core if rotation is None else rotation @ core
+    bias = _last(layer).bias
     if isinstance(bias, Tensor):
-        bias.copy_(mean_y - (core @ mean_u if rotation is None else rotation @ core @ mean_u))
+        bias.copy_(mean_y - whole @ mean_u)
+    return (whole @ uu * whole).sum(1)
+
+
+def _core(layer: Refitted) -> nn.Conv2d | nn.Linear:
+    """What is fitted."""
+    return layer.core if isinstance(layer, FactoredLayer) else layer
+
+
+def _last(layer: Refitted) -> nn.Conv2d | nn.Linear:
+    """What has the layer's bias."""
+    if isinstance(layer, FactoredLayer) and not isinstance(layer.rotate_out, nn.Identity):
+        return layer.rotate_out
+    return _core(layer)
 
 
 def _damped(metric: Tensor) -> Tensor:
@@ -121,26 +160,30 @@ def _damped(metric: Tensor) -> Tensor:
     return metric + METRIC_DAMPING * mean * identity if mean > 0 else identity
 
 
-def _column_bytes(layer: FactoredLayer, x: Tensor, y: Tensor) -> int:
+def _column_bytes(layer: Refitted, x: Tensor, y: Tensor) -> int:
     """What `_inputs` and `_outputs` take of the first row of x and y: unfolded, then laid out as columns."""
-    positions = y[0].numel() // y.shape[-1 if isinstance(layer, FactoredLinear) else 1]
-    return 2 * x.itemsize * (positions * layer.core.weight[0].numel() + x[0].numel() + y[0].numel())
+    core = _core(layer)
+    positions = y[0].numel() // y.shape[-1 if isinstance(core, nn.Linear) else 1]
+    return 2 * x.itemsize * (positions * core.weight[0].numel() + x[0].numel() + y[0].numel())
 
 
-def _inputs(layer: FactoredLayer, x: Tensor) -> Tensor:
+def _inputs(layer: Refitted, x: Tensor) -> Tensor:
     """What the core multiplies, as columns ``[D, M]``."""
-    if not isinstance(layer, FactoredConv2d):
-        return layer.rotate_in(x).flatten(0, -2).T
-    core = layer.core
-    x = layer.rotate_in(x[:, :, :: layer.subsample[0], :: layer.subsample[1]])
+    if isinstance(layer, FactoredConv2d):
+        x = x[:, :, :: layer.subsample[0], :: layer.subsample[1]]
+    if isinstance(layer, FactoredLayer):
+        x = layer.rotate_in(x)
+    core = _core(layer)
+    if isinstance(core, nn.Linear):
+        return x.flatten(0, -2).T
     geometry = geometry_of(core)
     columns = F.unfold(x, geometry.kernel_size, geometry.dilation, geometry.padding, geometry.stride)
     return columns.transpose(0, 1).flatten(1)
 
 
-def _outputs(layer: FactoredLayer, y: Tensor) -> Tensor:
+def _outputs(layer: Refitted, y: Tensor) -> Tensor:
     """A layer's output as columns ``[C_out, M]``."""
-    return y.transpose(0, 1).flatten(1) if isinstance(layer, FactoredConv2d) else y.flatten(0, -2).T
+    return y.flatten(0, -2).T if isinstance(_core(layer), nn.Linear) else y.transpose(0, 1).flatten(1)
 
 
 def _forward_order(model: nn.Module, names: Sequence[str], images: Any, run: Run) -> list[str]:
@@ -157,25 +200,3 @@ def _forward_order(model: nn.Module, names: Sequence[str], images: Any, run: Run
             handle.remove()
     assert sorted(order) == sorted(names), "every layer runs once"
     return order
-
-
-class _Reached(Exception):
-    """The layer has run; what follows is not needed."""
-
-
-def _tap(model: nn.Module, name: str, images: Any, run: Run) -> tuple[Tensor, Tensor]:
-    """Input and output of a layer."""
-    seen: list[Tensor] = []
-
-    def stop(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        seen.extend((args[0], y))
-        raise _Reached
-
-    handle = model.get_submodule(name).register_forward_hook(stop)
-    try:
-        run(model, images)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return seen[0], seen[1]
