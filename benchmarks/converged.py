@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import subprocess
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 import hybridprune
-from benchmarks.converged_tables import show
+from benchmarks.converged_tables import DENSE, OURS, show
 from benchmarks.peers import IMPORTANCES, torch_pruned
 from benchmarks.recipe import CPU, BenchImages, Recipe, save, train
 from benchmarks.results_log import Line, append_line, find_line, pack, read_lines
@@ -47,9 +47,15 @@ RESULTS = HERE / "results" / "converged.jsonl"
 MEAN, STD = (0.507, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
 """Which the published networks were trained with."""
 WIDTH = 16
-DENSE, SCRATCH, PEER = "dense", "uniform, from scratch", "torch-pruning"
-PEERS = {f"{PEER} {importance}": importance for importance in IMPORTANCES}
-METHODS = ("fisher-tucker", "taylor", *PEERS, "group-l2", "bn-scale", "uniform", SCRATCH)
+PEERS = {f"torch-pruning {importance}": importance for importance in IMPORTANCES}
+SCRATCH = "uniform, from scratch"
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    OURS: {"refit": "network"},
+    "fisher-tucker": {"refit": "cores"},
+    SCRATCH: {"cut_weights": "scratch"},
+}
+"""The options of a cut, by name of the arm: its method, and behind a comma what is special about it."""
+METHODS = (OURS, "fisher-tucker", "taylor", *PEERS, "group-l2", "bn-scale", "uniform", SCRATCH)
 CELLS = ("32:0.5", "56:0.32", "56:0.55", "32:0.59")
 """Depth and target: ResNet-20 has 0.32 of the FLOPs of ResNet-56 and 0.59 of those of ResNet-32, which has 0.55."""
 BATCH, TAYLOR_IMAGES, RECALIBRATION_IMAGES = 128, 4096, 4096
@@ -119,8 +125,7 @@ class Bench:
             statistics = islice(pairs, RECALIBRATION_IMAGES // BATCH)
             recalibrate_by(pruned, statistics, lambda pair: pruned(pair[0]))
             return pruned.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        options = CutOptions(cut_weights="scratch" if method == SCRATCH else "inherit")
-        name = "uniform" if method == SCRATCH else method
+        options, name = CutOptions(**OPTIONS.get(method, {})), method.partition(",")[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers that are left alone
             pruned = hybridprune.prune(net, pairs, method=name, target_flops=cell.target, cut=options, seed=seed)
@@ -179,13 +184,24 @@ def run_missing(
             **found,
             "recipe_options": dataclasses.asdict(recipe) if epochs else {},
             "weights_sha256": sha256(bench.file(cell.depth)),
-            "command": " ".join(["python -m benchmarks.converged", *sys.argv[1:]]),
+            "command": command(cell, method, epochs, arguments.seed, recipe),
             "commit": _commit(),
             "versions": versions(),
             "hardware": hardware(CPU),
         }
         append_line(path, line)
         say(f"{cell} {method}, {epochs} epochs: {found['report']:.2%} at {found['share']:.3f}")
+
+
+def command(cell: Cell, method: str, epochs: int, seed: int, recipe: Recipe) -> str:
+    """The command line that gives one line anew, wherever the data lies."""
+    if method == DENSE:
+        return f"python -m benchmarks.converged --published {cell.depth} --epochs"
+    flags = ["--published", "--cells", f"{cell.depth}:{cell.target}", "--methods", method]
+    flags += ["--epochs", str(epochs), "--seed", str(seed)]
+    for name, value in dataclasses.asdict(recipe).items() if epochs else ():
+        flags += ["--recipe" if name == "name" else f"--{name}", str(value)]
+    return shlex.join(["python", "-m", "benchmarks.converged", *flags])
 
 
 def _commit() -> str:
@@ -204,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--published", type=int, nargs="*", default=[20, 32, 44, 56], help="depths that are measured")
     found.add_argument("--cells", type=Cell.of, nargs="+", default=[Cell.of(x) for x in CELLS], help="DEPTH:TARGET")
     found.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
-    found.add_argument("--epochs", type=int, nargs="+", default=[0, 1], help="of fine-tuning; 0: right after the cut")
+    found.add_argument("--epochs", type=int, nargs="*", default=[0, 1], help="of fine-tuning; 0: right after the cut")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--recipe", default=Recipe.name, help="a name for the options of the fine-tuning that follow")
     for field in dataclasses.fields(Recipe):
@@ -214,17 +230,20 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that the flags say."""
+    options = {x.name: getattr(arguments, x.name) for x in dataclasses.fields(Recipe) if x.name != "name"}
+    return Recipe(arguments.recipe, **options)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     if arguments.tables:
         show(read_lines(arguments.results))
         return
-    options = {x.name: getattr(arguments, x.name) for x in dataclasses.fields(Recipe) if x.name != "name"}
     images = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
     bench = Bench(images, arguments.weights, arguments.work)
-    run_missing(
-        bench, arguments.results, arguments, Recipe(arguments.recipe, **options), lambda x: print(x, flush=True)
-    )
+    run_missing(bench, arguments.results, arguments, recipe_of(arguments), lambda x: print(x, flush=True))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,21 @@ import torch
 from torch import nn
 
 from benchmarks import converged
-from benchmarks.converged import DENSE, METHODS, PEERS, SCRATCH, Bench, Cell, main, parser
+from benchmarks.converged import (
+    DENSE,
+    METHODS,
+    OPTIONS,
+    OURS,
+    PEERS,
+    SCRATCH,
+    Bench,
+    Cell,
+    command,
+    main,
+    parser,
+    recipe_of,
+    wanted,
+)
 from benchmarks.converged_tables import cell_table, published_table, reported, whole
 from benchmarks.peers import IMPORTANCES, largest, torch_pruned
 from benchmarks.recipe import BenchImages, Recipe, train
@@ -157,9 +172,9 @@ def right(share: float) -> np.ndarray:
 def test_the_table_has_seeds_differences_and_the_smaller_network() -> None:
     tuned = {"recipe": "default", "epochs": 3}
     lines = [
-        line("fisher-tucker", right(0.6)),
-        line("fisher-tucker", right(0.7), **tuned),
-        line("fisher-tucker", right(0.74), **tuned, seed=1),
+        line(OURS, right(0.6)),
+        line(OURS, right(0.7), **tuned),
+        line(OURS, right(0.74), **tuned, seed=1),
         line("taylor", right(0.1)),
         line("taylor", right(0.5), **tuned),
         line("uniform", right(0.7), **tuned),
@@ -171,7 +186,7 @@ def test_the_table_has_seeds_differences_and_the_smaller_network() -> None:
     text = cell_table(lines, parent, [smaller])
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.strip().splitlines()]
     assert rows[0][3:5] == ["After the cut %", "3 epochs default %"]
-    assert [row[0] for row in rows[2:]] == ["fisher-tucker", "uniform", "taylor", "resnet20, published: 65.00"]
+    assert [row[0] for row in rows[2:]] == [OURS, "uniform", "taylor", "resnet20, published: 65.00"]
     assert rows[2][3:] == ["60.00", "72.00 +- 2.83 (2)", ""]
     assert rows[3][3:] == ["", "70.00", "+0.00 [+0.00, +0.00] (not beaten)"]
     assert rows[4][3:5] == ["10.00", "50.00"] and rows[4][5].startswith("+20.00 [+1")
@@ -182,8 +197,20 @@ def test_accuracy_on_all_images_weighs_the_parts() -> None:
     assert whole(line("taylor", right(0.5))) == pytest.approx((40 * 1 + 200 * 0.5) / 240)
 
 
+@pytest.mark.parametrize(("method", "epochs"), [(DENSE, 0), ("taylor", 0), (SCRATCH, 3), (next(iter(PEERS)), 1)])
+def test_the_command_of_a_line_asks_for_that_line_alone(method: str, epochs: int) -> None:
+    recipe = Recipe("slow", lr=0.01, kd_weight=0.5)
+    cell = Cell(32, 1.0 if method == DENSE else 0.59)
+    argv = shlex.split(command(cell, method, epochs, 4, recipe))
+    assert argv[:3] == ["python", "-m", "benchmarks.converged"]
+    arguments = parser().parse_args(argv[3:])
+    assert list(wanted(arguments)) == [(cell, method, epochs)]
+    if epochs:
+        assert arguments.seed == 4 and recipe_of(arguments) == recipe
+
+
 def test_the_peers_and_cells_that_are_named_exist() -> None:
-    assert set(PEERS) < set(METHODS) and set(PEERS.values()) == set(IMPORTANCES)
+    assert set(OPTIONS) < set(METHODS) and set(PEERS) < set(METHODS) and set(PEERS.values()) == set(IMPORTANCES)
     defaults = parser().parse_args([])
     assert [(cell.depth, cell.target) for cell in defaults.cells][:2] == [(32, 0.5), (56, 0.32)]
     assert defaults.lr == Recipe.lr and defaults.published == [20, 32, 44, 56]
