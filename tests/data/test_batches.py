@@ -27,7 +27,7 @@ def _batches(ids: torch.Tensor | None = None, **changes: Any) -> TrainBatches:
 
 def _same(left: list[Batch], right: list[Batch]) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
         for a, b in zip(left, right, strict=True)
     )
 
@@ -36,7 +36,7 @@ def _by_index(batches: TrainBatches, epoch: int) -> dict[int, torch.Tensor]:
     seen = [
         (index, image)
         for batch in batches.epoch(epoch)
-        for index, image in zip(batch.index.tolist(), batch.images, strict=True)
+        for index, image in zip(batch.ids.tolist(), batch.images, strict=True)
     ]
     assert len(dict(seen)) == len(seen), "an image came twice"
     return dict(seen)
@@ -45,7 +45,7 @@ def _by_index(batches: TrainBatches, epoch: int) -> dict[int, torch.Tensor]:
 def test_labels_belong_to_the_index() -> None:
     data = _data()
     for batch in _batches().epoch(0):
-        assert torch.equal(batch.labels, data.labels[batch.index])
+        assert torch.equal(batch.labels, data.labels[batch.ids])
 
 
 def test_each_image_is_some_crop_of_the_image_at_its_index() -> None:
@@ -106,7 +106,7 @@ def test_without_crop_and_flip_the_images_are_unchanged() -> None:
 )
 def test_batch_sizes(images: int, sizes: list[int]) -> None:
     batches = _batches(torch.arange(images))
-    assert [len(batch.index) for batch in batches.epoch(0)] == sizes
+    assert [len(batch.ids) for batch in batches.epoch(0)] == sizes
     assert len(batches) == len(sizes)
 
 
@@ -132,7 +132,7 @@ def test_evaluation_is_everything_in_order(ids: torch.Tensor | None) -> None:
     for _ in range(2):
         seen = list(batches)
         assert len(seen) == len(batches)
-        assert torch.equal(torch.cat([batch.index for batch in seen]), expected)
+        assert torch.equal(torch.cat([batch.ids for batch in seen]), expected)
         assert torch.equal(torch.cat([batch.labels for batch in seen]), data.labels[expected])
         assert torch.allclose(torch.cat([batch.images for batch in seen]), data.images[expected].float())
 

@@ -51,7 +51,7 @@ def _train(paths: list[str], workers: int = 0, **changes: Any) -> TrainBatches:
 
 def _same(left: list[Batch], right: list[Batch]) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index)
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and torch.equal(a.ids, b.ids)
         for a, b in zip(left, right, strict=True)
     )
 
@@ -63,8 +63,8 @@ def test_batches_are_torchvisions_crops_of_the_images_they_name(paths: list[str]
     order = torch.arange(2, N)[torch.randperm(N - 2, generator=draws)]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     batches = list(_train(paths, mean=mean, std=std).epoch(5))
-    assert [len(batch.index) for batch in batches] == [6, 6, 6]
-    assert torch.equal(torch.cat([batch.index for batch in batches]), order[:18])
+    assert [len(batch.ids) for batch in batches] == [6, 6, 6]
+    assert torch.equal(torch.cat([batch.ids for batch in batches]), order[:18])
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(SIZE, antialias=True),
@@ -74,8 +74,8 @@ def test_batches_are_torchvisions_crops_of_the_images_they_name(paths: list[str]
         ]
     )
     for batch in batches:
-        assert torch.equal(batch.labels, batch.index % 4)
-        for index, image in zip(batch.index.tolist(), batch.images, strict=True):
+        assert torch.equal(batch.labels, batch.ids % 4)
+        for index, image in zip(batch.ids.tolist(), batch.images, strict=True):
             pixels = torch.from_numpy(np.array(Image.open(paths[index]))).permute(2, 0, 1)
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(mixed_seed(epoch_seed, index))
@@ -105,7 +105,7 @@ def test_readings_that_are_left_or_overlap(paths: list[str], workers: int) -> No
     batches = _train(paths, workers)
     whole = list(batches.epoch(2))
     for batch in batches.epoch(1):
-        assert len(batch.index) == 6
+        assert len(batch.ids) == 6
         break
     together = list(zip(batches.epoch(2), batches.epoch(3), strict=True))
     assert _same([one for one, _ in together], whole)
@@ -129,14 +129,14 @@ def test_evaluation_is_the_middles_in_order(paths: list[str], workers: int) -> N
     batches = EvalBatches(_files(paths, workers), ids, batch_size=2, **BYTES)
     for _ in range(2):
         seen = list(batches)
-        assert [len(batch.index) for batch in seen] == [2, 2, 1]
-        assert torch.equal(torch.cat([batch.index for batch in seen]), ids)
+        assert [len(batch.ids) for batch in seen] == [2, 2, 1]
+        assert torch.equal(torch.cat([batch.ids for batch in seen]), ids)
         assert torch.equal(torch.cat([batch.labels for batch in seen]), ids % 4)
         torch.testing.assert_close(torch.cat([batch.images for batch in seen]), expected.float())
     assert torch.equal(_files(paths).pixels(ids), expected)
     plain = list(_train(paths, crop=False, flip=False).epoch(0))
     for batch in plain:
-        torch.testing.assert_close(batch.images, _files(paths).pixels(batch.index).float())
+        torch.testing.assert_close(batch.images, _files(paths).pixels(batch.ids).float())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
