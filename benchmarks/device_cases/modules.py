@@ -142,6 +142,7 @@ CASES: Mapping[str, Case] = {
             "one ranking": {"cut": _cut(allocation="importance", normalize=True)},
             "one ranking per FLOP": {"cut": _cut(allocation="importance_per_flop")},
             "by rate and distortion": {"cut": _cut(allocation="rate_distortion", rank_multiple=2)},
+            "refit of the network": {"cut": _cut(refit="network")},
             "by a ratio": {
                 "cut": _cut(allocation="rate_distortion", allow_increase=True, prune_ratio=0.5),
                 "target_flops": None,

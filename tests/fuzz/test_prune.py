@@ -41,6 +41,7 @@ CUTS: dict[str, st.SearchStrategy[Any]] = {
     "rank_multiple": st.integers(1, 9),
     "decomp_method": st.sampled_from(["usual", "tucker"]),
     "hooi_sweeps": st.integers(1, 3),
+    "refit": st.sampled_from(["cores", "network"]),
     "refit_images": st.sampled_from([0, 1, 5, 1024]),
     "use_out_dependencies": st.booleans(),
     "round_to": st.integers(1, 9),
