@@ -133,7 +133,8 @@ class _Fate:
 class _Survey(TorchFunctionMode):
     """Follows the outputs of layers through a pass.
 
-    Tensors are known by their identity, so all of them are kept. One that is changed in place is a new one.
+    Tensors are known by their identity, so all of them are kept. One that is changed in place is a new one; a function
+    that gives back what it got, as dropout does at rest, has not happened.
     """
 
     def __init__(self) -> None:
@@ -149,8 +150,11 @@ class _Survey(TorchFunctionMode):
             if branch is not None and self.born.get(id(other), 0) < branch.since:
                 fate = self.fates[branch.layer]
                 fate.joint = replace(fate.joint, norm=branch.norm, added=True)
+        # A tensor's version counts its changes in place; those of inference mode have none.
+        before = {id(each): each._version for each in args if isinstance(each, Tensor) and not each.is_inference()}
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
+        passed_on = id(result) in before and before[id(result)] == result._version
+        if isinstance(result, Tensor) and not passed_on:
             for each in (*args, *(kwargs or {}).values()):
                 if (branch := self.branches.get(id(each))) is not None:
                     self.fates[branch.layer].uses[branch.norm] += 1

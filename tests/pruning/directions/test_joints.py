@@ -26,6 +26,7 @@ class Block(nn.Module):
         self.conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(4)
         self.other = nn.Conv2d(4, 4, 1)
+        self.dropout = nn.Dropout(0.5)
         self.way = way
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,6 +67,9 @@ JOINTS = {
     "another reader": (read_twice, Joint()),
     "another reader behind the norm": (norm_read_twice, Joint("bn")),
     "to itself": (lambda b, x: (y := b.conv(x)) + y, Joint()),
+    "dropout at rest": (lambda b, x: x + b.dropout(b.conv(x)), Joint(None, True)),
+    "dropout behind the norm": (lambda b, x: x + b.dropout(b.bn(b.conv(x))), Joint("bn", True)),
+    "dropout read twice": (lambda b, x: x + (y := b.dropout(b.bn(b.conv(x)))) + y, Joint("bn")),
     "no norm of it alone": (lambda b, x: b.bn(b.conv(x).relu()), Joint()),
 }
 
@@ -88,7 +92,9 @@ def test_of_two_branches_the_later_one_makes_up() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sum of both", "the other way round", "in place", "without a norm"])
+@pytest.mark.parametrize(
+    "name", ["sum of both", "the other way round", "in place", "without a norm", "dropout behind the norm"]
+)
 def test_what_is_tapped_is_what_ran(name: str) -> None:
     way, joint = JOINTS[name]
     block = Block(way).eval()
