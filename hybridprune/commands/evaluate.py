@@ -37,14 +37,19 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.evaluate") -> N
         print(f"  blocks run where a gate's logit is above {threshold:.4f}, chosen on the validation images")
     print(f"  accuracy {result.accuracy:.4f}, cross-entropy {result.loss:.4f}")
     if arguments.mode == "always_on":
-        print(f"  {2 * cost.backbone_macs / 1e9:.4g} GFLOPs (2 x MACs), without the gates")
+        print(f"  {_flops(cost.backbone_macs, run)} (2 x MACs), without the gates")
     else:
-        print(f"  expected {2 * macs / 1e9:.4g} GFLOPs (2 x MACs), gates counted")
+        print(f"  expected {_flops(macs, run)} (2 x MACs), gates counted")
         if result.block_rates:
             print(f"  execution rates {' '.join(f'{rate:.3f}' for rate in result.block_rates)}")
     print(f"  {len(result.labels) / seconds:.0f} images/s on {run.device}")
     if compares:
         _compare(run.net, batches, result, threshold)
+
+
+def _flops(macs: float, run: FinishedRun) -> str:
+    """In GFLOPs and as a share of the dense network's, which may lie off a budget: that is met on validation."""
+    return f"{2 * macs / 1e9:.4g} GFLOPs, {macs / run.dense_macs:.1%} of dense"
 
 
 def _threshold(run: FinishedRun, target_flops: float) -> float:

@@ -1,8 +1,9 @@
 """The operating points of one trained policy, without retraining: ``hybridprune curve RUN``.
 
 Thresholds on the gates' logits are swept on the validation images, from executing every block to executing none; each
-gives an expected cost and an accuracy. In sweep.json, ``threshold`` is null at these two extremes, since JSON knows no
-infinity; ``probability``, the threshold's sigmoid, is 0 and 1 there.
+gives an expected cost and an accuracy. Prints the table, and writes it into RUN with its numbers and a plot: sweep.md,
+sweep.json, sweep.png. In sweep.json, ``threshold`` is null at these two extremes, since JSON knows no infinity;
+``probability``, the threshold's sigmoid, is 0 and 1 there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_siz
 from hybridprune.engine.threshold import OperatingPoint, operating_point
 from hybridprune.errors import UserError, need_packages
 from hybridprune.json_text import json_text
+from hybridprune.stages.console import say
 from hybridprune.store.files import write_bytes
 from hybridprune.tables import Table
 
@@ -50,8 +52,10 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.sweep") -> None
         run.run.refuse_links(*FILES)
     points = sweep(run, arguments.points, arguments.split == "test")
     text = table(points)
-    _write(arguments.output or run.run.path, points, text)
+    folder = arguments.output or run.run.path
+    _write(folder, points, text)
     print(text, end="")
+    say(f"written: {', '.join(str(folder / name) for name in FILES)}")
 
 
 def thresholds(logits: torch.Tensor, points: int) -> list[float]:

@@ -99,3 +99,4 @@ def _write(flag: str, path: Path, content: bytes) -> None:
         write_bytes(path, content)
     except OSError as error:
         raise UserError(f"{flag} {path}: can't be written ({error.strerror}); choose another file") from error
+    print(f"written: {path}", file=sys.stderr)

@@ -35,7 +35,7 @@ COLUMNS = (
     ("Routed GFLOPs", "routed_flops", 1e-9, None),
     ("Stored bytes", "stored_bytes", 1, 0),
 )
-LEFT = ("Row", "Network", "Dataset")
+LEFT = ("Row", "Method", "Network", "Dataset")
 LATENCY = (
     "Latency: median ms of a batch and, in brackets, the realised speed-up over the dense network in the same form, "
     "over the runs that were measured. Eager: the network of the row's accuracy in PyTorch. Deployed: the same after "
@@ -96,7 +96,7 @@ def table(rows: Sequence[Row]) -> Table:
         numbers = [_text(row.stats.get(figure), factor, decimals) for _, figure, factor, decimals in COLUMNS]
         times = [_speed_text(found[each], each, row) if each in found else "" for each in settings]
         seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
-        body.append([title(row), row.network, row.dataset, *numbers, *times, seeds])
+        body.append([title(row), row.method, row.network, row.dataset, *numbers, *times, seeds])
     return Table(head, "l" * len(LEFT) + "r" * (len(head) - len(LEFT)), body, _note(places, LATENCY))
 
 
@@ -152,7 +152,7 @@ def _raw(row: Row, latencies: Mapping[str, Speed]) -> dict[str, object]:
     """The flat record that CSV and JSON share; a deviation is None if n = 1."""
     stage, group, digest = row.lineage[-1]
     parent_group = row.lineage[-2][1] if len(row.lineage) > 1 else None
-    record: dict[str, object] = {"name": row.name, "stage": stage, "experiment": row.experiment}
+    record: dict[str, object] = {"name": row.name, "stage": stage, "method": row.method, "experiment": row.experiment}
     record |= {"network": row.network, "dataset": row.dataset, "dataset_digest": digest}
     record |= {"group": group, "parent_group": parent_group, "n": len(row.seeds), "seeds": row.seeds}
     record["not_finite"] = sum(not run.finite for run in row.runs)

@@ -58,6 +58,8 @@ class RunRecord:
     routed_macs: float = _at("test.routed.expected_macs", float, low=0)
     routed_rate: float = _at("test.routed.mean_rate", float, low=0, high=1)
     effective_sparsity: float | None = _perhaps_at("effective_sparsity", float, high=1)
+    method: str | None = _perhaps_at("method", str)
+    """By which stage 2 has cut; other stages have none."""
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -34,6 +34,8 @@ class Row:
     """
 
     name: str
+    method: str
+    """Of its static cuts, the first one first; none where nothing was cut, or where nobody knows by what."""
     network: str
     dataset: str
     experiment: str
@@ -113,6 +115,7 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
     shared = [name for name in each[0] if all(name in one for one in each)]
     return Row(
         name=_name(longest),
+        method=", ".join(dict.fromkeys(run.method for run in reversed(longest) if run.method)),
         network=run.network,
         dataset=run.dataset,
         experiment=", ".join(sorted({run.experiment for run in runs})),

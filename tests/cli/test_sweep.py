@@ -28,6 +28,7 @@ def test_a_sweep_leaves_table_plot_and_numbers(results: Path) -> None:
     done = run_here("hybridprune.sweep", run, "--points", "3", "--split", "test")
     assert done.returncode == 0, done.stderr
     points = json.loads((run / "sweep.json").read_text())
+    assert f"written: {run / 'sweep.md'}, {run / 'sweep.json'}, {run / 'sweep.png'}\n" in done.stderr
     assert done.stdout == (run / "sweep.md").read_text() and (run / "sweep.png").read_bytes()[1:4] == b"PNG"
     assert done.stdout.count("\n| ") == 1 + len(points) and len(points) >= 3
     result = json.loads((run / "result.json").read_text())
@@ -124,7 +125,8 @@ def test_a_threshold_is_chosen_on_the_validation_images_whichever_are_measured(
 
     monkeypatch.setattr(evaluate, "threshold_for", watched)
     share = json.loads((run / "result.json").read_text())["validation"]["routed"]["expected_macs"]
-    assert run_here("hybridprune.evaluate", run, "--target_flops", 2 * share, "--split", split).returncode == 0
+    done = run_here("hybridprune.evaluate", run, "--target_flops", 2 * share, "--split", split)
+    assert done.returncode == 0, done.stderr
     (labels,) = seen
     digits = load_images(DataOptions(dataset="digits", resize=8)).train
     assert torch.equal(labels, digits.labels[read_split(RunFolder(run)).validation])

@@ -42,6 +42,8 @@ def result(stage: str, run_id: str, parent_id: str | None = None, **changes: Any
         "hardware": {"cpu": "any", "threads": 2, "device": "cpu"}, "config": {},
         "parent": None if parent_id is None else {"path": "elsewhere", "run_id": parent_id},
     }  # fmt: skip
+    if stage == "prune":
+        data["method"] = "fisher-tucker"
     data = json.loads(json.dumps(data))  # "test" and "validation" shared their parts
     for dotted, value in changes.items():
         *path, last = dotted.split("__")

@@ -44,9 +44,9 @@ def test_writes_table_and_plots_and_leaves_nothing_else(tmp_path: Path, capsys: 
     made.mkdir()
     (made / "table.json").write_text("old")
     arguments = [str(tmp_path / "runs"), "--format", "json", "--output", str(made / "table.json"), "--plot"]
-    assert main([*arguments, str(made / "plot.png")]) == 0
-    assert main([*arguments, str(made / "plot.svg")]) == 0
-    assert capsys.readouterr() == ("", "")
+    for plot in ("plot.png", "plot.svg"):
+        assert main([*arguments, str(made / plot)]) == 0
+        assert capsys.readouterr() == ("", f"written: {made / plot}\nwritten: {made / 'table.json'}\n")
     assert len(json.loads((made / "table.json").read_text(encoding="utf-8"))["rows"]) == 3
     assert (made / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (made / "plot.svg").read_text(encoding="utf-8")
@@ -76,6 +76,7 @@ def test_a_table_needs_no_matplotlib_and_a_plot_says_that_it_does(
     for name in ("matplotlib", "hybridprune.report.plot"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().err.endswith(f"written: {tmp_path / 'page.html'}\n")
     assert main([str(tmp_path / "runs")]) == 0
     assert "| static" in capsys.readouterr().out
     assert main([str(tmp_path / "runs"), "--plot", "plot.png"]) == 2

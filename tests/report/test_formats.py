@@ -47,10 +47,11 @@ def test_unknown_format_is_a_user_error(rows: list[Row]) -> None:
 
 def test_markdown_cells(rows: list[Row]) -> None:
     head, rule, *body = markdown_table(render(rows, "markdown"))
-    assert {len(line) for line in (head, rule, *body)} == {15}
+    assert {len(line) for line in (head, rule, *body)} == {16}
     static = dict(zip(head, body[1], strict=True))
     assert static == {
-        "Row": "static only", "Network": "resnet32-w16", "Dataset": "tree", "Accuracy %": "69.50 ± 3.77",
+        "Row": "static only", "Method": "fisher-tucker", "Network": "resnet32-w16", "Dataset": "tree",
+        "Accuracy %": "69.50 ± 3.77",
         "GFLOPs": "0.05000 ± 0.00000", "GMACs": "0.02500 ± 0.00000", "Dense FLOPs %": "50.00 ± 0.00",
         "Parameters": "200,000 ± 0", "Compression %": "50.00 ± 0.00", "Effective sparsity %": "62.50 ± 0.00",
         "Routed execution rate": "0.700 ± 0.000",
@@ -81,16 +82,30 @@ def test_runs_that_are_older_than_a_figure_leave_it_empty(tmp_path: Path) -> Non
         assert [row["effective_sparsity"] for row in records] == [text and "0.25" for text in expected]
 
 
+def test_every_format_tells_methods_apart(tmp_path: Path) -> None:
+    write(tmp_path / "sp", result("sp", "s0"))
+    for method in ("l1", "taylor"):
+        write(tmp_path / method, result("prune", method, "s0", group=method, method=method))
+    write(tmp_path / "rl", result("rl", "r0", "taylor"))
+    rows, expected = collect(tmp_path), ["", "l1", "taylor", "taylor"]
+    for read, format in ((markdown_table, "markdown"), (latex_table, "latex")):
+        head, *body = read(render(rows, format))
+        assert [line[head.index("Method")] for line in body if ":--" not in line] == expected
+    assert [row["method"] for row in json.loads(render(rows, "json"))["rows"]] == expected
+    records = csv.DictReader(io.StringIO(render(rows, "csv").split("\n", 1)[1]))
+    assert [row["method"] for row in records] == expected
+
+
 def test_small_and_large_flops_keep_four_digits(tmp_path: Path) -> None:
     for index, macs in enumerate((0, 123_456, 1_100_700_000, 12_345_600_000)):
         write(tmp_path / str(index), result("sp", f"s{index}", group=f"g{index}", macs__backbone=macs))
     body = markdown_table(render(collect(tmp_path), "markdown"))[2:]
-    assert [line[4] for line in body] == ["24.69", "2.201", "0.0002469", "0"]
+    assert [line[5] for line in body] == ["24.69", "2.201", "0.0002469", "0"]
 
 
 def test_a_compression_that_rounds_to_zero_has_no_sign(tmp_path: Path) -> None:
     write(tmp_path / "run", result("sp", "s", params__backbone=400_001))
-    assert markdown_table(render(collect(tmp_path), "markdown"))[2][8] == "0.00"
+    assert markdown_table(render(collect(tmp_path), "markdown"))[2][9] == "0.00"
 
 
 def test_latex_has_one_column_count_and_escapes(rows: list[Row]) -> None:
@@ -98,9 +113,9 @@ def test_latex_has_one_column_count_and_escapes(rows: list[Row]) -> None:
     alignment = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
     assert alignment is not None
     table = latex_table(text)
-    assert {len(line) for line in table} == {len(alignment[1])} == {15}
-    assert table[0][3] == r"Accuracy \%"
-    assert table[2][3] == r"69.50 $\pm$ 3.77"
+    assert {len(line) for line in table} == {len(alignment[1])} == {16}
+    assert table[0][4] == r"Accuracy \%"
+    assert table[2][4] == r"69.50 $\pm$ 3.77"
     assert table[4][0] == r"without pruning (a|b \& 50\%\_\$x)"
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
@@ -147,14 +162,14 @@ def timed(tmp_path: Path) -> Path:
 
 def test_latencies_are_columns_of_what_was_measured(timed: Path) -> None:
     head, _, dense, static, dynamic = markdown_table(render(collect(timed), "markdown"))
-    assert head[14:] == ["Eager ms, batch 1 (speed-up)", "Deployed ms, batch 1 (speed-up)", "Seeds"]
-    assert dense[14:16] == ["", ""]
-    assert static[14:16] == ["", "123,456 (2.00x, eager, n = 1)"]
+    assert head[15:] == ["Eager ms, batch 1 (speed-up)", "Deployed ms, batch 1 (speed-up)", "Seeds"]
+    assert dense[15:17] == ["", ""]
+    assert static[15:17] == ["", "123,456 (2.00x, eager, n = 1)"]
     # 10 / 4, 10 / 5 and 10 / 6 have mean 2.056 and sample deviation 0.4194
-    assert dynamic[14:16] == ["8.000 ± 0.000 (1.25 ± 0.00x)", "5.000 ± 1.000 (2.06 ± 0.42x, onnx)"]
+    assert dynamic[15:17] == ["8.000 ± 0.000 (1.25 ± 0.00x)", "5.000 ± 1.000 (2.06 ± 0.42x, onnx)"]
     note = render(collect(timed), "markdown").splitlines()[-1]
     assert note.startswith("FLOPs = 2 x MACs") and note.endswith("Measured on cpu, 2 threads.")
-    assert {len(line) for line in latex_table(render(collect(timed), "latex"))} == {17}
+    assert {len(line) for line in latex_table(render(collect(timed), "latex"))} == {18}
 
 
 def test_without_measurements_nothing_is_said_of_latency(rows: list[Row]) -> None:
@@ -168,12 +183,12 @@ def test_other_threads_and_hardware_are_columns_of_their_own(timed: Path) -> Non
     write_bench(timed / "a" / "rl-2", {("deployed", "onnx"): 1.0}, hardware={"name": "EPYC"})
     text = render(collect(timed), "markdown")
     head, _, dense, _, dynamic = markdown_table(text)
-    assert head[14:-1] == [
+    assert head[15:-1] == [
         f"{kind} ms, batch 1 [{place}] (speed-up)"
         for kind, place in (("Deployed", 1), ("Eager", 2), ("Deployed", 2), ("Deployed", 3))
     ]
-    assert dense[14:-1] == ["10.00 (1.00x, eager, n = 1)", "", "", ""]
-    assert dynamic[16:-1] == ["4.500 ± 0.707 (2.25 ± 0.35x, onnx, n = 2)", "1.000 (10.00x, onnx, n = 1)"]
+    assert dense[15:-1] == ["10.00 (1.00x, eager, n = 1)", "", "", ""]
+    assert dynamic[17:-1] == ["4.500 ± 0.707 (2.25 ± 0.35x, onnx, n = 2)", "1.000 (10.00x, onnx, n = 1)"]
     assert "not averaged: [1] cpu, 1 thread; [2] cpu, 2 threads; [3] cpu, EPYC, 2 threads." in text
     record = json.loads(render(collect(timed), "json"))["rows"][2]
     assert (record["deployed_onnx_b1_at2_ms"], record["deployed_onnx_b1_at3_ms"]) == (4.5, 1.0)

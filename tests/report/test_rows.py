@@ -55,6 +55,17 @@ def test_a_figure_that_a_run_does_not_have_is_missing_from_its_row(tmp_path: Pat
     assert row.stats["compression"] == Stat(0.5, 0.0)
 
 
+def test_the_methods_of_a_row_are_those_of_all_its_cuts_the_first_one_first(tmp_path: Path) -> None:
+    write(tmp_path / "sp", result("sp", "s0"))
+    write(tmp_path / "1", result("prune", "p1", "s0", group="1", method="l1", macs__backbone=30_000_000))
+    write(tmp_path / "2", result("prune", "p2", "p1", group="2", method="fisher-tucker"))
+    write(tmp_path / "3", result("prune", "p3", "p2", group="3", method="l1", macs__backbone=10_000_000))
+    old = result("prune", "p4", group="4", macs__backbone=5_000_000)
+    del old["method"]
+    write(tmp_path / "4", old)
+    assert [row.method for row in collect(tmp_path)] == ["", "l1", "l1, fisher-tucker", "l1, fisher-tucker", ""]
+
+
 def test_gates_can_make_compression_negative(tmp_path: Path) -> None:
     write(tmp_path / "rl", result("rl", "r0", None, params__backbone=400_000))
     (row,) = collect(tmp_path)
