@@ -16,6 +16,7 @@ from hybridprune.config import argument_names
 from hybridprune.curvature.likelihood import IGNORED, CrossEntropy
 from hybridprune.engine.plain import in_single, plain_copy, unwrapped
 from hybridprune.errors import UserError
+from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.nested import on_device
 from hybridprune.precision import full_precision
@@ -23,7 +24,7 @@ from hybridprune.precision import full_precision
 
 @argument_names()
 def accuracy(
-    model: nn.Module, loader: Iterable[Any], *, forward: Callable[[nn.Module, Any], Any] | None = None
+    model: AnyNetwork, loader: Iterable[Any], *, forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> float:
     """The share, from 0 to 1, of a loader's images that a network gives the class of their label.
 
@@ -31,8 +32,7 @@ def accuracy(
     blocks that its gates close. An image whose logits are not numbers counts as wrong.
 
     Args:
-        model: any classifier, for example the ``module`` of what `prune` and `deploy` return, or the ``network`` of
-            what `load` returns.
+        model: any classifier: a module, or what `prune`, `deploy` or `load` returns.
         loader: batches of images ``[B, C, H, W]`` and class ids ``[B]``, on any device, gone through once. Class ids
             ``[B, H, W]`` of logits ``[B, K, H, W]`` count position by position, but for those that are -100.
         forward: a function of (model, batch) that gives the logits; by default they are ``model(batch[0])``. The second
@@ -41,12 +41,12 @@ def accuracy(
     Raises:
         UserError: if there are no batches, or the model and a batch, which is named by its number, do not fit together.
     """
-    if not isinstance(model, nn.Module):
+    network = network_of(model)
+    if not isinstance(network, nn.Module):
         raise UserError(
-            f"model: is a {type(model).__name__}; give a torch.nn.Module, which is the module of what prune and deploy "
-            "return, and the network of what load returns"
+            f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune, deploy or load returns"
         )
-    plain = plain_copy(unwrapped(model)).eval()
+    plain = plain_copy(unwrapped(network)).eval()
     device = device_of(plain)
     if forward is None and isinstance(plain, GatedNetwork):
         forward = _routed_logits

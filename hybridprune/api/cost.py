@@ -8,24 +8,26 @@ from numbers import Integral
 from hybridprune.errors import UserError
 from hybridprune.measure import cost
 from hybridprune.measure.cost import NetworkCost
+from hybridprune.models.held import HoldsModule, HoldsNetwork, network_of
 from hybridprune.models.skipnet import GatedNetwork
 
 
-def count(net: GatedNetwork, input_size: int) -> NetworkCost:
+def count(net: GatedNetwork | HoldsModule | HoldsNetwork, input_size: int) -> NetworkCost:
     """MACs and parameters of a gated network for one image ``[1, 3, input_size, input_size]``.
 
-    They are counted on the meta device: nothing is computed, so it takes no time. Raises UserError if ``net`` is
-    another module, or cannot take images of this size.
+    They are counted on the meta device: nothing is computed, so it takes no time. ``net`` may also be what `load`
+    returns. Raises UserError if it is another module, or cannot take images of this size.
     """
-    if not isinstance(net, GatedNetwork):
+    network = network_of(net)
+    if not isinstance(network, GatedNetwork):
         raise UserError(
-            f"net: is a {type(net).__name__}, not a gated network (load(run).network, say); for any other module "
+            f"net: is a {type(network).__name__}, not a gated network (load(run), say); for any other module "
             "hybridprune.measure.cost.count_module(module, example) gives MACs and parameters"
         )
     if not isinstance(input_size, Integral) or isinstance(input_size, bool) or input_size < 1:
         raise UserError(f"input_size {input_size!r}: must be a whole number of pixels above 0")
     try:
-        return cost.count(net, int(input_size))
+        return cost.count(network, int(input_size))
     except UserError as error:
         error.args = (str(error).replace("--resize", "input_size"),)
         raise

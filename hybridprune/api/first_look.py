@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hybridprune.ambient import seeded
 from hybridprune.api.input_scale import first_norm
+from hybridprune.api.mended_loss import mended_loss
 from hybridprune.batch import Batch
 from hybridprune.curvature import Likelihood
 from hybridprune.curvature.likelihood import UserLoss
@@ -49,9 +51,10 @@ class Task:
     def split(self, batch: Any) -> tuple[Any, Any]:
         """Inputs of the network and targets of the loss in a batch; UserError if the batch is of another kind."""
         if self.forward is None and not (_is_pair(batch) and isinstance(batch[0], Tensor)):
+            numpy = _is_pair(batch) and isinstance(batch[0], np.ndarray)
             raise UserError(
                 f"a batch is {_described(batch)}, not a pair of inputs and targets of which the inputs are a tensor; "
-                "give forward=, a function of (model, batch)"
+                + ("convert both with torch.from_numpy" if numpy else "give forward=, a function of (model, batch)")
             )
         if isinstance(self.likelihood, UserLoss):
             return (batch if self.forward is not None else batch[0]), batch
@@ -157,7 +160,7 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
             )
         if not is_usable(output):
             raise UserError("the network's output for the first batch is not finite; give one with weights that work")
-        remedy = "mend loss=, or give forward= that returns what it takes, in eval mode, too"
+        remedy = mended_loss(task.likelihood)
         loss = _tried(lambda: task.likelihood.loss(output, targets), "the loss of the first batch fails", remedy)
         if not bool(loss.isfinite()):
             raise UserError(f"the loss of the first batch is {loss.item()}; look at its targets")

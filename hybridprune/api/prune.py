@@ -40,6 +40,7 @@ from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwr
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.models.edits import apply_edits, edit_from_json, edits_between
+from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import progress_bars
@@ -63,7 +64,7 @@ MOST_EPOCHS = 1_000_000
     sparsity=SparsityOptions,
 )
 def prune(
-    model: nn.Module,
+    model: AnyNetwork,
     train_loader: Loader,
     *,
     target_flops: float | None = None,
@@ -87,8 +88,9 @@ def prune(
     left alone. The rest of the options are those of stage 2.
 
     Args:
-        model: the network, on the device where all is to happen. A compiled or ``DataParallel`` (or distributed) one is
-            unwrapped, and comes back so; half precision is measured in float32 and comes back as it was.
+        model: the network, or what `prune` returned, on the device where all is to happen. A compiled or
+            ``DataParallel`` (or distributed) one is unwrapped, and comes back so; half precision is measured in float32
+            and comes back as it was.
         train_loader: batches, on any device; it is gone through several times.
         target_flops: share of the FLOPs to keep if <= 1, else FLOPs (2 x MACs) of one image.
         target_params: the same of the parameters. Without a budget, ``cut=CutOptions(prune_ratio=...)`` says how many
@@ -118,8 +120,9 @@ def prune(
             together, the budget lies below the reachable floor, or nothing can be pruned.
         RunFailed: if something that is computed is not finite.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
+    if not isinstance(network := network_of(model), nn.Module):
+        raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune returned")
+    original = unwrapped(network)
     cut = cut_options(cut, method, target_flops, target_params)
     curvature = checked(curvature, "curvature", CurvatureOptions)
     sparsity = checked(sparsity, "sparsity", SparsityOptions)
@@ -128,7 +131,6 @@ def prune(
     kd_weight = checked_value(PruneOptions, "kd_weight", kd_weight, "kd_weight")
     task = Task(likelihood_of(loss), forward)
     _check_training(task, fine_tune, kd_weight)
-    original = unwrapped(model)
     device = device_of(original)
     with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False), progress_bars(progress):
         module = plain_copy(original)
@@ -137,15 +139,15 @@ def prune(
         if sparsity_of(cut.method).trainings or (not callable(fine_tune) and fine_tune > 0):
             length(batches)  # refused now, not after the cut
             trainable(module)
-        network = PlainNetwork(module, batches, example, cut.exclude, seed)
-        before, dense = layer_states(module, example, network.run)
+        prunable = PlainNetwork(module, batches, example, cut.exclude, seed)
+        before, dense = layer_states(module, example, prunable.run)
         origin = origin_of(original)
         work = _Work(original, batches, example, cut, sparsity, lr, seed, dense)
         pipeline = work.pipeline(module, curvature)
         module, state = pipeline.run(work, module, CutState())
         done = pipeline.cut(work, module, 0, state)
         module, plan = done.model, done.plan
-        after, cost = layer_states(module, example, network.run)
+        after, cost = layer_states(module, example, prunable.run)
         edits = edits_between(original, module, origin.edits)
         layers = summarised(before, after, plan.expected_losses(done.kept))
     if callable(fine_tune):

@@ -8,7 +8,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -135,13 +135,29 @@ def _path(folder: object, source: str) -> Path:
     return Path(folder)
 
 
+def _saved(source: object) -> Path:
+    """The path of a folder with a specification; UserError where there is none, or it is a run's."""
+    path = _path(source, "source")
+    if not (path / "spec.json").is_file():
+        wrong = "no such folder" if not path.exists() else "holds no spec.json" if path.is_dir() else "is a file"
+        raise UserError(f"{path}: {wrong}; name a folder that hybridprune.save wrote")
+    if "network" in _record(path / "spec.json"):
+        raise UserError(f"{path}: is a run folder; use hybridprune.load, which knows its network")
+    return path
+
+
+def _record(path: Path) -> Mapping[str, Any]:
+    """What a specification says, of whatever kind; nothing if it cannot be read."""
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return cast(Mapping[str, Any], record) if isinstance(record, Mapping) else {}
+
+
 def is_saved(path: Path) -> bool:
     """Whether ``path`` is a folder of `save`, or a file in one."""
-    try:
-        record = read_json((path if path.is_dir() else path.parent) / "spec.json")
-    except (OSError, ValueError):
-        return False
-    return path.exists() and isinstance(record, Mapping) and "dense_macs" in record
+    return path.exists() and "dense_macs" in _record((path if path.is_dir() else path.parent) / "spec.json")
 
 
 def _check(pruned: Pruned) -> None:
@@ -178,7 +194,7 @@ def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
     if not isinstance(into, nn.Module):
         raise UserError(f"into: is a {type(into).__name__}; give a fresh instance of the unpruned module")
     into = unwrapped(into)
-    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(_path(source, "source") / "spec.json")
+    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(_saved(source) / "spec.json")
     named = "the specification " if isinstance(source, PrunedSpec) else f"{source}: "
     if any(map(is_lazy, into.parameters())):
         raise UserError(f"into: {type(into).__name__} has lazy layers without a shape; run it on a batch first")

@@ -24,6 +24,7 @@ from hybridprune.deployment.validate import Validated, evaluate_module
 from hybridprune.engine.device import device_of
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
+from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.progress_bar import progress_bars
 
@@ -39,7 +40,7 @@ class Deployed(NamedTuple):
 @argument_names()
 @torch.no_grad()
 def deploy(
-    model: nn.Module,
+    model: AnyNetwork,
     example_input: Tensor,
     device: torch.device | str | None = None,
     *,
@@ -57,7 +58,7 @@ def deploy(
     become two matrix products. Only ``harden`` changes decisions.
 
     Args:
-        model: a gated network or any other module of images (one tensor of logits).
+        model: a gated network or any other module of images (one tensor of logits), or what `prune` or `load` returns.
         example_input: normalised images ``[B, 3, H, W]`` of the batch size, the memory format and, best, the kind that
             will come.
         device: where the module will run; None: where ``example_input`` lies.
@@ -74,8 +75,8 @@ def deploy(
         RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
             by other ways than through its parents.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: is a {type(model).__name__}; give a network, such as the module of what prune returns")
+    if not isinstance(given := network_of(model), nn.Module):
+        raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune or load returns")
     if not isinstance(example_input, Tensor):
         raise UserError(
             f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
@@ -87,13 +88,14 @@ def deploy(
     device = device_of(device or example_input.device, "device")
     images = example_input.to(device)
     time = time or stopwatch(device)
-    module = copy.deepcopy(model).to(device).eval()
+    module = copy.deepcopy(given).to(device).eval()
     gates = module.num_gates if isinstance(module, GatedNetwork) else 0
     if harden is not None and (validation is None or not gates):
         raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
-    if not isinstance(module, GatedNetwork) and not isinstance(given := _tried(module, images), Tensor):
+    if not isinstance(module, GatedNetwork) and not isinstance(output := _tried(module, images), Tensor):
         raise UserError(
-            f"{type(model).__name__}: gives a {type(given).__name__}; only modules that give one tensor can be deployed"
+            f"{type(given).__name__}: gives a {type(output).__name__}; only modules that give one tensor can be "
+            "deployed"
         )
     if validation is not None:
         _check_validation(validation)

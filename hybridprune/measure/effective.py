@@ -26,6 +26,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hybridprune.errors import UserError
 from hybridprune.models.copies import copied
+from hybridprune.models.held import AnyNetwork, network_of
 
 SMALL = 2.0**-7
 """Size of the values that mark a path: where every activation rises, and sums of hundreds still do not saturate."""
@@ -34,13 +35,12 @@ SMALLER = 2.0**-40
 Weighted = _ConvNd | nn.Linear
 
 
-def count_weights(model: nn.Module) -> int:
-    """Entries of the weights of all convolutions and linear layers."""
-    _check_module(model)
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, Weighted))
+def count_weights(model: AnyNetwork) -> int:
+    """Entries of the weights of all convolutions and linear layers of a module, or of what a result holds."""
+    return sum(module.weight.numel() for module in _module(model).modules() if isinstance(module, Weighted))
 
 
-def effective_sparsity(model: nn.Module, example: Tensor, dense_weights: int) -> float:
+def effective_sparsity(model: AnyNetwork, example: Tensor, dense_weights: int) -> float:
     """Share of the dense network's weights that do not live in ``model``; see `live_weights`.
 
     Raises UserError if an argument is not what it may be, or if the output is not a tensor.
@@ -52,7 +52,7 @@ def effective_sparsity(model: nn.Module, example: Tensor, dense_weights: int) ->
     return 1 - sum(live_weights(model, example).values()) / dense_weights
 
 
-def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
+def live_weights(model: AnyNetwork, example: Tensor) -> dict[str, int]:
     """The number of live weights of each convolution and linear layer, by the layer's name.
 
     A copy of the network runs once, forwards and backwards, in double precision. The outputs of each layer that are
@@ -64,12 +64,12 @@ def live_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
     Args:
         example: one image ``[1, ...]``, on the model's device; ``model(example)`` is a tensor.
     """
-    _check_module(model)
+    module = _module(model)
     if not isinstance(example, Tensor):
         raise UserError(f"example: is a {type(example).__name__}; give one image, a tensor [1, ...]")
     if not example.ndim or len(example) != 1:
         raise UserError(f"example: is {list(example.shape)}; give one image, [1, ...]")
-    net = copied(model).double().eval().requires_grad_(False)
+    net = copied(module).double().eval().requires_grad_(False)
     draw = _Draw()
     nodes: dict[str, _Node] = {}
     for name, module in net.named_modules():
@@ -98,9 +98,11 @@ def _run(net: nn.Module, images: Tensor) -> object:
         ) from error
 
 
-def _check_module(model: object) -> None:
-    if not isinstance(model, nn.Module):
+def _module(model: object) -> nn.Module:
+    """The network of a module or of a result that holds one; UserError if it is neither."""
+    if not isinstance(found := network_of(model), nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
+    return found
 
 
 class _Draw:

@@ -37,10 +37,17 @@ class RunFolder:
 
     @staticmethod
     def named(path: Path) -> RunFolder:
-        """The run that a user names by its folder or a file in it; UserError if there is no such path."""
+        """The run that a user names by its folder or a file in it; UserError if there is none."""
         if not path.exists():
             raise UserError(f"{path}: no such run; name a run folder or its model.safetensors")
-        return RunFolder(path if path.is_dir() else path.parent)
+        folder = path if path.is_dir() else path.parent
+        if not (folder / "spec.json").is_file():
+            inside = min(
+                (run.parent for deep in ("*", "*/*") for run in folder.glob(f"{deep}/result.json")), default=""
+            )
+            such = f", such as {inside}" if inside else ""
+            raise UserError(f"{path}: is no run folder, spec.json is missing; name a run folder{such}")
+        return RunFolder(folder)
 
     @property
     def model_file(self) -> Path:
@@ -116,6 +123,8 @@ class RunFolder:
     def read_spec(self, name: str = "spec.json") -> RunSpec:
         """The run's specification; UserError when it is missing or broken."""
         record = self.read_json(name)
+        if "dense_macs" in record:
+            raise UserError(f"{self.path}: holds a pruned module, no run; it is put together by hybridprune.restore")
         try:
             return RunSpec.from_json(record)
         except (KeyError, TypeError, ValueError) as error:

@@ -137,6 +137,19 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "labels from 1": (lambda: half(batches(y=torch.arange(6) % 3 + 1)), ".*class id 3 with 3 outputs; give ids from 0"),
     "labels below 0": (lambda: half(batches(y=torch.arange(6) % 3 - 1)), ".*class id -1 with 3 outputs"),
     "labels of numbers": (lambda: half(batches(y=torch.rand(6))), ".*takes class ids, and the targets are float32"),
+    "numpy": (
+        lambda: half([(images().numpy(), torch.arange(6) % 3)]),
+        r"the first batch: a batch is a tuple of 2 \(ndarray, Tensor\).*; convert both with torch\.from_numpy",
+    ),
+    "a loss of torch": (
+        lambda: half(loss=nn.CrossEntropyLoss()),
+        r"the loss of the first batch fails .*\(output, batch\): give loss='cross_entropy', or give loss=lambda output",
+    ),
+    "a function of torch": (lambda: half(loss=nn.functional.mse_loss), ".*: give loss='mse', or give loss=lambda"),  # type: ignore[arg-type]
+    "a loss of targets": (
+        lambda: half(loss=lambda output, targets: nn.functional.cross_entropy(output, targets)),
+        r".* is a function of \(output, batch\): give loss=lambda output, batch: f\(output, batch\[1\]\)",
+    ),
     "count": (lambda: hybridprune.count(net(), 16), "net: is a Sequential, not a gated network .*count_module"),  # type: ignore[arg-type]
     "size": (lambda: hybridprune.count(random_net(8), 0), "input_size 0: must be a whole number of pixels above 0"),
 }

@@ -46,6 +46,11 @@ def run(folder: Path, finished: bool = True) -> Path:
     return make_run(folder / "run", finished=finished).path
 
 
+def broken(folder: Path) -> Path:
+    (saved(folder) / "spec.json").write_text("{}")
+    return folder / "saved"
+
+
 def of_another_shape(folder: Path) -> Path:
     path = run(folder)
     (path / "spec.json").write_text((path / "spec.json").read_text().replace('"width": 2', '"width": 4'))
@@ -76,7 +81,7 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.prune(net(), BATCHES, target_flops=0.5, kd_weight=2), "kd_weight 2: must be at most 1"),
     ],
     "accuracy": [
-        (lambda at: hybridprune.accuracy(pruned(), BATCHES), "model: is a Pruned; give"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.accuracy([net()], BATCHES), "model: is a list; give"),  # type: ignore[arg-type]
         (lambda at: hybridprune.accuracy(net(), []), "the loader gives no labelled images"),
     ],
     "save": [
@@ -85,7 +90,11 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.save(pruned(), 3), "folder: is a int; name a folder"),  # type: ignore[arg-type]
     ],
     "restore": [
-        (lambda at: hybridprune.restore(at, net()), r".*spec\.json: not a pruned module's specification"),
+        (lambda at: hybridprune.restore(at, net()), r".*: holds no spec\.json; name a folder that hybridprune\.save"),
+        (lambda at: hybridprune.restore(at / "none", net()), ".*none: no such folder; name a folder that hybridprune"),
+        (lambda at: hybridprune.restore(file(at), net()), ".*file: is a file; name a folder that hybridprune"),
+        (lambda at: hybridprune.restore(run(at), net()), r".*run: is a run folder; use hybridprune\.load"),
+        (lambda at: hybridprune.restore(broken(at), net()), r".*spec\.json: not a pruned module's specification"),
         (lambda at: hybridprune.restore(3, net()), "source: is a int; name a folder"),  # type: ignore[arg-type]
         (lambda at: hybridprune.restore(at, "net"), "into: is a str; give a fresh instance"),  # type: ignore[arg-type]
         (
@@ -101,6 +110,8 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         ),
         (lambda at: hybridprune.load(of_another_shape(at)), ".*checkpoint of another architecture: "),
         (lambda at: hybridprune.load(run(at), device="tpu"), "device tpu: not available"),
+        (lambda at: hybridprune.load(at), r".*: is no run folder, spec\.json is missing; name a run folder$"),
+        (lambda at: hybridprune.load(run(at).parent), ".*; name a run folder, such as .*run$"),
         (lambda at: hybridprune.load(3), "run: is a int; name a run folder"),  # type: ignore[arg-type]
         (lambda at: hybridprune.load(run(at), into=net()), r"into: .* use hybridprune\.restore\("),  # type: ignore[arg-type]
         (lambda at: hybridprune.load(saved(at)), r".*saved: holds a pruned module .* use hybridprune\.restore\("),
@@ -111,7 +122,7 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.predict(MODEL, [], mode="fast"), "mode 'fast': must be one of "),  # type: ignore[arg-type]
     ],
     "deploy": [
-        (lambda at: hybridprune.deploy(pruned(), IMAGE), "model: is a Pruned; give a network"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.deploy([net()], IMAGE), "model: is a list; give a torch"),  # type: ignore[arg-type]
         (lambda at: hybridprune.deploy(net(), [IMAGE]), "example_input: is a list; only"),  # type: ignore[arg-type]
         (lambda at: hybridprune.deploy(net(), IMAGE, "tpu"), "device tpu: not available"),
         (lambda at: hybridprune.deploy(net(), IMAGE, harden=Harden()), "harden: changes decisions, so it needs gates"),

@@ -306,3 +306,9 @@ def test_what_cannot_be_written_is_the_systems_error_and_leaves_what_was_there(w
     after = {path.name: path.read_bytes() for path in run.path.iterdir()}
     assert len(run.read_metrics()) == 1  # a line may be torn
     assert after == before or (what == "metrics" and after["metrics.jsonl"].startswith(before["metrics.jsonl"]))
+
+
+def test_a_pruned_module_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text('{"edits": [], "dense_macs": 3}')
+    with pytest.raises(UserError, match=r"^.*: holds a pruned module, no run; .* hybridprune\.restore"):
+        RunFolder.named(tmp_path).load_network()
