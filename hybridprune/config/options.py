@@ -398,6 +398,11 @@ class CutOptions(Checked):
         low=1,
         measured="deploy.md#what-was-measured",
     )
+    separable: bool = option(
+        False,
+        "let layers become sums of components, 1x1 -> depthwise kxk -> 1x1, where that is expected to cost less than "
+        "rotations (method fisher-tucker, allocation rate_distortion, with a budget)",
+    )
     decomp_method: str = option(
         "usual",
         "usual (the leading directions) or tucker (the best subspaces of those ranks, by orthogonal iteration)",

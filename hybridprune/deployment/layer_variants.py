@@ -15,12 +15,13 @@ from hybridprune.deployment.choice import Choice
 from hybridprune.deployment.fold import is_hooked, is_plain_layer, replace_everywhere
 from hybridprune.deployment.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
-from hybridprune.models.factored import FactoredLayer, build_layer, form, form_name, outline
+from hybridprune.models.factored import DENSE as DENSE_RANKS
+from hybridprune.models.factored import FactoredLayer, Ranks, build_layer, dense_form, form, form_name, outline
 from hybridprune.models.replace import memory_format, replace_module
 from hybridprune.progress_bar import bar
 
 Layer = nn.Conv2d | nn.Linear
-DENSE = form_name((None, None))
+DENSE = form_name(DENSE_RANKS)
 PRODUCTS = " with products"
 """How the names of forms end whose 1x1 convolutions are matrix products."""
 
@@ -55,15 +56,19 @@ def _with_products(layer: nn.Module) -> nn.Module | None:
 
 
 def _factorings(layer: FactoredLayer) -> dict[str, nn.Module]:
-    rank_in, rank_out = form(layer)
-    forms: dict[str, nn.Module] = {form_name((rank_in, rank_out)): layer}
+    ranks = form(layer)
+    rank_in, rank_out, separable = ranks
+    forms: dict[str, nn.Module] = {form_name(ranks): layer}
     if isinstance(layer.rotate_in, Layer) and layer.rotate_in.bias is not None:
         return forms  # a shift before the padding: nothing can be absorbed without changing the border
+    memory = memory_format([layer.core.weight])
+    if separable:
+        forms[DENSE] = dense_form(layer).to(memory_format=memory)  # type: ignore[call-overload]
+        return forms
     rotate_in = None if rank_in is None else layer.rotate_in.get_parameter("weight").double().flatten(1)
     rotate_out = None if rank_out is None else layer.rotate_out.get_parameter("weight").double().flatten(1)
     factors = rotate_out, layer.core.weight.double(), rotate_in
-    memory = memory_format([layer.core.weight])
-    for ranks in ((rank_in, None), (None, rank_out), (None, None)):
+    for ranks in (Ranks(rank_in, None), Ranks(None, rank_out), DENSE_RANKS):
         if form_name(ranks) not in forms:
             built = build_layer(outline(layer, "meta"), ranks, factors, layer.bias)
             forms[form_name(ranks)] = built.to(memory_format=memory).train(layer.training)  # type: ignore[call-overload]

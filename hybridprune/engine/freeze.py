@@ -7,15 +7,18 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from hybridprune.models.factored import FactoredLayer
+from hybridprune.models.factored import FactoredLayer, form
 
 
 def rotation_parameters(net: nn.Module) -> frozenset[str]:
-    """Names of the weights that rotate in and out of the factored layers of ``net``; biases are not among them."""
+    """Names of the weights that rotate in and out of the factored layers of ``net``; biases are not among them.
+
+    Nor are the factors of separable layers: they are no bases.
+    """
     return frozenset(
         f"{layer}.{side}.weight" if layer else f"{side}.weight"
         for layer, module in net.named_modules()
-        if isinstance(module, FactoredLayer)
+        if isinstance(module, FactoredLayer) and not form(module).separable
         for side in ("rotate_in", "rotate_out")
         if not isinstance(getattr(module, side), nn.Identity)
     )

@@ -10,7 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.json_text import short, value_at
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear, blank, factored, form, outline
+from hybridprune.models.factored import (
+    DENSE,
+    FactoredConv2d,
+    FactoredLayer,
+    FactoredLinear,
+    Ranks,
+    blank,
+    factored,
+    form,
+    outline,
+)
 from hybridprune.models.replace import inherit, memory_format, replace_module
 
 
@@ -21,18 +31,29 @@ class FactorEdit:
     layer: str
     rank_in: int | None
     rank_out: int | None
+    separable: bool = False
+    """Whether its core is depthwise, and both ranks the number of its channels."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The form that the layer gets."""
+        return Ranks(self.rank_in, self.rank_out, self.separable)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return asdict(self)
+        """A plain dictionary; it says ``separable`` where that is so."""
+        record = asdict(self)
+        if not self.separable:
+            del record["separable"]
+        return record
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> FactorEdit:
         """The inverse of ``to_json``; raises KeyError or ValueError on anything else."""
-        ranks = (
+        rank_in, rank_out = (
             None if record[name] is None else value_at(record, name, int, low=1) for name in ("rank_in", "rank_out")
         )
-        return FactorEdit(value_at(record, "layer", str), *ranks)
+        separable = value_at(record, "separable", bool) if "separable" in record else False
+        return FactorEdit(value_at(record, "layer", str), rank_in, rank_out, separable)
 
 
 @dataclass(frozen=True)
@@ -81,8 +102,11 @@ def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
     if isinstance(module, FactoredLayer):
         dense = resize(outline(module), in_channels, out_channels)
         # Its ranks may be larger than what its channels have become.
-        kind = FactoredConv2d if isinstance(dense, nn.Conv2d) else FactoredLinear
-        return inherit(kind(dense, *form(module)), module, blank(module))  # type: ignore[arg-type]
+        ranks = form(module)
+        if isinstance(dense, nn.Conv2d):
+            return inherit(FactoredConv2d(dense, *ranks), module, blank(module))
+        assert isinstance(dense, nn.Linear)
+        return inherit(FactoredLinear(dense, ranks.rank_in, ranks.rank_out), module, blank(module))
     new = copy.deepcopy(module)
     if isinstance(new, nn.Conv2d):
         depthwise = new.groups == new.in_channels == new.out_channels > 1
@@ -161,9 +185,9 @@ def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:
     )
 
 
-def ranks_of(layer: nn.Module) -> tuple[int | None, int | None]:
-    """Ranks of the input and the output side; None where there is no rotation, as in a dense layer."""
-    return form(layer) if isinstance(layer, FactoredLayer) else (None, None)
+def ranks_of(layer: nn.Module) -> Ranks:
+    """The form of a layer, factored or not."""
+    return form(layer) if isinstance(layer, FactoredLayer) else DENSE
 
 
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
@@ -191,10 +215,10 @@ def _factor(model: nn.Module, edit: FactorEdit) -> None:
         layer = None
     if not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
         raise ValueError(f"an edit of {short(edit.layer)}, which is no convolution or linear layer of the network")
-    if isinstance(layer, FactoredLayer) and (edit.rank_in, edit.rank_out) == form(layer):
+    if isinstance(layer, FactoredLayer) and edit.ranks == form(layer):
         return
     new: nn.Module = outline(layer) if isinstance(layer, FactoredLayer) else layer
-    if (edit.rank_in, edit.rank_out) != (None, None):
-        new = factored(new, edit.rank_in, edit.rank_out)
+    if edit.ranks != DENSE:
+        new = factored(new, *edit.ranks)
     if new is not layer:
         replace_module(model, edit.layer, inherit(new, layer, blank(layer)))

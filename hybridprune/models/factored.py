@@ -1,8 +1,12 @@
-"""Factored layers ``W = Q_out . core . Q_in^T``, run as rotation -> core -> rotation."""
+"""Factored layers ``W = Q_out . core . Q_in^T``, run as rotation -> core -> rotation.
+
+In the separable form the core is depthwise: ``W`` is a sum of R components, each an outer product over outputs, inputs
+and kernel offsets (a canonical polyadic decomposition, as in Lebedev et al. 2015), run as 1x1 -> depthwise kxk -> 1x1.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +15,18 @@ from hybridprune.models.on_demand import OnDemand
 
 Core = TypeVar("Core", nn.Conv2d, nn.Linear)
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Ranks(NamedTuple):
+    """The form of a layer: channels of the core where a side has a rotation; None where the side has none."""
+
+    rank_in: int | None
+    rank_out: int | None
+    separable: bool = False
+    """Whether the core is depthwise; both ranks are then the number of components."""
+
+
+DENSE = Ranks(None, None)
 
 
 class _Factored(nn.Module, Generic[Core]):
@@ -29,11 +45,19 @@ class _Factored(nn.Module, Generic[Core]):
         return OnDemand(self._product, self.core.weight, (outputs, inputs, *self.core.weight.shape[2:]))
 
     def _product(self) -> Tensor:
-        weight = self.core.weight
+        return self.product(self.core.weight.dtype)
+
+    def product(self, dtype: torch.dtype) -> Tensor:
+        """The kernel, multiplied out in a precision of choice."""
+        weight = self.core.weight.to(dtype)
         if not isinstance(self.rotate_in, nn.Identity):
-            weight = torch.einsum("oi...,ic->oc...", weight, self.rotate_in.weight.flatten(1))
+            rotation = self.rotate_in.weight.flatten(1).to(dtype)
+            if is_separable(self.core):
+                weight = torch.einsum("i...,ic->ic...", weight[:, 0], rotation)
+            else:
+                weight = torch.einsum("oi...,ic->oc...", weight, rotation)
         if not isinstance(self.rotate_out, nn.Identity):
-            weight = torch.einsum("co,oi...->ci...", self.rotate_out.weight.flatten(1), weight)
+            weight = torch.einsum("co,oi...->ci...", self.rotate_out.weight.flatten(1).to(dtype), weight)
         return weight
 
     @property
@@ -56,15 +80,17 @@ class _Factored(nn.Module, Generic[Core]):
 class FactoredConv2d(_Factored[nn.Conv2d]):
     """1x1 rotation, kxk core, 1x1 rotation; a side without a rotation (rank None) is absorbed into the core.
 
-    The forms are two-sided, input-sided (``rotate_out`` is the identity) and output-sided. Stride, padding and
-    dilation belong to the core, except that a strided 1x1 subsamples before the first rotation. The bias follows
-    the output side. What an ``nn.Conv2d`` says of itself can be read here, too.
+    The forms are two-sided, input-sided (``rotate_out`` is the identity), output-sided and separable (a depthwise
+    core, of at least 2 channels). Stride, padding and dilation belong to the core, except that a strided 1x1 subsamples
+    before the first rotation. The bias follows the output side. What an ``nn.Conv2d`` says of itself can be read here,
+    too.
     """
 
-    def __init__(self, conv: nn.Conv2d, rank_in: int | None, rank_out: int | None) -> None:
+    def __init__(self, conv: nn.Conv2d, rank_in: int | None, rank_out: int | None, separable: bool = False) -> None:
         """A factored layer of the geometry of ``conv``; its weights are left uninitialised."""
         super().__init__()
         assert conv.groups == 1 and (rank_in is not None or rank_out is not None)
+        assert not separable or (rank_in == rank_out and (rank_in or 0) > 1)
         options: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         bias = conv.bias is not None
         pointwise = is_pointwise(conv)
@@ -80,6 +106,7 @@ class FactoredConv2d(_Factored[nn.Conv2d]):
             padding=conv.padding,  # type: ignore[arg-type]
             dilation=(int(conv.dilation[0]), int(conv.dilation[1])),
             padding_mode=conv.padding_mode,
+            groups=rank_in if separable and rank_in else 1,
             bias=bias and rank_out is None,
             **options,
         )
@@ -174,17 +201,29 @@ class FactoredLinear(_Factored[nn.Linear]):
 FactoredLayer = FactoredConv2d | FactoredLinear
 
 
-def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None) -> FactoredLayer:
+def is_separable(core: nn.Module) -> bool:
+    """Whether a core is that of the separable form: depthwise."""
+    return isinstance(core, nn.Conv2d) and core.groups > 1
+
+
+def factored(layer: nn.Module, rank_in: int | None, rank_out: int | None, separable: bool = False) -> FactoredLayer:
     """The factored form of a dense layer's geometry, weights uninitialised.
 
-    Raises ValueError if the layer has none, or fewer channels than a rank asks for.
+    Raises ValueError if the layer has none, or fewer channels than a rank asks for. A separable one may have more
+    components than the layer has channels, up to the number of its pairs of them.
     """
     if isinstance(layer, nn.Conv2d | nn.Linear):
         outputs, inputs = layer.weight.shape[:2]
-        if not (1 <= (rank_in or 1) <= inputs and 1 <= (rank_out or 1) <= outputs):
-            raise ValueError(f"ranks {rank_in} and {rank_out} of a layer with {inputs} inputs and {outputs} outputs")
+        sizes = f"a layer with {inputs} inputs and {outputs} outputs"
+        if separable:
+            if rank_in is None or rank_in != rank_out or not 2 <= rank_in <= inputs * outputs:
+                raise ValueError(f"{rank_in} and {rank_out} components of {sizes}")
+        elif not (1 <= (rank_in or 1) <= inputs and 1 <= (rank_out or 1) <= outputs):
+            raise ValueError(f"ranks {rank_in} and {rank_out} of {sizes}")
     if isinstance(layer, nn.Conv2d):
-        return FactoredConv2d(layer, rank_in, rank_out)
+        return FactoredConv2d(layer, rank_in, rank_out, separable)
+    if separable:
+        raise ValueError(f"a {type(layer).__name__} has no separable form")
     if isinstance(layer, nn.Linear):
         return FactoredLinear(layer, rank_in, rank_out)
     raise ValueError(f"a {type(layer).__name__} has no factored form")
@@ -204,6 +243,14 @@ def outline(layer: FactoredLayer, device: str | torch.device | None = None) -> n
     return nn.Conv2d(*layer.channels, **geometry, **options)
 
 
+@torch.no_grad()
+def dense_form(layer: FactoredLayer) -> nn.Conv2d | nn.Linear:
+    """The dense layer that computes the same, up to rounding."""
+    dense = outline(layer, "meta").to_empty(device=layer.core.weight.device)
+    dense.weight.copy_(layer.product(torch.float64))
+    return _with_bias(dense, dense, layer.bias).train(layer.training)
+
+
 def blank(layer: nn.Module) -> nn.Module:
     """A small layer of the same class, on which nothing hangs; ValueError if it is no dense or factored layer."""
     with torch.device("meta"):
@@ -216,18 +263,22 @@ def blank(layer: nn.Module) -> nn.Module:
     raise ValueError(f"a {type(layer).__name__} has no factored form")
 
 
-def form(layer: FactoredLayer) -> tuple[int | None, int | None]:
-    """Ranks of the input and the output side; None where there is no rotation."""
+def form(layer: FactoredLayer) -> Ranks:
+    """The form that a layer has."""
     rank_out, rank_in = layer.core.weight.shape[:2]
-    return (
-        None if isinstance(layer.rotate_in, nn.Identity) else int(rank_in),
+    separable = is_separable(layer.core)
+    return Ranks(
+        None if isinstance(layer.rotate_in, nn.Identity) else int(rank_out if separable else rank_in),
         None if isinstance(layer.rotate_out, nn.Identity) else int(rank_out),
+        separable,
     )
 
 
-def form_name(ranks: tuple[int | None, int | None]) -> str:
+def form_name(ranks: Ranks) -> str:
     """The name of the form with these rotations."""
-    rank_in, rank_out = ranks
+    rank_in, rank_out, separable = ranks
+    if separable:
+        return "separable"
     if rank_in is not None and rank_out is not None:
         return "two-sided"
     return "dense" if rank_in is rank_out else "input-sided" if rank_out is None else "output-sided"
@@ -235,7 +286,10 @@ def form_name(ranks: tuple[int | None, int | None]) -> str:
 
 @torch.no_grad()
 def fill(layer: FactoredLayer, rotate_out: Tensor | None, core: Tensor, rotate_in: Tensor | None) -> None:
-    """Set a factored layer's weights: ``[C_out, r_out]``, ``[r_out, r_in, kh, kw]``, ``[r_in, C_in]``; None: absent."""
+    """Set a factored layer's weights: ``[C_out, r_out]``, ``[r_out, r_in, kh, kw]``, ``[r_in, C_in]``; None: absent.
+
+    The core of a separable one is ``[R, 1, kh, kw]``.
+    """
     assert layer.core.weight.shape[:2] == core.shape[:2]
     layer.core.weight.copy_(core.reshape(layer.core.weight.shape))
     for rotation, values in ((layer.rotate_out, rotate_out), (layer.rotate_in, rotate_in)):
@@ -250,19 +304,21 @@ def fill(layer: FactoredLayer, rotate_out: Tensor | None, core: Tensor, rotate_i
 @torch.no_grad()
 def build_layer(
     outline: nn.Conv2d | nn.Linear,
-    ranks: tuple[int | None, int | None],
+    ranks: Ranks,
     factors: tuple[Tensor | None, Tensor, Tensor | None],
     bias: Tensor | None,
 ) -> nn.Conv2d | nn.Linear | FactoredLayer:
-    """The layer ``W = Q_out . core . Q_in`` in the form ``ranks`` (input, output; None: no such rotation).
+    """The layer ``W = Q_out . core . Q_in`` in the form ``ranks``.
 
     ``factors`` are ``Q_out [C_out, r_out]``, ``core [r_out, r_in, kh, kw]`` (linear: ``[r_out, r_in]``, or with two
     axes of 1 behind) and ``Q_in [r_in, C_in]``; None where ``W`` has no such factor. A rotation that the form leaves
     out is multiplied into the core. ``outline`` is a dense layer of the geometry of ``W`` on the meta device, so that
     no random numbers are drawn. The layer is on the device of ``core``, with its ``bias [C_out]``, if there is one.
+    The factors of a separable form, ``[C_out, R]``, ``[R, 1, kh, kw]`` and ``[R, C_in]``, are left as they are.
     """
     rotate_out, core, rotate_in = factors
-    keep_in, keep_out = (rank is not None for rank in ranks)
+    keep_in, keep_out = ranks.rank_in is not None, ranks.rank_out is not None
+    assert not ranks.separable or core.shape[1] == 1
     if rotate_in is not None and not keep_in:
         core = torch.einsum("rs...,si->ri...", core, rotate_in)
     if rotate_out is not None and not keep_out:

@@ -37,7 +37,7 @@ def make_plan(
     with kept_modes(network.model):
         network.model.eval()  # in training mode the mere look at a weight under spectral_norm would change it
         if isinstance(method, DirectionMethod):
-            return plan_directions(network, method, allocation, options, curvature)
+            return plan_directions(network, method, allocation, options, curvature, budgeted=budget is not None)
         wish = Wish(sparsity or SparsityOptions(), budget, removed)
         return plan_channels(network, method, allocation, options, curvature, wish)
 

@@ -30,6 +30,8 @@ class DirectionMethod(Extension):
     """The exact second moments it needs, given ``correct_eigenvalues``."""
     in_nats: bool = True
     """Whether importances are expected rises of the loss, as a summary shows them."""
+    separates: bool = False
+    """Whether importances are squared entries of the core, all in one unit, so that its components have them, too."""
 
     def __str__(self) -> str:
         return f"DirectionMethod({_called(self.decompose)})"

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hybridprune.models.copies import copied
+from hybridprune.models.factored import DENSE, Ranks
 from hybridprune.pruning.allocate import allocate
 from hybridprune.pruning.budget.space import Budget, Space, pick
 from hybridprune.pruning.budget.width_growth import Growth
 from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, remove_channels
 from hybridprune.pruning.channels.surgery import Update
 from hybridprune.pruning.directions.decomposition import Decomposition
-from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.directions.refit import refit
 from hybridprune.pruning.directions.space import DirectionCell
@@ -125,18 +125,15 @@ class DirectionPlan(Plan):
     def describe(self, kept: Sequence[int]) -> list[str]:
         """The ranks of each layer."""
         return [
-            f"{name}: input rank {r.rank_in or 'full'}, output rank {r.rank_out or 'full'}"
+            f"{name}: {r.rank_in} components"
+            if r.separable
+            else f"{name}: input rank {r.rank_in or 'full'}, output rank {r.rank_out or 'full'}"
             for name, r in self.ranks(kept).items()
         ]
 
     def _losses(self, kept: Sequence[int]) -> Mapping[str, float]:
         """Exact in the quadratic model, where both sides' scores would count twice what both remove."""
-        found: dict[str, float] = {}
-        for cell in self._cells():
-            ranks = cell.ranks(pick(cell, kept))
-            rank_in, rank_out = (full if r is None else r for r, full in zip(ranks, cell.full, strict=True))
-            found[cell.name] = float(cell.losses[rank_out, rank_in])
-        return found
+        return {cell.name: cell.loss(pick(cell, kept)) for cell in self._cells()}
 
     def _cells(self) -> list[DirectionCell]:
         return [cell for cell in self.space.cells if isinstance(cell, DirectionCell)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
 from hybridprune.progress_bar import Steps
-from hybridprune.pruning.directions.layers import survey
+from hybridprune.pruning.directions.layers import leaves_in_place, survey
 from hybridprune.pruning.directions.space import direction_space
 from hybridprune.pruning.left_alone import NEVER, READ
 from hybridprune.pruning.measure import measure_factors, measure_moments
@@ -17,9 +17,17 @@ from hybridprune.pruning.trial import read_without_call, replaceable
 
 
 def plan_directions(
-    network: PrunableNetwork, method: DirectionMethod, allocation: str, options: CutOptions, curvature: CurvatureOptions
+    network: PrunableNetwork,
+    method: DirectionMethod,
+    allocation: str,
+    options: CutOptions,
+    curvature: CurvatureOptions,
+    budgeted: bool,
 ) -> DirectionPlan:
-    """Score all directions of the network; UserError if no layer is left to prune."""
+    """Score all directions of the network; UserError if no layer is left to prune.
+
+    ``budgeted``: a budget is to be met, and not a ratio of the directions.
+    """
     found = survey(network.model, lambda: network.run(network.model, network.example), network.exclude)
     layers, failed = replaceable(network, found.layers)
     idle = [name for name, reason in found.left_alone.items() if reason == NEVER]
@@ -31,13 +39,14 @@ def plan_directions(
             f"none of {', '.join(network.exclude) or 'no pattern'}"
         )
     leaves = {layer.name: layer.leaf for layer in layers}
-    factors, missing = measure_factors(network, leaves, curvature)
-    plain, means = factors, None
-    if curvature.use_bias:
-        means = {name: layer.input_mean for name, layer in factors.items()}
-        factors = {name: layer.centred() for name, layer in factors.items()}
-    needed = method.moments(curvature.correct_eigenvalues)
-    moments, unseen = measure_moments(network, leaves, factors, means, needed, curvature)
+    with leaves_in_place(network.model, layers):
+        factors, missing = measure_factors(network, leaves, curvature)
+        plain, means = factors, None
+        if curvature.use_bias:
+            means = {name: layer.input_mean for name, layer in factors.items()}
+            factors = {name: layer.centred() for name, layer in factors.items()}
+        needed = method.moments(curvature.correct_eigenvalues)
+        moments, unseen = measure_moments(network, leaves, factors, means, needed, curvature)
     unmeasured = {**missing, **unmeasured_layers(plain, moments), **unseen}
     layers = [layer for layer in layers if layer.name not in unmeasured]
     if not layers:
@@ -54,6 +63,8 @@ def plan_directions(
         normalize=options.normalize,
         allow_increase=options.allow_increase,
         multiple=options.rank_multiple,
+        # A number of components is no number of directions, of which a ratio could be taken.
+        separable=options.separable and method.separates and allocation == "rate_distortion" and budgeted,
     )
 
     return DirectionPlan(

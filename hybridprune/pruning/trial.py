@@ -15,12 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from hybridprune.ambient import seeded
 from hybridprune.measure.cost import plain_attention
 from hybridprune.models.copies import copied
-from hybridprune.models.factored import FactoredLayer, blank, build_layer
+from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, blank, build_layer
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.nested import some_images
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.channels.nan_tracing import tensors_of
-from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.directions.surgery import outline_of
 from hybridprune.pruning.left_alone import COSTS, DIFFERS, NOT_ONCE

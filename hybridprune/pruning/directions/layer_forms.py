@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
-
-class Ranks(NamedTuple):
-    """Channels of the core where a side has a rotation; None where the side has none."""
-
-    rank_in: int | None
-    rank_out: int | None
-
-
-DENSE = Ranks(None, None)
+from hybridprune.models.factored import Ranks
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class ConvShape:
     def macs(self, ranks: Ranks) -> int:
         """MACs of one image, rotations included."""
         core_in, core_out = self._core(ranks)
-        total = self.out_positions * core_in * core_out * self.kernel_area
+        total = self.out_positions * self._kernels(ranks) * self.kernel_area
         if ranks.rank_in is not None:
             total += self.in_positions * self.in_channels * core_in
         if ranks.rank_out is not None:
@@ -42,7 +33,7 @@ class ConvShape:
     def params(self, ranks: Ranks) -> int:
         """Parameters, rotations included."""
         core_in, core_out = self._core(ranks)
-        total = core_in * core_out * self.kernel_area + (self.out_channels if self.bias else 0)
+        total = self._kernels(ranks) * self.kernel_area + (self.out_channels if self.bias else 0)
         if ranks.rank_in is not None:
             total += self.in_channels * core_in
         if ranks.rank_out is not None:
@@ -55,8 +46,13 @@ class ConvShape:
             self.out_channels if ranks.rank_out is None else ranks.rank_out,
         )
 
+    def _kernels(self, ranks: Ranks) -> int:
+        """How many kernels the core has: one for each pair of its channels, or for each if it is depthwise."""
+        core_in, core_out = self._core(ranks)
+        return core_in if ranks.separable else core_in * core_out
+
     def cheapest(self, kept: Ranks, max_params: int | None) -> Ranks:
-        """The form with the fewest MACs that keeps at least ``kept`` and has at most ``max_params`` parameters.
+        """The Tucker form with the fewest MACs that keeps at least ``kept`` and has at most ``max_params`` parameters.
 
         Every side may be absorbed into the core, which then keeps all of its directions; among equals the form with
         fewer rotations wins, then the one without a rotation of the input.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -14,14 +15,19 @@ from torch import Tensor, nn
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.measure.cost import plain_attention
-from hybridprune.models.factored import FactoredLayer, form, is_pointwise
-from hybridprune.pruning.directions.layer_forms import ConvShape, Ranks
+from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, dense_form, form, is_pointwise
+from hybridprune.models.replace import replace_module
+from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS, WHOLE
 
 
 @dataclass(frozen=True)
 class PrunableLayer:
-    """A convolution or linear layer. ``leaf`` is the layer itself or the core of its factored form."""
+    """A convolution or linear layer. ``leaf`` is the layer itself or the core of its factored form.
+
+    A separable layer's leaf is the dense layer that it is a form of, which the model does not have: components have no
+    eigenbasis of their own.
+    """
 
     name: str
     leaf: nn.Conv2d | nn.Linear
@@ -86,15 +92,16 @@ def survey(model: nn.Module, run: Callable[[], object], exclude: Sequence[str] =
     for name, module in model.named_modules():
         if module in inside:
             continue
-        leaf = module
+        leaf = own = module
         if isinstance(module, FactoredLayer):
             inside |= set(module.modules())
-            leaf = module.core
+            own = module.core
+            leaf = dense_form(module) if form(module).separable else own
         if not isinstance(leaf, nn.Conv2d | nn.Linear) or any(fnmatchcase(name, pattern) for pattern in exclude):
             continue
-        reason = _obstacle(leaf, calls[module], users[id(leaf.weight)]) if name else WHOLE
+        reason = _obstacle(leaf, calls[module], users[id(own.weight)]) if name else WHOLE
         if reason is None:
-            found.layers.append(_layer(name, module, calls[module]))
+            found.layers.append(_layer(name, module, leaf, calls[module]))
         else:
             found.left_alone[name] = reason
     return found
@@ -119,6 +126,20 @@ def _obstacle(leaf: nn.Conv2d | nn.Linear, call: _Call, users: int) -> str | Non
     return None
 
 
+@contextmanager
+def leaves_in_place(model: nn.Module, layers: Sequence[PrunableLayer]) -> Iterator[None]:
+    """Inside, ``model`` runs the dense layers that stand for its separable ones, so that these can be measured."""
+    separable = {layer.name: model.get_submodule(layer.name) for layer in layers if layer.form.separable}
+    leaves = {layer.name: layer.leaf for layer in layers}
+    try:
+        for name in separable:
+            replace_module(model, name, leaves[name])
+        yield
+    finally:
+        for name, module in separable.items():
+            replace_module(model, name, module)
+
+
 def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     """MACs of every convolution and linear layer, by name, when ``run`` passes one image through ``model``."""
     calls = _trace(model, run)
@@ -129,16 +150,16 @@ def layer_macs(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     }
 
 
-def _layer(name: str, module: nn.Module, call: _Call) -> PrunableLayer:
-    ranks, rotate_in, rotate_out, subsample = Ranks(None, None), None, None, (1, 1)
+def _layer(name: str, module: nn.Module, leaf: nn.Conv2d | nn.Linear, call: _Call) -> PrunableLayer:
+    ranks, rotate_in, rotate_out, subsample = DENSE, None, None, (1, 1)
+    last: nn.Module = leaf
     if isinstance(module, FactoredLayer):
-        ranks = Ranks(*form(module))
-        rotate_in, rotate_out = _matrix(module.rotate_in), _matrix(module.rotate_out)
-        subsample = getattr(module, "subsample", (1, 1))
-        leaf, last = module.core, (module.core if rotate_out is None else module.rotate_out)
-    else:
-        leaf = last = module
-    assert isinstance(leaf, nn.Conv2d | nn.Linear) and isinstance(last, nn.Conv2d | nn.Linear)
+        ranks = form(module)
+        if not ranks.separable:
+            subsample = getattr(module, "subsample", (1, 1))
+            rotate_in, rotate_out = _matrix(module.rotate_in), _matrix(module.rotate_out)
+            last = module.core if rotate_out is None else module.rotate_out
+    assert isinstance(last, nn.Conv2d | nn.Linear)
     stride = (int(leaf.stride[0]), int(leaf.stride[1])) if isinstance(leaf, nn.Conv2d) else (1, 1)
     pointwise = isinstance(leaf, nn.Linear) or is_pointwise(leaf)
     shape = ConvShape(

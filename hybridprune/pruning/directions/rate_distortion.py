@@ -127,5 +127,7 @@ def _cost(offers: Offers, taken: Sequence[int], other: Cost) -> Cost:
 def _kept(space: Space, offers: Offers, taken: Sequence[int]) -> list[int]:
     kept = space.everything()
     for cell, (choices, _), i in zip(space.cells, offers, taken, strict=True):
-        kept[cell.sets[0]], kept[cell.sets[1]] = int(choices.kept_in[i]), int(choices.kept_out[i])
+        units = (choices.kept_in[i], choices.kept_out[i], choices.components[i])
+        for place, number in zip(cell.sets, units, strict=False):  # a layer that cannot be separated has no third set
+            kept[place] = int(number)
     return kept

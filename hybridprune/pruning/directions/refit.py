@@ -25,7 +25,7 @@ from hybridprune.batch import Batch
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.batchnorm import batch_statistics
 from hybridprune.engine.modes import kept_modes
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, form
 from hybridprune.nested import some_images
 from hybridprune.precision import full_precision
 from hybridprune.progress_bar import Steps
@@ -123,8 +123,8 @@ def _solve(layer: Refitted, regression: _Regression, metric: Tensor | None) -> T
     """Set the core, and the bias where the layer has one, to the solution; the variance ``[C_out]`` of its outputs."""
     uu, yu, mean_u, mean_y = regression.moments()
     rotation = None
-    if isinstance(layer, FactoredLayer) and not isinstance(layer.rotate_out, nn.Identity):
-        rotation = layer.rotate_out.weight.flatten(1).double()
+    if isinstance(layer, FactoredLayer) and _last(layer) is not _core(layer):
+        rotation = _last(layer).weight.flatten(1).double()
         # The coordinates of y whose rotation is nearest to it, in the metric.
         weighted = rotation.T if metric is None else rotation.T @ _damped(metric.double())
         yu = torch.linalg.solve(weighted @ rotation, weighted @ yu)
@@ -142,7 +142,10 @@ def _solve(layer: Refitted, regression: _Regression, metric: Tensor | None) -> T
 
 
 def _core(layer: Refitted) -> nn.Conv2d | nn.Linear:
-    """What is fitted."""
+    """What is fitted: the layer, its core or, of a separable one, whose core is depthwise, its last part."""
+    if isinstance(layer, FactoredConv2d) and form(layer).separable:
+        assert isinstance(layer.rotate_out, nn.Conv2d)
+        return layer.rotate_out
     return layer.core if isinstance(layer, FactoredLayer) else layer
 
 
@@ -174,6 +177,8 @@ def _inputs(layer: Refitted, x: Tensor) -> Tensor:
     if isinstance(layer, FactoredLayer):
         x = layer.rotate_in(x)
     core = _core(layer)
+    if isinstance(layer, FactoredConv2d) and core is layer.rotate_out:
+        return layer.core(x).transpose(0, 1).flatten(1)
     if isinstance(core, nn.Linear):
         return x.flatten(0, -2).T
     geometry = geometry_of(core)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridprune.models.factored import Ranks
+from hybridprune.progress_bar import Steps
 from hybridprune.pruning.budget.space import Cost, Space, UnitSet, least_kept
 from hybridprune.pruning.directions.decomposition import Decomposition
-from hybridprune.pruning.directions.layer_forms import ConvShape, Ranks
+from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.directions.layers import PrunableLayer
+from hybridprune.pruning.directions.separation import Separation, most_components, separation
 
 MOST_STEPS = 512
 """Numbers of directions that are compared on each side of a layer: all pairs of them are in memory."""
@@ -21,11 +24,15 @@ MOST_STEPS = 512
 
 @dataclass(frozen=True)
 class DirectionCell:
-    """One layer: the numbers of directions kept decide its form, and the form its cost."""
+    """One layer: the numbers of directions kept decide its form, and the form its cost.
+
+    A layer that may become separable has a third number, of the components that it is a sum of; all of them mean that
+    it is none, and has the form that the directions say.
+    """
 
     name: str
     sets: tuple[int, ...]
-    """Of the input and the output side."""
+    """Of the input and the output side, and of the components, if there are."""
     shape: ConvShape
     form: Ranks
     """The form it has now, with all of its directions."""
@@ -38,17 +45,23 @@ class DirectionCell:
     """Whether the layer's parameters may grow."""
     multiple: int = 1
     """Ranks are multiples of it; what is kept is rounded up, at most to all that there is."""
+    separation: Separation | None = None
 
     def ranks(self, kept: tuple[int, ...]) -> Ranks:
         """The cheapest form that keeps at least these directions; an uncut layer keeps the form it has."""
-        kept = tuple(self._rounded(k, full) for k, full in zip(kept, self.full, strict=True))
+        if self.separation is not None and kept[2] < self.separation.everything:
+            number = math.ceil(kept[2] / self.multiple) * self.multiple
+            return Ranks(number, number, separable=True)
+        kept = tuple(self._rounded(k, full) for k, full in zip(kept[:2], self.full, strict=True))
         if kept == self.full:
             return self.form
         wanted = Ranks(
             None if kept[0] == self.shape.in_channels else kept[0],
             None if kept[1] == self.shape.out_channels else kept[1],
         )
-        return self.shape.cheapest(wanted, None if self.allow_increase else self.shape.params(self.form))
+        found = self.shape.cheapest(wanted, None if self.allow_increase else self.shape.params(self.form))
+        # Of a separable layer all directions are there, and cheap.
+        return found if not self.form.separable or self.shape.macs(found) < self.shape.macs(self.form) else self.form
 
     def cost(self, kept: tuple[int, ...]) -> Cost:
         """The form's cost."""
@@ -57,7 +70,17 @@ class DirectionCell:
 
     def relaxed_macs(self, kept: tuple[int, ...]) -> float:
         """MACs of the two-sided form."""
-        return self.shape.macs(Ranks(*kept))
+        return self.shape.macs(Ranks(kept[0], kept[1]))
+
+    def loss(self, kept: tuple[int, ...]) -> float:
+        """The expected rise of the loss in the form that ``ranks`` says."""
+        ranks = self.ranks(kept)
+        if ranks.separable and ranks != self.form:
+            assert self.separation is not None and ranks.rank_in is not None
+            return float(self.separation.losses[ranks.rank_in])
+        sides = (ranks.rank_in, ranks.rank_out) if ranks != self.form else self.full
+        rank_in, rank_out = (full if r is None else r for r, full in zip(sides, self.full, strict=True))
+        return float(self.losses[rank_out, rank_in])
 
     def choices(self) -> Choices:
         """All forms of the layer, one for each pair of numbers of directions, that cost less than it does now."""
@@ -74,14 +97,33 @@ class DirectionCell:
             # A side that ends without a rotation keeps all that there is of it.
             left_in = kept[0] if rotate_in else torch.full_like(kept[0], full_in)
             left_out = kept[1] if rotate_out else torch.full_like(kept[1], full_out)
-            forms.append(Choices(left_in, left_out, macs, params, self.losses[left_out, left_in]))
+            whole = torch.full_like(left_in, self._everything)
+            forms.append(Choices(left_in, left_out, macs, params, self.losses[left_out, left_in], whole))
         table = Choices(*(torch.stack(columns) for columns in zip(*(f.columns() for f in forms), strict=True)))
         allowed = (table.params <= now.params) | self.allow_increase
         # The first of equals: as in ``ConvShape.cheapest``, that with fewer rotations.
         cheapest = torch.where(allowed, table.macs, torch.iinfo(torch.int64).max).argmin(0)
         best = table.at((cheapest, torch.arange(len(cheapest))))
         cut = (best.kept_in < full_in) | (best.kept_out < full_out)
-        return Choices.joined([Choices.single(self.full, now), best.at(cut & (best.macs < now.macs))])
+        found = [Choices.single((*self.full, self._everything), now), best.at(cut & (best.macs < now.macs))]
+        return Choices.joined([*found, *self._separable_choices()])
+
+    def _separable_choices(self) -> list[Choices]:
+        if self.separation is None:
+            return []
+        numbers = torch.arange(self.separation.least, self.separation.everything)
+        numbers = numbers[numbers % self.multiple == 0]
+        ranks = Ranks(numbers, numbers, separable=True)  # type: ignore[arg-type]
+        macs, params = (
+            torch.as_tensor(each).expand_as(numbers) for each in (self.shape.macs(ranks), self.shape.params(ranks))
+        )
+        full_in, full_out = (torch.full_like(numbers, full) for full in self.full)
+        return [Choices(full_in, full_out, macs, params, self.separation.losses[numbers], numbers)]
+
+    @property
+    def _everything(self) -> int:
+        """The number of components that means none."""
+        return 0 if self.separation is None else self.separation.everything
 
     def _rounded(self, kept: int, full: int) -> int:
         return min(math.ceil(kept / self.multiple) * self.multiple, full)
@@ -95,19 +137,20 @@ class DirectionCell:
 
 @dataclass(frozen=True)
 class Choices:
-    """Forms that a layer may take: kept directions, MACs, parameters and expected rise of the loss of each, ``[M]``."""
+    """Forms that a layer may take: kept units, MACs, parameters and expected rise of the loss of each, ``[M]``."""
 
     kept_in: Tensor
     kept_out: Tensor
     macs: Tensor
     params: Tensor
     loss: Tensor
+    components: Tensor
 
     @staticmethod
-    def single(kept: tuple[int, int], cost: Cost) -> Choices:
+    def single(kept: tuple[int, int, int], cost: Cost) -> Choices:
         """A layer that stays as it is."""
-        kept_in, kept_out, macs, params = (torch.tensor([value]) for value in (*kept, *cost))
-        return Choices(kept_in, kept_out, macs, params, torch.zeros(1, dtype=torch.float64))
+        kept_in, kept_out, components, macs, params = (torch.tensor([value]) for value in (*kept, *cost))
+        return Choices(kept_in, kept_out, macs, params, torch.zeros(1, dtype=torch.float64), components)
 
     @staticmethod
     def joined(parts: Sequence[Choices]) -> Choices:
@@ -116,7 +159,7 @@ class Choices:
 
     def columns(self) -> tuple[Tensor, ...]:
         """The fields, in order."""
-        return self.kept_in, self.kept_out, self.macs, self.params, self.loss
+        return self.kept_in, self.kept_out, self.macs, self.params, self.loss, self.components
 
     def at(self, index: Tensor | tuple[Tensor, ...]) -> Choices:
         """The choices at a mask or at places."""
@@ -132,29 +175,36 @@ def direction_space(
     normalize: bool,
     allow_increase: bool,
     multiple: int = 1,
+    separable: bool = False,
 ) -> Space:
     """The space of all directions; ``whole`` is the present network's cost.
 
     No side loses more than the share ``limit`` of its channels. ``normalize`` scales each layer's scores to sum 1.
-    Ranks are multiples of ``multiple``, or all.
+    Ranks are multiples of ``multiple``, or all. ``separable``: layers may also become sums of components (which takes
+    its time: some numbers of them are tried), for an allocation that compares forms.
     """
     sets: list[UnitSet] = []
     cells: list[DirectionCell] = []
     other = whole
-    for layer in layers:
+    for layer in Steps(layers, "separating", "layer") if separable else layers:
         decomposition = decompositions[layer.name]
         full_in, full_out = decomposition.importance.shape[1], decomposition.importance.shape[0]
-        assert layer.directions == (full_in, full_out)
+        assert layer.directions == Ranks(full_in, full_out)
         total = float(decomposition.importance.sum()) if normalize else 1.0
         scale = 1.0 / total if total > 0 else 1.0
         least = (
             least_kept(layer.shape.in_channels, full_in, limit),
             least_kept(layer.shape.out_channels, full_out, limit),
         )
+        apart = None
+        if separable:
+            bound = layer.shape.params(layer.form) if not allow_increase else None
+            most = most_components(layer.shape, layer.form, bound, multiple)
+            apart = separation(decomposition, max(*least, 2), most, scale)
         cells.append(
             DirectionCell(
                 name=layer.name,
-                sets=(len(sets), len(sets) + 1),
+                sets=tuple(range(len(sets), len(sets) + (2 if apart is None else 3))),
                 shape=layer.shape,
                 form=layer.form,
                 full=(full_in, full_out),
@@ -162,9 +212,12 @@ def direction_space(
                 losses=decomposition.losses() * scale,
                 allow_increase=allow_increase,
                 multiple=multiple,
+                separation=apart,
             )
         )
         sets.append(UnitSet(f"{layer.name}:in", decomposition.in_scores * scale, least[0]))
         sets.append(UnitSet(f"{layer.name}:out", decomposition.out_scores * scale, least[1]))
-        other = other.minus(cells[-1].cost((full_in, full_out)))
+        if apart is not None:
+            sets.append(UnitSet(f"{layer.name}:components", apart.scores, apart.least))
+        other = other.minus(Cost(layer.shape.macs(layer.form), layer.shape.params(layer.form)))
     return Space(sets, cells, other)

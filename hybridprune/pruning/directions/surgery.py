@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridprune.models.factored import blank, build_layer
+from hybridprune.models.factored import Ranks, blank, build_layer
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.pruning.directions.decomposition import Decomposition, Factors
-from hybridprune.pruning.directions.layer_forms import Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer
 
 
@@ -35,7 +34,11 @@ def apply_ranks(
 
 
 def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, sweeps: int) -> nn.Module:
-    rank_in, rank_out = ranks
+    rank_in, rank_out, _ = ranks
+    if ranks.separable:
+        assert rank_in is not None
+        merged = merge(layer, decomposition.separate(rank_in))
+        return build_layer(outline_of(layer), ranks, (merged.rotate_out, merged.core, merged.rotate_in), layer.bias)
     full = layer.directions
     assert full.rank_in is not None and full.rank_out is not None
     # A side that ends without a rotation loses nothing: all of its directions are kept.
@@ -53,7 +56,7 @@ def merge(layer: PrunableLayer, factors: Factors) -> Factors:
         rotate_in = rotate_in @ layer.rotate_in.to(rotate_in)
     if layer.rotate_out is not None:
         rotate_out = layer.rotate_out.to(rotate_out) @ rotate_out
-    return Factors(rotate_out, factors.core, rotate_in)
+    return Factors(rotate_out, factors.core, rotate_in, factors.separable)
 
 
 def outline_of(layer: PrunableLayer) -> nn.Conv2d | nn.Linear:

@@ -73,4 +73,4 @@ def _eye_like(matrix: Tensor) -> Tensor:
     return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
 
 
-METHOD = DirectionMethod(decompose, allocation="rate_distortion", moments=lambda corrected: "trace")
+METHOD = DirectionMethod(decompose, allocation="rate_distortion", moments=lambda corrected: "trace", separates=True)

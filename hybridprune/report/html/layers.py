@@ -26,11 +26,11 @@ class Layer:
 
     name: str
     form: str
-    """dense, narrower, two-sided, input-sided or output-sided."""
+    """dense, narrower, two-sided, input-sided, output-sided or separable."""
     before: tuple[int, int]
     """Input and output channels."""
     after: tuple[int, int]
-    """Kept channels or, where there is a rotation, directions."""
+    """Kept channels or, where there is a rotation, directions or components."""
     macs: tuple[int, int]
     """Before and after, rotations counted."""
 
@@ -50,8 +50,8 @@ def layers(network: NetworkSpec, input_size: int) -> list[Layer]:
         if isinstance(module, nn.Conv2d | nn.Linear) and before and after:
             macs = _total(macs_old, name), _total(macs_new, name)
             if isinstance(edited, FactoredConv2d | FactoredLinear):
-                rank_in, rank_out = form(edited)
-                after = (rank_in or after[0], rank_out or after[1])
+                ranks = form(edited)
+                after = (ranks.rank_in or after[0], ranks.rank_out or after[1])
             found.append(Layer(name.removeprefix("backbone."), _form(edited, before, after), before, after, macs))
     return found
 
@@ -77,12 +77,15 @@ def draw(found: Sequence[Layer]) -> Markup:
         y = top + index * ROW
         parts.append(svg.text(left - 10, y + 13, _clip(layer.name), "end", "tick"))
         for start, had, kept in zip(starts, layer.before, layer.after, strict=True):
-            title = f"{layer.name} ({layer.form}): {kept} of {had} kept"
+            components = f"{kept} components" if layer.form == "separable" else ""
+            title = f"{layer.name} ({layer.form}): {components or f'{kept} of {had} kept'}"
             cut = "" if kept == had else " cut"
             outline = svg.tag("rect", x=start, y=y + 2, width=had * scale, height=ROW - 7, rx=2, class_="had")
-            filling = svg.tag("rect", x=start, y=y + 2, width=kept * scale, height=ROW - 7, rx=2, class_=f"kept{cut}")
+            filling = svg.tag(
+                "rect", x=start, y=y + 2, width=min(kept, had) * scale, height=ROW - 7, rx=2, class_=f"kept{cut}"
+            )
             parts.append(svg.tag("g", svg.tag("title", title), outline, filling))
-            shown = f"{kept} / {had}" if kept != had else str(had)
+            shown = components or (f"{kept} / {had}" if kept != had else str(had))
             parts.append(svg.text(start + had * scale + 7, y + 14, shown, "start", "tick"))
     cut = sum(layer.before != layer.after for layer in found)
     label = f"Channels or directions kept on both sides of {len(found)} layers, {cut} of them cut; the table has them."

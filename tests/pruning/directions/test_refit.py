@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from hybridprune.batch import Batch
 from hybridprune.models.edits import FactorEdit, apply_edits
-from hybridprune.models.factored import FactoredConv2d, FactoredLinear
+from hybridprune.models.factored import FactoredConv2d, FactoredLinear, Ranks
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.directions import refit as refitting
-from hybridprune.pruning.directions.layer_forms import Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from hybridprune.pruning.directions.refit import METRIC_DAMPING, RIDGE, ROWS_PER_INPUT, refit
 from hybridprune.pruning.directions.surgery import apply_ranks

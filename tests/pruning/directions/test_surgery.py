@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.edits import FactorEdit, factor_edits
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer
+from hybridprune.models.factored import DENSE, FactoredConv2d, FactoredLayer, Ranks
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.greedy import cut_at_ratio, importance
 from hybridprune.pruning.budget.space import Budget
-from hybridprune.pruning.directions.layer_forms import DENSE, Ranks
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from hybridprune.pruning.directions.rate_distortion import cut_at_budget
 from hybridprune.pruning.directions.surgery import apply_ranks

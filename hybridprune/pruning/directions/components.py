@@ -1,0 +1,90 @@
+"""A tensor as a sum of few outer products, by regularised alternating least squares (pure).
+
+The canonical polyadic decomposition ``T ~ sum_r a_r x b_r x c_r`` (Carroll & Chang 1970; of convolutions:
+Lebedev et al. 2015). Its factors are not nested: those of R components are not among those of R + 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WIDE = 2**17
+"""Tensors with more entries are decomposed in single precision."""
+PULL, DECAY, REST = 1e-4, 0.9, 1e-6
+"""How strongly a sweep holds on to the factors before it, relative to the mean eigenvalue of its normal equations: at
+first, from sweep to sweep, and at least. Without it components grow without bound against each other (the
+decomposition is ill-posed: de Silva & Lim 2008), and the network could not be fine-tuned."""
+
+
+class Components(NamedTuple):
+    """``T ~ sum_r out_r x in_r x offset_r``."""
+
+    outputs: Tensor
+    """``[C_out, R]``"""
+    inputs: Tensor
+    """``[C_in, R]``"""
+    offsets: Tensor
+    """``[k^2, R]``"""
+    error: float
+    """``|T - sum|^2 / |T|^2``"""
+
+
+@torch.no_grad()
+def components(tensor: Tensor, rank: int, sweeps: int) -> Components:
+    """The decomposition of ``tensor [C_out, C_in, k^2]`` into ``rank`` components, of balanced norms.
+
+    Every factor in turn is the least-squares solution given the other two. They start from the leading singular vectors
+    of the unfoldings, completed by random ones (of a fixed seed). The error never grows from one sweep to the next.
+    """
+    tensor = tensor.float() if tensor.numel() > WIDE else tensor.double()
+    total = float(tensor.double().square().sum())
+    factors = _start(tensor, rank)
+    pull = PULL
+    for _ in range(sweeps):
+        for mode in range(3):
+            factors[mode] = _solved(tensor, factors, mode, pull)
+        pull = max(pull * DECAY, REST)
+        factors = _balanced(factors)
+    left = (tensor - torch.einsum("or,ir,kr->oik", *factors)).double().square().sum()
+    outputs, inputs, offsets = (factor.double() for factor in factors)
+    return Components(outputs, inputs, offsets, float(left) / total if total > 0 else 0.0)
+
+
+def _start(tensor: Tensor, rank: int) -> list[Tensor]:
+    source = torch.Generator().manual_seed(0)
+    factors = [torch.randn(size, rank, generator=source).to(tensor) for size in tensor.shape]
+    for mode in (0, 1):
+        unfolded = tensor.movedim(mode, 0).flatten(1)
+        vectors = torch.linalg.eigh((unfolded @ unfolded.T).double())[1].flip(1)[:, :rank]
+        factors[mode][:, : vectors.shape[1]] = vectors.to(tensor)
+    return factors
+
+
+def _solved(tensor: Tensor, factors: list[Tensor], mode: int, pull: float) -> Tensor:
+    """The factor of one mode that fits best, given the others and a pull towards what it is."""
+    first, second = (factor for other, factor in enumerate(factors) if other != mode)
+    gram = ((first.T @ first) * (second.T @ second)).double()
+    damping = pull * gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    right = _products(tensor, factors, mode).double() + damping * factors[mode].double()
+    gram = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram, right.T).T.to(tensor)
+
+
+def _products(tensor: Tensor, factors: list[Tensor], mode: int) -> Tensor:
+    """The tensor's products with the other two factors ``[size of the mode, R]``, one kernel offset at a time."""
+    outputs, inputs, offsets = factors
+    if mode == 2:
+        return torch.stack([((tensor[:, :, k].T @ outputs) * inputs).sum(0) for k in range(len(offsets))])
+    if mode == 0:
+        return sum((tensor[:, :, k] @ inputs) * offsets[k] for k in range(len(offsets)))  # type: ignore[return-value]
+    return sum((tensor[:, :, k].T @ outputs) * offsets[k] for k in range(len(offsets)))  # type: ignore[return-value]
+
+
+def _balanced(factors: list[Tensor]) -> list[Tensor]:
+    """The same sum, with factors of each component of one norm."""
+    norms = [factor.norm(dim=0).clamp(min=torch.finfo(factor.dtype).tiny ** 0.25) for factor in factors]
+    common = (norms[0] * norms[1] * norms[2]) ** (1 / 3)
+    return [factor * (common / norm) for factor, norm in zip(factors, norms, strict=True)]
