@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hybridprune.deployment.layer_variants import apply_forms, choose_forms, dense_forms, forms_of, recomposed
 from hybridprune.deployment.pointwise import PointwiseProduct, is_product
 from hybridprune.measure.latency import Arms, Latency
-from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear, factored, form
+from hybridprune.models.factored import FactoredConv2d, FactoredLayer, FactoredLinear, Ranks, factored, form
 from tests.deployment.networks import preferring
 
 CONVOLUTIONS: dict[str, Mapping[str, Any]] = {
@@ -23,7 +23,7 @@ CONVOLUTIONS: dict[str, Mapping[str, Any]] = {
     "1x1": {"kernel_size": 1},
     "1x1, strided": {"kernel_size": 1, "stride": (2, 1)},
 }
-RANKS = {"two-sided": (3, 4), "input-sided": (3, None), "output-sided": (None, 4)}
+RANKS = {"two-sided": Ranks(3, 4), "input-sided": Ranks(3, None), "output-sided": Ranks(None, 4)}
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
@@ -103,7 +103,7 @@ def test_the_fastest_form_on_the_layers_own_input_is_kept() -> None:
     assert {name: choice.chosen for name, choice in dense_forms(choices).items()} == {"2": "dense", "5": "dense"}
     apply_forms(net, {name: choice.chosen for name, choice in choices.items()})
     kept = net[2]
-    assert isinstance(kept, FactoredConv2d) and form(kept) == (None, 3)
+    assert isinstance(kept, FactoredConv2d) and form(kept) == Ranks(None, 3)
     assert isinstance(net[5], nn.Linear) and isinstance(net.idle, FactoredLinear)
     torch.testing.assert_close(net[:6](images), expected)
     assert all(not module._forward_pre_hooks for module in net.modules())

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hybridprune.models.edits import FactorEdit, apply_edits, factor_edits
-from hybridprune.models.factored import FactoredConv2d, FactoredLinear, build_layer, fill, form, is_pointwise, outline
+from hybridprune.models.factored import (
+    DENSE,
+    FactoredConv2d,
+    FactoredLinear,
+    Ranks,
+    build_layer,
+    fill,
+    form,
+    is_pointwise,
+    outline,
+)
 from hybridprune.models.factored import factored as factored_form
 from hybridprune.models.replace import replace_module
 
@@ -129,7 +139,7 @@ def test_a_factored_linear_layer_is_the_product_of_its_factors(
     torch.manual_seed(0)
     linear = nn.Linear(c_in, c_out, bias=bias, dtype=torch.float64)
     layer = FactoredLinear(linear, rank_in, rank_out)
-    assert form(layer) == (rank_in, rank_out)
+    assert form(layer) == Ranks(rank_in, rank_out)
     q_out = None if rank_out is None else torch.randn(c_out, rank_out, dtype=torch.float64)
     q_in = None if rank_in is None else torch.randn(rank_in, c_in, dtype=torch.float64)
     core = torch.randn(rank_out or c_out, rank_in or c_in, 1, 1, dtype=torch.float64)
@@ -152,20 +162,20 @@ def test_a_factored_linear_layer_is_the_product_of_its_factors(
 @given(cases(), st.booleans(), st.booleans())
 def test_a_built_layer_is_the_same_map_in_every_form(case: Case, keep_in: bool, keep_out: bool) -> None:
     layer = factored(case)
-    rank_in, rank_out = form(layer)
+    rank_in, rank_out, _ = form(layer)
     assume((rank_in or 0) <= case.conv.in_channels and (rank_out or 0) <= case.conv.out_channels)
-    ranks = rank_in if keep_in else None, rank_out if keep_out else None
+    ranks = Ranks(rank_in if keep_in else None, rank_out if keep_out else None)
     state = torch.get_rng_state()
     built = build_layer(outline(layer, "meta"), ranks, (case.q_out, case.core, case.q_in), layer.bias)
     assert torch.equal(torch.get_rng_state(), state)  # nothing random was drawn
-    assert (form(built) if isinstance(built, FactoredConv2d) else (None, None)) == ranks
+    assert (form(built) if isinstance(built, FactoredConv2d) else DENSE) == ranks
     x = torch.randn(2, case.conv.in_channels, 5, 4, dtype=torch.float64)
     torch.testing.assert_close(built(x), layer(x), rtol=1e-10, atol=1e-10)
 
 
 @given(cases())
 def test_the_form_is_read_off_a_layer(case: Case) -> None:
-    ranks = None if case.q_in is None else len(case.q_in), None if case.q_out is None else case.q_out.shape[1]
+    ranks = Ranks(None if case.q_in is None else len(case.q_in), None if case.q_out is None else case.q_out.shape[1])
     assert form(factored(case)) == ranks
 
 

@@ -14,11 +14,12 @@ from hybridprune.batch import Batch
 from hybridprune.curvature import CROSS_ENTROPY, LayerFactors, Likelihood, SecondMoments
 from hybridprune.measure.cost import count, count_module
 from hybridprune.models.edits import FactorEdit
+from hybridprune.models.factored import DENSE, Ranks
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.space import Cost, Space, pick
 from hybridprune.pruning.directions.decomposition import Decomposition
-from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
+from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from hybridprune.pruning.directions.space import DirectionCell, direction_space
 from hybridprune.pruning.method import DirectionMethod
@@ -185,7 +186,7 @@ def random_space(
 
 def toy_layer(name: str, shape: ConvShape, form: Ranks = DENSE) -> PrunableLayer:
     """A layer of which nothing but its geometry matters."""
-    rank_in, rank_out = form
+    rank_in, rank_out, _ = form
     leaf = nn.Conv2d(
         shape.in_channels if rank_in is None else rank_in,
         shape.out_channels if rank_out is None else rank_out,
@@ -219,6 +220,10 @@ def expected_loss(space: Space, kept: Sequence[int]) -> float:
     total = 0.0
     for cell in cells(space):
         ranks = cell.ranks(pick(cell, kept))
+        if ranks.separable:
+            assert cell.separation is not None and ranks.rank_in is not None
+            total += float(cell.separation.losses[ranks.rank_in])
+            continue
         left_in = cell.full[0] if ranks.rank_in is None else ranks.rank_in
         left_out = cell.full[1] if ranks.rank_out is None else ranks.rank_out
         total += float(cell.losses[left_out, left_in])

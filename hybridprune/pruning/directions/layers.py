@@ -49,9 +49,9 @@ class PrunableLayer:
         return weight if weight.ndim == 4 else weight[:, :, None, None]
 
     @property
-    def directions(self) -> Ranks:
+    def directions(self) -> tuple[int, int]:
         """Input and output channels of ``leaf``: what can still be cut."""
-        return Ranks(self.weight.shape[1], self.weight.shape[0])
+        return self.weight.shape[1], self.weight.shape[0]
 
 
 @dataclass

@@ -189,7 +189,7 @@ def direction_space(
     for layer in Steps(layers, "separating", "layer") if separable else layers:
         decomposition = decompositions[layer.name]
         full_in, full_out = decomposition.importance.shape[1], decomposition.importance.shape[0]
-        assert layer.directions == Ranks(full_in, full_out)
+        assert layer.directions == (full_in, full_out)
         total = float(decomposition.importance.sum()) if normalize else 1.0
         scale = 1.0 / total if total > 0 else 1.0
         least = (

@@ -39,11 +39,10 @@ def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, s
         assert rank_in is not None
         merged = merge(layer, decomposition.separate(rank_in))
         return build_layer(outline_of(layer), ranks, (merged.rotate_out, merged.core, merged.rotate_in), layer.bias)
-    full = layer.directions
-    assert full.rank_in is not None and full.rank_out is not None
+    full_in, full_out = layer.directions
     # A side that ends without a rotation loses nothing: all of its directions are kept.
     factors = decomposition.truncate(
-        full.rank_out if rank_out is None else rank_out, full.rank_in if rank_in is None else rank_in, sweeps
+        full_out if rank_out is None else rank_out, full_in if rank_in is None else rank_in, sweeps
     )
     merged = merge(layer, factors)
     return build_layer(outline_of(layer), ranks, (merged.rotate_out, merged.core, merged.rotate_in), layer.bias)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hybridprune.measure.cost import module_macs
-from hybridprune.models.factored import FactoredConv2d
-from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
+from hybridprune.models.factored import DENSE, FactoredConv2d, Ranks
+from hybridprune.pruning.directions.layer_forms import ConvShape
 
 SIZE = 9
 

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from hybridprune.measure.cost import module_macs
 from hybridprune.models.edits import FactorEdit, apply_edits
-from hybridprune.models.factored import FactoredConv2d, FactoredLinear
-from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
+from hybridprune.models.factored import DENSE, FactoredConv2d, FactoredLinear, Ranks
+from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.directions.layers import PrunableLayer, prunable_layers
 from tests.networks_and_images import random_net
 from tests.pruning.random_curvature import layers_of

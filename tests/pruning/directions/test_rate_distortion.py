@@ -49,7 +49,7 @@ def all_plans(space: Space) -> Iterator[tuple[Cost, float]]:
             *(range(least, full + 1) for least, full in zip(cell.least, cell.full, strict=True))
         ):
             ranks = cell.ranks(kept)
-            left = [full if rank is None else rank for rank, full in zip(ranks, cell.full, strict=True)]
+            left = [full if rank is None else rank for rank, full in zip(ranks[:2], cell.full, strict=True)]
             options.add((cell.cost(kept), float(cell.losses[left[1], left[0]])))
         per_layer.append(options)
     for chosen in itertools.product(*per_layer):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from hybridprune.models.edits import FactorEdit
+from hybridprune.models.factored import DENSE, Ranks
 from hybridprune.pruning.budget.greedy import cut_at_ratio, importance
 from hybridprune.pruning.budget.space import Cost, least_kept
 from hybridprune.pruning.directions import space as direction_space_module
-from hybridprune.pruning.directions.layer_forms import DENSE, ConvShape, Ranks
+from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.directions.space import DirectionCell
 from tests.networks_and_images import random_net
 from tests.pruning.random_curvature import (
