@@ -134,6 +134,12 @@ def ranks_of(layer: PrunableLayer, form: str) -> Ranks:
     }[form]
 
 
+def fewer(ranks: Ranks, less: int) -> Ranks:
+    """The same form with so many directions less on each side that has a rotation."""
+    rank_in, rank_out = (None if rank is None else max(rank - less, 1) for rank in ranks[:2])
+    return Ranks(rank_in, rank_out)
+
+
 LAYERS = [
     (nn.Conv2d(5, 7, 3, 1, 1, bias=False), (5, 9, 8)),
     (nn.Conv2d(5, 7, 3, 2, 1), (5, 9, 8)),
@@ -220,7 +226,7 @@ def test_layers_of_low_rank_change_their_form_without_loss(first: str, form: str
     layers = layers_of(net)
     less = {}
     for layer in layers:
-        less[layer.name] = Ranks(*(None if rank is None else rank - 1 for rank in ranks_of(layer, first)[:2]))
+        less[layer.name] = fewer(ranks_of(layer, first), 1)
     decompositions = random_decompositions(layers, damping=1e-20)
     apply_ranks(net, layers, decompositions, less, sweeps=2)
     assert_same(outputs(net), expected)
@@ -268,7 +274,7 @@ def test_a_cut_of_a_layer_is_the_truncated_weight(form: str, first: str) -> None
         layers = prunable_layers(net, lambda: net(x[:1]))
         (layer,) = layers
         decompositions = random_decompositions(layers, seed=seed)
-        less = Ranks(*(None if rank is None else max(rank - 2, 1) for rank in ranks_of(layer, now)[:2]))
+        less = fewer(ranks_of(layer, now), 2)
         rank_in, rank_out = (
             full if rank is None else rank for rank, full in zip(less[:2], layer.directions, strict=True)
         )
