@@ -18,6 +18,7 @@ from hybridprune.engine.loop import Loop
 from hybridprune.engine.modes import kept_modes, training_mode
 from hybridprune.engine.objective import LikelihoodLoss
 from hybridprune.engine.pressure import Drive, parameter_groups
+from hybridprune.engine.rates import lr_factors
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import UserError
@@ -77,7 +78,7 @@ def finetune(
     with training_mode(model), frozen_parameters(model, frozen), bar(description=description, total=steps) as shown:
         descent = Descent(
             model,
-            parameter_groups(trainable(model), drive),
+            parameter_groups(trainable(model), drive, lr_factors=lr_factors(model)),
             device,
             lr=lr,
             momentum=momentum,

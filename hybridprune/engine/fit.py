@@ -30,6 +30,7 @@ from hybridprune.engine.objective import Objective
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.progress import Progress, Validation
+from hybridprune.engine.rates import lr_factors
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import Interrupted, UserError
@@ -91,7 +92,9 @@ class Fit:
             self.net,
             # A group may be empty: not every network has gates.
             [
-                *parameter_groups(self._trained("backbone"), self.drive),
+                *parameter_groups(
+                    self._trained("backbone"), self.drive, lr_factors=lr_factors(self.net.backbone, "backbone")
+                ),
                 *parameter_groups(self._trained("gate"), None, self.gate_lr_factor),
             ],
             self.device,

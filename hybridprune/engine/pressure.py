@@ -43,18 +43,22 @@ class Drive:
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], drive: Drive | None, factor: float = 1.0
+    named: Iterable[tuple[str, nn.Parameter]],
+    drive: Drive | None,
+    factor: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """The parameters as an optimiser's groups, each with ``factor``: its learning rate over the common one.
 
-    Those that a drive does not name are the first group, which may be empty.
+    ``lr_factors`` are further ones, by name. Those that neither these nor a drive name are the first group, which may
+    be empty.
     """
-    if drive is None:
-        return [{"params": [parameter for _, parameter in named], "factor": factor}]
+    further = lr_factors or {}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
     for name, parameter in named:
-        key = drive.lr_factors.get(name, 1.0), name not in drive.undecayed
-        groups.setdefault(key, []).append(parameter)
+        own = further.get(name, 1.0) * (1.0 if drive is None else drive.lr_factors.get(name, 1.0))
+        decays = drive is None or name not in drive.undecayed
+        groups.setdefault((own, decays), []).append(parameter)
     return [
         {"params": parameters, "factor": factor * own, **({} if decays else {"weight_decay": 0.0})}
         for (own, decays), parameters in groups.items()

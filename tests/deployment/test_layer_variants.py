@@ -37,6 +37,18 @@ def test_all_forms_compute_the_same(options: Mapping[str, Any], own: str) -> Non
     _check(layer, x.to(memory_format=torch.channels_last), own)
 
 
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if name.startswith("3x3")])
+@torch.no_grad()
+def test_a_separable_layer_is_dense_in_its_other_form(name: str) -> None:
+    torch.manual_seed(0)
+    layer = factored(nn.Conv2d(5, 6, **CONVOLUTIONS[name]), 9, 9, separable=True)
+    x = torch.randn(2, 5, 9, 8).to(memory_format=torch.channels_last)
+    forms = forms_of(layer)
+    assert list(forms) == ["separable", "dense", "separable with products"] and forms["separable"] is layer
+    for each in forms.values():
+        torch.testing.assert_close(each(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("own", RANKS)
 @torch.no_grad()

@@ -173,3 +173,41 @@ def test_a_factored_layer_is_resized_by_the_channels_that_it_connects() -> None:
     assert isinstance(new, FactoredConv2d) and (new.in_channels, new.out_channels, new.training) == (5, 4, False)
     assert [tuple(p.shape) for p in new.parameters()] == [(4, 5, 1, 1), (4, 4, 3, 3), (4,)]
     assert new.weight.dtype == torch.float64
+
+
+def test_a_separable_layer_is_rebuilt_from_its_edit() -> None:
+    edit = FactorEdit("stem", 20, 20, separable=True)
+    net, again = Net(), Net()
+    apply_edits(net, (edit,))
+    layer = net.stem
+    assert isinstance(layer, FactoredConv2d) and layer.core.groups == 20 and layer.padding_mode == "reflect"
+    assert edits_between(Net(), net) == (edit,)
+    record = json.loads(json.dumps(edit.to_json()))
+    assert edit_from_json(record) == edit and record["separable"] is True
+    apply_edits(again, (edit_from_json(record),))
+    again.load_state_dict(net.state_dict())
+    x = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(again.eval()(x), net.eval()(x))
+    # From form to form and back.
+    apply_edits(net, (FactorEdit("stem", 2, 3),))
+    assert edits_between(Net(), net) == (FactorEdit("stem", 2, 3),)
+    apply_edits(net, (edit,))
+    apply_edits(net, (ResizeEdit("stem", 3, 4), ResizeEdit("bn", 4, 4)))
+    assert isinstance(net.stem, FactoredConv2d) and net.stem.channels == (3, 4) and net.stem.core.groups == 20
+
+
+def test_records_of_other_forms_do_not_speak_of_components() -> None:
+    assert FactorEdit("stem", 2, None).to_json() == {"layer": "stem", "rank_in": 2, "rank_out": None}
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 3), (None, 4), (25, 25)])
+def test_wrong_numbers_of_components_are_refused(ranks: tuple[int | None, int | None]) -> None:
+    with pytest.raises(ValueError, match="components"):
+        apply_edits(Net(), (FactorEdit("stem", *ranks, separable=True),))
+
+
+def test_a_linear_layer_is_not_separable() -> None:
+    with pytest.raises(ValueError, match="separable"):
+        apply_edits(Net(), (FactorEdit("classifier", 3, 3, separable=True),))
+    with pytest.raises(ValueError, match="separable"):
+        edit_from_json({"layer": "stem", "rank_in": 2, "rank_out": 2, "separable": 1})

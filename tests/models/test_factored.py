@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from hybridprune.models.factored import (
     FactoredLinear,
     Ranks,
     build_layer,
+    dense_form,
     fill,
     form,
+    form_name,
     is_pointwise,
     outline,
 )
@@ -225,3 +228,22 @@ def test_edit_round_trip(rank_in: int | None, rank_out: int | None) -> None:
 def test_incomplete_edit_is_refused() -> None:
     with pytest.raises(KeyError):
         FactorEdit.from_json({"layer": "backbone.conv", "rank_in": 2})
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": (0, 1)}, {"dilation": 2, "bias": False}])
+def test_a_separable_layer_is_the_sum_of_its_components(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 5, 3, **options).double()
+    layer = FactoredConv2d(conv, 7, 7, separable=True)
+    out, core, inside = (torch.randn(size, dtype=torch.float64) for size in ((5, 7), (7, 1, 3, 3), (7, 4)))
+    fill(layer, out, core, inside)
+    weight = torch.zeros(5, 4, 3, 3, dtype=torch.float64)
+    for r in range(7):
+        weight += out[:, r, None, None, None] * inside[r, None, :, None, None] * core[r, 0]
+    torch.testing.assert_close(torch.as_tensor(layer.weight + 0), weight)
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    expected = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(dense_form(layer)(x), expected)
+    assert form(layer) == Ranks(7, 7, separable=True) and form_name(form(layer)) == "separable"
+    assert layer.channels == (4, 5) and layer.groups == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridprune.pruning.directions import components as module
 from hybridprune.pruning.directions.components import Components, components
-from tests.pruning.cases import source
+from tests.pruning.random_curvature import source
 
 
 def summed(found: Components) -> Tensor:

@@ -17,7 +17,7 @@ from hybridprune.pruning.directions.layer_forms import ConvShape
 SIZE = 9
 
 
-@pytest.mark.parametrize("ranks", [DENSE, Ranks(3, None), Ranks(None, 4), Ranks(3, 4)])
+@pytest.mark.parametrize("ranks", [DENSE, Ranks(3, None), Ranks(None, 4), Ranks(3, 4), Ranks(9, 9, separable=True)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
 def test_cost_is_that_of_the_real_layer(kernel: int, stride: int, bias: bool, ranks: Ranks) -> None:
@@ -35,7 +35,8 @@ def shapes_and_ranks(draw: st.DrawFn) -> tuple[ConvShape, Ranks]:
     channels = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     positions = draw(st.sampled_from([(16, 16), (64, 16), (16, 64)]))
     shape = ConvShape(*channels, draw(st.sampled_from([1, 9])), *positions, draw(st.booleans()))
-    return shape, Ranks(*(draw(st.none() | st.integers(1, side)) for side in channels))
+    rank_in, rank_out = (draw(st.none() | st.integers(1, side)) for side in channels)
+    return shape, Ranks(rank_in, rank_out)
 
 
 @given(shapes_and_ranks(), st.integers(0, 4000))

@@ -61,6 +61,40 @@ LAYERS = [
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("layer", "shape"), LAYERS[:2])
+def test_the_last_part_of_a_separable_layer_is_the_least_squares_solution(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    reference = nn.Sequential(copy.deepcopy(layer)).double()
+    model = copy.deepcopy(reference)
+    apply_edits(model, (FactorEdit("0", 7, 7, separable=True),))
+    for parameter in model.parameters():
+        parameter.normal_()
+    cut = model[0]
+    assert isinstance(cut, FactoredConv2d)
+    before = copy.deepcopy(cut)
+    images = torch.randn(40, *shape, dtype=torch.float64)
+    # The metric is of no account: nothing behind what is refitted limits the outputs.
+    refit(model, reference, ["0"], images.split(20), run, {"0": random_factor(5, 8, 1)})
+    u = outputs(cut.core(cut.rotate_in(images)))
+    y = outputs(reference(images))
+    old = before.rotate_out.get_parameter("weight").flatten(1).numpy()
+    mean_u, mean_y = u.mean(0), y.mean(0)
+    moment = (u - mean_u).T @ (u - mean_u) / len(u)
+    ridge = RIDGE * np.trace(moment) / len(moment)
+    right = (y - mean_y).T @ (u - mean_u) / len(u) + ridge * old
+    expected = np.linalg.solve(moment + ridge * np.eye(len(moment)), right.T).T
+    np.testing.assert_allclose(cut.rotate_out.get_parameter("weight").flatten(1).numpy(), expected, atol=1e-8)
+    assert cut.bias is not None
+    np.testing.assert_allclose(cut.bias.numpy(), mean_y - expected @ mean_u, atol=1e-8)
+    for side in ("core", "rotate_in"):
+        assert torch.equal(
+            cut.get_submodule(side).get_parameter("weight"), before.get_submodule(side).get_parameter("weight")
+        )
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("metric", [False, True])
 @pytest.mark.parametrize("ranks", [Ranks(3, 2), Ranks(3, None), Ranks(None, 2)])
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)

@@ -18,14 +18,15 @@ from hybridprune.pruning.directions.rate_distortion import cut_at_budget
 from hybridprune.pruning.directions.separation import most_components, separation
 from hybridprune.pruning.directions.space import direction_space
 from hybridprune.pruning.directions.surgery import apply_ranks
-from tests.pruning.cases import cells, expected_loss, fisher, forms, random_curvature, random_decompositions
+from tests.pruning.random_curvature import cells, expected_loss, fisher, forms, random_curvature, random_decompositions
 
 IMAGES = (2, 3, 10, 10)
 
 
 def network() -> nn.Sequential:
+    """Its second convolution is nearly a sum of ten components, and of no low rank."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(8, 10, 3, stride=2, padding=1, bias=False),
@@ -35,6 +36,10 @@ def network() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(200, 4),
     ).eval()
+    near = torch.einsum("or,rk,ri->oik", torch.randn(10, 10), torch.randn(10, 9), torch.randn(10, 8)).view(10, 8, 3, 3)
+    weight = net[2].get_parameter("weight")
+    weight.data = near / near.std() * weight.std() + 0.01 * weight
+    return net
 
 
 def cost(model: nn.Module) -> Cost:
@@ -101,9 +106,8 @@ def test_losses_never_grow_and_are_those_tried() -> None:
     assert separation(found["2"], 9, 8, 1.0) is None
 
 
-@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
 @pytest.mark.parametrize("kind", ["macs", "params"])
-@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize(("share", "multiple"), [(0.4, 1), (0.6, 1), (0.8, 1), (0.8, 4), (0.9, 4)])
 def test_the_network_costs_what_the_plan_says_within_the_budget(share: float, kind: str, multiple: int) -> None:
     model = network()
     dense = cost(model)
@@ -115,7 +119,7 @@ def test_the_network_costs_what_the_plan_says_within_the_budget(share: float, ki
         cut(model, space, kept, found)
         assert cost(model) == space.cost(kept) and budget.allows(cost(model))
         assert torch.isfinite(model(torch.randn(IMAGES))).all()
-        budget = Budget(**{kind: 0.8 * share * getattr(dense, kind)})
+        budget = Budget(**{kind: 0.9 * share * getattr(dense, kind)})
 
 
 def test_more_forms_never_lose_more() -> None:
