@@ -27,6 +27,8 @@ KEYS = [
     ("--normalize",),
     ("--allow_increase",),
     ("--rank_multiple", "4"),
+    ("--separable",),
+    ("--separable", "--rank_multiple", "2", "--max_iter", "2", "--back_ratio", "0.3", "--fix_rotation"),
     ("--regularization", "0.001"),
     ("--decomp_method", "tucker"),
     ("--allocation", "importance"),
