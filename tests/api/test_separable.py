@@ -68,7 +68,7 @@ def test_a_layer_becomes_separable_where_that_loses_less(net: Net, tmp_path: Pat
     assert {layer.name: layer.after.form for layer in pruned.spec.layers}["conv"] == "separable"
     hybridprune.save(pruned, tmp_path / "half")
     same = hybridprune.restore(tmp_path / "half", into=Net())
-    assert torch.equal(same.module.eval()(images), pruned.module.eval()(images))
+    assert torch.equal(same.eval()(images), pruned.module.eval()(images))
     deployed = hybridprune.deploy(pruned, images)
     torch.testing.assert_close(deployed.module(images), pruned.module(images), rtol=1e-4, atol=1e-4)
 
