@@ -402,6 +402,7 @@ class CutOptions(Checked):
         False,
         "let layers become sums of components, 1x1 -> depthwise kxk -> 1x1, where that is expected to cost less than "
         "rotations (method fisher-tucker, allocation rate_distortion, with a budget)",
+        source="Lebedev et al. 2015",
     )
     decomp_method: str = option(
         "usual",

@@ -69,7 +69,7 @@ def test_a_layer_becomes_separable_where_that_loses_less(net: Net, tmp_path: Pat
     hybridprune.save(pruned, tmp_path / "half")
     same = hybridprune.restore(tmp_path / "half", into=Net())
     assert torch.equal(same.eval()(images), pruned.module.eval()(images))
-    deployed = hybridprune.deploy(pruned, images)
+    deployed = hybridprune.deploy(pruned.module, images)
     torch.testing.assert_close(deployed.module(images), pruned.module(images), rtol=1e-4, atol=1e-4)
 
 

@@ -137,9 +137,9 @@ def test_a_layer_may_be_resized_and_then_factored() -> None:
 
 
 def test_a_layer_that_was_factored_before() -> None:
-    def factored(*ranks: int | None) -> Net:
+    def factored(rank_in: int | None, rank_out: int | None) -> Net:
         net = Net()
-        replace_module(net, "point", FactoredConv2d(net.point, *ranks))
+        replace_module(net, "point", FactoredConv2d(net.point, rank_in, rank_out))
         return net
 
     assert edits_between(factored(4, 3), factored(4, 3)) == ()

@@ -61,7 +61,7 @@ def cases(draw: st.DrawFn) -> Case:
 def factored(case: Case) -> FactoredConv2d:
     """The case's layer, with the convolution's bias."""
     ranks = [None if case.q_in is None else len(case.q_in), None if case.q_out is None else case.q_out.shape[1]]
-    layer = FactoredConv2d(case.conv, *ranks)
+    layer = FactoredConv2d(case.conv, ranks[0], ranks[1])
     fill(layer, case.q_out, case.core, case.q_in)
     if case.conv.bias is not None:
         last = layer.core if case.q_out is None else layer.rotate_out

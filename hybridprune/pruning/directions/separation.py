@@ -1,4 +1,4 @@
-"""What it is expected to cost to make a layer a sum of few components: how many there may be, and the loss of each."""
+"""Numbers of components that a layer may become a sum of, and the rise of the loss that each is expected to cost."""
 
 from __future__ import annotations
 

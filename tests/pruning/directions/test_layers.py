@@ -60,10 +60,10 @@ def test_a_factored_layer_keeps_the_shape_of_the_whole_layer() -> None:
         assert (layer.shape, layer.stride) == (dense[name].shape, dense[name].stride)
         assert layer.form == forms.get(name, DENSE)
     conv1, projection = factored["backbone.blocks.1.conv1"], factored["backbone.blocks.2.projection.0"]
-    assert conv1.directions == Ranks(3, 10)
-    assert projection.directions == Ranks(9, 32)
+    assert conv1.directions == (3, 10)
+    assert projection.directions == (9, 32)
     assert projection.stride == (1, 1) and factored["backbone.blocks.2.conv1"].stride == (2, 2)
-    assert factored["backbone.classifier"].directions == Ranks(7, 5)
+    assert factored["backbone.classifier"].directions == (7, 5)
     module = net.get_submodule(conv1.name)
     assert isinstance(module, FactoredConv2d) and isinstance(module.rotate_out, nn.Conv2d)
     assert conv1.leaf is module.core

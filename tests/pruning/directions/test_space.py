@@ -75,7 +75,7 @@ def test_choices_are_all_that_the_ranks_can_make_of_a_layer(
     sides = [range(least, full + 1) for least, full in zip(cell.least, cell.full, strict=True)]
     for kept in itertools.product(*sides):
         ranks = cell.ranks(kept)
-        left = tuple(full if rank is None else rank for rank, full in zip(ranks, cell.full, strict=True))
+        left = tuple(full if rank is None else rank for rank, full in zip(ranks[:2], cell.full, strict=True))
         if cell.cost(kept).macs < now.macs and left != cell.full:  # a layer that loses nothing stays as it is
             expected.add(ranks)
     assert found == expected
