@@ -41,7 +41,8 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
         metavar="FORM",
         nargs="+",
         choices=FORMS,
-        help='eager, compiled, onnx (CPUs only; pip install "hybridprune[deploy]"); default: eager and, on a CPU, onnx',
+        help='eager, compiled, onnx (CPUs only; pip install "hybridprune[deploy]"); default: eager and, on a CPU with '
+        "its packages, onnx",
     )
     parser.add_argument(
         "--int8", action="store_true", help="also quantise for ONNX Runtime, with its accuracy and size"
@@ -70,13 +71,21 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
 
 
 def _forms(given: Sequence[str] | None, int8: bool, device: torch.device) -> tuple[str, ...]:
-    """The forms to time; UserError where one cannot be."""
-    forms = tuple(given or (("eager", "onnx") if device.type == "cpu" else ("eager",)))
-    for flag, wanted in (("--int8", int8), ("--forms onnx", "onnx" in forms)):
+    """The forms to time. UserError where one that was asked for cannot be; others are skipped, which is told."""
+    for flag, wanted in (("--int8", int8), ("--forms onnx", "onnx" in (given or ()))):
         if wanted and device.type != "cpu":  # its times would stand beside those of the GPU as if they were its own
             raise UserError(
                 f"{flag}: ONNX Runtime is timed on CPUs only, not on {device}; leave it out or give --device cpu"
             )
         if wanted:
             need_onnx(flag)
-    return forms
+    if given:
+        return tuple(given)
+    if device.type != "cpu":
+        return ("eager",)
+    try:
+        need_onnx("onnx")
+    except UserError as error:
+        say(f"skipped {error}")
+        return ("eager",)
+    return ("eager", "onnx")

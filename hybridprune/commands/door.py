@@ -44,6 +44,8 @@ COMMANDS = {
 
 def main(words: Sequence[str], prog: str) -> int:
     """Run the subcommand that the first word names, and return its exit code."""
+    if words and words[0] == "help":  # `help prune` is `prune --help`
+        words = [*words[1:2], "--help"]
     if words and words[0] in COMMANDS:
         command = COMMANDS[words[0]]
         return enter(command.function, words[1:], f"{prog} {words[0]}", together=command.together)

@@ -11,7 +11,7 @@ from hybridprune.stages import sp as stage_1
 
 EVERY_STAGE = ("dataset", "data_dir", "network", "depth", "width")
 TRAIN = (*EVERY_STAGE, "epochs", "lr", "bs", "alpha", "seed")
-PRUNE = (*EVERY_STAGE, "checkpoint_file", "method", "target_flops", "epochs_end", "lr")
+PRUNE = (*EVERY_STAGE, "checkpoint_file", "method", "target_flops", "epochs_start", "epochs_end")
 ROUTE = (*EVERY_STAGE, "checkpoint_file", "target_flops", "epochs", "lr", "alpha")
 """The ten options of each stage that ``--help`` shows."""
 

@@ -110,7 +110,8 @@ def check(o: Option, value: Any, source: str) -> Any:
         raise UserError(f"{source} {told}: must be {_article(kind_name(o))}{hint}")
     if metadata["choices"] is not None and value not in metadata["choices"]:
         listed = ", ".join(str(choice) for choice in metadata["choices"])
-        raise UserError(f"{source} {told}: must be one of {listed}{suggest(str(value), map(str, metadata['choices']))}")
+        hint = suggest(str(value), map(str, metadata["choices"]))
+        raise UserError(f"{source} {told}: {f'unknown{hint} It must' if hint else 'must'} be one of {listed}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{source} {told}: must be finite")
     for number in value.values() if isinstance(value, dict) else [value]:

@@ -559,8 +559,10 @@ class PruneOptions(Checked):
         "learning rate of the bring-back training: from 10 lr at compression 0 to lr at compression 1",
         measured=STAGE_2,
     )
-    epochs_start: int = option(10, "epochs of fine-tuning at compression 0", low=0)
-    epochs_end: int = option(20, "epochs of fine-tuning at compression 1, linear in between", low=0)
+    epochs_start: int = option(10, "epochs of fine-tuning where nothing is cut (compression 0)", low=0)
+    epochs_end: int = option(
+        20, "epochs of fine-tuning at compression 1; in between, linear from epochs_start to epochs_end", low=0
+    )
     fix_rotation: bool = option(
         False,
         "fine-tune the cores only, not the rotations",

@@ -32,6 +32,8 @@ class Invocation(Generic[C]):
     resume: bool
     dry_run: bool
     print_config: bool
+    unasked: str | None = None
+    """The configuration file that was read although nobody had named it."""
 
 
 def _options(default: SpConfig | PruneConfig | RlConfig) -> Iterator[Option]:
@@ -66,7 +68,8 @@ def resolve(
     """
     options = list(_options(default))
     arguments = vars(_parser(options, prog, description, config_path).parse_args(argv))
-    path = arguments.pop("config_path")
+    named = arguments.pop("config_path")
+    path = config_path if named is None else named
     wishes = {name: arguments.pop(name) for name in ("resume", "dry_run", "print_config")}
     file = {} if path is None else _read(Path(path), {o.key for o in options})
     concerns: dict[str, dict[str, Any]] = {}
@@ -82,7 +85,8 @@ def resolve(
         concerns.setdefault(o.concern, {})[o.name] = value
     try:
         made = {name: type(getattr(default, name))(**values) for name, values in concerns.items()}
-        return Invocation(dataclasses.replace(default, **made), **wishes)
+        unasked = path if named is None else None
+        return Invocation(dataclasses.replace(default, **made), **wishes, unasked=unasked)
     except Contradiction as found:
         raise UserError(found.told) from found
 
@@ -115,6 +119,17 @@ def _refuse_code(o: Option, value: object, path: object) -> None:
         raise UserError(f"{path}: {o.key} {value}: a file may not say what is imported; give --{o.flags[0]} {value}")
 
 
+_MEANT = {
+    "--budget": "--target_flops",
+    "--flops": "--target_flops",
+    "--learning_rate": "--lr",
+    "--model": "--network",
+    "--ratio": "--prune_ratio",
+    "--sparsity": "--prune_ratio",
+}
+"""Words that other tools and our own pages have for what a flag says."""
+
+
 class _Parser(argparse.ArgumentParser):
     flags: frozenset[str] = frozenset()
 
@@ -122,13 +137,19 @@ class _Parser(argparse.ArgumentParser):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             unknown = message.removeprefix(prefix).split()[0]
-            raise UserError(f"{unknown}: no such flag{suggest(unknown.split('=')[0], self.flags)}; see --help")
+            flag = unknown.split("=")[0]
+            # The dashes are alike in all of them.
+            hint = suggest(_MEANT.get(flag, flag), self.flags, least=0.75)
+            raise UserError(f"{unknown}: no such flag{hint}; see --help")
         raise UserError(f"{message}; see --help")
 
 
 def _parser(options: list[Option], prog: str, description: str, config_path: str | None) -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config_path", default=config_path, help="configuration file in JSON (default: %(default)s)")
+    # The file of `hybridprune prune` (`config_here`) may lie where it is run, if not here.
+    prunes = any(o.concern == "cut" for o in options)
+    unasked = "config.json, where the working folder has one" if prunes else as_typed(config_path)
+    parser.add_argument("--config_path", help=f"configuration file in JSON (default: {unasked})")
     parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of this configuration")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="print what would be done and stop")
     parser.add_argument(

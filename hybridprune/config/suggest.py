@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The known word that is closest, as the end of a message; nothing if none is close."""
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
+def suggest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """The known word that is closest, as the end of a message; nothing if none is as like as ``least``, 1 at most."""
+    folded = {name.lower(): name for name in sorted(known)}
+    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=least)
+    return f", did you mean {folded[close[0]]}?" if close else ""

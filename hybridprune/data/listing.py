@@ -57,7 +57,9 @@ def _suffixes(img_type: str) -> tuple[str, ...]:
 
 def _list(root: Path, splits: Mapping[str, Sequence[str]], suffixes: tuple[str, ...], img_type: str) -> Listing:
     if not root.is_dir():
-        raise UserError(f"--data_dir {root} is not a folder")
+        raise UserError(
+            f"--data_dir {root} is not a folder; name that of the images, or give --dataset digits, which needs none"
+        )
     found = {split: _split_folder(root, split, names) for split, names in splits.items()}
     names = {split: _class_names(folder) for split, folder in found.items()}
     for split, other in (("train", "test"), ("test", "train")):

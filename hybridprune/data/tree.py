@@ -44,7 +44,10 @@ def load_tree(
     pixels. Raises ``UserError`` as `list_tree` does, and before any image is opened if this is not ``digest``.
     """
     if data_dir is None:
-        raise UserError("--data_dir is missing: give the folder that holds train/<class>/ and test/<class>/")
+        raise UserError(
+            "--data_dir is missing: give the folder that holds train/<class>/ and test/<class>/, or --dataset digits, "
+            "which needs none"
+        )
     root = Path(data_dir).expanduser().resolve()
     classes, folders = list_tree(root, _SPLITS, img_type)
     try:

@@ -18,6 +18,8 @@ def device_of(name: str | torch.device, option: str = "--device") -> torch.devic
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # and twenty kinds that are of no use here
+            reason = "there is no such kind of device"
         raise UserError(
             f"{option} {name}: not available ({reason}); use cpu, or cuda:N on a machine with GPUs"
         ) from error

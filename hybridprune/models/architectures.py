@@ -70,6 +70,8 @@ def architecture(name: str) -> Architecture:
         return Architecture(name, partial(build_torchvision, rest))
     if name not in NETWORKS:
         known = [own for own in NETWORKS if not NETWORKS.imports(own)]
+        if ":" not in name and is_network(f"{TORCHVISION}:{name}"):
+            raise UserError(f"--network {name}: is torchvision's; give --network {TORCHVISION}:{name}")
         raise UserError(
             f"--network {name}: must be one of {', '.join(known)} or torchvision:NAME"
             + (suggest(name.lower(), known) or "; one of your own is module:factory")

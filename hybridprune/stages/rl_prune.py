@@ -38,7 +38,9 @@ from hybridprune.stages.setup import StageSetup, to_device
 from hybridprune.stages.start import open_run, saved_progress
 from hybridprune.store.run_folder import RunFolder
 
-DESCRIPTION = "Stage 3: fine-tune the gates with REINFORCE on the statically pruned network."
+DESCRIPTION = (
+    "Stage 3: fine-tune the gates of the pruned network, by REINFORCE or, with --estimator gumbel, by relaxation."
+)
 
 Score = Callable[[GatedNetwork, EvalBatches], Validation]
 

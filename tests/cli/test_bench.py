@@ -121,9 +121,27 @@ def test_onnx_runtime_is_not_timed_beside_a_gpu() -> None:
             _forms(given, int8, cuda)
 
 
+def test_a_form_that_nobody_asked_for_is_skipped_where_it_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert _forms(None, False, torch.device("cpu")) == ("eager",)
+    told = "skipped onnx: needs onnx and onnxscript and onnxruntime; pip install 'hybridprune[deploy]'\n"
+    assert capsys.readouterr() == ("", told)
+    for given, int8, flag in ((["eager", "onnx"], False, "--forms onnx"), (None, True, "--int8")):
+        with pytest.raises(UserError, match=f"^{flag}: needs onnx and"):
+            _forms(given, int8, torch.device("cpu"))
+
+
 def test_weights_lie_as_the_images_do(results: Path) -> None:
     arguments = Namespace(
-        run=folder_of(results, "rl"), device="cpu", data_dir=None, cache_dir=None, download=False, batch_size=4
+        run=folder_of(results, "rl"),
+        device="cpu",
+        network=None,
+        data_dir=None,
+        cache_dir=None,
+        download=False,
+        batch_size=4,
     )
     run = FinishedRun.load(arguments)
     kernels = [p for p in run.net.parameters() if p.ndim == 4 and min(p.shape[1], p.shape[2]) > 1]

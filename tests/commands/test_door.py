@@ -26,7 +26,7 @@ def test_every_subcommand_leads_to_a_function(name: str) -> None:
     assert callable(getattr(import_module(module), function))
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
 def test_help_names_every_subcommand(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(words, "hybridprune") == 0
     said = capsys.readouterr().out
@@ -51,6 +51,13 @@ def test_a_mistyped_subcommand_is_told_the_closest(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == (
         "error: evalute: no such command, did you mean evaluate?; see hybridprune --help\n"
     )
+
+
+def test_help_of_a_subcommand_is_its_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr("hybridprune.commands.evaluate.main", lambda *given: called.append(given))
+    assert door.main(["help", "evaluate"], "hybridprune") == 0
+    assert called == [(["--help"], "hybridprune evaluate")]
 
 
 def test_the_function_is_told_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:

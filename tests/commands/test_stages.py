@@ -40,10 +40,39 @@ def test_prune_reads_config_json_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    widths = []
+    (tmp_path / "other.json").write_text("{}")
+    widths, told = [], []
     for content in (None, '{"width": 24}'):
         if content is not None:
             (tmp_path / "config.json").write_text(content)
-        stages.prune(["--print-config"], "hybridprune prune")
-        widths.append(json.loads(capsys.readouterr().out)["width"])
-    assert widths == [64, 24]
+        for words in ([], ["--config_path", "other.json"]):
+            stages.prune([*words, "--print-config"], "hybridprune prune")
+            said = capsys.readouterr()
+            widths.append(json.loads(said.out)["width"])
+            told.append(said.err)
+    assert widths == [64, 64, 24, 64]
+    assert told == ["", "", "configuration: config.json\n", ""]
+
+
+def test_help_says_which_file_is_read_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in STAGES:
+        getattr(stages, name)(["--help"], f"hybridprune {name}")
+        said = " ".join(capsys.readouterr().out.split())
+        default = "config.json, where the working folder has one" if name == "prune" else "none"
+        assert f"configuration file in JSON (default: {default})" in said
+
+
+def test_help_shows_both_ends_of_the_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    stages.prune(["--help"], "hybridprune prune")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "epochs of fine-tuning where nothing is cut (compression 0) (default: 10)" in said
+    assert "in between, linear from epochs_start to epochs_end (default: 20)" in said
+
+
+def test_help_of_route_names_both_estimators(capsys: pytest.CaptureFixture[str]) -> None:
+    stages.route(["--help"], "hybridprune route")
+    said = capsys.readouterr().out
+    assert "REINFORCE" in said and "--estimator gumbel" in said

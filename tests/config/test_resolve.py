@@ -212,6 +212,13 @@ def test_bad_value_in_the_file(
         (SpConfig(), ["--epochs"], "--epochs: expected one argument; see --help"),
         (SpConfig(), ["--epoch", "3"], "--epoch: no such flag, did you mean --epochs?; see --help"),
         (SpConfig(), ["--epoch=3"], "did you mean --epochs?"),
+        (PruneConfig(), ["--budget", "0.5"], "--budget: no such flag, did you mean --target_flops?; see --help"),
+        (SpConfig(), ["--budget", "0.5"], "--budget: no such flag; see --help"),
+        (
+            PruneConfig(),
+            ["--method", "L1"],
+            '--method "L1": unknown, did you mean l1? It must be one of fisher-tucker, ',
+        ),
         (SpConfig(), ["--prune_ratio", "0.5"], "--prune_ratio: no such flag"),
         (RlConfig(), ["--rate_penalty", "0.5"], "--rate_penalty: no such flag"),
     ],

@@ -237,7 +237,10 @@ def _truncated(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root), r"--data_dir .*pets is not a folder"),
+        (
+            lambda root: shutil.rmtree(root),
+            r"--data_dir .*pets is not a folder; .* give --dataset digits, which needs none",
+        ),
         (lambda root: shutil.rmtree(root / "train"), r"--data_dir .*no train folder .*training_set"),
         (lambda root: shutil.rmtree(root / "test"), r"--data_dir .*no test folder .*val"),
         (

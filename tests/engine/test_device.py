@@ -47,6 +47,13 @@ def test_what_is_not_there_is_named_with_the_option(name: str) -> None:
     assert "\n" not in str(found.value)
 
 
+def test_a_kind_that_is_none_does_not_list_those_that_are() -> None:
+    with pytest.raises(
+        UserError, match=r"^--device gpu: not available \(there is no such kind of device\); use cpu, or"
+    ):
+        device_of("gpu")
+
+
 def elsewhere() -> nn.Module:
     """Its parameters are where nothing can be computed."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)).to("meta")

@@ -131,7 +131,7 @@ def test_wrong_records_are_refused(field: str, value: object) -> None:
     [
         (NetworkOptions("resnt"), "--network resnt: must be one of resnet, preresnet, pyramidnet, vgg or "
          "torchvision:NAME, did you mean resnet?"),
-        (NetworkOptions("resnet50"), "or torchvision:NAME, did you mean"),
+        (NetworkOptions("resnet50"), "--network resnet50: is torchvision's; give --network torchvision:resnet50"),
         (NetworkOptions("zzz"), "torchvision:NAME"),
         (NetworkOptions("torchvision:resnet5"), "--network torchvision:resnet5: torchvision has no such classifier"),
         (NetworkOptions("resnet", bottleneck=True), "--bottleneck True: --network resnet does not read it; leave it "
