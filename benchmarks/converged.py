@@ -50,12 +50,23 @@ WIDTH = 16
 PEERS = {f"torch-pruning {importance}": importance for importance in IMPORTANCES}
 SCRATCH = "uniform, from scratch"
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    OURS: {"refit": "network"},
+    OURS: {"refit": "network", "separable": True},
+    "fisher-tucker, refit network": {"refit": "network"},
     "fisher-tucker": {"refit": "cores"},
     SCRATCH: {"cut_weights": "scratch"},
 }
 """The options of a cut, by name of the arm: its method, and behind a comma what is special about it."""
-METHODS = (OURS, "fisher-tucker", "taylor", *PEERS, "group-l2", "bn-scale", "uniform", SCRATCH)
+METHODS = (
+    OURS,
+    "fisher-tucker, refit network",
+    "fisher-tucker",
+    "taylor",
+    *PEERS,
+    "group-l2",
+    "bn-scale",
+    "uniform",
+    SCRATCH,
+)
 CELLS = ("32:0.5", "56:0.32", "56:0.55", "32:0.59")
 """Depth and target: ResNet-20 has 0.32 of the FLOPs of ResNet-56 and 0.59 of those of ResNet-32, which has 0.55."""
 BATCH, TAYLOR_IMAGES, RECALIBRATION_IMAGES = 128, 4096, 4096

@@ -12,7 +12,7 @@ from benchmarks.results_log import Line, unpack
 from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.tables import Table
 
-DENSE, OURS = "dense", "fisher-tucker, refit network"
+DENSE, OURS = "dense", "fisher-tucker, separable"
 CLOSE = 0.02
 """Difference of the shares of FLOPs up to which a published network stands beside a cut one."""
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from hybridprune.ambient import seeded
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, make_split
 from hybridprune.engine.distill import Distillation
+from hybridprune.engine.pressure import parameter_groups
+from hybridprune.engine.rates import lr_factors
 from hybridprune.engine.schedule import factor
 from hybridprune.precision import DTYPES, Precision
 from hybridprune.store.files import write_bytes
@@ -26,7 +28,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum, a linear warm-up and a linear decay, beside distillation from the dense network."""
+    """SGD with Nesterov momentum, a linear warm-up and a linear decay, beside distillation from the dense network.
+
+    Separable layers have their own rates (`lr_factors`).
+    """
 
     name: str = "default"
     lr: float = 0.03
@@ -117,8 +122,9 @@ def train(
     eval mode. Raises ValueError if what was saved is of another training.
     """
     batches = images.training(seed, recipe.batch_size)
+    groups = parameter_groups(net.named_parameters(), None, lr_factors=lr_factors(net))
     optimizer = torch.optim.SGD(
-        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
     of = {"recipe": asdict(recipe), "epochs": epochs, "seed": seed}
     losses: list[float] = []
@@ -138,7 +144,7 @@ def train(
             for step, batch in enumerate(batches.epoch(epoch)):
                 share = (epoch + (step + 0.5) / len(batches)) / epochs
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * recipe.factor(share)
+                    group["lr"] = recipe.lr * recipe.factor(share) * group["factor"]
                 output = forward(net, batch.images)
                 loss = F.cross_entropy(output.float(), batch.labels)
                 if distillation is not None:
