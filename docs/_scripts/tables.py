@@ -31,12 +31,16 @@ STAGE_COMMANDS = ("train", "prune", "route")
 
 
 def render(markdown: str) -> str:
-    """The page with each ``<!-- table: KIND NAMES -->`` replaced. Raises KeyError or UserError if a name is unknown."""
+    """The page with each ``<!-- table: KIND NAMES -->`` replaced, without what is for readers of the source.
+
+    That is the paragraph below a line ``<!-- in a clone -->``. Raises KeyError or UserError if a name is unknown.
+    """
 
     def table(match: re.Match[str]) -> str:
         kind, *names = match[1].split()
         return TABLES[kind](names)
 
+    markdown = re.sub(r"^<!-- in a clone -->\n(?:.+\n)+\n", "", markdown, flags=re.MULTILINE)
     return re.sub(r"^<!-- table: (.*?) -->$", table, markdown, flags=re.MULTILINE)
 
 

@@ -314,7 +314,7 @@ class CurvatureOptions(Checked):
     )
     sua: bool = option(
         False,
-        "channel factors only (spatially uncorrelated activations), no kernel-offset factor K",
+        "count the positions of a kernel as uncorrelated: faster, and less exact in convolutions larger than 1x1",
         source="Grosse & Martens 2016",
         measured=STUDY,
     )
@@ -326,7 +326,7 @@ class CurvatureOptions(Checked):
     )
     use_bias: bool = option(
         False,
-        "homogeneous inputs: the bias, or the BatchNorm behind, absorbs the mean, so A - mu mu^T is scored",
+        "score each layer's inputs without their mean, which its bias, or the BatchNorm behind, can make up for",
         source="Martens & Grosse 2015",
         measured=STAGE_2,
     )
@@ -338,7 +338,7 @@ class CurvatureOptions(Checked):
     )
     regularization: float = option(
         1e-6,
-        "damping where a factor is inverted: a share of the layer's mean eigenvalue, split by pi",
+        "damping: what is added to the curvature where it is inverted, as a share of the layer's mean eigenvalue",
         above=0,
         source="Martens & Grosse 2015",
         measured=STAGE_2,

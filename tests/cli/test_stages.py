@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import hybridprune
-from hybridprune.data import load_dataset
+from hybridprune.data import EvalBatches, load_dataset
+from hybridprune.stages.images import RunImages
 from tests.cli.tiny_runs import (
     DIGITS,
     OWN,
@@ -38,6 +39,21 @@ def difference(text: str) -> float:
     found = re.search(r"logits differ by (\S+) \(relative", text)
     assert found is not None, text
     return float(found.group(1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", STAGES)
+def test_the_test_images_are_read_once(name: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test, read = RunImages.test, []
+
+    def counted(images: RunImages) -> EvalBatches:
+        read.append(name)
+        return test(images)
+
+    monkeypatch.setattr(RunImages, "test", counted)
+    done = stage(name, "--result_dir", results, "--exp_name", "again")
+    assert done.returncode == 0, done.stderr
+    assert read == [name]
 
 
 def test_stages_hand_over_what_the_next_one_needs(finished: Path) -> None:

@@ -6,14 +6,20 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
+from hybridprune.config.methods import METHOD_NAMES
+from hybridprune.data.tree import load_tree
+from hybridprune.pruning.method import DirectionMethod
+from hybridprune.pruning.methods import find
 from tests import ROOT
 from tests.docs.pages import command_help, tables
 
@@ -38,7 +44,51 @@ def commands(*pages: str) -> list[list[str]]:
 def test_the_readme_shows_all_stages_and_commands() -> None:
     shown = {word for command in commands(README) for word in command[:3]}
     assert set(STAGES) <= shown
-    assert {"hybridprune.report", "hybridprune.evaluate", "demo", "test"} <= shown
+    assert {"demo", "test"} <= shown
+    assert {"report", "evaluate"} <= {command[1] for command in commands(README) if command[0] == "hybridprune"}
+
+
+def test_the_readme_counts_the_methods() -> None:
+    directions = [name for name in METHOD_NAMES if isinstance(find(name), DirectionMethod)]
+    assert f"**{len(METHOD_NAMES)} methods" in README
+    assert f"with the {len(directions)} methods that cut directions, `{directions[0]}` (the default) and" in README
+    assert f"`{directions[1]}`" in README and f"The other {len(METHOD_NAMES) - 2} cut channels" in README
+
+
+@pytest.mark.full
+def test_the_three_stages_run_as_they_stand_and_each_figure_of_an_epoch_is_explained(tmp_path: Path) -> None:
+    for file in (*STAGES, "config.json"):
+        shutil.copy(ROOT / file, tmp_path)
+    section = README.split("## The three stages")[1].split("\n## ")[0]
+    for command in commands(section):
+        words = [sys.executable, *(command[1:] if command[0] == "python" else ["-m", *command])]
+        if "RUN" in words:
+            (words[words.index("RUN")],) = map(str, (tmp_path / "results").glob("*/*-rl-*"))
+        settings = {**environment(), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+        done = subprocess.run(words, cwd=tmp_path, env=settings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.html").is_file()
+    lines = [line for run in (tmp_path / "results").glob("*/*/metrics.jsonl") for line in read_lines(run)]
+    figures = {name for line in lines for name in line if name.startswith(("train_", "validation_"))}
+    assert {"train_loss", "train_price", "validation_budget_flops_share"} <= figures
+    assert {name for name in figures if f"`{name}`" not in PAGES["docs/three_stages.md"]} == set()
+
+
+def test_the_page_makes_image_folders_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tiny(list[tuple[Image.Image, int]]):
+        classes = ("cloud", "sea")
+
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            assert root == "data" and download
+            super().__init__((Image.new("RGB", (8, 8), (60 * label, 99, 3)), label) for label in (1, 0, 1)[: 2 + train])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Tiny)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES["docs/three_stages.md"], flags=re.DOTALL)
+    exec(code, {})
+    data = load_tree("data/cifar_100", img_type="png", resize=8, num_workers=0, cache_dir=str(tmp_path / "cache"))
+    assert data.classes == ("cloud", "sea")
+    assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

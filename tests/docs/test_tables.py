@@ -115,3 +115,10 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "commands.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_whoever_reads_the_source_of_a_page_is_told_that_tables_are_missing(page: str) -> None:
+    missing = re.search(r"^(<!-- table: |::: )", PAGES[page], flags=re.MULTILINE) is not None
+    assert ("<!-- in a clone -->\nIn a clone" in PAGES[page]) == missing
+    assert "In a clone" not in rendered(page) or not missing
