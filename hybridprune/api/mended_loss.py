@@ -18,7 +18,7 @@ _NAMES = {
 
 
 def mended_loss(likelihood: Likelihood) -> str:
-    """What to give as ``loss``; one as torch has them takes targets, and not the batch that they are in."""
+    """The remedy, which says what to give as ``loss``: torch's losses take targets, not the batch that they are in."""
     remedy = "mend loss=, or give forward= that returns what it takes, in eval mode, too"
     if not isinstance(likelihood, UserLoss):
         return remedy

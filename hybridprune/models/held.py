@@ -9,7 +9,7 @@ from torch import nn
 
 
 class HoldsModule(Protocol):
-    """What `prune` and `deploy` return."""
+    """A result that holds a module: that of `prune` or `deploy`."""
 
     @property
     def module(self) -> nn.Module:
@@ -18,7 +18,7 @@ class HoldsModule(Protocol):
 
 
 class HoldsNetwork(Protocol):
-    """What `load` returns."""
+    """A result that holds a network: that of `load`."""
 
     @property
     def network(self) -> nn.Module:
