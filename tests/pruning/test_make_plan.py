@@ -18,6 +18,7 @@ from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.curvature import collect_factors, eigenbasis
 from hybridprune.errors import UserError
 from hybridprune.models.edits import factor_edits
+from hybridprune.models.factored import DENSE
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Budget, Cost, UnitSet
 from hybridprune.pruning.make_plan import make_plan
@@ -185,8 +186,8 @@ def test_a_plan_is_carried_out_within_its_budget_again_and_again(
         torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)  # nothing has changed yet
         plan.apply(kept)
         assert budget.allows(cost_of(net)) and cost_of(net) == plan.space.cost(kept)
-        assert {edit.layer: (edit.rank_in, edit.rank_out) for edit in factor_edits(net)} == {
-            name: tuple(ranks) for name, ranks in wanted.items() if ranks != (None, None)
+        assert {edit.layer: edit.ranks for edit in factor_edits(net)} == {
+            name: ranks for name, ranks in wanted.items() if ranks != DENSE
         }
         assert torch.isfinite(net(batch()[0]).logits).all()
 
