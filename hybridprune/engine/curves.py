@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -32,9 +33,11 @@ class Curves:
             self._writer = EventsWriter(str(folder / "events"), f".{secrets.token_hex(4)}")
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point to each curve, and flush them to disk."""
+        """Add a point to each curve, and flush them to disk; where a value is not finite, its curve has no point."""
         with naming(self._folder):
             for name, value in values.items():
+                if not math.isfinite(value):
+                    continue
                 self._writer.write_event(_event(name, value, step))
             self._writer.flush()
 

@@ -23,6 +23,7 @@ from hybridprune.engine.batchnorm import synchronised
 from hybridprune.engine.compiler import compiled
 from hybridprune.engine.curves import Curves
 from hybridprune.engine.descent import Descent
+from hybridprune.engine.divergence import check_losses
 from hybridprune.engine.freeze import frozen_parameters
 from hybridprune.engine.interrupt import deferred_interrupt
 from hybridprune.engine.loop import Loop
@@ -37,7 +38,7 @@ from hybridprune.errors import Interrupted, UserError
 from hybridprune.models.shakedrop import ShakeDrop
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import Precision, tf32
-from hybridprune.processes import count, is_first, largest, rank
+from hybridprune.processes import count, is_first, json_from_first, largest, rank
 from hybridprune.progress_bar import bar
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
@@ -107,8 +108,8 @@ class Fit:
             clip=None if (norm := self.gate_grad_norm) is None else lambda: nn.utils.clip_grad_norm_(gates, norm),
             fp16=self.optim.precision == "fp16",
         )
-        remedy = f"start anew with a lower --lr (now {self.optim.lr}) and another --exp_name"
-        self._loop = Loop(self.objective, descent, len(self.batches), remedy, joined=True)
+        self._remedy = f"start anew with a lower --lr (now {self.optim.lr}) and another --exp_name"
+        self._loop = Loop(self.objective, descent, len(self.batches), self._remedy, joined=True)
         self._saved = time.monotonic()
 
     def _trained(self, part: str) -> list[tuple[str, nn.Parameter]]:
@@ -119,8 +120,8 @@ class Fit:
         """Train from ``progress`` (and the saved ``state`` that belongs to it) to the last epoch.
 
         Leaves the best weights on validation in selected.safetensors and the last ones in last.safetensors.
-        Raises RunFailed when the loss is not finite, UserError when an image cannot be read, and Interrupted on Ctrl-C
-        or SIGTERM, all with the state saved.
+        Raises RunFailed when the loss is not finite, or the validation loss where `check_losses` minds it, UserError
+        when an image cannot be read, and Interrupted on Ctrl-C or SIGTERM, all with the state saved.
         """
         if state is not None:
             self.net.load_state_dict(state["network"])
@@ -151,7 +152,15 @@ class Fit:
             if (signum := wish()) > SAVE:  # while validating
                 raise Interrupted(GO_ON, signum)
         self.run.save_weights("last.safetensors", self.net)
+        losses = dict(json_from_first(lambda: self._validation_losses(progress.phase)))
+        if (warning := check_losses(losses, progress.best_epoch, self._remedy)) is not None and is_first():
+            print(warning, file=sys.stderr)
         return progress
+
+    def _validation_losses(self, phase: int) -> list[tuple[int, float | None]]:
+        """Epochs of this training and their validation losses, None where one is not finite; no others are told."""
+        lines = [line for line in self.run.read_metrics() if line.get("phase") == phase and "validation_loss" in line]
+        return [(line["epoch"], line["validation_loss"]) for line in lines]
 
     def _epoch(self, forward: Any, progress: Progress, wish: Callable[[], int]) -> None:
         self.train_mode(self.net)

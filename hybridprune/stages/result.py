@@ -14,7 +14,7 @@ from hybridprune.config import PruneConfig, RlConfig, SpConfig, identity, to_jso
 from hybridprune.engine.evaluate import summary
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
-from hybridprune.errors import UserError
+from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import count
 from hybridprune.measure.effective import count_weights, effective_sparsity
 from hybridprune.models.skipnet import GatedNetwork
@@ -43,14 +43,20 @@ def finish(
 
     ``setup`` holds that network and its specification, ``extra`` what only this stage has to say. All that is done
     between ``load_selected`` and here works on the network in memory only: a run that is killed in between and resumed
-    does it again, from the same weights.
+    does it again, from the same weights. Raises RunFailed if the network is not finite on the validation images.
     """
     spec, config, net, images, parent = setup.spec, setup.config, setup.net, setup.images, setup.parent
     run.save_weights(run.model_file.name, net)
     cost = count(net, spec.input_size)
-    test, validation = summary(net, images.test(), cost), summary(net, images.validation(), cost)
+    validation = summary(net, images.validation(), cost)
+    if not math.isfinite(validation["routed"]["loss"]):
+        raise RunFailed(
+            "the network is not finite on some validation images; start anew with a lower --lr (now "
+            f"{config.optim.lr}) and another --exp_name"
+        )
+    test = summary(net, images.test(), cost)
     for split, figures in (("validation", validation), ("test", test)):
-        if not all(math.isfinite(figures[reading]["loss"]) for reading in ("always_on", "routed")):
+        if not _finite(figures):
             say(f"warning: the network is not finite on some {split} images: their answers are wrong, the loss is null")
     result = {
         "format": FORMAT,
@@ -115,12 +121,18 @@ def show_result(run: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
     """
     if is_first():
         try:
-            lines = _lines(result)
+            lines, how = _lines(result), "finished" if _finite(result["test"]) else "ended, not finite on some images"
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{run.path / 'result.json'}: not a run's result ({reason}); restore the file") from error
-        print("\n".join([f"finished: {run.path}", *lines]))
+        print("\n".join([f"{how}: {run.path}", *lines]))
     return result
+
+
+def _finite(figures: Mapping[str, Any]) -> bool:
+    """Whether a network gave numbers; in a file, null stands for a loss that is none."""
+    losses = [figures[reading].get("loss", 0.0) for reading in ("always_on", "routed")]
+    return all(loss is not None and math.isfinite(loss) for loss in losses)
 
 
 def _lines(result: Mapping[str, Any]) -> list[str]:

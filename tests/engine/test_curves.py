@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import struct
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_points_are_on_disk_at_once_and_in_a_file_for_each_training(tmp_path: Pa
         *[("a", 3, 1.5), ("a", 4, 2.5), ("b", 3, 1.5), ("b", 4, 2.5)],
         *[("loss", 3, 0.5), ("loss", 3, 0.5)],
     ]
+
+
+def test_what_is_not_finite_is_no_point_and_nothing_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Curves(tmp_path / "tb") as curves:
+        curves.add({"loss": math.nan, "rate": math.inf, "accuracy": 0.5}, 3)
+    assert points(tmp_path / "tb") == [("accuracy", 3, 0.5)]
+    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

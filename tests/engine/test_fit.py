@@ -450,6 +450,28 @@ def test_scores_that_are_no_numbers_select_the_first_network(tmp_path: Path) -> 
     assert all(torch.equal(selected[name], initial[name]) for name in selected)
 
 
+def test_a_training_whose_selected_epoch_is_not_finite_fails_and_so_does_its_resumption(tmp_path: Path) -> None:
+    def never(net: GatedNetwork) -> Validation:
+        return Validation(0.5, {"loss": math.inf})
+
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"validation loss is not finite at epoch 0, the selected one; start anew"):
+            resume(tmp_path / "run", validate=never)
+    assert len(read_metrics(tmp_path / "run")) == 1 + EPOCHS
+
+
+def test_epochs_that_went_astray_are_told_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = iter([1.0, math.nan, 0.5, 0.75])
+
+    def sometimes(net: GatedNetwork) -> Validation:
+        loss = next(losses)
+        return Validation(-loss, {"loss": loss})
+
+    assert resume(tmp_path / "run", validate=sometimes).best_epoch == 2
+    told = "warning: the validation loss is not finite at 1 of 3 epochs, first at epoch 1; epoch 2 is selected"
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
 def test_interrupted_at_every_step(whole: Path, tmp_path: Path) -> None:
     path, starts = tmp_path / "run", 0
     while True:

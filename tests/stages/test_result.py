@@ -31,6 +31,16 @@ def test_runs_of_older_versions_are_shown_too(
     assert ("effective sparsity: 37.5%" in said) == shown
 
 
+@pytest.mark.parametrize("reading", ["always_on", "routed"])
+@pytest.mark.parametrize(("loss", "headline"), [(1.5, "finished: "), (None, "ended, not finite on some images: ")])
+def test_a_network_that_is_not_finite_is_not_called_finished(
+    reading: str, loss: float | None, headline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = {**RESULT["test"], reading: {**RESULT["test"][reading], "loss": loss}}
+    show_result(RunFolder(tmp_path), {**RESULT, "test": test})
+    assert capsys.readouterr().out.startswith(f"{headline}{tmp_path}\n")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
