@@ -50,6 +50,7 @@ from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.method import Method
 from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, Trainer, phases_of
 from hybridprune.pruning.plan import Plan
+from hybridprune.pruning.refusal import refusal_of
 from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
@@ -206,9 +207,8 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         return plan.allocate(self.options.prune_ratio or 0.0, self.budget(cut)), state
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
-        """In arguments of `prune`."""
-        wanted = f"target_flops {self.options.target_flops}, target_params {self.options.target_params}"
-        return UserError(f"{wanted}: {floor.of(self.dense)}")
+        """In flags, which `prune` turns into its arguments."""
+        return refusal_of(self.options, floor, self.dense)
 
     def planned(self, plan: Plan) -> None:
         """A warning where `prune` was called."""

@@ -12,7 +12,7 @@ from hybridprune.engine.evaluate import Evaluation, Routing, evaluate
 from hybridprune.engine.threshold import threshold_for
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.pruning.budget.space import target_macs
+from hybridprune.pruning.budget.space import taken_as, target_macs
 from hybridprune.routing.price import TOLERANCE, met
 
 
@@ -61,8 +61,9 @@ def _threshold(run: FinishedRun, target_flops: float) -> float:
     point = threshold_for(run.net, run.batches("validation"), run.cost, budget, TOLERANCE / 2)
     if not met(point.macs, budget):
         raise UserError(
-            f"--target_flops {target_flops}: the nearest operating point takes {point.macs / run.dense_macs:.4f} of "
-            f"the dense FLOPs ({2 * point.macs:,.0f}); hybridprune curve {run.run.path} shows what there is"
+            f"--target_flops {target_flops}: {taken_as({'--target_flops': target_flops})}the nearest operating point "
+            f"takes {point.macs / run.dense_macs:.4f} of the dense FLOPs ({2 * point.macs:,.0f}); hybridprune curve "
+            f"{run.run.path} shows what there is"
         )
     return point.threshold
 

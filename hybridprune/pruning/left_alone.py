@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import nn
+
 GROUPED = "its channels are in groups"
 SUBCLASS = "its forward pass is its own"
 SHARED = "its weight is shared or computed"
@@ -24,15 +26,39 @@ DIFFERS = "another layer in its place changes the outputs"
 COSTS = "cutting it changes the cost of more than its own rows and columns"
 AT_OUTPUT = "its channels are the network's outputs"
 JOINED = "a sum joins its channels with those of other layers"
-UNRULED = "a layer without a rule reads its channels"
+NEEDED = "reads its channels and needs all of them"
+UNRULED = f"a layer {NEEDED}"
 WIRED = "without some of its channels others would not stay where they are"
 UNBOUNDED = "the search for what depends on its channels does not end"
 
+NAMED = 3
+"""How many layers of one reason a message names."""
 BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL, AT_OUTPUT, JOINED, UNRULED, WIRED})
 """What the documentation says of every network. Any other reason is one of this network, and is told."""
 
 
+def needed_by(name: str, layer: nn.Module) -> str:
+    """The reason of channels that a layer without a rule reads, such as a GroupNorm or a grouped convolution."""
+    kind = f"grouped {type(layer).__name__}" if getattr(layer, "groups", 1) != 1 else type(layer).__name__
+    return f"the {kind} {name} {NEEDED}"
+
+
 def notice(left_alone: Mapping[str, str]) -> str | None:
     """One sentence on the layers that a user would expect to be cut; None if there are none."""
-    told = [f"{name} ({reason})" for name, reason in left_alone.items() if reason not in BY_DESIGN]
+    told = [
+        f"{name} ({reason})"
+        for name, reason in left_alone.items()
+        if reason not in BY_DESIGN and not reason.endswith(NEEDED)
+    ]
     return f"left alone: {'; '.join(told)}" if told else None
+
+
+def listed(left_alone: Mapping[str, str]) -> str:
+    """The layers by reason, in one line: the first of each, and how many there are beside them."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in left_alone.items():
+        layers.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{', '.join(names[:NAMED])}{f' and {more} more' if (more := len(names) - NAMED) > 0 else ''} ({reason})"
+        for reason, names in layers.items()
+    )

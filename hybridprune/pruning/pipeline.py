@@ -192,7 +192,7 @@ class Pipeline(Generic[M]):
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """Kept units of each set: in all processes what the first one decides; others may round differently."""
-        with self._refused():
+        with self._refused(plan.left_alone):
             kept, after = self.cuts.decide(plan, cut, state)
         if count() > 1:
             kept, record = json_from_first(lambda: [kept, after.to_json()])
@@ -223,9 +223,9 @@ class Pipeline(Generic[M]):
         return state
 
     @contextmanager
-    def _refused(self) -> Iterator[None]:
-        """Tell the user what can be reached."""
+    def _refused(self, left_alone: Mapping[str, str] | None = None) -> Iterator[None]:
+        """Tell the user what can be reached, and what is left alone."""
         try:
             yield
         except InfeasibleBudget as floor:
-            raise self.cuts.refusal(floor) from floor
+            raise self.cuts.refusal(InfeasibleBudget(floor.floor, left_alone or floor.left_alone)) from floor

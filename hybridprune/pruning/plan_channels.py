@@ -24,7 +24,7 @@ from hybridprune.pruning.channels import (
 )
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
 from hybridprune.pruning.directions.layers import layer_macs
-from hybridprune.pruning.left_alone import COSTS
+from hybridprune.pruning.left_alone import COSTS, listed
 from hybridprune.pruning.measure import differentiable, measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
@@ -53,10 +53,10 @@ def plan_channels(
     wish: Wish,
 ) -> ChannelPlan:
     """Score all channels of the network; UserError if no group is left to prune."""
-    groups, left_alone = _groups(network, method, options)
+    groups, left_alone = found = _groups(network, method, options)
     removal = wish.removed
     if removal is None and method.sparsity is not None and method.sparsity.select is not None:
-        removal = method.sparsity.select(_target(network, method, options, groups, wish.budget, {}), wish.options)
+        removal = method.sparsity.select(_target(network, method, options, found, wish.budget, {}), wish.options)
     statistics = _statistics(network, groups, method, options, curvature) if removal is None else None
     unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in unmeasured]
@@ -87,20 +87,21 @@ def target(
     network: PrunableNetwork, method: ChannelMethod, options: CutOptions, budget: Budget | None, removed: Removal
 ) -> Target:
     """The network as what trains it towards sparsity sees it; UserError if no group is left to prune."""
-    return _target(network, method, options, _groups(network, method, options).groups, budget, removed)
+    return _target(network, method, options, _groups(network, method, options), budget, removed)
 
 
 def _target(
     network: PrunableNetwork,
     method: ChannelMethod,
     options: CutOptions,
-    groups: Sequence[ChannelGroup],
+    found: Channels,
     budget: Budget | None,
     removed: Removal,
 ) -> Target:
+    groups = found.groups
     space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
-        raise InfeasibleBudget(space.floor())
+        raise InfeasibleBudget(space.floor(), found.left_alone)
     return Target(network.model, groups, space, budget, removed, network.seed)
 
 
@@ -124,13 +125,15 @@ def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions
         return None if network.measure(trial) == space.cost(kept) else COSTS
 
     groups, failed = partition(found.groups, check)
+    left_alone = {**found.left_alone, **{group.name: reason for group, reason in failed}}
     if not groups:
         joined = "" if coupled else "--use_out_dependencies for those that residual sums join, or "
+        alone = f" ({listed(left_alone)})" if left_alone else ""
         raise UserError(
-            f"--method {options.method}: the network has no channels that can go by themselves; use {joined}a method "
-            "that cuts directions (fisher-tucker, eigendamage)"
+            f"--method {options.method}: the network has no channels that can go by themselves{alone}; use {joined}a "
+            "method that cuts directions (fisher-tucker, eigendamage)"
         )
-    return Channels(groups, {**found.left_alone, **{group.name: reason for group, reason in failed}})
+    return Channels(groups, left_alone)
 
 
 def _space(

@@ -18,6 +18,7 @@ from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, phases_of
 from hybridprune.pruning.plan import Plan
+from hybridprune.pruning.refusal import refusal_of
 from hybridprune.pruning.sparse_training.protocol import Sparsity
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.prunable import PrunableGated
@@ -116,11 +117,7 @@ class Cutting(Cuts[GatedNetwork]):
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
         """The refusal of a budget below the floor, in flags."""
-        options = self.config.cut
-        return UserError(
-            f"--target_flops {options.target_flops}, --target_params {options.target_params}: below what "
-            f"--prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(self._dense)}"
-        )
+        return refusal_of(self.config.cut, floor, self._dense)
 
     def lr_factor(self, cut: int, compression: float) -> float:
         """The learning rate over ``lr`` after a cut: a bring-back training's goes from 10 to 1 with the compression."""

@@ -9,7 +9,7 @@ from hybridprune.engine.threshold import operating_point, threshold_for
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.skipnet import GatedNetwork
-from hybridprune.pruning.budget.space import target_macs
+from hybridprune.pruning.budget.space import taken_as, target_macs
 from hybridprune.routing.price import TOLERANCE, met
 from hybridprune.stages.console import say
 from hybridprune.stages.images import RunImages
@@ -27,9 +27,9 @@ def budget_of(options: RoutingOptions, cost: NetworkCost, dense: int) -> float |
     ceiling = cost.expected_macs([1.0] * len(cost.block_macs))
     if not floor <= budget <= ceiling:
         raise UserError(
-            f"--target_flops {options.target_flops}: skipping blocks reaches {floor / dense:.4f} to "
-            f"{ceiling / dense:.4f} of the dense FLOPs ({2 * floor:,.0f} to {2 * ceiling:,.0f}); choose a budget "
-            "in between, or another --checkpoint_file"
+            f"--target_flops {options.target_flops}: {taken_as({'--target_flops': options.target_flops})}skipping "
+            f"blocks reaches {floor / dense:.4f} to {ceiling / dense:.4f} of the dense FLOPs ({2 * floor:,.0f} to "
+            f"{2 * ceiling:,.0f}); choose a budget in between, or another --checkpoint_file"
         )
     return budget
 

@@ -137,6 +137,14 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "labels from 1": (lambda: half(batches(y=torch.arange(6) % 3 + 1)), ".*class id 3 with 3 outputs; give ids from 0"),
     "labels below 0": (lambda: half(batches(y=torch.arange(6) % 3 - 1)), ".*class id -1 with 3 outputs"),
     "labels of numbers": (lambda: half(batches(y=torch.rand(6))), ".*takes class ids, and the targets are float32"),
+    "percent": (
+        lambda: call(target_flops=50, method="l1"),
+        r"target_flops 50\.0: 50 is taken as 50 FLOPs, for 50 % give target_flops 0\.5; below what cut\.",
+    ),
+    "layers left alone": (
+        lambda: call(target_flops=0.01, method="l1"),
+        r"target_flops 0\.01: .* the floor is .*; left alone: 5 \(.*outputs\); give .*, or a method that cuts ",
+    ),
     "numpy": (
         lambda: half([(images().numpy(), torch.arange(6) % 3)]),
         r"the first batch: a batch is a tuple of 2 \(ndarray, Tensor\).*; convert both with torch\.from_numpy",

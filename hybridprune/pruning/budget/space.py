@@ -10,7 +10,7 @@ which set, and both see the network only through a ``Space``: one budget search 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -36,9 +36,11 @@ class Cost(NamedTuple):
 class InfeasibleBudget(ValueError):
     """The budget lies below what the limit on each set allows; carries the reachable floor."""
 
-    def __init__(self, floor: Cost) -> None:
+    def __init__(self, floor: Cost, left_alone: Mapping[str, str] | None = None) -> None:
         super().__init__(f"the reachable floor is {floor.macs} MACs and {floor.params} parameters")
         self.floor = floor
+        self.left_alone = left_alone or {}
+        """Layers from which nothing can be cut, by name, each with the reason, as far as it is known here."""
 
     def of(self, dense: Cost) -> str:
         """The floor, for users: as shares of the dense network and in absolute numbers."""
@@ -71,6 +73,16 @@ class Budget:
     def allows(self, cost: Cost) -> bool:
         """Whether a network of this cost is within the budget."""
         return (self.macs is None or cost.macs <= self.macs) and (self.params is None or cost.params <= self.params)
+
+
+def taken_as(targets: Mapping[str, float | None]) -> str:
+    """How targets by their flags are read that look like percent and are not: "50 is taken as 50 FLOPs, ..."."""
+    return "".join(
+        f"{target:g} is taken as {target:g} {'FLOPs' if 'flops' in flag else 'parameters'}, for {target:g} % give "
+        f"{flag} {target / 100:g}; "
+        for flag, target in targets.items()
+        if target is not None and 1 < target <= 100
+    )
 
 
 def target_macs(target_flops: float, dense_macs: int) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.group import ChannelGroup, Member, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.nan_tracing import mapped, opaque_layers, put_into, tensors_of
-from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED
+from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED, needed_by
 from hybridprune.pruning.prunable import Run
 
 if TYPE_CHECKING:  # half a second that many uses of this package do without
@@ -69,10 +69,10 @@ def described(model: nn.Module, run: Run, example: Any, training: bool) -> tuple
         producers = _producers(graph, [item.dep for item in items], names)
         seen |= producers
         group = _group(graph, name, outputs_of(module), items, names)
-        if group is not None:
+        if isinstance(group, ChannelGroup):
             groups.append(group)
         else:
-            left |= dict.fromkeys(producers, UNRULED)
+            left |= dict.fromkeys(producers, group)
     return groups, left
 
 
@@ -122,8 +122,8 @@ def _producers(graph: tp.DependencyGraph, dependencies: Sequence[Any], names: di
 
 def _group(
     graph: tp.DependencyGraph, name: str, channels: int, items: Sequence[Any], names: dict[nn.Module, str]
-) -> ChannelGroup | None:
-    """The group of these items; None if a layer has no rule, or the channels do not all have as many places in it."""
+) -> ChannelGroup | str:
+    """The group of these items; why not, if a layer has no rule, or not all channels have as many places in it."""
     from torch_pruning.ops import OPTYPE
 
     members: list[Member] = []
@@ -133,17 +133,19 @@ def _group(
         if node.type == OPTYPE.ELEMENTWISE:
             joined |= len(node.inputs) > 1
         if node.type in (OPTYPE.OUTPUT, OPTYPE.PARAMETER):
-            return None
+            return UNRULED
         if node.module not in names:
             continue
         role = role_of(node.module, graph.is_out_channel_pruning_fn(item.dep.handler))
-        if role is None or None in item.root_idxs:
-            return None
+        if role is None:
+            return needed_by(names[node.module], node.module)
+        if None in item.root_idxs:
+            return UNRULED
         places: list[list[int]] = [[] for _ in range(channels)]
         for index, channel in zip(item.idxs, item.root_idxs, strict=True):
             places[channel].append(index)
         size = outputs_of(node.module) if role == "producer" else inputs_of(node.module)
         if len({len(p) for p in places}) != 1 or not all(0 <= index < size for index in item.idxs):
-            return None
+            return UNRULED
         members.append(Member(names[node.module], role, torch.tensor(places)))
     return ChannelGroup(name, channels, joined, tuple(members))

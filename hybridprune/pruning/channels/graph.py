@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hybridprune.models.copies import copied
 from hybridprune.pruning.channels.dependency import described
-from hybridprune.pruning.channels.group import ChannelGroup, Places, role_of
-from hybridprune.pruning.channels.nan_tracing import OUTPUT, running_modes, trace_wiring
+from hybridprune.pruning.channels.group import ChannelGroup, Places, outputs_of, role_of
+from hybridprune.pruning.channels.nan_tracing import OUTPUT, opaque_layers, running_modes, trace_wiring
 from hybridprune.pruning.channels.surgery import cut, intact
-from hybridprune.pruning.left_alone import AT_OUTPUT, JOINED, NEVER, SHARED, WIRED
+from hybridprune.pruning.left_alone import AT_OUTPUT, JOINED, NEVER, SHARED, UNRULED, WIRED, needed_by
 from hybridprune.pruning.partition import partition
 from hybridprune.pruning.prunable import Run
 
@@ -55,8 +55,10 @@ def survey_channels(model: nn.Module, run: Run, example: Any, *, exclude: Sequen
     more = len(modes) > 1 and not modes[True] <= modes[False]
     described_groups, left = described(model, run, example, training=more)
     places = Places(model, described_groups)
-    outside = torch.cat([trace_wiring(model, run, example, places.outputs, training)[OUTPUT] for training in modes])
+    traces = [trace_wiring(model, run, example, places.outputs, training) for training in modes]
+    opaque = [name for name, module in model.named_modules() if module in opaque_layers(model)]
     tied = tied_layers(model)
+    left |= _named_readers(model, run, example, [name for name, reason in left.items() if reason == UNRULED], opaque)
     groups: list[ChannelGroup] = []
     for group, first in places:
         makers = [member.layer for member in group.of("producer", "depthwise")]
@@ -66,8 +68,8 @@ def survey_channels(model: nn.Module, run: Run, example: Any, *, exclude: Sequen
             reason = SHARED
         elif not modes[False].issuperset(makers):
             reason = NEVER
-        elif bool(((first <= outside) & (outside < first + group.channels)).any()):
-            reason = AT_OUTPUT
+        elif (place := _exit(traces, opaque, first, group.channels)) is not None:
+            reason = AT_OUTPUT if place == OUTPUT else needed_by(place, model.get_submodule(place))
         elif group.coupled and not coupled:
             reason = JOINED
         else:
@@ -84,6 +86,29 @@ def survey_channels(model: nn.Module, run: Run, example: Any, *, exclude: Sequen
         sound,
         {name: reason for name, reason in left.items() if not any(fnmatchcase(name, each) for each in exclude)},
     )
+
+
+def _exit(traces: Sequence[Mapping[str, Tensor]], opaque: Sequence[str], first: int, channels: int) -> str | None:
+    """Where some of so many channels leave the layers that can be narrowed: an opaque layer or `OUTPUT`, if they do."""
+    for place in (*opaque, OUTPUT):
+        for trace in traces:
+            found = trace.get(place)
+            if found is not None and bool(((first <= found) & (found < first + channels)).any()):
+                return place
+    return None
+
+
+def _named_readers(
+    model: nn.Module, run: Run, example: Any, layers: Sequence[str], opaque: Sequence[str]
+) -> dict[str, str]:
+    """The reasons of those layers whose outputs an opaque layer reads: it is named."""
+    numbers = {name: number for number, name in enumerate(layers, start=1)}
+    if not numbers:
+        return {}
+    marked = {name: torch.full((outputs_of(model.get_submodule(name)),), number) for name, number in numbers.items()}
+    trace = trace_wiring(model, run, example, marked)
+    places = {name: _exit([trace], opaque, number, 1) for name, number in numbers.items()}
+    return {name: needed_by(place, model.get_submodule(place)) for name, place in places.items() if place}
 
 
 def tied_layers(model: nn.Module) -> set[str]:

@@ -94,11 +94,13 @@ def trace_wiring(
 
     Returns:
         ``[inputs]`` by layer name: a channel's number, 0 for none, ``SEVERAL`` for a mixture. Under ``OUTPUT`` those
-        numbers that are anywhere in what leaves. A layer that does not run has no entry.
+        numbers that are anywhere in what leaves, and by the name of an opaque layer those in what it reads. A layer
+        that does not run has no entry.
     """
     model = put_into(copied(model), training)
     bits = max((int(numbers.max()) for numbers in marked.values()), default=1).bit_length()
     found: dict[str, Tensor] = {}
+    names = {module: name for name, module in model.named_modules()}
 
     def read(name: str, carried: Tensor) -> None:
         numbers = _decode(carried.cpu(), bits)
@@ -108,8 +110,9 @@ def trace_wiring(
 
     def leave(module: nn.Module | None, tensors: object) -> Any:
         numbers = [_decode(_marks(tensor, 2 * bits).cpu(), bits) for tensor in tensors_of(tensors)]
-        unique = torch.cat([found.get(OUTPUT, torch.empty(0, dtype=torch.int64)), *numbers]).unique()
-        found[OUTPUT] = unique[unique != 0]
+        for place in {OUTPUT, OUTPUT if module is None else names[module]}:
+            unique = torch.cat([found.get(place, torch.empty(0, dtype=torch.int64)), *numbers]).unique()
+            found[place] = unique[unique != 0]
         return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0))
 
     for name, module in model.named_modules():

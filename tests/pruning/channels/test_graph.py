@@ -19,7 +19,7 @@ from hybridprune.config import CutOptions
 from hybridprune.measure.cost import count_module
 from hybridprune.pruning.channels import channel_groups, dependency, survey_channels
 from hybridprune.pruning.channels.graph import Channels
-from hybridprune.pruning.left_alone import AT_OUTPUT, COSTS, JOINED, NEVER, SHARED, UNBOUNDED, UNRULED
+from hybridprune.pruning.left_alone import AT_OUTPUT, COSTS, JOINED, NEVER, SHARED, UNBOUNDED, notice
 
 
 class Chain(nn.Module):
@@ -180,7 +180,25 @@ def test_reasons_of_layers_whose_channels_stay() -> None:
             super().__init__()
             self.c = nn.Conv2d(8, 8, 3, padding=1, groups=2)
 
-    assert survey(Grouped().eval()).left_alone["b"] == UNRULED
+    assert survey(Grouped().eval()).left_alone["b"] == "the grouped Conv2d c reads its channels and needs all of them"
+
+
+def test_a_norm_of_several_channels_is_named_and_is_no_output() -> None:
+    class Normed(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.GroupNorm(2, 8)
+
+        def features(self, x: Tensor) -> Tensor:
+            return self.d(F.relu(self.c(F.relu(self.norm(self.b(self.a(x)))))))
+
+    found = survey(Normed().eval())
+    assert found.left_alone == {
+        "b": "the GroupNorm norm reads its channels and needs all of them",
+        "classifier": AT_OUTPUT,
+    }
+    assert [group.name for group in found.groups] == ["a", "c", "d"]
+    assert notice(found.left_alone) is None
 
 
 def swin() -> nn.Module:
