@@ -108,7 +108,8 @@ def _named_readers(
     marked = {name: torch.full((outputs_of(model.get_submodule(name)),), number) for name, number in numbers.items()}
     trace = trace_wiring(model, run, example, marked)
     places = {name: _exit([trace], opaque, number, 1) for name, number in numbers.items()}
-    return {name: needed_by(place, model.get_submodule(place)) for name, place in places.items() if place}
+    named = {name: place for name, place in places.items() if place is not None and place != OUTPUT}
+    return {name: needed_by(place, model.get_submodule(place)) for name, place in named.items()}
 
 
 def tied_layers(model: nn.Module) -> set[str]:
