@@ -2,8 +2,9 @@
 
 It is a `Backbone`: ``stem``, ``blocks`` and ``head``. Each block is a `ResidualBlock`, with ``skip``, ``execute`` and
 ``out_channels``; gates decide between the two, image by image. A factory gives it: a function that takes ``classes``
-and, as it likes, ``depth``, ``width`` and the other options of `READABLE` by their names. It is called again wherever a
-run is read, also under ``torch.device("meta")``, and has to give the same layers for the same arguments.
+and, as it likes, ``depth``, ``width`` and the other options of `READABLE` by their names; a depth or a width that is
+not given is its own default. It is called again wherever a run is read, also under ``torch.device("meta")``, and has to
+give the same layers for the same arguments.
 ``examples/my_network.py`` is one. It is used in three ways:
 
 - ``main_sp.py --network module:factory``, a file of the working directory or an installed module, and so on in the

@@ -61,8 +61,8 @@ def default_of(o: Option, earlier: Mapping[str, Any]) -> Any:
     """The value of an option if nobody says, given the earlier ones of its concern."""
     if o.metadata["follows"] is None:
         return o.default
-    name, defaults = o.metadata["follows"]
-    return dict(defaults[earlier[name]])
+    name, default = o.metadata["follows"]
+    return default(earlier[name])
 
 
 def checked(values: C | None, source: str, kind: type[C]) -> C:

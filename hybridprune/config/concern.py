@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hybridprune.config.check import check, default_of, options_of, plain
+from hybridprune.config.check import base_of, check, default_of, options_of, plain
 from hybridprune.config.flag_names import renamed
 from hybridprune.config.given import Given, given
 from hybridprune.errors import UserError
@@ -31,7 +31,8 @@ class Checked(Given):
 
     def __post_init__(self, _copied: object) -> None:
         for o in options_of("", self):
-            followed = o.metadata["follows"] is not None and o.name not in given(self)
+            unsaid = o.name not in given(self) or (o.default is None and base_of(o.kind)[1])
+            followed = o.metadata["follows"] is not None and unsaid
             value = default_of(o, vars(self)) if followed else plain(o.default)
             value = check(o, value, f"{type(self).__name__}.{o.name}")
             object.__setattr__(self, o.name, value)  # the dataclasses are frozen

@@ -8,7 +8,7 @@ flag names.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ def option(
     high: float | None = None,
     above: float | None = None,
     identity: bool = True,
-    follows: tuple[str, Mapping[str, Any]] | None = None,
+    follows: tuple[str, Callable[[Any], Any]] | None = None,
     names: Registry | None = None,
     source: str | None = None,
     measured: str | None = None,
@@ -57,7 +57,7 @@ def option(
     ``key`` is its name in config.json and ``flags`` are its names on the command line (default: the field's name).
     Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice.
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
-    ``follows`` names an earlier option of the same concern, and for each of its values the default that goes with it.
+    ``follows`` names an earlier option of the same concern, and gives for its value the default that goes with it.
     ``names`` is where its names are found; one that says what is imported is taken from a flag, not from a file.
     ``source`` is the publication that it comes from, ``measured`` the place in docs/ that says what it is worth here.
 
@@ -151,13 +151,20 @@ class NetworkOptions(Checked):
         "one of your own; vgg and torchvision's have no residual blocks, hence no gates",
         names=NETWORKS,
     )
-    depth: int = option(32, "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg", low=8, high=DEEPEST)
-    width: int = option(
-        64,
-        "channels of the first stage; 64 is the published wide net, 16 the classic one",
+    depth: int | None = option(
+        None,
+        "layers: 6n + 2, 9n + 2 with bottleneck, 11, 16 or 19 for vgg; one of your own is built by its own default",
+        low=1,
+        high=DEEPEST,
+        follows=("network", lambda name: 32 if NETWORKS.ours(name) else None),
+    )
+    width: int | None = option(
+        None,
+        "channels of the first stage; 64 is the published wide net, 16 the classic one; as depth in one of your own",
         low=1,
         high=WIDEST,
         source="Zagoruyko & Komodakis 2016",
+        follows=("network", lambda name: 64 if NETWORKS.ours(name) else None),
     )
     bottleneck: bool = option(
         False, "preresnet, pyramidnet: 1x1-3x3-1x1 blocks in place of two 3x3", source="He et al. 2016"
@@ -200,7 +207,7 @@ class OptimOptions(Checked):
         "share of the epochs -> factor of lr, as JSON; without it those of the kind: "
         + ", ".join(f"{kind} {json.dumps(points)}" for kind, points in _SCHEDULES.items()),
         low=0,
-        follows=("scheduler_id", _SCHEDULES),
+        follows=("scheduler_id", lambda kind: dict(_SCHEDULES[kind])),
     )
     precision: str = option(
         "fp32", "autocast precision of training", choices=("fp32", "bf16", "fp16"), source="Micikevicius et al. 2018"

@@ -46,6 +46,10 @@ class Registry(Collection[str]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def ours(self, name: str) -> bool:
+        """Whether the name is of one that comes with this package, or of ``elsewhere``."""
+        return name in self.built_in or name.startswith(f"{self.elsewhere}:")
+
     def imports(self, name: object) -> bool:
         """Whether the name is a ``module:Name``, which says what is imported."""
         return _is_reference(name) and not name.startswith(f"{self.elsewhere}:")

@@ -37,10 +37,10 @@ class Invocation(Generic[C]):
 
 
 def _options(default: SpConfig | PruneConfig | RlConfig) -> Iterator[Option]:
-    """All options of a stage; what has a value by default has one always."""
+    """All options of a stage; what has a value by default has one always, but for one that follows another."""
     for concern in dataclasses.fields(default):
         for o in options_of(concern.name, getattr(default, concern.name)):
-            yield o if o.default is None else dataclasses.replace(o, kind=base_of(o.kind)[0])
+            yield o if o.default is None or o.metadata["follows"] else dataclasses.replace(o, kind=base_of(o.kind)[0])
 
 
 def _known_keys() -> set[str]:

@@ -43,9 +43,18 @@ class Architecture:
         taken = inspect.signature(self.factory).parameters
         return (*(name for name in READABLE if name in taken), *(("gate",) if self.gated else ()))
 
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The fields among `reads` that the factory has no default for."""
+        taken = inspect.signature(self.factory).parameters
+        return tuple(name for name in self.reads if name in taken and taken[name].default is inspect.Parameter.empty)
+
     def build(self, classes: int, options: Mapping[str, Any]) -> nn.Module:
-        """A freshly initialised network; UserError if the options make none, or if a user's own factory fails."""
-        given = {name: options[name] for name in self.reads if name != "gate"}
+        """A freshly initialised network; UserError if the options make none, or if a user's own factory fails.
+
+        What stands in no option is what the factory has by default.
+        """
+        given = {name: options[name] for name in self.reads if name != "gate" and name in options}
         if not self.foreign:
             return self.factory(classes=classes, **given)
         source = f"--network {self.name}"

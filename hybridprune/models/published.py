@@ -27,16 +27,17 @@ class Renamed(NamedTuple):
     """Modules of the checkpoint that the network does not have: auxiliary heads, a classifier of several layers."""
 
 
-def own_names(network: str, depth: int, width: int, tensors: Mapping[str, Tensor]) -> Renamed:
+def own_names(network: str, depth: int | None, width: int | None, tensors: Mapping[str, Tensor]) -> Renamed:
     """The ``tensors`` of a checkpoint under the names of ``network``; those that are its own already stay.
 
     Raises ValueError, in words for the user, if they are of another depth, width or kind.
     """
     if network.startswith("torchvision:"):
         return Renamed(*published_tensors(network.partition(":")[2], tensors))
-    if network == "resnet":
-        return Renamed(_resnet(tensors, depth, width), [])
-    return _vgg(tensors, depth, width) if network == "vgg" else Renamed(dict(tensors), [])
+    if network not in ("resnet", "vgg"):
+        return Renamed(dict(tensors), [])
+    assert depth is not None and width is not None, "of these, both are known"
+    return Renamed(_resnet(tensors, depth, width), []) if network == "resnet" else _vgg(tensors, depth, width)
 
 
 def _resnet(tensors: Mapping[str, Tensor], depth: int, width: int) -> dict[str, Tensor]:

@@ -31,11 +31,14 @@ _IN_LABELS = {
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A gated network's architecture. What its network does not read is kept and has no effect."""
+    """A gated network's architecture. What its network does not read is kept and has no effect.
+
+    A network of a user's own may be without a depth or a width: then its factory has one by default, or none.
+    """
 
     network: str
-    depth: int
-    width: int
+    depth: int | None
+    width: int | None
     classes: int
     edits: tuple[Edit, ...] = ()
     bottleneck: bool = False
@@ -47,8 +50,8 @@ class NetworkSpec:
     def of(options: NetworkOptions, classes: int) -> NetworkSpec:
         """The unpruned network that the options ask for.
 
-        Options are the user's, so a ``module:factory`` is imported. Raises UserError if there is no such network, or if
-        it does not read one of the options given.
+        Options are the user's, so a ``module:factory`` is imported. Raises UserError if there is no such network, if it
+        does not read one of the options given, or if it needs one that is not.
         """
         allow(options.network)
         found = architecture(options.network)
@@ -61,12 +64,16 @@ class NetworkSpec:
             raise UserError(
                 f"--{name} {value}: --network {options.network} does not read it; leave it out, or {remedy}"
             )
+        for name in found.needs:
+            if getattr(options, name) is None:
+                raise UserError(f"--{name}: --network {options.network} needs it; give it, or its factory a default")
         return NetworkSpec(classes=classes, **{f.name: getattr(options, f.name) for f in dataclasses.fields(options)})
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The fields that shape this network, by name, beside its classes and edits."""
-        return {name: getattr(self, name) for name in architecture(self.network).reads}
+        values = {name: getattr(self, name) for name in architecture(self.network).reads}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def label(self) -> str:
@@ -122,6 +129,8 @@ class NetworkSpec:
         for name, low, high in (
             ("depth", 1, DEEPEST), ("width", 1, WIDEST), ("pyramid_alpha", 0, WIDEST), ("classes", 1, MOST_CLASSES)
         ):  # fmt: skip
+            if values[name] is None and name in ("depth", "width") and not NETWORKS.ours(values["network"]):
+                continue
             value_at(values, name, int, low, high)
         value_at(values, "bottleneck", bool)
         value_at(values, "shakedrop", float, 0, 1)

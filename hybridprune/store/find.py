@@ -95,9 +95,10 @@ def _difference(spec: RunSpec, wanted: RunSpec) -> str | None:
     """What keeps ``spec`` from being a parent of ``wanted``, in words, or None."""
     if spec.network.network != wanted.network.network:
         return f"network {spec.network.network}, not {wanted.network.network}"
-    arguments = wanted.network.arguments
+    theirs, ours = spec.network.arguments, wanted.network.arguments
+    default = "its factory's default"
     for label, there, here in (
-        *((name, there, arguments[name]) for name, there in spec.network.arguments.items()),
+        *((name, theirs.get(name, default), ours.get(name, default)) for name in theirs | ours),
         ("data set", spec.dataset, wanted.dataset),
         ("input size", spec.input_size, wanted.input_size),
     ):

@@ -124,6 +124,26 @@ def test_a_key_of_another_stage_is_legal_and_ignored(config_file: Callable[..., 
     assert parse(SpConfig(), config_path=config_file(prune_ratio=0.3, gamma=0.9)).config == SpConfig()
 
 
+def test_a_network_of_ones_own_has_the_size_that_was_given_or_none(config_file: Callable[..., Path]) -> None:
+    own = ["--network", "mine:net"]
+    for default in (SpConfig(), PruneConfig(), RlConfig()):
+        for words, file, depth, width in (
+            ([], {}, 32, 64),
+            ([], {"depth": None, "width": None}, 32, 64),
+            (own, {}, None, None),
+            ([*own, "--depth", "32"], {"width": 8}, 32, 8),
+            ([*own, "--depth", "2"], {"width": None}, 2, None),
+        ):
+            config = parse(default, *words, config_path=config_file(**file)).config
+            assert (config.network.depth, config.network.width) == (depth, width)
+            again = parse(default, *own[: len(words)], config_path=config_file(**_without(to_json(config), "network")))
+            assert (again.config.network.depth, again.config.network.width) == (depth, width)
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
 # --- refusals: the message names the place, the value and the remedy ---
 
 BAD_VALUES: list[tuple[Config, str, Any, str]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from hybridprune.models.architectures import architecture, is_network
 from hybridprune.models.own_network import check_passes
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.networks import Backbone, ResidualBlock, allow, names, register
+from hybridprune.store.find import _difference
+from hybridprune.store.run_folder import RunSpec
 from tests.networks_and_images import random_images
 from tests.store.run_folders import SPEC, make_run
 
@@ -54,6 +57,10 @@ class Headless(Backbone):
 
 def small(classes, width=4):
     return Net(width, classes)
+def sized(classes, width, depth=3):
+    net = Net(width, classes)
+    net.blocks = nn.ModuleList([Block(width) for _ in range(depth)])
+    return net
 def fixed(classes):
     return Net(2, classes)
 def more(num_classes):
@@ -117,6 +124,40 @@ def test_what_its_factory_takes_shapes_it_and_rebuilds_it() -> None:
     assert torch.equal(rebuilt(images).logits, net(images).logits)
     assert torch.equal(net.backbone(images), net(images, torch.ones(2, 2)).logits)
     assert spec.classifier() == ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_is_not_given_is_as_its_factory_has_it() -> None:
+    spec = spec_of("mine:small")
+    assert (spec.depth, spec.width, spec.arguments) == (None, None, {"gate": "rnn"})
+    assert (str(spec), spec.label) == ("mine:small, gate rnn", "mine_small")
+    again = NetworkSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec and again.build().backbone.first.weight.shape[0] == 4
+    of_a_run_that_is_older = NetworkSpec.from_json({**spec.to_json(), "depth": 32, "width": 64})
+    assert of_a_run_that_is_older.build().backbone.first.weight.shape[0] == 64
+    with pytest.raises(ValueError, match="width"):
+        NetworkSpec.from_json({**spec.to_json(), "network": "resnet", "depth": 8})
+
+
+@pytest.mark.usefixtures("folder")
+def test_its_bounds_are_its_factorys_and_what_it_needs_is_asked_for() -> None:
+    spec = spec_of("mine:sized", depth=2, width=1)
+    assert spec.label == "mine_sized2-w1" and len(spec.build().backbone.blocks) == 2
+    assert len(spec_of("mine:sized", width=1).build().backbone.blocks) == 3
+    with pytest.raises(UserError, match=r"^--width: --network mine:sized needs it; give it, or its factory a default$"):
+        spec_of("mine:sized", depth=2)
+    with pytest.raises(UserError, match=r"^--depth 2: a CIFAR ResNet has 6n \+ 2 layers"):
+        spec_of("resnet", depth=2).build()
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_run_of_another_size_is_no_parent() -> None:
+    def run(**options: Any) -> RunSpec:
+        return dataclasses.replace(SPEC, network=spec_of("mine:small", **options))
+
+    assert _difference(run(), run()) is _difference(run(width=4), run(width=4)) is None
+    assert _difference(run(width=4), run()) == "width 4, not its factory's default"
+    assert _difference(run(), run(width=4)) == "width its factory's default, not 4"
 
 
 def test_a_stranger_does_not_say_what_is_imported(folder: Path) -> None:
