@@ -55,9 +55,11 @@ class NetworkSpec:
         """
         allow(options.network)
         found = architecture(options.network)
+        usual = NetworkOptions()
         for name in (*READABLE, "gate"):
             value, ours = getattr(options, name), not found.foreign
-            if name in found.reads or value == getattr(NetworkOptions, name) or (ours and name in ("depth", "width")):
+            # A configuration file, as the published one, has the usual sizes whatever the network is.
+            if name in found.reads or value in (None, getattr(usual, name)) or (ours and name in ("depth", "width")):
                 continue
             readers = " or ".join(network for network in NETWORKS.built_in if name in architecture(network).reads)
             remedy = f"use {readers}" if ours else f"give its factory a parameter {name}"

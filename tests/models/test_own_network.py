@@ -229,6 +229,7 @@ def test_options_that_its_factory_does_not_take(options: dict[str, Any], message
     with pytest.raises(UserError, match=f"^{message}"):
         spec_of("mine:fixed", **options)
     assert spec_of("mine:fixed", gate="ff1").label == "mine_fixed-ff1"
+    assert spec_of("mine:fixed", depth=32, width=64).label == "mine_fixed"
 
 
 @pytest.mark.usefixtures("folder")
