@@ -45,6 +45,7 @@ from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import progress_bars
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
+from hybridprune.pruning.excluded import check_excluded
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.method import Method
@@ -135,6 +136,7 @@ def prune(
     device = device_of(original)
     with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False), progress_bars(progress):
         module = plain_copy(original)
+        check_excluded(module, cut.exclude)
         share_weights(module)
         batches, example = look(module, train_loader, task)
         if sparsity_of(cut.method).trainings or (not callable(fine_tune) and fine_tune > 0):

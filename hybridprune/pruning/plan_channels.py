@@ -28,6 +28,7 @@ from hybridprune.pruning.left_alone import COSTS, listed
 from hybridprune.pruning.measure import differentiable, measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
+from hybridprune.pruning.method_results import checked_scores
 from hybridprune.pruning.partition import partition
 from hybridprune.pruning.plan import ChannelPlan
 from hybridprune.pruning.prunable import PrunableNetwork
@@ -65,7 +66,10 @@ def plan_channels(
     if statistics is None:
         scores = [_marked(group, removal or {}) for group in groups]
     else:
-        scores = [method.score(group, statistics) for group in groups]
+        scores = [
+            checked_scores(method.score(group, statistics), options.method, group.name, group.channels)
+            for group in groups
+        ]
     if options.normalize:
         scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
     channels = _space(network, method, options, groups, scores)

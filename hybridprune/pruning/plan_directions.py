@@ -11,6 +11,7 @@ from hybridprune.pruning.left_alone import NEVER, READ
 from hybridprune.pruning.measure import measure_factors, measure_moments
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
 from hybridprune.pruning.method import DirectionMethod
+from hybridprune.pruning.method_results import checked_decomposition
 from hybridprune.pruning.plan import DirectionPlan
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.trial import read_without_call, replaceable
@@ -52,7 +53,12 @@ def plan_directions(
     if not layers:
         refuse_nothing_left(options.method, unmeasured)
     decompositions = {
-        x.name: method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization)
+        x.name: checked_decomposition(
+            method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization),
+            options.method,
+            x.name,
+            x.weight,
+        )
         for x in Steps(layers, "decomposing", "layer")
     }
     space = direction_space(

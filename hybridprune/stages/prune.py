@@ -29,6 +29,7 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first
+from hybridprune.pruning.excluded import check_excluded
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
@@ -57,6 +58,7 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     find(config.cut.method)  # what cannot be imported is refused before anything is read
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
     spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
+    check_excluded(net, config.cut.exclude)
     cutting = Cutting.of(config, images, spec.network, net, setup.dense)
     pipeline = cutting.pipeline(net)
     precision = Precision.of(config.optim.precision, setup.device)

@@ -145,6 +145,10 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: call(target_flops=0.01, method="l1"),
         r"target_flops 0\.01: .* the floor is .*; left alone: 5 \(.*outputs\); give .*, or a method that cuts ",
     ),
+    "a layer that is not there": (
+        lambda: half(cut=CutOptions(exclude=("5", "33"))),
+        r"cut\.exclude 33: matches no convolution or linear layer of the network, did you mean 3\?",
+    ),
     "numpy": (
         lambda: half([(images().numpy(), torch.arange(6) % 3)]),
         r"the first batch: a batch is a tuple of 2 \(ndarray, Tensor\).*; convert both with torch\.from_numpy",

@@ -77,6 +77,7 @@ PRUNE_FLAGS = [
     (("--allocation", "greedy"), ("--allocation", "greedy", "rate_distortion")),
     (("--pruner_id", "2"), ("--pruner_id", "2")),
     (("--exclude", "*"), ("--exclude", "*")),
+    (("--exclude", "backbone.conw"), ("--exclude backbone.conw", "did you mean backbone.conv?")),
     (("--method", "nuspm", "--target_flops", "none"), ("nuspm", "give --target_flops")),
     (("--method", "peel", "--normalize"), ("--normalize", "peel")),
     (("--ma", "1"), ("--ma",)),
