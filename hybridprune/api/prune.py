@@ -240,7 +240,7 @@ def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
     epochs = isinstance(fine_tune, int | float) and not isinstance(fine_tune, bool) and 0 <= fine_tune <= MOST_EPOCHS
     if not callable(fine_tune) and not epochs:
         raise UserError(
-            f"fine_tune {shown(fine_tune)}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the "
+            f"fine_tune {fine_tune if isinstance(fine_tune, bool) else shown(fine_tune)}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the "
             "pruned module"
         )
     if kd_weight and isinstance(task.likelihood, UserLoss):

@@ -1,4 +1,4 @@
-"""What a method's own code returns, checked where it is used: a method may be a user's."""
+"""Results of a method's own code, checked where they are used: a method may be a user's."""
 
 from __future__ import annotations
 

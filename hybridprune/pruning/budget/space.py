@@ -76,7 +76,7 @@ class Budget:
 
 
 def taken_as(targets: Mapping[str, float | None]) -> str:
-    """How targets by their flags are read that look like percent and are not: "50 is taken as 50 FLOPs, ..."."""
+    """The hint for targets, by their flags, that look like percent and are not: "50 is taken as 50 FLOPs, ..."."""
     return "".join(
         f"{target:g} is taken as {target:g} {'FLOPs' if 'flops' in flag else 'parameters'}, for {target:g} % give "
         f"{flag} {target / 100:g}; "
