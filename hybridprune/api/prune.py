@@ -239,9 +239,9 @@ def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
     """UserError for a training that could not be run, before anything else is."""
     epochs = isinstance(fine_tune, int | float) and not isinstance(fine_tune, bool) and 0 <= fine_tune <= MOST_EPOCHS
     if not callable(fine_tune) and not epochs:
+        said = str(fine_tune) if isinstance(fine_tune, bool) else shown(fine_tune)
         raise UserError(
-            f"fine_tune {fine_tune if isinstance(fine_tune, bool) else shown(fine_tune)}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the "
-            "pruned module"
+            f"fine_tune {said}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the pruned module"
         )
     if kd_weight and isinstance(task.likelihood, UserLoss):
         raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")

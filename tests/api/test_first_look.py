@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "dictionaries": (net, dictionaries, {}, r"a dict of 'image', 'label', not a pair.*forward="),
     "dictionaries, named loss": (net, dictionaries, {"forward": lambda m, b: m(b["image"])}, "loss=, a function"),
     "three items": (net, lambda: [(*b, 1) for b in batches()], {}, r"a tuple of 3 \(Tensor, Tensor, int\).*forward="),
-    "numpy": (net, lambda: [(x.numpy(), y.numpy()) for x, y in batches()], {}, "ndarray, ndarray.*forward="),
+    "numpy": (net, lambda: [(x.numpy(), y.numpy()) for x, y in batches()], {}, "ndarray, ndarray.*torch.from_numpy"),
     "two inputs": (net, lambda: [((x, x), y) for x, y in batches()], {}, "forward="),
     "images alone": (net, lambda: [x for x, _ in batches()], {}, "a batch is a Tensor"),
     "a data set": (net, lambda: TensorDataset(images(4), torch.arange(4) % 3), {}, "is a data set"),
