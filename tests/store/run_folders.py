@@ -33,6 +33,7 @@ def make_run(path: Path, spec: RunSpec = SPEC, *, finished: bool = True, seed: i
     run = RunFolder(path)
     run.write_json("spec.json", spec.to_json())
     network = spec.network
+    assert network.depth is not None and network.width is not None
     run.save_weights("model.safetensors", random_net(network.depth, network.width, network.classes, network.edits))
     if finished:
         result = {"model_sha256": sha256(run.model_file), "seed": seed, "group": "g", "dense": {"macs": 9, "params": 9}}
