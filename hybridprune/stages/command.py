@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hybridprune.config import Invocation, resolve
-from hybridprune.stages.console import say, show_config
+from hybridprune.stages.console import show_config
 from hybridprune.stages.setup import C
 
 
@@ -23,8 +23,6 @@ def stage_command(
     The other arguments, and the UserError that is raised, are those of `resolve`.
     """
     invocation = resolve(default, argv, prog=prog, description=description, config_path=config_path)
-    if invocation.unasked is not None:
-        say(f"configuration: {invocation.unasked}")
     if invocation.print_config:
         show_config(invocation)
     else:

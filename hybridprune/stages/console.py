@@ -19,8 +19,15 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+def name_configuration(invocation: Invocation[Any]) -> None:
+    """Tell which configuration file was read without having been asked for."""
+    if invocation.unasked is not None:
+        say(f"configuration: {invocation.unasked}")
+
+
 def show_config(invocation: Invocation[Any]) -> None:
     """Print the resolved configuration (``--print-config``); of several processes, the first one does."""
+    name_configuration(invocation)
     if is_first():
         print(json.dumps(to_json(invocation.config), indent=2))
 

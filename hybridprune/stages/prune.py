@@ -35,7 +35,7 @@ from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
 from hybridprune.pruning.plan import Plan
 from hybridprune.stages.command import stage_command
-from hybridprune.stages.console import say, show_plan
+from hybridprune.stages.console import name_configuration, say, show_plan
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
@@ -59,6 +59,7 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
     spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
     check_excluded(net, config.cut.exclude)
+    name_configuration(invocation)
     cutting = Cutting.of(config, images, spec.network, net, setup.dense)
     pipeline = cutting.pipeline(net)
     precision = Precision.of(config.optim.precision, setup.device)

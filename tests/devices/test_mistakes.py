@@ -35,6 +35,7 @@ HARMLESS = {
     "hybridprune/pruning/methods/nuspm/masks.py (_Reading.__init__)": "a buffer, which goes with its network",
     "hybridprune/routing/price.py (Price.__init__)": "numbers without dimensions",
     "hybridprune/curvature/collect.py (collect_second_moments)": "a number without dimensions",
+    "hybridprune/engine/fit.py (Fit.__post_init__.<locals>.<lambda>)": "the norm of gradients, without dimensions",
     "hybridprune/models/skipnet.py (Routed.mean_rate)": "a number without dimensions",
     "hybridprune/pruning/trial.py (_two_images)": "copied into its place",
     "hybridprune/pruning/trial.py (_stand_in)": "copied into its place",
