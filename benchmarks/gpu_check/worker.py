@@ -6,6 +6,7 @@ It is asked in lines of JSON on its standard input and answers so on its standar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -110,6 +111,7 @@ class Worker:
     async def end(self) -> None:
         """Kill the process and all that it has started."""
         if self.process is not None and self.process.returncode is None:
-            os.killpg(self.process.pid, 9)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.killpg(self.process.pid, 9)
             await self.process.wait()
         self.process = None
