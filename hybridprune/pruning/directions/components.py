@@ -47,7 +47,7 @@ def components(tensor: Tensor, rank: int, sweeps: int) -> Components:
         for mode in range(3):
             factors[mode] = _solved(tensor, factors, mode, pull)
         pull = max(pull * DECAY, REST)
-        factors = _balanced(factors)
+        factors = balanced(factors)
     left = (tensor - torch.einsum("or,ir,kr->oik", *factors)).double().square().sum()
     outputs, inputs, offsets = (factor.double() for factor in factors)
     return Components(outputs, inputs, offsets, float(left) / total if total > 0 else 0.0)
@@ -83,8 +83,8 @@ def _products(tensor: Tensor, factors: list[Tensor], mode: int) -> Tensor:
     return sum((tensor[:, :, k].T @ outputs) * offsets[k] for k in range(len(offsets)))  # type: ignore[return-value]
 
 
-def _balanced(factors: list[Tensor]) -> list[Tensor]:
-    """The same sum, with factors of each component of one norm."""
+def balanced(factors: list[Tensor]) -> list[Tensor]:
+    """Factors ``[size, R]`` of the same sum of outer products, of which those of a component have one norm."""
     norms = [factor.norm(dim=0).clamp(min=torch.finfo(factor.dtype).tiny ** 0.25) for factor in factors]
     common = (norms[0] * norms[1] * norms[2]) ** (1 / 3)
     return [factor * (common / norm) for factor, norm in zip(factors, norms, strict=True)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridprune.pruning.directions.components import Components, components
+from hybridprune.pruning.directions.components import Components, balanced, components
 
 SWEEPS = 100
 """Of the least squares that find a layer's components, once their number is known."""
@@ -99,21 +99,17 @@ class Decomposition:
         norm with their kernels.
         """
         found = self._components(rank, SWEEPS)
-        offsets = found.offsets.T
+        offsets = found.offsets
         if self.offset_root is not None:
-            offsets = torch.linalg.solve(self.offset_root.double(), offsets, left=False)
-        outputs, inputs = (
+            offsets = torch.linalg.solve(self.offset_root.double().T, offsets)
+        unscaled = [
             self.out_basis @ self.out_scale @ found.outputs,
-            (self.in_basis @ self.in_scale @ found.inputs).T,
-        )
-        norms = outputs.norm(dim=0), inputs.norm(dim=1), offsets.norm(dim=1)
-        common = (norms[0] * norms[1] * norms[2]) ** (1 / 3)
-        outputs, inputs, offsets = (
-            outputs * (common / norms[0]),
-            inputs * (common / norms[1])[:, None],
-            offsets * (common / norms[2])[:, None],
-        )
-        return Factors(outputs, offsets.view(rank, 1, *self.core.shape[2:]), inputs, separable=True)
+            self.in_basis @ self.in_scale @ found.inputs,
+            offsets,
+        ]
+        outputs, inputs, offsets = balanced(unscaled)
+        kernels = offsets.T.reshape(rank, 1, *self.core.shape[2:])
+        return Factors(outputs, kernels, inputs.T, separable=True)
 
     def separation_loss(self, rank: int) -> float:
         """The expected rise of the loss when the layer becomes a sum of so many components.
