@@ -30,7 +30,7 @@ from torch import nn
 import hybridprune
 from benchmarks.converged_tables import DENSE, OURS, show
 from benchmarks.peers import IMPORTANCES, torch_pruned
-from benchmarks.recipe import CPU, BenchImages, Recipe, save, train
+from benchmarks.recipe import CPU, BenchImages, Recipe, Teacher, save, train
 from benchmarks.results_log import Line, append_line, find_line, pack, read_lines
 from hybridprune.config import CutOptions, DataOptions
 from hybridprune.engine.batchnorm import recalibrate_by
@@ -167,7 +167,8 @@ class Bench:
         found: Line = {}
         if epochs:
             path = self.folder(cell, method, seed) / f"{recipe.name}-{epochs}.pt"
-            found["losses"] = train(net, self.dense(cell.depth), self.images, recipe, epochs, seed, path)
+            teacher = Teacher(self.dense(cell.depth), self.work / f"teacher-resnet{cell.depth}")
+            found["losses"] = train(net, teacher, self.images, recipe, epochs, seed, path)
         return {**self.outcome(net, cell.depth), **found, "cpu_seconds": round(time.process_time() - started, 1)}
 
 

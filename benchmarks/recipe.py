@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.ambient import seeded
+from hybridprune.curvature import CROSS_ENTROPY
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, make_split
-from hybridprune.engine.distill import Distillation
+from hybridprune.engine.distill import Forward, plainly
 from hybridprune.engine.pressure import parameter_groups
 from hybridprune.engine.rates import lr_factors
 from hybridprune.engine.schedule import factor
@@ -113,13 +114,41 @@ class ShuffledPairs:
         return ((batch.images, batch.labels) for batch in self.batches)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """The dense network's outputs for the images of an epoch, kept in files: all arms of a seed see the same images."""
+
+    net: nn.Module
+    """In eval mode."""
+    folder: Path
+
+    @torch.no_grad()
+    def outputs(self, batches: TrainBatches, epoch: int, precision: str, images: int) -> Tensor:
+        """Outputs ``[images, classes]`` by number of the image, zero where the epoch leaves one out."""
+        path = self.folder / f"{precision}-{batches.seed}-{epoch}.pt"
+        if path.is_file():
+            return torch.load(path, weights_only=True)["outputs"]
+        forward = forward_in(precision)
+        parts = [(batch.ids, forward(self.net, batch.images)) for batch in batches.epoch(epoch)]
+        found = parts[0][1].new_zeros(images, parts[0][1].shape[1])
+        for ids, outputs in parts:
+            found[ids] = outputs
+        save(path, {"outputs": found})
+        return found
+
+
+def forward_in(precision: str) -> Forward:
+    """How a network is run under autocast."""
+    return Precision("cpu", DTYPES[precision])(plainly)
+
+
 def train(
-    net: nn.Module, teacher: nn.Module, images: BenchImages, recipe: Recipe, epochs: int, seed: int, path: Path
+    net: nn.Module, teacher: Teacher, images: BenchImages, recipe: Recipe, epochs: int, seed: int, path: Path
 ) -> list[float]:
     """Train ``net`` in place; the mean loss of each epoch.
 
-    Its state is saved at ``path`` after each, and gone on from if it is there: the end is the same. ``teacher`` is in
-    eval mode. Raises ValueError if what was saved is of another training.
+    Its state is saved at ``path`` after each, and gone on from if it is there: the end is the same. Raises ValueError
+    if what was saved is of another training.
     """
     batches = images.training(seed, recipe.batch_size)
     groups = parameter_groups(net.named_parameters(), None, lr_factors=lr_factors(net))
@@ -135,9 +164,11 @@ def train(
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         losses = state["losses"]
-    forward = Precision("cpu", DTYPES[recipe.precision])(lambda network, x: network(x))
-    distillation = Distillation.of(teacher, recipe.kd_weight, recipe.kd_temperature, forward=forward)
+    forward = forward_in(recipe.precision)
     for epoch in range(len(losses), epochs):
+        taught = (
+            teacher.outputs(batches, epoch, recipe.precision, len(images.dataset.train)) if recipe.kd_weight else None
+        )
         net.train()
         total = 0.0
         with seeded(stream_seed(seed, "dropout", epoch), CPU):
@@ -147,8 +178,9 @@ def train(
                     group["lr"] = recipe.lr * recipe.factor(share) * group["factor"]
                 output = forward(net, batch.images)
                 loss = F.cross_entropy(output.float(), batch.labels)
-                if distillation is not None:
-                    loss, _ = distillation(batch.images, output, loss)
+                if taught is not None:
+                    distillation = CROSS_ENTROPY.divergence(output, taught[batch.ids], recipe.kd_temperature)
+                    loss = (1 - recipe.kd_weight) * loss + recipe.kd_weight * distillation
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

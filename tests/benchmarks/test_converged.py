@@ -30,7 +30,7 @@ from benchmarks.converged import (
 )
 from benchmarks.converged_tables import cell_table, published_table, reported, whole
 from benchmarks.peers import IMPORTANCES, largest, torch_pruned
-from benchmarks.recipe import BenchImages, Recipe, train
+from benchmarks.recipe import BenchImages, Recipe, Teacher, train
 from benchmarks.results_log import Line, pack, read_lines
 from hybridprune.config import DataOptions
 from hybridprune.engine.run_data import load_images
@@ -111,7 +111,7 @@ def test_every_arm_gives_a_line(bench: Bench) -> None:
 @pytest.mark.full
 def test_a_training_that_was_killed_ends_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_run = bench.cut(CELL, "bn-scale", 0)
-    teacher, path = bench.dense(8), bench.work / "a.pt"
+    teacher, path = Teacher(bench.dense(8), bench.work / "teacher"), bench.work / "a.pt"
     losses = train(whole_run, teacher, bench.images, RECIPE, 2, 0, path)
     assert len(losses) == 2 and losses[1] < losses[0]
 
@@ -136,6 +136,21 @@ def test_a_training_that_was_killed_ends_the_same(bench: Bench, monkeypatch: pyt
     other = dataclasses.replace(RECIPE, lr=0.02)
     with pytest.raises(ValueError, match="another --work"):
         train(resumed, teacher, bench.images, other, 2, 0, bench.work / "b.pt")
+
+
+def test_the_teacher_sees_what_the_student_sees(bench: Bench) -> None:
+    net, folder, batches = bench.dense(8), bench.work / "teacher", bench.images.training(0, 128)
+    images = len(bench.images.dataset.train)
+    taught = Teacher(net, folder).outputs(batches, 3, "fp32", images)
+    for batch in bench.images.training(0, 128).epoch(3):
+        assert torch.equal(taught[batch.ids], net(batch.images))
+    broken = nn.Identity()
+    assert torch.equal(Teacher(broken, folder).outputs(batches, 3, "fp32", images), taught)
+    for other in (
+        Teacher(net, folder).outputs(batches, 4, "fp32", images),
+        Teacher(net, folder).outputs(bench.images.training(1, 128), 3, "fp32", images),
+    ):
+        assert taught.shape == other.shape and not torch.allclose(taught, other)
 
 
 @pytest.mark.full
