@@ -25,6 +25,8 @@ from hybridprune.progress_bar import Steps, bar
 
 LOGITS = "logits"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+CHANNEL_BLOCK = 8
+"""Of depthwise convolutions of other multiples of channels ONNX Runtime computes each channel by itself."""
 TOLERANCE = 1e-3
 """How far ONNX Runtime's logits may be off, relative to the largest of an image."""
 
@@ -45,7 +47,7 @@ def onnx_bytes(
     gated = isinstance(module, DeployedNetwork)
     inputs = [INPUT, DECISIONS] if forced else [INPUT]
     with bar(description="ONNX export", total=2) as shown:
-        program = export_program(module, example_input, single=single, forced=forced)
+        program = export_program(module, example_input, single=single, forced=forced, multiple=CHANNEL_BLOCK)
         shown.update()
         with _quiet():
             converted = torch.onnx.export(
