@@ -38,7 +38,8 @@ MEANING = {
     "rl": "gates of the uncut network, 60 % of its FLOPs, six epochs",
 }
 SHARED = {
-    "prune": f"{NETWORK} --scheduler_id up-down --target_flops 0.2 --epochs_start 2 --epochs_end 2 --alpha 0",
+    "prune": f"{NETWORK} --scheduler_id up-down --target_flops 0.2 --epochs_start 2 --epochs_end 2 --alpha 0 "
+    "--refit cores --no-separable",
     "rl": f"{NETWORK} --scheduler_id up-down --target_flops 0.6 --epochs 6 --lr 0.02 --batchnorm trained "
     "--gate_start subset",
 }

@@ -138,7 +138,7 @@ class Teacher:
 
 
 def forward_in(precision: str) -> Forward:
-    """How a network is run under autocast."""
+    """``forward(network, inputs)`` under autocast."""
     return Precision("cpu", DTYPES[precision])(plainly)
 
 

@@ -57,6 +57,8 @@ class Arm:
     curvature: Mapping[str, Any] = field(default_factory=dict)
 
 
+COMMON = {"refit": "cores", "separable": False}
+"""Of all arms: the defaults when they were measured."""
 PLAIN = {"refit_images": 0}
 ARMS: Mapping[str, Arm] = {
     "fisher-tucker": Arm({}),
@@ -189,7 +191,7 @@ def _config(arm: Arm, budget: float, data_dir: str | None, seed: int) -> PruneCo
         default,
         run=dataclasses.replace(default.run, seed=seed),
         data=dataclasses.replace(default.data, data_dir=data_dir, batch_size=BATCH),
-        cut=CutOptions(**{"prune_ratio": 0.5, "target_flops": budget, **arm.cut}),
+        cut=CutOptions(**{"prune_ratio": 0.5, "target_flops": budget, **COMMON, **arm.cut}),
         curvature=CurvatureOptions(**arm.curvature),
     )
 

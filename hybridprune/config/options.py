@@ -406,7 +406,7 @@ class CutOptions(Checked):
         measured="deploy.md#what-was-measured",
     )
     separable: bool = option(
-        False,
+        True,
         "let layers become sums of components, 1x1 -> depthwise kxk -> 1x1, where that is expected to cost less than "
         "rotations (method fisher-tucker, allocation rate_distortion, with a budget)",
         source="Lebedev et al. 2015",
@@ -426,7 +426,7 @@ class CutOptions(Checked):
         measured=STUDY,
     )
     refit: str = option(
-        "cores",
+        "network",
         "what the least-squares refit takes: cores (those of the cut layers, each by itself), or network (all layers "
         "from the first cut one on; what a shortcut has lost, the sum's other branch makes up for)",
         choices=("cores", "network"),

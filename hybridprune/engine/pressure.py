@@ -50,16 +50,20 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The parameters as an optimiser's groups, each with ``factor``: its learning rate over the common one.
 
-    ``lr_factors`` are further ones, by name. Those that neither these nor a drive name are the first group, which may
-    be empty.
+    ``lr_factors`` are further ones, by name, the same for all parts of a layer. Those that neither these nor a drive
+    name are the first group, which may be empty. Each layer that ``lr_factors`` name has a group of its own, whatever
+    the factor is: a training that is resumed, whose weights give other ones, has the same groups.
     """
     further = lr_factors or {}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {("", 1.0, True): []}
+    factors = {"": 1.0}
     for name, parameter in named:
-        own = further.get(name, 1.0) * (1.0 if drive is None else drive.lr_factors.get(name, 1.0))
+        layer = name.rsplit(".", 2)[0] if name in further else ""
+        factors[layer] = further.get(name, 1.0)
+        driven = 1.0 if drive is None else drive.lr_factors.get(name, 1.0)
         decays = drive is None or name not in drive.undecayed
-        groups.setdefault((own, decays), []).append(parameter)
+        groups.setdefault((layer, driven, decays), []).append(parameter)
     return [
-        {"params": parameters, "factor": factor * own, **({} if decays else {"weight_decay": 0.0})}
-        for (own, decays), parameters in groups.items()
+        {"params": parameters, "factor": factor * factors[layer] * driven, **({} if decays else {"weight_decay": 0.0})}
+        for (layer, driven, decays), parameters in groups.items()
     ]

@@ -117,11 +117,14 @@ def test_dry_run_says_that_the_network_will_have_been_trained(finished: Path) ->
 
 def test_dry_run_of_pruning_shows_every_layers_ranks(finished: Path) -> None:
     shown = stage("prune", "--result_dir", finished, "--dry-run").stdout.splitlines()
-    ranks = [line.strip() for line in shown if "input rank" in line]
+    ranks = [line.strip() for line in shown if "input rank" in line or line.endswith(" components")]
     assert len(ranks) == 10  # stem, 3 x 2, 2 projections and the classifier
+    assert any(line.endswith(" components") for line in ranks)
     edits = json.loads((finished / "default/digits-resnet8-w4-prune-seed0/spec.json").read_text())["network"]["edits"]
     planned = [line for line in ranks if not line.endswith("input rank full, output rank full")]
     assert planned == [
-        f"{edit['layer']}: input rank {edit['rank_in'] or 'full'}, output rank {edit['rank_out'] or 'full'}"
+        f"{edit['layer']}: {edit['rank_in']} components"
+        if edit.get("separable")
+        else f"{edit['layer']}: input rank {edit['rank_in'] or 'full'}, output rank {edit['rank_out'] or 'full'}"
         for edit in edits
     ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybridprune.engine.pressure import parameter_groups
 from hybridprune.engine.rates import lr_factors
 from hybridprune.models.factored import FactoredConv2d
 from hybridprune.models.replace import replace_module
@@ -63,3 +64,17 @@ def test_small_factors_and_other_layers_take_the_common_rate() -> None:
     assert set(lr_factors(net, "backbone")) == {
         f"backbone.1.{side}.weight" for side in ("rotate_out", "core", "rotate_in")
     }
+
+
+def test_the_groups_of_an_optimiser_do_not_depend_on_the_weights() -> None:
+    def groups(*scales: float) -> list[tuple[int, float]]:
+        net = nn.Sequential(*(separable(scale) for scale in scales), nn.Linear(2, 2)).double()
+        found = parameter_groups(net.named_parameters(), None, 2.0, lr_factors(net))
+        return [(len(group["params"]), group["factor"]) for group in found]
+
+    small = groups(1e-3, 1e-3)
+    assert small == [(4, 2.0), (3, 2.0), (3, 2.0)]  # two biases and the linear layer; two separable layers
+    for scales in ((1.0, 1.0), (1.0, 1e-3), (0.7, 1.0)):
+        large = groups(*scales)
+        assert [size for size, _ in large] == [4, 3, 3] and large[0][1] == 2.0
+        assert [factor < 2.0 for _, factor in large[1:]] == [scale > 0.5 for scale in scales]

@@ -55,7 +55,7 @@ def components(tensor: Tensor, rank: int, sweeps: int) -> Components:
 
 def _start(tensor: Tensor, rank: int) -> list[Tensor]:
     source = torch.Generator().manual_seed(0)
-    factors = [torch.randn(size, rank, generator=source).to(tensor) for size in tensor.shape]
+    factors = [torch.randn(size, rank, generator=source, dtype=torch.float32).to(tensor) for size in tensor.shape]
     for mode in (0, 1):
         unfolded = tensor.movedim(mode, 0).flatten(1)
         vectors = torch.linalg.eigh((unfolded @ unfolded.T).double())[1].flip(1)[:, :rank]
