@@ -50,9 +50,9 @@ WIDTH = 16
 PEERS = {f"torch-pruning {importance}": importance for importance in IMPORTANCES}
 SCRATCH = "uniform, from scratch"
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    OURS: {"refit": "network", "separable": True},
-    "fisher-tucker, refit network": {"refit": "network", "separable": False},
-    "fisher-tucker": {"refit": "cores", "separable": False},
+    OURS: {"refit": "network", "separable": "narrow"},
+    "fisher-tucker, refit network": {"refit": "network", "separable": "none"},
+    "fisher-tucker": {"refit": "cores", "separable": "none"},
     SCRATCH: {"cut_weights": "scratch"},
 }
 """The options of a cut, by name of the arm: its method, and behind a comma what is special about it."""

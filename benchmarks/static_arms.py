@@ -57,7 +57,7 @@ class Arm:
     curvature: Mapping[str, Any] = field(default_factory=dict)
 
 
-COMMON = {"refit": "cores", "separable": False}
+COMMON = {"refit": "cores", "separable": "none"}
 """Of all arms: the defaults when they were measured."""
 PLAIN = {"refit_images": 0}
 ARMS: Mapping[str, Arm] = {

@@ -405,10 +405,12 @@ class CutOptions(Checked):
         low=1,
         measured="deploy.md#what-was-measured",
     )
-    separable: bool = option(
-        True,
-        "let layers become sums of components, 1x1 -> depthwise kxk -> 1x1, where that is expected to cost less than "
-        "rotations (method fisher-tucker, allocation rate_distortion, with a budget)",
+    separable: str = option(
+        "narrow",
+        "which layers may become sums of components, 1x1 -> depthwise kxk -> 1x1, where that is expected to cost less "
+        "than rotations (method fisher-tucker, allocation rate_distortion, with a budget): narrow (those of at most "
+        "2^20 weights, as 3x3 with 256 channels), all (finding the components of 512 channels takes a minute) or none",
+        choices=("narrow", "all", "none"),
         source="Lebedev et al. 2015",
     )
     decomp_method: str = option(
@@ -572,7 +574,7 @@ class PruneOptions(Checked):
     )
     fix_rotation: bool = option(
         False,
-        "fine-tune the cores only, not the rotations",
+        "fine-tune the cores only, not the rotations (separable layers have none)",
         source="Wang et al. 2019, code",
         measured=STAGE_2,
     )

@@ -6,6 +6,7 @@ from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
 from hybridprune.progress_bar import Steps
 from hybridprune.pruning.directions.layers import leaves_in_place, survey
+from hybridprune.pruning.directions.separation import SEPARABLE
 from hybridprune.pruning.directions.space import direction_space
 from hybridprune.pruning.left_alone import NEVER, READ
 from hybridprune.pruning.measure import measure_factors, measure_moments
@@ -70,7 +71,9 @@ def plan_directions(
         allow_increase=options.allow_increase,
         multiple=options.rank_multiple,
         # A number of components is no number of directions, of which a ratio could be taken.
-        separable=options.separable and method.separates and allocation == "rate_distortion" and budgeted,
+        separable=SEPARABLE[options.separable]
+        if method.separates and allocation == "rate_distortion" and budgeted
+        else 0,
     )
 
     return DirectionPlan(

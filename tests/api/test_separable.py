@@ -15,7 +15,7 @@ from hybridprune.measure.cost import count_module
 from hybridprune.models.factored import FactoredConv2d, form
 
 QUICK = CurvatureOptions(curvature_images=64, moment_images=64)
-SEPARABLE = CutOptions(separable=True, refit_images=64)
+SEPARABLE = CutOptions(separable="narrow", refit_images=64)
 
 
 class Net(nn.Module):
@@ -55,15 +55,15 @@ def separable_layers(model: nn.Module) -> list[str]:
 def test_a_layer_becomes_separable_where_that_loses_less(net: Net, tmp_path: Path) -> None:
     images = batches()[0][0]
     losses = {}
-    for separable in (False, True):
+    for separable in ("none", "narrow"):
         cut = CutOptions(separable=separable, refit_images=64)
         pruned = hybridprune.prune(net, batches(), target_flops=0.45, cut=cut, curvature=QUICK)
         macs, params = count_module(pruned.module, images[:1])
         assert (macs, params) == (pruned.spec.macs, pruned.spec.params)
         assert macs <= 0.45 * pruned.spec.dense_macs
-        assert ("conv" in separable_layers(pruned.module)) == separable
+        assert ("conv" in separable_layers(pruned.module)) == (separable == "narrow")
         losses[separable] = sum(layer.expected_loss or 0 for layer in pruned.spec.layers or ())
-    assert losses[True] < losses[False]
+    assert losses["narrow"] < losses["none"]
     assert pruned.spec.layers is not None
     assert {layer.name: layer.after.form for layer in pruned.spec.layers}["conv"] == "separable"
     hybridprune.save(pruned, tmp_path / "half")

@@ -27,8 +27,8 @@ KEYS = [
     ("--normalize",),
     ("--allow_increase",),
     ("--rank_multiple", "4"),
-    ("--separable",),
-    ("--separable", "--rank_multiple", "2", "--max_iter", "2", "--back_ratio", "0.3", "--fix_rotation"),
+    ("--separable", "all"),
+    ("--separable", "narrow", "--rank_multiple", "2", "--max_iter", "2", "--back_ratio", "0.3", "--fix_rotation"),
     ("--regularization", "0.001"),
     ("--decomp_method", "tucker"),
     ("--allocation", "importance"),
@@ -112,7 +112,7 @@ def test_every_key_works_alone_and_together(flags: tuple[str, ...], parent: Path
 @pytest.mark.full
 def test_rotations_that_are_fixed_do_not_move(parent: Path, tmp_path: Path) -> None:
     def rotations(name: str, *flags: str) -> dict[str, Any]:
-        run, _ = pruned(parent, tmp_path / name, "--refit_images", "0", *flags)
+        run, _ = pruned(parent, tmp_path / name, "--separable", "none", "--refit_images", "0", *flags)
         # The last epoch's weights: the best on validation might be those before training.
         network = hybridprune.load(run).network
         from safetensors.torch import load_file

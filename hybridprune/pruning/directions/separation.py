@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hybridprune.models.factored import Ranks
+from hybridprune.pruning.directions.components import WIDE
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.directions.layer_forms import ConvShape
 
 TRIED = 10
 """Numbers of components that are really tried; between them the logarithm of the loss is interpolated."""
+TRIED_WIDE = 6
+"""The same of wide layers: the largest number, half of it, and so on."""
+SEPARABLE = {"none": 0, "narrow": 2**20, "all": sys.maxsize}
+"""The largest kernel, in weights, that may become separable."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Separation:
 def most_components(shape: ConvShape, form: Ranks, max_params: int | None, multiple: int) -> int:
     """The largest number of components, a multiple, that costs less than the layer in its present form; 0: none.
 
-    It has at most ``max_params`` parameters.
+    It has at most ``max_params`` parameters, and of a wide layer three quarters of the cost.
     """
     if shape.kernel_area == 1:
         return 0  # a matrix: two-sided forms are sums of components already
@@ -48,6 +54,8 @@ def most_components(shape: ConvShape, form: Ranks, max_params: int | None, multi
     if max_params is not None:
         fixed = shape.out_channels if shape.bias else 0
         most = min(most, (max_params - fixed) // (shape.params(each) - fixed))
+    if shape.in_channels * shape.out_channels * shape.kernel_area > WIDE:
+        most = 3 * most // 4  # as many components as cost a layer take the longest to find, and save the least
     return most // multiple * multiple
 
 
@@ -55,7 +63,10 @@ def separation(decomposition: Decomposition, least: int, most: int, scale: float
     """The losses of ``least`` to ``most`` components, times ``scale``; None if there is no such number."""
     if most < least or float(decomposition.importance.sum()) <= 0:
         return None
-    tried = torch.linspace(least, most, min(TRIED, most - least + 1), dtype=torch.float64).round().long().unique()
+    if decomposition.core.numel() > WIDE:
+        tried = torch.tensor(sorted({least, *(max(least, most >> halved) for halved in range(TRIED_WIDE))}))
+    else:
+        tried = torch.linspace(least, most, min(TRIED, most - least + 1), dtype=torch.float64).round().long().unique()
     found = torch.tensor([decomposition.separation_loss(int(number)) for number in tried], dtype=torch.float64)
     logs = found.cummin(0).values.clamp(min=torch.finfo(torch.float64).tiny).log()
     numbers = torch.arange(least, most + 1)

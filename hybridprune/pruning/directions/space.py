@@ -175,13 +175,13 @@ def direction_space(
     normalize: bool,
     allow_increase: bool,
     multiple: int = 1,
-    separable: bool = False,
+    separable: int = 0,
 ) -> Space:
     """The space of all directions; ``whole`` is the present network's cost.
 
     No side loses more than the share ``limit`` of its channels. ``normalize`` scales each layer's scores to sum 1.
-    Ranks are multiples of ``multiple``, or all. ``separable``: layers may also become sums of components (which takes
-    its time: some numbers of them are tried), for an allocation that compares forms.
+    Ranks are multiples of ``multiple``, or all. Layers of at most so many weights as ``separable`` may also become sums
+    of components (which takes its time: some numbers of them are tried), for an allocation that compares forms.
     """
     sets: list[UnitSet] = []
     cells: list[DirectionCell] = []
@@ -197,7 +197,7 @@ def direction_space(
             least_kept(layer.shape.out_channels, full_out, limit),
         )
         apart = None
-        if separable:
+        if decomposition.core.numel() <= separable:
             bound = layer.shape.params(layer.form) if not allow_increase else None
             most = most_components(layer.shape, layer.form, bound, multiple)
             apart = separation(decomposition, max(*least, 2), most, scale)

@@ -11,6 +11,7 @@ from torch import nn
 from hybridprune.measure.cost import count_module
 from hybridprune.models.factored import DENSE, FactoredConv2d, Ranks, form
 from hybridprune.pruning.budget.space import Budget, Cost, Space
+from hybridprune.pruning.directions import separation as separate
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.directions.layers import leaves_in_place, prunable_layers
@@ -46,7 +47,7 @@ def cost(model: nn.Module) -> Cost:
     return Cost(*count_module(model, torch.zeros(1, *IMAGES[1:])))
 
 
-def planned(model: nn.Module, separable: bool = True, **options: int) -> tuple[Space, dict[str, Decomposition]]:
+def planned(model: nn.Module, separable: int = 2**20, **options: int) -> tuple[Space, dict[str, Decomposition]]:
     layers = prunable_layers(model, lambda: model(torch.zeros(1, *IMAGES[1:])))
     found = random_decompositions(layers, seed=3)
     return direction_space(
@@ -126,12 +127,33 @@ def test_more_forms_never_lose_more() -> None:
     model = network()
     budget = Budget(macs=0.4 * cost(model).macs)
     losses = []
-    for separable in (False, True):
-        space, _ = planned(model, separable)
+    for largest in (719, 720):  # the second convolution has 720 weights
+        space, _ = planned(model, largest)
         kept = cut_at_budget(space, budget)
         losses.append(expected_loss(space, kept))
-        assert any(ranks.separable for ranks in forms(space, kept).values()) == separable
+        assert forms(space, kept)["2"].separable == (largest == 720)
     assert losses[1] < losses[0]
+
+
+def test_of_wide_layers_few_numbers_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, found = planned(network())
+    shape = ConvShape(8, 10, 9, 5, 5, False)
+    narrow = most_components(shape, DENSE, None, 1)
+    monkeypatch.setattr(separate, "WIDE", 719)
+    assert most_components(shape, DENSE, None, 1) == 3 * narrow // 4
+    assert most_components(shape, DENSE, None, 4) == 3 * narrow // 4 // 4 * 4
+    tried: list[int] = []
+    loss = found["2"].separation_loss
+
+    def separation_loss(self: Decomposition, rank: int) -> float:
+        tried.append(rank)
+        return loss(rank)
+
+    monkeypatch.setattr(Decomposition, "separation_loss", separation_loss)
+    apart = separation(found["2"], 2, 20, 1.0)
+    assert tried == [2, 5, 10, 20] and apart is not None
+    assert float(apart.losses[10]) == pytest.approx(loss(10))
+    assert float(apart.losses[5]) > float(apart.losses[7]) > float(apart.losses[10])
 
 
 def test_what_is_left_of_a_budget_is_spent_on_components() -> None:
