@@ -153,7 +153,7 @@ def run_network(network: str, options: argparse.Namespace) -> None:
             *flags, *arm.flags, "--config_path", str(HERE.parent / "config.json"), "--checkpoint_file", str(dense.path),
             "--method", arm.method, "--target_flops", str(target), "--sparse_epochs", str(sparse),
             "--epochs_start", str(tune), "--epochs_end", str(tune), "--lr", "0.05",
-            "--refit", "cores", "--separable", "none",
+            "--refit", "cores", "--separable", "none", "--recipe", "published",
         ]  # fmt: skip
         line = outcome(finished(work, f"{name}-{target}-{more}", "prune", prune.main, argv), images.test())
         epochs = {"sparse_epochs": sparse * len(sparsity_of(arm.method).trainings), "tune_epochs": tune}

@@ -39,7 +39,7 @@ MEANING = {
 }
 SHARED = {
     "prune": f"{NETWORK} --scheduler_id up-down --target_flops 0.2 --epochs_start 2 --epochs_end 2 --alpha 0 "
-    "--refit cores --separable none",
+    "--refit cores --separable none --recipe published",
     "rl": f"{NETWORK} --scheduler_id up-down --target_flops 0.6 --epochs 6 --lr 0.02 --batchnorm trained "
     "--gate_start subset",
 }

@@ -19,6 +19,7 @@ from hybridprune.api.pruned import Pruned, PrunedSpec
 from hybridprune.api.summary import layer_states, summarised
 from hybridprune.caller import warn_caller
 from hybridprune.config import (
+    RECIPES,
     CurvatureOptions,
     CutOptions,
     OptimOptions,
@@ -75,8 +76,8 @@ def prune(
     loss: str | Callable[[Any, Any], Tensor] = "cross_entropy",
     forward: Callable[[nn.Module, Any], Any] | None = None,
     fine_tune: float | Callable[[nn.Module], object] = 0.0,
-    lr: float = 0.02,
-    kd_weight: float = 0.0,
+    lr: float = RECIPES["default"]["lr"],
+    kd_weight: float | None = None,
     cut: CutOptions | None = None,
     curvature: CurvatureOptions | None = None,
     sparsity: SparsityOptions | None = None,
@@ -107,8 +108,10 @@ def prune(
         forward: a function of (model, batch) that gives the output, called with whatever ``train_loader`` gives, on the
             model's device, while the model is in eval mode, and in training mode when it is trained. By default a batch
             is a pair of inputs and targets, and the output is ``model(inputs)``.
-        fine_tune: epochs (a fraction is a part of one) of SGD at ``lr`` after the cut, with ``kd_weight`` of the loss
-            distilled from ``model``; or your own training, which gets the pruned module.
+        fine_tune: epochs (a fraction is a part of one) of SGD at ``lr`` after the cut; or your own training, which gets
+            the pruned module.
+        kd_weight: share of the loss of this training that is distilled from ``model``; by default that of stage 2, 0.7,
+            and 0 where ``loss`` is a function.
         sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
         seed: of the sampled targets, of new weights, and of what else is drawn from torch's own generators (dropout, a
             loader that shuffles by them); afterwards these go on as before.
@@ -130,9 +133,12 @@ def prune(
     sparsity = checked(sparsity, "sparsity", SparsityOptions)
     seed = checked_value(RunOptions, "seed", seed, "seed")
     lr = checked_value(OptimOptions, "lr", lr, "lr")
-    kd_weight = checked_value(PruneOptions, "kd_weight", kd_weight, "kd_weight")
     task = Task(likelihood_of(loss), forward)
-    _check_training(task, fine_tune, kd_weight)
+    if kd_weight is None and isinstance(task.likelihood, UserLoss):
+        kd_weight = 0.0
+    distilled = PruneOptions().kd_weight if kd_weight is None else kd_weight
+    distilled: float = checked_value(PruneOptions, "kd_weight", distilled, "kd_weight")
+    _check_training(task, fine_tune, distilled)
     device = device_of(original)
     with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False), progress_bars(progress):
         module = plain_copy(original)
@@ -157,8 +163,10 @@ def prune(
         fine_tune(take_types(module, original))  # as the caller has set everything
     with isolated(stream_seed(seed, "fine-tuning"), device, dtype=None), progress_bars(progress):
         if not callable(fine_tune) and fine_tune > 0:
-            teacher = plain_copy(original) if kd_weight > 0 else None
-            work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=kd_weight)
+            teacher = plain_copy(original) if distilled > 0 else None
+            if teacher is not None:
+                share_weights(teacher)
+            work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=distilled)
         share_weights(take_types(module, original))
         _check_finite(module, original)
         batches.check_output(module)

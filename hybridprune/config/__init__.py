@@ -23,9 +23,11 @@ from hybridprune.config.options import (
     SpConfig,
     SupervisedOptions,
 )
+from hybridprune.config.recipes import RECIPES
 from hybridprune.config.resolve import Invocation, config_here, help_text, identity, resolve, to_json
 
 __all__ = [
+    "RECIPES",
     "SCRIPTS",
     "SUBCOMMANDS",
     "CurvatureOptions",

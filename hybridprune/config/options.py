@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from hybridprune.config.concern import Checked, refuse
 from hybridprune.config.methods import METHODS
 from hybridprune.config.networks import NETWORKS
+from hybridprune.config.recipes import RECIPES
 from hybridprune.config.registry import Extension, Registry
 
 T = TypeVar("T")
@@ -578,8 +579,15 @@ class PruneOptions(Checked):
         source="Wang et al. 2019, code",
         measured=STAGE_2,
     )
+    recipe: str = option(
+        "default",
+        "values of lr and kd_weight: default (distillation from the dense parent) or published (that of EigenDamage: "
+        "lr 0.02, without distillation). A flag's recipe goes before the keys of a file, and flags before all",
+        choices=tuple(RECIPES),
+        measured="results.md#networks-that-others-trained-to-the-end",
+    )
     kd_weight: float = option(
-        0.0,
+        RECIPES["default"]["kd_weight"],
         "share of the loss that is distillation from the dense parent",
         low=0,
         high=1,
@@ -783,7 +791,7 @@ class PruneConfig:
     parent: ParentOptions = field(default_factory=ParentOptions)
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)
-    optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.02))
+    optim: OptimOptions = field(default_factory=lambda: OptimOptions(RECIPES["default"]["lr"], scheduler_id="up-down"))
     loss: LossOptions = field(default_factory=LossOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)

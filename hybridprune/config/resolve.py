@@ -1,6 +1,6 @@
 """Resolution of defaults, ``config.json`` and flags to one checked configuration.
 
-A flag beats the file beats the default.
+A flag beats a recipe that is a flag beats the file beats its recipe beats the default.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from hybridprune.config.check import Option, base_of, check, default_of, kind_name, options_of
 from hybridprune.config.concern import Contradiction
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
+from hybridprune.config.recipes import RECIPES
 from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json
@@ -72,17 +73,18 @@ def resolve(
     path = config_path if named is None else named
     wishes = {name: arguments.pop(name) for name in ("resume", "dry_run", "print_config")}
     file = {} if path is None else _read(Path(path), {o.key for o in options})
+
+    raw = {o.key: arguments[f"{o.concern}.{o.name}"] for o in options}
+    flags = {o.key: check(o, _from_text(o, raw[o.key]), f"--{o.flags[0]}") for o in options if raw[o.key] is not None}
+    keys = {o.key: check(o, file[o.key], f"{path}: {o.key}") for o in options if o.key in file and o.key not in flags}
+    for o in options:
+        _refuse_code(o, keys.get(o.key), path)
+    said = [part for given in (flags, keys) for part in (given, RECIPES.get(given.get("recipe", ""), {}))]
     concerns: dict[str, dict[str, Any]] = {}
     for o in options:
-        raw = arguments[f"{o.concern}.{o.name}"]
-        if raw is not None:
-            value = check(o, _from_text(o, raw), f"--{o.flags[0]}")
-        elif o.key in file:
-            value = check(o, file[o.key], f"{path}: {o.key}")
-            _refuse_code(o, value, path)
-        else:
-            value = default_of(o, concerns.get(o.concern, {}))
-        concerns.setdefault(o.concern, {})[o.name] = value
+        concern = concerns.setdefault(o.concern, {})
+        own = [part[o.key] for part in said if o.key in part]
+        concern[o.name] = own[0] if own else default_of(o, concern)
     try:
         made = {name: type(getattr(default, name))(**values) for name, values in concerns.items()}
         unasked = path if named is None else None

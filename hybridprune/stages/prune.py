@@ -198,12 +198,14 @@ class _Trainer(Trainer[GatedNetwork]):
         options, images, cost = config.stage, setup.images, setup.cost
         noise = Draws(len(images.dataset.train), model.num_gates, config.run.seed, "gate noise", number)
         compression = 1 - cost.backbone_params / self.cutting.dense["params"]
+        # A network on its way to sparsity is driven by its method, as published.
+        distillation = self.distillation if phase.sparse is None else None
         epochs = options.epochs_start + (options.epochs_end - options.epochs_start) * compression
         return Fit(
             run=self.folder,
             net=model,
             objective=Supervised.of(
-                cost, options.rate_penalty, setup.device, self.distillation, config.gating, noise, config.loss
+                cost, options.rate_penalty, setup.device, distillation, config.gating, noise, config.loss
             ),
             batches=images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),

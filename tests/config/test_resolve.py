@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hybridprune.config import Invocation, PruneConfig, RlConfig, SpConfig, identity, resolve, to_json
 from hybridprune.config.concern import Contradiction
+from hybridprune.config.recipes import RECIPES
 from hybridprune.config.resolve import as_typed
 from hybridprune.errors import UserError
 
@@ -112,7 +113,8 @@ def test_a_scheduler_brings_its_own_points_unless_some_are_given(
     def points(*argv: str, **keys: Any) -> dict[str, float]:
         return to_json(parse(default, *argv, config_path=config_file(**keys)).config)["scheduler_params"]
 
-    assert points() == points("--scheduler_id", "stair") == {"0.5": 0.1, "0.75": 0.01}
+    assert points("--scheduler_id", "stair") == {"0.5": 0.1, "0.75": 0.01}
+    assert points() == points("--scheduler_id", "up-down" if isinstance(default, PruneConfig) else "stair")
     assert points("--scheduler_id", "cosine") == points(scheduler_id=3) == {"0": 0.01, "0.05": 1, "1": 0}
     assert points("--scheduler_id", "up-down") == {"0": 0.2, "0.1": 1, "1": 0}
     assert points("--scheduler_id", "exponential") == {"0": 1, "1": 0.01}
@@ -122,6 +124,32 @@ def test_a_scheduler_brings_its_own_points_unless_some_are_given(
 
 def test_a_key_of_another_stage_is_legal_and_ignored(config_file: Callable[..., Path]) -> None:
     assert parse(SpConfig(), config_path=config_file(prune_ratio=0.3, gamma=0.9)).config == SpConfig()
+
+
+def test_a_recipe_gives_what_nobody_gave(config_file: Callable[..., Path]) -> None:
+    def training(*argv: str, **keys: Any) -> tuple[str, float, float]:
+        config = parse(PruneConfig(), *argv, config_path=config_file(**keys)).config
+        return config.stage.recipe, config.optim.lr, config.stage.kd_weight
+
+    own = ("default", PruneConfig().optim.lr, PruneConfig().stage.kd_weight)
+    assert training() == training(recipe="default") == own and own[2] > 0
+    published = RECIPES["published"]
+    assert training("--recipe", "published") == ("published", published["lr"], 0.0) != own
+    assert training(recipe="published") == training("--recipe", "published")
+    assert training("--recipe", "default", recipe="published") == own
+    assert training("--lr", "0.5", recipe="published") == ("published", 0.5, 0.0)
+    assert training(recipe="published", kd_weight=0.2) == ("published", published["lr"], 0.2)
+    assert training("--recipe", "published", kd_weight=0.2) == ("published", published["lr"], 0.0)
+    assert training("--recipe", "default", recipe="published", lr=0.5) == own
+    with pytest.raises(UserError, match=r"^--recipe \"secret\": must be one of default, published"):
+        training("--recipe", "secret")
+
+
+def test_recipes_name_options_of_stage_2() -> None:
+    keys = set(to_json(PruneConfig()))
+    for name, values in RECIPES.items():
+        assert values.keys() <= keys - {"recipe"}, name
+        resolve(PruneConfig(), ["--recipe", name], prog="", description="")
 
 
 def test_a_network_of_ones_own_has_the_size_that_was_given_or_none(config_file: Callable[..., Path]) -> None:

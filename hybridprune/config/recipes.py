@@ -1,0 +1,16 @@
+"""Recipes of stage 2's fine-tuning, by name: values of options that go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "default": {"lr": 0.03, "kd_weight": 0.7},
+    "published": {"lr": 0.02, "kd_weight": 0.0},
+}
+"""By key of config.json. The options have the values of ``default``, if nobody says.
+
+``default`` distils from the dense network, and was tuned for direction and channel methods together
+(``benchmarks/converged.py``). ``published`` is the training of EigenDamage (Wang et al. 2019): cross-entropy alone.
+"""
