@@ -74,20 +74,29 @@ BATCH, TAYLOR_IMAGES, RECALIBRATION_IMAGES = 128, 4096, 4096
 
 @dataclass(frozen=True)
 class Cell:
-    """A published network and the share of its FLOPs that is to stay."""
+    """A published network and the share of its FLOPs, or of its parameters, that is to stay."""
 
     depth: int
     target: float
+    budget: str = "flops"
 
     @staticmethod
     def of(text: str) -> Cell:
-        """``DEPTH:TARGET``"""
-        depth, target = text.split(":")
-        return Cell(int(depth), float(target))
+        """``DEPTH:TARGET`` or ``DEPTH:TARGET:params``"""
+        depth, target, *budget = text.split(":")
+        found = Cell(int(depth), float(target), *budget)
+        if found.budget not in ("flops", "params"):
+            raise ValueError(text)
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.depth}:{self.target}" + (":params" if self.budget == "params" else "")
 
     def key(self, method: str, seed: int) -> dict[str, Any]:
         """The fields of a line that name the cut network."""
-        return {"network": f"resnet{self.depth}", "target": self.target, "method": method, "seed": seed}
+        budget = None if self.budget == "flops" else self.budget
+        network = f"resnet{self.depth}"
+        return {"network": network, "target": self.target, "budget": budget, "method": method, "seed": seed}
 
 
 @dataclass(frozen=True)
@@ -125,11 +134,14 @@ class Bench:
 
     def folder(self, cell: Cell, method: str, seed: int) -> Path:
         """The folder of one cut network."""
-        return self.work / f"resnet{cell.depth}-{cell.target}-{method.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+        return (
+            self.work / f"resnet{str(cell).replace(':', '-')}-{method.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+        )
 
     def _cut(self, net: nn.Module, cell: Cell, method: str, seed: int) -> nn.Module:
         pairs = self.images.shuffled(seed, BATCH)
         if method in PEERS:
+            assert cell.budget == "flops", "torch-pruning searches its ratio by MACs here"
             example = next(iter(pairs))[0][:1]
             some = islice(pairs, TAYLOR_IMAGES // BATCH)
             pruned = torch_pruned(net, PEERS[method], cell.target, example, some)
@@ -139,7 +151,8 @@ class Bench:
         options, name = CutOptions(**OPTIONS.get(method, {})), method.partition(",")[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers that are left alone
-            pruned = hybridprune.prune(net, pairs, method=name, target_flops=cell.target, cut=options, seed=seed)
+            budget: dict[str, Any] = {f"target_{cell.budget}": cell.target}
+            pruned = hybridprune.prune(net, pairs, method=name, **budget, cut=options, seed=seed)
         return pruned.module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def outcome(self, net: nn.Module, depth: int) -> Line:
@@ -179,7 +192,8 @@ def wanted(arguments: argparse.Namespace) -> Iterator[tuple[Cell, str, int]]:
     for epochs in arguments.epochs:
         for cell in arguments.cells:
             for method in arguments.methods:
-                yield cell, method, epochs
+                if cell.budget == "flops" or method not in PEERS:
+                    yield cell, method, epochs
 
 
 def run_missing(
@@ -209,7 +223,7 @@ def command(cell: Cell, method: str, epochs: int, seed: int, recipe: Recipe) -> 
     """The command line that gives one line anew, wherever the data lies."""
     if method == DENSE:
         return f"python -m benchmarks.converged --published {cell.depth} --epochs"
-    flags = ["--published", "--cells", f"{cell.depth}:{cell.target}", "--methods", method]
+    flags = ["--published", "--cells", str(cell), "--methods", method]
     flags += ["--epochs", str(epochs), "--seed", str(seed)]
     for name, value in dataclasses.asdict(recipe).items() if epochs else ():
         flags += ["--recipe" if name == "name" else f"--{name}", str(value)]
@@ -230,7 +244,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--work", type=Path, default=Path("results/converged"), help="folder for cut networks")
     found.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
     found.add_argument("--published", type=int, nargs="*", default=[20, 32, 44, 56], help="depths that are measured")
-    found.add_argument("--cells", type=Cell.of, nargs="+", default=[Cell.of(x) for x in CELLS], help="DEPTH:TARGET")
+    found.add_argument(
+        "--cells", type=Cell.of, nargs="+", default=[Cell.of(x) for x in CELLS], help="DEPTH:TARGET[:params]"
+    )
     found.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     found.add_argument("--epochs", type=int, nargs="*", default=[0, 1], help="of fine-tuning; 0: right after the cut")
     found.add_argument("--seed", type=int, default=0)

@@ -22,15 +22,15 @@ def show(lines: Sequence[Line]) -> None:
     dense = [line for line in lines if line["method"] == DENSE]
     print(published_table(dense))
     cut = sorted((line for line in lines if line["method"] != DENSE), key=_cell)
-    for (network, target), group in groupby(cut, _cell):
+    for (network, budget, target), group in groupby(cut, _cell):
         rows = list(group)
         parent = next((line for line in dense if line["network"] == network), None)
-        print(f"{network} cut to {target:.0%} of its FLOPs\n")
+        print(f"{network} cut to {target:.0%} of its {budget}\n")
         print(cell_table(rows, parent, [line for line in dense if line["network"] != network]))
 
 
-def _cell(line: Line) -> tuple[str, float]:
-    return line["network"], line["target"]
+def _cell(line: Line) -> tuple[str, str, float]:
+    return line["network"], "parameters" if line.get("budget") else "FLOPs", line["target"]
 
 
 def published_table(dense: Sequence[Line]) -> str:
@@ -58,9 +58,9 @@ def cell_table(rows: Sequence[Line], parent: Line | None, others: Sequence[Line]
         body.append((method, f"{own[0]['share']:.3f}", f"{own[0]['params_share']:.3f}", *cells, _ahead(rows, own)))
     if parent is not None:
         for other in others:
-            share = other["macs"] / parent["macs"]
-            if abs(share - rows[0]["target"]) <= CLOSE:
-                params = f"{other['params'] / parent['params']:.3f}"
+            share, of_params = (other[kind] / parent[kind] for kind in ("macs", "params"))
+            if abs((of_params if rows[0].get("budget") else share) - rows[0]["target"]) <= CLOSE:
+                params = f"{of_params:.3f}"
                 blank = [""] * len(runs)
                 body.append(
                     (f"{other['network']}, published: {_percent(other['report'])}", f"{share:.3f}", params, *blank, "")

@@ -28,10 +28,10 @@ from benchmarks.converged import (
     recipe_of,
     wanted,
 )
-from benchmarks.converged_tables import cell_table, published_table, reported, whole
+from benchmarks.converged_tables import cell_table, published_table, reported, show, whole
 from benchmarks.peers import IMPORTANCES, largest, torch_pruned
 from benchmarks.recipe import BenchImages, Recipe, Teacher, train
-from benchmarks.results_log import Line, pack, read_lines
+from benchmarks.results_log import Line, find_line, pack, read_lines
 from hybridprune.config import DataOptions
 from hybridprune.engine.run_data import load_images
 from hybridprune.measure.cost import count_module
@@ -206,6 +206,29 @@ def test_the_table_has_seeds_differences_and_the_smaller_network() -> None:
     assert rows[3][3:] == ["", "70.00", "+0.00 [+0.00, +0.00] (not beaten)"]
     assert rows[4][3:5] == ["10.00", "50.00"] and rows[4][5].startswith("+20.00 [+1")
     assert "| resnet20 |" in published_table([parent, smaller])
+
+
+def test_budgets_of_flops_and_of_parameters_are_cells_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    flops, params = Cell.of("32:0.5"), Cell.of("32:0.5:params")
+    assert (str(flops), str(params)) == ("32:0.5", "32:0.5:params") and flops != params
+    assert Cell.of(str(params)) == params
+    with pytest.raises(ValueError, match="bytes"):
+        Cell.of("32:0.5:bytes")
+    lines = [line("taylor", right(0.3)), line("taylor", right(0.4), budget="params")]
+    for cell, found in ((flops, lines[0]), (params, lines[1])):
+        assert find_line(lines, **cell.key("taylor", 0)) is found
+    arguments = parser().parse_args(["--published", "--cells", "32:0.5:params", "--epochs", "0"])
+    assert {method for _, method, _ in wanted(arguments)} == set(METHODS) - set(PEERS)
+    show(lines)
+    shown = capsys.readouterr().out
+    assert "resnet32 cut to 50% of its FLOPs" in shown and "resnet32 cut to 50% of its parameters" in shown
+
+
+@pytest.mark.full
+def test_parameters_are_cut_to_their_budget(bench: Bench) -> None:
+    flops, params = (bench.run(Cell(8, 0.6, budget), OURS, 0, RECIPE, 0) for budget in ("flops", "params"))
+    assert 0.59 < flops["share"] <= 0.6 and not 0.59 < flops["params_share"] <= 0.6
+    assert 0.59 < params["params_share"] <= 0.6 and not 0.59 < params["share"] <= 0.6
 
 
 def test_accuracy_on_all_images_weighs_the_parts() -> None:
