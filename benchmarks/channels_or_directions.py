@@ -1,0 +1,111 @@
+"""Channels or directions: what each is expected to lose at the same FLOPs, block by block, in a published network.
+
+    python -m benchmarks.channels_or_directions --data_dir DATA/cifar_100 --weights WEIGHTS --depth 32    # a minute
+
+A rate-distortion over both kinds of cut takes inner channels of a block only where they lose less than the forms that
+fisher-tucker knows. Both losses are those of one quadratic model, in nats. Channels of the first convolution's output
+go greedily, and the second one's other inputs make up for them as well as they can: with its weight in whitened
+coordinates ``T``, the rows ``m_j`` of the scaled input basis, and ``J`` what goes, the loss is ``|T P_J|^2`` times the
+scale of the scores, ``P_J`` the projection onto the span of the ``m_j`` (optimal brain surgeon: Hassibi & Stork 1993).
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.converged import MEAN, STD, Bench
+from benchmarks.recipe import BenchImages
+from hybridprune.api.first_look import Task, look
+from hybridprune.api.prunable import PlainNetwork
+from hybridprune.config import CurvatureOptions, CutOptions, DataOptions
+from hybridprune.curvature import CROSS_ENTROPY
+from hybridprune.engine.run_data import load_images
+from hybridprune.models.factored import DENSE
+from hybridprune.pruning.budget.space import Budget
+from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.space import DirectionCell
+from hybridprune.pruning.make_plan import make_plan
+from hybridprune.pruning.plan import DirectionPlan
+from hybridprune.tables import Table
+
+SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
+"""Of a block's FLOPs, which its inner channels keep if that is their share."""
+BATCH = 128
+
+
+def channel_losses(decomposition: Decomposition) -> list[float]:
+    """The expected rise of the loss (nats) when 0, 1, ... of a convolution's input channels go, the cheapest first."""
+    weight = decomposition.core.double().flatten(2)
+    if decomposition.offset_root is not None:
+        weight = weight @ decomposition.offset_root.double()
+    unfolded = weight.transpose(0, 1).flatten(1)
+    energy = unfolded @ unfolded.T * float(decomposition.importance.sum()) / float(weight.square().sum())
+    rows = decomposition.in_basis.double() @ decomposition.in_scale.double()
+    gone: list[int] = []
+    losses = [0.0]
+    while len(losses) < len(rows):
+        tried = {j: _projected(energy, rows[[*gone, j]]) for j in range(len(rows)) if j not in gone}
+        gone.append(min(tried, key=tried.__getitem__))
+        losses.append(tried[gone[-1]])
+    return losses
+
+
+def _projected(energy: Tensor, rows: Tensor) -> float:
+    basis = torch.linalg.qr(rows.T).Q
+    return float((basis.T @ energy @ basis).trace())
+
+
+def direction_loss(cells: Sequence[DirectionCell], macs: float) -> float:
+    """The least expected rise of the loss (nats) of forms of these layers that cost at most ``macs`` together."""
+    (first_macs, first_loss), (second_macs, second_loss) = map(_frontier, cells)
+    total, loss = first_macs[:, None] + second_macs, first_loss[:, None] + second_loss
+    return float(loss[total <= macs].min())
+
+
+def _frontier(cell: DirectionCell) -> tuple[np.ndarray, np.ndarray]:
+    choices = cell.choices()
+    macs, loss = choices.macs.double().numpy(), choices.loss.double().numpy()
+    order = np.lexsort((loss, macs))
+    macs, loss = macs[order], loss[order]
+    better = loss < np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])
+    return macs[better], loss[better]
+
+
+def ratios(plan: DirectionPlan, block: str) -> list[float]:
+    """Loss of channels over that of directions, of the two convolutions of a block, at the shares of its FLOPs."""
+    cells = {cell.name: cell for cell in plan.space.cells if isinstance(cell, DirectionCell)}
+    pair = [cells[f"{block}.{name}"] for name in ("conv1", "conv2")]
+    losses = channel_losses(plan.decompositions[f"{block}.conv2"])
+    dense = sum(cell.shape.macs(DENSE) for cell in pair)
+    return [losses[round((1 - share) * len(losses))] / direction_loss(pair, share * dense) for share in SHARES]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
+    parser.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
+    parser.add_argument("--depth", type=int, default=32)
+    arguments = parser.parse_args(argv)
+    images = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
+    net = Bench(images, arguments.weights, Path()).dense(arguments.depth)
+    batches, example = look(net, images.shuffled(0, BATCH), Task(CROSS_ENTROPY, None))
+    network = PlainNetwork(net, batches, example, (), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that are left alone
+        plan = make_plan(network, CutOptions(), CurvatureOptions(), budget=Budget(macs=network.cost.macs // 2))
+    assert isinstance(plan, DirectionPlan)
+    blocks = [name.removesuffix(".conv2") for name in plan.decompositions if name.endswith(".conv2")]
+    rows = [(block, *(f"{ratio:.1f}" for ratio in ratios(plan, block))) for block in blocks]
+    head = ("Block", *(f"{100 * share:.4g} %" for share in SHARES))
+    print(Table(head, "l" + "r" * len(SHARES), rows).markdown())
+
+
+if __name__ == "__main__":
+    main()
