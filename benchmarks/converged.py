@@ -60,6 +60,7 @@ METHODS = (
     OURS,
     "fisher-tucker, refit network",
     "fisher-tucker",
+    "eigendamage",
     "taylor",
     *PEERS,
     "group-l2",
