@@ -47,7 +47,7 @@ def cell_table(rows: Sequence[Line], parent: Line | None, others: Sequence[Line]
     """One row per method, a column per number of epochs: mean over seeds (with n and deviation where there are some).
 
     The last column is what fisher-tucker is ahead by after the most epochs that both have, on the same reported images
-    and with the same seed. Published networks of the same FLOPs follow.
+    and with the same seed. Published networks of the same FLOPs follow, and what it is ahead of them by.
     """
     runs = sorted({(line["epochs"], line["recipe"]) for line in rows})
     longest = {method: max(r["epochs"] for r in rows if r["method"] == method) for method in _methods(rows)}
@@ -62,9 +62,8 @@ def cell_table(rows: Sequence[Line], parent: Line | None, others: Sequence[Line]
             if abs((of_params if rows[0].get("budget") else share) - rows[0]["target"]) <= CLOSE:
                 params = f"{of_params:.3f}"
                 blank = [""] * len(runs)
-                body.append(
-                    (f"{other['network']}, published: {_percent(other['report'])}", f"{share:.3f}", params, *blank, "")
-                )
+                name = f"{other['network']}, published: {_percent(other['report'])}"
+                body.append((name, f"{share:.3f}", params, *blank, _ahead_of_published(rows, other)))
     titles = [f"{epochs} epochs {recipe}".strip() if epochs else "After the cut" for epochs, recipe in runs]
     head = ("Method", "FLOPs", "Parameters", *(f"{title} %" for title in titles), f"{OURS} ahead by (95 %)")
     return Table(head, "lrr" + "r" * len(runs) + "r", body).markdown() + "\n"
@@ -91,8 +90,16 @@ def _ahead(rows: Sequence[Line], own: Sequence[Line]) -> str:
     ]
     if not pairs:
         return ""
-    ours, line = max(pairs, key=lambda pair: (pair[1]["epochs"], -pair[1]["seed"]))
-    difference = paired_bootstrap(*(reported(x) for x in (ours, line)))
+    return _difference(*max(pairs, key=lambda pair: (pair[1]["epochs"], -pair[1]["seed"])))
+
+
+def _ahead_of_published(rows: Sequence[Line], other: Line) -> str:
+    ours = [row for row in rows if row["method"] == OURS]
+    return _difference(max(ours, key=lambda row: (row["epochs"], -row["seed"])), other) if ours else ""
+
+
+def _difference(ours: Line, other: Line) -> str:
+    difference = paired_bootstrap(reported(ours), reported(other))
     mark = "" if difference.beats else " (not beaten)"
     return f"{100 * difference.mean:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]{mark}"
 

@@ -205,6 +205,7 @@ def test_the_table_has_seeds_differences_and_the_smaller_network() -> None:
     assert rows[2][3:] == ["60.00", "72.00 +- 2.83 (2)", ""]
     assert rows[3][3:] == ["", "70.00", "+0.00 [+0.00, +0.00] (not beaten)"]
     assert rows[4][3:5] == ["10.00", "50.00"] and rows[4][5].startswith("+20.00 [+1")
+    assert rows[5][5].startswith("+5.00 [")  # 70 % of the first seed against 65 %
     assert "| resnet20 |" in published_table([parent, smaller])
 
 
