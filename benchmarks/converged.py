@@ -1,7 +1,7 @@
 """Static pruning of networks that others have trained to the end: CIFAR-100, published ResNets of width 16.
 
     python -m benchmarks.converged --data_dir DATA/cifar_100 --weights WEIGHTS --work WORK  # run what is missing
-    python -m benchmarks.converged --tables                                                 # Markdown of what is there
+    python -m benchmarks.converged --tables --plot FILE                                     # of what is there
 
 WEIGHTS holds cifar100_resnet20.pth, ...32, ...44 and ...56 of chenyaofo/pytorch-cifar-models (BSD-3-Clause). Every
 network that is cut is also compared with the smaller one that its authors trained from scratch. All arms are cut in one
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 import hybridprune
+from benchmarks.converged_plot import plot
 from benchmarks.converged_tables import DENSE, OURS, show
 from benchmarks.peers import IMPORTANCES, torch_pruned
 from benchmarks.recipe import CPU, BenchImages, Recipe, Teacher, save, train
@@ -256,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
         if field.name != "name":
             found.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     found.add_argument("--tables", action="store_true", help="print the tables, run nothing")
+    found.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture, run nothing")
     return found
 
 
@@ -269,6 +271,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     if arguments.tables:
         show(read_lines(arguments.results))
+    if arguments.plot is not None:
+        plot(read_lines(arguments.results), arguments.plot)
+    if arguments.tables or arguments.plot is not None:
         return
     images = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
     bench = Bench(images, arguments.weights, arguments.work)

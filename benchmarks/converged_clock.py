@@ -1,4 +1,4 @@
-"""How much faster networks of ``benchmarks.converged`` are by the clock, deployed in PyTorch and in ONNX Runtime.
+"""Speeds of the networks of ``benchmarks.converged`` by the clock, deployed in PyTorch and in ONNX Runtime.
 
     python -m benchmarks.converged_clock --data_dir DATA/cifar_100 --weights WEIGHTS --work WORK --cells 32:0.5
 

@@ -28,6 +28,7 @@ from benchmarks.converged import (
     recipe_of,
     wanted,
 )
+from benchmarks.converged_plot import plot, points
 from benchmarks.converged_tables import cell_table, published_table, reported, show, whole
 from benchmarks.peers import IMPORTANCES, largest, torch_pruned
 from benchmarks.recipe import BenchImages, Recipe, Teacher, train
@@ -253,3 +254,15 @@ def test_the_peers_and_cells_that_are_named_exist() -> None:
     defaults = parser().parse_args([])
     assert [(cell.depth, cell.target) for cell in defaults.cells][:2] == [(32, 0.5), (56, 0.32)]
     assert defaults.lr == Recipe.lr and defaults.published == [20, 32, 44, 56]
+
+
+def test_the_picture_shows_means_over_seeds_of_the_default_recipe(tmp_path: Path) -> None:
+    tuned = {"recipe": "default", "epochs": 10, "macs": 50_000_000}
+    lines = [line(OURS, right(share), **tuned, seed=seed) for seed, share in enumerate((0.6, 0.7))]
+    lines += [line(OURS, right(0.9), **{**tuned, "recipe": "other"}), line(OURS, right(0.9), **tuned, budget="params")]
+    assert points(lines, OURS, 10) == [(50.0, pytest.approx(65.0))] and points(lines, OURS, 0) == []
+    sizes = {20: 30, 32: 50, 44: 70, 56: 90}
+    dense = [line(DENSE, right(0.7), network=f"resnet{n}", macs=10**6 * macs) for n, macs in sizes.items()]
+    assert [macs for macs, _ in points(dense[::-1], DENSE, 0)] == list(sizes.values())
+    plot([*dense, *lines, line(OURS, right(0.5)), line("taylor", right(0.2), macs=50_000_000)], tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.converged_tables import DENSE, OURS
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
 from hybridprune.config.methods import METHOD_NAMES
@@ -143,16 +145,31 @@ def test_the_shipped_config_holds_all_published_keys_and_only_available_values()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_the_table_of_static_methods_is_what_was_measured(page: str) -> None:
-    measured = {
-        (line["arm"], line["budget"]): line for line in read_lines(ROOT / "benchmarks/results/static_arms.jsonl")
-    }
+def test_the_table_of_trained_networks_is_what_was_measured(page: str) -> None:
+    lines = read_lines(ROOT / "benchmarks/results/converged.jsonl")
+
+    def measured(network: str, target: float, method: str, epochs: int) -> str:
+        key = {"network": network, "target": target, "budget": None, "method": method, "epochs": epochs}
+        recipe = ("default",) if epochs else ("",)
+        found = [x for x in lines if all(x.get(k) == v for k, v in key.items()) and x["recipe"] in recipe]
+        return f"{100 * statistics.mean(x['report'] for x in found):.2f}" if found else ""
+
     text = {"README.md": README, **PAGES}[page]
-    rows = re.findall(r"^\| ([a-z][\w ,-]*?) \|((?: [\d.]+ \|){4})$", text, flags=re.MULTILINE)
-    assert len(rows) >= 8
-    for name, cells in rows:
-        figures = [100 * measured[name, budget][column] for budget in (0.5, 0.25) for column in ("after_cut", "tuned")]
-        assert [f"{figure:.2f}" for figure in figures] == cells.replace("|", " ").split(), name
+    section = text.split("| CIFAR-100 | MMACs |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in section.splitlines()[2:]]
+    cut: tuple[str, float] = ("", 0.0)
+    peers = {"`taylor`": "taylor", "torch-pruning (group-l2)": "torch-pruning group-l2"}
+    for name, _, after, tuned in rows:
+        if published := re.fullmatch(r"ResNet-(\d+), as published", name):
+            assert (after, tuned) == (measured(f"resnet{published[1]}", 1.0, DENSE, 0), "")
+            continue
+        if ours := re.fullmatch(r"ResNet-(\d+) to ([\d.]+): `fisher-tucker`", name):
+            cut, method = (f"resnet{ours[1]}", float(ours[2])), OURS
+        else:
+            method = peers[name.removeprefix("the same by ")]
+        assert after == measured(*cut, method, 0) != ""
+        assert tuned.split(" +- ")[0] == measured(*cut, method, 10)
+    assert len(rows) == 9
 
 
 def test_the_speeds_are_those_of_the_page_of_results() -> None:
