@@ -10,7 +10,9 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +21,13 @@ from hybridprune.commands.finished_run import FinishedRun, Parser
 from hybridprune.data import EvalBatches
 from hybridprune.deployment import Deployed, Harden, deploy, save_deployed
 from hybridprune.deployment.onnx import compare, need_onnx, onnx_bytes
+from hybridprune.deployment.onnx_forms import fastest_onnx
 from hybridprune.deployment.program import export_program, program_bytes
 from hybridprune.deployment.store import FILES
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.store.files import write_bytes
 
+T = TypeVar("T")
 EVALUATION_BATCH = 128
 CHECKED_IMAGES = 256
 
@@ -88,10 +92,12 @@ def _files(
             lambda: program_bytes(export_program(module, example, single=single), metadata),
         )
     if arguments.onnx is not None:
-        content = files[arguments.onnx] = _made(
-            f"--onnx {arguments.onnx}", lambda: onnx_bytes(module, example, single=single, metadata=metadata)
-        )
-        found = compare(content, module, _first(validation, arguments.batch_size))
+        make = partial(onnx_bytes, example_input=example, single=single, metadata=metadata)
+        model = _made(f"--onnx {arguments.onnx}", lambda: fastest_onnx(run.net, deployed, example, make))
+        files[arguments.onnx] = model.content
+        if model.choice is not None:
+            print(f"forms in ONNX Runtime (ms): {model.choice}")
+        found = compare(model.content, model.module, _first(validation, arguments.batch_size))
         if not found.good:
             raise RunFailed(f"--onnx {arguments.onnx}: ONNX Runtime computes another network ({found}); not written")
         print(f"ONNX Runtime on {found.images} validation images: {found}")
@@ -104,7 +110,7 @@ def _first(batches: EvalBatches, batch_size: int) -> Iterator[Tensor]:
     return iter(images[:CHECKED_IMAGES].contiguous().split(batch_size))
 
 
-def _made(flag: str, make: Callable[[], bytes]) -> bytes:
+def _made(flag: str, make: Callable[[], T]) -> T:
     try:
         return make()
     except Exception as error:  # whatever the exporters raise on a network that they cannot express
