@@ -573,6 +573,13 @@ class PruneOptions(Checked):
     epochs_end: int = option(
         20, "epochs of fine-tuning at compression 1; in between, linear from epochs_start to epochs_end", low=0
     )
+    select: str = option(
+        "best",
+        "the weights that a fine-tuning ends with: those of the best epoch on validation, or of the last one. last is "
+        "for --weights of somebody who trained on what is validation here: then the cut alone looks best",
+        choices=("best", "last"),
+        measured="results.md#a-small-run",
+    )
     fix_rotation: bool = option(
         False,
         "fine-tune the cores only, not the rotations (separable layers have none)",

@@ -162,7 +162,7 @@ class _Trainer(Trainer[GatedNetwork]):
         self.setup = dataclasses.replace(self.setup, spec=spec, net=model, cost=count(model, spec.input_size))
 
     def train(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> None:
-        """Leaves the selected weights: the best on validation, or the last ones of a training towards sparsity."""
+        """Leaves the selected weights: the best on validation or the last ones, as of a training towards sparsity."""
         phase, spec = self.phases[number], self.setup.spec
         if number > self.progress.phase:
             self.progress = self.progress.next_phase()
@@ -220,5 +220,5 @@ class _Trainer(Trainer[GatedNetwork]):
             frozen=rotation_parameters(model) if options.fix_rotation else (),
             extra_state={"edits": [edit.to_json() for edit in setup.spec.network.edits], "cut": state.to_json()},
             drive=drive,
-            keep_last=phase.sparse is not None,
+            keep_last=phase.sparse is not None or options.select == "last",
         )

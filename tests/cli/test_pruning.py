@@ -110,6 +110,17 @@ def test_every_key_works_alone_and_together(flags: tuple[str, ...], parent: Path
 
 
 @pytest.mark.full
+def test_the_last_epoch_is_kept_where_that_is_asked_for(parent: Path, tmp_path: Path) -> None:
+    """At such a rate training ruins what the cut left, so that the best epoch is the cut alone."""
+    flags = ("--lr", "3", "--epochs_start", "2", "--epochs_end", "2")
+    for select, epoch in (("best", 0), ("last", 2)):
+        run, result = pruned(parent, tmp_path / select, "--select", select, *flags)
+        assert result["selected_epoch"] == epoch
+        kept, last = ((run / f"{name}.safetensors").read_bytes() for name in ("model", "last"))
+        assert (kept == last) == (select == "last")
+
+
+@pytest.mark.full
 def test_rotations_that_are_fixed_do_not_move(parent: Path, tmp_path: Path) -> None:
     def rotations(name: str, *flags: str) -> dict[str, Any]:
         run, _ = pruned(parent, tmp_path / name, "--separable", "none", "--refit_images", "0", *flags)
