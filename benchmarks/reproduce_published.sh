@@ -74,6 +74,7 @@ grid = {
     "prune": {
         "config_path": os.path.join(os.environ["ROOT"], "config.json"),
         "pruner_id": 1,
+        "recipe": "published",
         "target_flops": float(setting("STATIC_FLOPS", "0.51e9")),
         "epochs_start": int(start),
         "epochs_end": int(end or start),

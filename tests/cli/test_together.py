@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hybridprune.data import Batch, TrainBatches
+from hybridprune.models.factored import FactoredConv2d, form
 from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import rank
 from tests import ROOT
 from tests.cli.tiny_runs import COMMANDS, DIGITS, OWN, SCRIPTS, folder_of, stage
@@ -55,12 +57,27 @@ def both(name: str, args: list[str], folder: Path) -> list[tuple[int, Any, str, 
     return together(folder, lambda: COMMANDS[SCRIPTS[name]](args))
 
 
+def effective(file: Path, network: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights in a file, those of separable layers multiplied out: their factors are badly conditioned."""
+    state = load_file(file)
+    net = NetworkSpec.from_json(network).build()
+    net.load_state_dict(state)
+    for name, layer in net.named_modules():
+        if isinstance(layer, FactoredConv2d) and form(layer).separable:
+            for side in ("rotate_out", "core", "rotate_in"):
+                del state[f"{name}.{side}.weight"]
+            state[name] = layer.product(torch.float64).detach()
+    return state
+
+
 def assert_same_runs(one: Path, other: Path) -> None:
     """The same plan, and weights and figures that differ by rounding only."""
     specs = [json.loads((run / "spec.json").read_text())["network"] for run in (one, other)]
     assert specs[0] == specs[1]
     for name in ("model.safetensors", "last.safetensors"):
-        torch.testing.assert_close(load_file(one / name), load_file(other / name), rtol=1e-4, atol=1e-4)
+        states = [effective(one / name, specs[0]), effective(other / name, specs[1])]
+        # Least squares of the refit pass the rounding on, a few times larger.
+        torch.testing.assert_close(*states, rtol=1e-4, atol=1e-3 if specs[0]["edits"] else 1e-4)
     lines = [(run / "metrics.jsonl").read_text().splitlines() for run in (one, other)]
     assert len(lines[0]) == len(lines[1])
     for here, there in zip(*(map(json.loads, each) for each in lines), strict=True):

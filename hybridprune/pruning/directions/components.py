@@ -58,9 +58,19 @@ def _start(tensor: Tensor, rank: int) -> list[Tensor]:
     factors = [torch.randn(size, rank, generator=source, dtype=torch.float32).to(tensor) for size in tensor.shape]
     for mode in (0, 1):
         unfolded = tensor.movedim(mode, 0).flatten(1)
-        vectors = torch.linalg.eigh((unfolded @ unfolded.T).double())[1].flip(1)[:, :rank]
+        vectors = left_vectors(unfolded)[:, :rank]
         factors[mode][:, : vectors.shape[1]] = vectors.to(tensor)
     return factors
+
+
+def left_vectors(unfolding: Tensor) -> Tensor:
+    """The left singular vectors of ``unfolding [C, M]``, as columns ``[C, C]``, by descending singular value.
+
+    The largest entry of each is positive. Otherwise its sign would be that of the rounding, and what is found from
+    there, with random vectors beside it, another thing on another machine.
+    """
+    vectors = torch.linalg.eigh((unfolding @ unfolding.T).double())[1].flip(1)
+    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 
 def _solved(tensor: Tensor, factors: list[Tensor], mode: int, pull: float) -> Tensor:

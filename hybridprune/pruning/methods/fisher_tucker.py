@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments, pi_damping, power
+from hybridprune.pruning.directions.components import left_vectors
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.method import DirectionMethod
 
@@ -33,7 +34,7 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
     offset_root = power(damped[2], 0.5, 0.0) if len(damped) == 3 else None
     whitened = torch.einsum("po,oikl,iq->pqkl", root_out, weight.double(), root_in)
     weighted = whitened.flatten(2) if offset_root is None else whitened.flatten(2) @ offset_root
-    out_vectors, in_vectors = _left_vectors(weighted.flatten(1)), _left_vectors(weighted.transpose(0, 1).flatten(1))
+    out_vectors, in_vectors = left_vectors(weighted.flatten(1)), left_vectors(weighted.transpose(0, 1).flatten(1))
     energy = torch.einsum("op,oik,iq->pqk", out_vectors, weighted, in_vectors).square().sum(2)
     out_basis, out_scale = torch.linalg.qr(whiten_out @ out_vectors)
     in_basis, in_scale = torch.linalg.qr(whiten_in @ in_vectors)
@@ -46,11 +47,6 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
         importance=(0.5 * factors.positions * calibration(factors, moments, weight[0, 0].numel()) * energy).cpu(),
         offset_root=offset_root,
     )
-
-
-def _left_vectors(unfolding: Tensor) -> Tensor:
-    """All left singular vectors ``[C, C]``, by descending singular value, without the long right ones."""
-    return torch.linalg.eigh(unfolding @ unfolding.T)[1].flip(1)
 
 
 def calibration(factors: LayerFactors, moments: SecondMoments, kernel_area: int) -> float:
