@@ -42,9 +42,7 @@ BATCH = 128
 
 def channel_losses(decomposition: Decomposition) -> list[float]:
     """The expected rise of the loss (nats) when 0, 1, ... of a convolution's input channels go, the cheapest first."""
-    weight = decomposition.core.double().flatten(2)
-    if decomposition.offset_root is not None:
-        weight = weight @ decomposition.offset_root.double()
+    weight = decomposition.weighted.double()
     unfolded = weight.transpose(0, 1).flatten(1)
     energy = unfolded @ unfolded.T * float(decomposition.importance.sum()) / float(weight.square().sum())
     rows = decomposition.in_basis.double() @ decomposition.in_scale.double()

@@ -134,10 +134,9 @@ def prune(
     seed = checked_value(RunOptions, "seed", seed, "seed")
     lr = checked_value(OptimOptions, "lr", lr, "lr")
     task = Task(likelihood_of(loss), forward)
-    if kd_weight is None and isinstance(task.likelihood, UserLoss):
-        kd_weight = 0.0
-    distilled = PruneOptions().kd_weight if kd_weight is None else kd_weight
-    distilled: float = checked_value(PruneOptions, "kd_weight", distilled, "kd_weight")
+    if kd_weight is None:
+        kd_weight = 0.0 if isinstance(task.likelihood, UserLoss) else RECIPES["default"]["kd_weight"]
+    distilled: float = checked_value(PruneOptions, "kd_weight", kd_weight, "kd_weight")
     _check_training(task, fine_tune, distilled)
     device = device_of(original)
     with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False), progress_bars(progress):

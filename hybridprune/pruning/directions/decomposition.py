@@ -61,6 +61,12 @@ class Decomposition:
     """``[k^2, k^2]``, the metric's square root over the kernel offsets; None: the identity"""
 
     @property
+    def weighted(self) -> Tensor:
+        """The core in the metric of the kernel offsets, too ``[C_out, C_in, k^2]``."""
+        flat = self.core.flatten(2)
+        return flat if self.offset_root is None else flat @ self.offset_root
+
+    @property
     def out_scores(self) -> Tensor:
         """``[C_out]``, descending: the rise of the loss that removing the direction is expected to cost."""
         return _descending(self.importance.sum(1))
@@ -120,15 +126,10 @@ class Decomposition:
         return self._components(rank, PLANNING_SWEEPS).error * float(self.importance.sum())
 
     def _components(self, rank: int, sweeps: int) -> Components:
-        weighted = self.core.flatten(2)
-        if self.offset_root is not None:
-            weighted = weighted @ self.offset_root
-        return components(weighted, rank, sweeps)
+        return components(self.weighted, rank, sweeps)
 
     def _iterated(self, rank_out: int, rank_in: int, sweeps: int) -> Factors:
-        weighted = self.core.flatten(2)
-        if self.offset_root is not None:
-            weighted = weighted @ self.offset_root
+        weighted = self.weighted
         in_vectors = torch.eye(weighted.shape[1], rank_in, dtype=weighted.dtype, device=weighted.device)
         out_vectors = torch.eye(len(weighted), rank_out, dtype=weighted.dtype, device=weighted.device)
         for _ in range(sweeps):

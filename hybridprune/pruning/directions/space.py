@@ -197,7 +197,7 @@ def direction_space(
             least_kept(layer.shape.out_channels, full_out, limit),
         )
         apart = None
-        if 0 < decomposition.core.numel() <= separable:
+        if separable and decomposition.core.numel() <= separable:
             bound = layer.shape.params(layer.form) if not allow_increase else None
             most = most_components(layer.shape, layer.form, bound, multiple)
             apart = separation(decomposition, max(*least, 2), most, scale)
