@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridprune.pruning.directions import components as module
-from hybridprune.pruning.directions.components import Components, components
+from hybridprune.pruning.directions.components import Components, components, left_vectors
 from tests.pruning.random_curvature import source
 
 
@@ -81,3 +81,12 @@ def test_large_tensors_are_decomposed_alike(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_nothing_is_a_sum_of_nothing() -> None:
     assert components(torch.zeros(3, 4, 9), 2, 3).error == 0.0
+
+
+def test_singular_vectors_have_a_sign_of_their_own() -> None:
+    unfolding = torch.randn(7, 30, generator=source(0), dtype=torch.float64)
+    vectors = left_vectors(unfolding)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(7, dtype=torch.float64))
+    torch.testing.assert_close((vectors.T @ unfolding).norm(dim=1), torch.linalg.svdvals(unfolding))
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    assert bool((largest > 0).all())
