@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from hybridprune.engine.run_data import load_images
 from hybridprune.models.factored import DENSE
 from hybridprune.pruning.budget.space import Budget
 from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.rate_distortion import pareto
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.make_plan import make_plan
 from hybridprune.pruning.plan import DirectionPlan
@@ -62,18 +62,9 @@ def _projected(energy: Tensor, rows: Tensor) -> float:
 
 def direction_loss(cells: Sequence[DirectionCell], macs: float) -> float:
     """The least expected rise of the loss (nats) of forms of these layers that cost at most ``macs`` together."""
-    (first_macs, first_loss), (second_macs, second_loss) = map(_frontier, cells)
-    total, loss = first_macs[:, None] + second_macs, first_loss[:, None] + second_loss
+    first, second = (each.at(pareto(each.macs, each.loss)) for each in (cell.choices() for cell in cells))
+    total, loss = first.macs[:, None] + second.macs, first.loss[:, None] + second.loss
     return float(loss[total <= macs].min())
-
-
-def _frontier(cell: DirectionCell) -> tuple[np.ndarray, np.ndarray]:
-    choices = cell.choices()
-    macs, loss = choices.macs.double().numpy(), choices.loss.double().numpy()
-    order = np.lexsort((loss, macs))
-    macs, loss = macs[order], loss[order]
-    better = loss < np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])
-    return macs[better], loss[better]
 
 
 def ratios(plan: DirectionPlan, block: str) -> list[float]:

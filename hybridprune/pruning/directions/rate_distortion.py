@@ -60,13 +60,13 @@ def _offers(space: Space, budget: Budget) -> Offers:
         for costs, bound in ((choices.macs, budget.macs), (choices.params, budget.params)):
             if bound is not None:
                 price = price + costs.double() / bound
-        worth = _pareto(price, choices.loss)
+        worth = pareto(price, choices.loss)
         offers.append((choices.at(worth), price[worth]))
     return offers
 
 
-def _pareto(price: Tensor, loss: Tensor) -> Tensor:
-    """Where a choice has less loss than every cheaper one, by ascending price."""
+def pareto(price: Tensor, loss: Tensor) -> Tensor:
+    """Places of the choices with less loss than every cheaper one, by ascending price."""
     order = torch.argsort(loss, stable=True)
     order = order[torch.argsort(price[order], stable=True)]
     best = torch.cummin(loss[order], 0).values
