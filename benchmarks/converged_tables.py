@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,20 +13,80 @@ from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.tables import Table
 
 DENSE, OURS = "dense", "fisher-tucker, separable"
+DEFAULT = "default"
+"""The recipe that the product has; others were tried beside it."""
 CLOSE = 0.02
 """Difference of the shares of FLOPs up to which a published network stands beside a cut one."""
+LONG = 10
+"""Epochs behind the cut in the headline."""
+HEADLINE = (
+    (OURS, "resnet56", 0.55, "ResNet-56 to 0.55: `fisher-tucker`"),
+    (OURS, "resnet32", 0.59, "ResNet-32 to 0.59: `fisher-tucker`"),
+    (OURS, "resnet56", 0.32, "ResNet-56 to 0.32: `fisher-tucker`"),
+    ("taylor", "resnet56", 0.32, "the same by `taylor`"),
+    ("torch-pruning group-l2", "resnet56", 0.32, "the same by torch-pruning (group-l2)"),
+)
 
 
 def show(lines: Sequence[Line]) -> None:
-    """Print the published networks, and a table for each of them that was cut and each share of its FLOPs."""
+    """Print all tables, each below what it is of."""
+    for title, table in all_tables(lines):
+        print(f"{title}\n\n{table}")
+
+
+def all_tables(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
+    """What a table is of, and the table.
+
+    Of the headline, of the published networks, of each of them that was cut and each share of its cost, and of the
+    recipes.
+    """
     dense = [line for line in lines if line["method"] == DENSE]
-    print(published_table(dense))
-    cut = sorted((line for line in lines if line["method"] != DENSE), key=_cell)
+    yield "headline", headline(lines)
+    yield "published networks", published_table(dense)
+    cut = sorted((line for line in lines if line["method"] != DENSE and line["recipe"] in ("", DEFAULT)), key=_cell)
     for (network, budget, target), group in groupby(cut, _cell):
         rows = list(group)
         parent = next((line for line in dense if line["network"] == network), None)
-        print(f"{network} cut to {target:.0%} of its {budget}\n")
-        print(cell_table(rows, parent, [line for line in dense if line["network"] != network]))
+        others = [line for line in dense if line["network"] != network]
+        yield f"{network} cut to {target:.0%} of its {budget}", cell_table(rows, parent, others)
+    yield "recipes", recipe_table(lines)
+
+
+def headline(lines: Sequence[Line]) -> str:
+    """The published networks and the most important cuts, by their cost."""
+    rows = [
+        (x["macs"] / 1e6, f"{_named(x['network'])}, as published", _percent(x["report"]), "")
+        for x in lines
+        if x["method"] == DENSE
+    ]
+    for method, network, target, name in HEADLINE:
+        own = [x for x in lines if (x["method"], x["network"], x["target"]) == (method, network, target)]
+        own = [x for x in own if not x.get("budget")]
+        short = [x["report"] for x in own if x["epochs"] == 0]
+        long = [x["report"] for x in own if x["epochs"] == LONG and x["recipe"] == DEFAULT]
+        if own:
+            rows.append((own[0]["macs"] / 1e6, name, _cell_text(short), _cell_text(long)))
+    rows.sort(key=lambda row: -round(row[0], 1))
+    head = ("CIFAR-100", "MMACs", "Right after the cut %", "Ten epochs later %")
+    return Table(head, "lrrr", [(name, f"{macs:.1f}", *rest) for macs, name, *rest in rows]).markdown() + "\n"
+
+
+def recipe_table(lines: Sequence[Line]) -> str:
+    """Accuracy on the images for choices, by learning rate, where several were tried or one beside the default."""
+    tried = [line for line in lines if line["recipe"] and line["epochs"] < LONG]
+    runs = sorted({(line["network"], line["target"], line["method"], line["epochs"]) for line in tried})
+    rates = sorted({line["recipe_options"]["lr"] for line in tried})
+    body = []
+    for run in runs:
+        own = [x for x in tried if (x["network"], x["target"], x["method"], x["epochs"]) == run and x["seed"] == 0]
+        cells = [_cell_text([x["calibration"] for x in own if x["recipe_options"]["lr"] == rate]) for rate in rates]
+        body.append((f"{_named(run[0])} at {run[1]}", run[2], str(run[3]), *cells))
+    head = ("Network", "Method", "Epochs", *(f"rate {rate:g}" for rate in rates))
+    return Table(head, "llr" + "r" * len(rates), body).markdown() + "\n"
+
+
+def _named(network: str) -> str:
+    return network.replace("resnet", "ResNet-")
 
 
 def _cell(line: Line) -> tuple[str, str, float]:
@@ -47,7 +107,8 @@ def cell_table(rows: Sequence[Line], parent: Line | None, others: Sequence[Line]
     """One row per method, a column per number of epochs: mean over seeds (with n and deviation where there are some).
 
     The last column is what fisher-tucker is ahead by after the most epochs that both have, on the same reported images
-    and with the same seed. Published networks of the same FLOPs follow, and what it is ahead of them by.
+    and with the same seeds, whose mean is taken for each image. Published networks of the same FLOPs follow, and what
+    it is ahead of them by.
     """
     runs = sorted({(line["epochs"], line["recipe"]) for line in rows})
     longest = {method: max(r["epochs"] for r in rows if r["method"] == method) for method in _methods(rows)}
@@ -64,7 +125,7 @@ def cell_table(rows: Sequence[Line], parent: Line | None, others: Sequence[Line]
                 blank = [""] * len(runs)
                 name = f"{other['network']}, published: {_percent(other['report'])}"
                 body.append((name, f"{share:.3f}", params, *blank, _ahead_of_published(rows, other)))
-    titles = [f"{epochs} epochs {recipe}".strip() if epochs else "After the cut" for epochs, recipe in runs]
+    titles = [f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "After the cut" for epochs, _ in runs]
     head = ("Method", "FLOPs", "Parameters", *(f"{title} %" for title in titles), f"{OURS} ahead by (95 %)")
     return Table(head, "lrr" + "r" * len(runs) + "r", body).markdown() + "\n"
 
@@ -81,25 +142,23 @@ def _best(rows: Sequence[Line], method: str) -> float:
 def _ahead(rows: Sequence[Line], own: Sequence[Line]) -> str:
     if own[0]["method"] == OURS:
         return ""
-    keys = ("epochs", "recipe", "seed")
-    pairs = [
-        (ours, line)
-        for line in own
-        for ours in rows
-        if ours["method"] == OURS and all(ours[key] == line[key] for key in keys)
-    ]
-    if not pairs:
-        return ""
-    return _difference(*max(pairs, key=lambda pair: (pair[1]["epochs"], -pair[1]["seed"])))
+    ours = {(x["epochs"], x["recipe"], x["seed"]): x for x in rows if x["method"] == OURS}
+    theirs = {(x["epochs"], x["recipe"], x["seed"]): x for x in own}
+    both = ours.keys() & theirs.keys()
+    last = [key for key in both if key[0] == max(both)[0]]
+    return _difference([ours[key] for key in last], [theirs[key] for key in last]) if both else ""
 
 
 def _ahead_of_published(rows: Sequence[Line], other: Line) -> str:
     ours = [row for row in rows if row["method"] == OURS]
-    return _difference(max(ours, key=lambda row: (row["epochs"], -row["seed"])), other) if ours else ""
+    last = [row for row in ours if row["epochs"] == max(x["epochs"] for x in ours)]
+    return _difference(last, [other]) if last else ""
 
 
-def _difference(ours: Line, other: Line) -> str:
-    difference = paired_bootstrap(reported(ours), reported(other))
+def _difference(ours: Sequence[Line], other: Sequence[Line]) -> str:
+    """Of the means over seeds, image by image."""
+    mean_ours, mean_other = (np.mean([reported(x) for x in lines], 0) for lines in (ours, other))
+    difference = paired_bootstrap(mean_ours, mean_other)
     mark = "" if difference.beats else " (not beaten)"
     return f"{100 * difference.mean:+.2f} [{100 * difference.low:+.2f}, {100 * difference.high:+.2f}]{mark}"
 

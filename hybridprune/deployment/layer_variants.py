@@ -16,7 +16,8 @@ from hybridprune.deployment.fold import is_hooked, is_plain_layer, replace_every
 from hybridprune.deployment.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
 from hybridprune.models.factored import DENSE as DENSE_RANKS
-from hybridprune.models.factored import FactoredLayer, Ranks, build_layer, dense_form, form, form_name, outline
+from hybridprune.models.factored import FactoredLayer, Ranks, form, form_name
+from hybridprune.models.factored_weights import build_layer, dense_form, outline
 from hybridprune.models.replace import memory_format, replace_module
 from hybridprune.progress_bar import bar
 

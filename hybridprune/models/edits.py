@@ -19,8 +19,8 @@ from hybridprune.models.factored import (
     blank,
     factored,
     form,
-    outline,
 )
+from hybridprune.models.factored_weights import outline
 from hybridprune.models.replace import inherit, memory_format, replace_module
 
 

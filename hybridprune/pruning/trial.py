@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from hybridprune.ambient import seeded
 from hybridprune.measure.cost import plain_attention
 from hybridprune.models.copies import copied
-from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, blank, build_layer
+from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, blank
+from hybridprune.models.factored_weights import build_layer
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.nested import some_images
 from hybridprune.pruning.budget.space import Cost

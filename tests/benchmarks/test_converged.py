@@ -29,7 +29,7 @@ from benchmarks.converged import (
     wanted,
 )
 from benchmarks.converged_plot import plot, points
-from benchmarks.converged_tables import cell_table, published_table, reported, show, whole
+from benchmarks.converged_tables import cell_table, headline, published_table, recipe_table, reported, show, whole
 from benchmarks.peers import IMPORTANCES, largest, torch_pruned
 from benchmarks.recipe import BenchImages, Recipe, Teacher, train
 from benchmarks.results_log import Line, find_line, pack, read_lines
@@ -193,7 +193,8 @@ def test_the_table_has_seeds_differences_and_the_smaller_network() -> None:
         line(OURS, right(0.74), **tuned, seed=1),
         line("taylor", right(0.1)),
         line("taylor", right(0.5), **tuned),
-        line("uniform", right(0.7), **tuned),
+        line("uniform", right(0.72), **tuned),
+        line("uniform", right(0.72), **tuned, seed=1),
     ]
     parent, smaller = (
         line(DENSE, right(0.8), macs=100, params=100),
@@ -201,13 +202,36 @@ def test_the_table_has_seeds_differences_and_the_smaller_network() -> None:
     )
     text = cell_table(lines, parent, [smaller])
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.strip().splitlines()]
-    assert rows[0][3:5] == ["After the cut %", "3 epochs default %"]
+    assert rows[0][3:5] == ["After the cut %", "3 epochs %"]
     assert [row[0] for row in rows[2:]] == [OURS, "uniform", "taylor", "resnet20, published: 65.00"]
     assert rows[2][3:] == ["60.00", "72.00 +- 2.83 (2)", ""]
-    assert rows[3][3:] == ["", "70.00", "+0.00 [+0.00, +0.00] (not beaten)"]
+    assert rows[3][3:5] == ["", "72.00 +- 0.00 (2)"] and rows[3][5].startswith("+0.00 [-")
+    assert rows[3][5].endswith(" (not beaten)")
     assert rows[4][3:5] == ["10.00", "50.00"] and rows[4][5].startswith("+20.00 [+1")
-    assert rows[5][5].startswith("+5.00 [")  # 70 % of the first seed against 65 %
+    assert rows[5][5].startswith("+7.00 [")  # the mean of both seeds against 65 %
     assert "| resnet20 |" in published_table([parent, smaller])
+
+
+def test_the_headline_goes_down_in_cost_and_the_recipes_stand_beside_each_other() -> None:
+    cut = {"network": "resnet56", "target": 0.32}
+    tuned = {**cut, "recipe": "default", "recipe_options": {"lr": 0.03}}
+    lines = [
+        line(DENSE, right(0.8), network="resnet56", macs=100_000_000),
+        line(DENSE, right(0.7), network="resnet20", macs=40_849_000),
+        line(OURS, right(0.6), **cut, macs=40_810_000),
+        line("taylor", right(0.1), **cut, macs=40_849_500),
+        line("taylor", right(0.9), **cut, macs=40_849_500, budget="params"),
+        *(line(OURS, right(share), **tuned, epochs=10, seed=seed) for seed, share in enumerate((0.7, 0.8))),
+        line(OURS, right(0.5), **tuned, epochs=3, calibration=0.5),
+        line(OURS, right(0.4), **tuned | {"recipe": "slow", "recipe_options": {"lr": 0.01}}, epochs=3, calibration=0.4),
+    ]
+    body = [[cell.strip() for cell in row.strip("|").split("|")] for row in headline(lines).splitlines()[2:]]
+    assert body[0] == ["ResNet-56, as published", "100.0", "80.00", ""]
+    assert body[1] == ["ResNet-20, as published", "40.8", "70.00", ""]
+    assert body[2] == ["ResNet-56 to 0.32: `fisher-tucker`", "40.8", "60.00", "75.00 +- 7.07 (2)"]
+    assert body[3][2:] == ["10.00", ""] and len(body) == 4
+    (row,) = recipe_table(lines).splitlines()[2:]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["ResNet-56 at 0.32", OURS, "3", "40.00", "50.00"]
 
 
 def test_budgets_of_flops_and_of_parameters_are_cells_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:

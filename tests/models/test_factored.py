@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hybridprune.models.edits import FactorEdit, apply_edits, factor_edits
-from hybridprune.models.factored import (
-    DENSE,
-    FactoredConv2d,
-    FactoredLinear,
-    Ranks,
-    build_layer,
-    dense_form,
-    fill,
-    form,
-    form_name,
-    is_pointwise,
-    outline,
-)
+from hybridprune.models.factored import DENSE, FactoredConv2d, FactoredLinear, Ranks, form, form_name, is_pointwise
 from hybridprune.models.factored import factored as factored_form
+from hybridprune.models.factored_weights import build_layer, dense_form, fill, outline
 from hybridprune.models.replace import replace_module
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.measure.cost import plain_attention
-from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, dense_form, form, is_pointwise
+from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, form, is_pointwise
+from hybridprune.models.factored_weights import dense_form
 from hybridprune.models.replace import replace_module
 from hybridprune.pruning.directions.layer_forms import ConvShape
 from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS, WHOLE

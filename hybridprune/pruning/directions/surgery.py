@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridprune.models.factored import Ranks, blank, build_layer
+from hybridprune.models.factored import Ranks, blank
+from hybridprune.models.factored_weights import build_layer
 from hybridprune.models.replace import inherit, replace_module
 from hybridprune.pruning.directions.decomposition import Decomposition, Factors
 from hybridprune.pruning.directions.layers import PrunableLayer
