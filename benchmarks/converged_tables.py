@@ -35,7 +35,7 @@ def show(lines: Sequence[Line]) -> None:
 
 
 def all_tables(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
-    """What a table is of, and the table.
+    """The tables, each behind what it is of.
 
     Of the headline, of the published networks, of each of them that was cut and each share of its cost, and of the
     recipes.
@@ -156,7 +156,7 @@ def _ahead_of_published(rows: Sequence[Line], other: Line) -> str:
 
 
 def _difference(ours: Sequence[Line], other: Sequence[Line]) -> str:
-    """Of the means over seeds, image by image."""
+    """The difference of the means over seeds, image by image."""
     mean_ours, mean_other = (np.mean([reported(x) for x in lines], 0) for lines in (ours, other))
     difference = paired_bootstrap(mean_ours, mean_other)
     mark = "" if difference.beats else " (not beaten)"
