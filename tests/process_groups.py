@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 
 from hybridprune.data import Share
-from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.models.routed import Routed
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import run_together
 
 FORWARD = GatedNetwork.forward

@@ -13,7 +13,7 @@ from hybridprune.curvature import collect_factors, collect_second_moments
 from hybridprune.data import Batch
 from hybridprune.engine.batchnorm import recalibrate_by
 from hybridprune.engine.evaluate import evaluate_routes
-from hybridprune.models.skipnet import Routed
+from hybridprune.models.routed import Routed
 from hybridprune.precision import FP32, Precision, fp32_precisions, full_precision, tf32
 
 BF16 = Precision("cpu", torch.bfloat16)

@@ -19,7 +19,8 @@ from hybridprune.data.image_like import ImageLike, each_image
 from hybridprune.data.resize import resize_images
 from hybridprune.engine.device import check_kind, device_of
 from hybridprune.errors import UserError
-from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.models.routed import Mode
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 _BATCH = 128

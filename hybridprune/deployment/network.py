@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hybridprune.deployment.gates import SingleGate, single_gate
 from hybridprune.models.backbone import ResidualBlock
 from hybridprune.models.gates import Hidden
-from hybridprune.models.skipnet import GatedNetwork, Routed, execute_chosen
+from hybridprune.models.routed import Routed
+from hybridprune.models.skipnet import GatedNetwork, execute_chosen
 
 Action = Literal["run", "skip", "gather", "blend", "select", "branch"]
 """What a step does with its block.

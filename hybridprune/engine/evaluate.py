@@ -15,7 +15,8 @@ from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.parallel import gather
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
-from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.models.routed import Routed, RoutedNetwork
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
 
 Routing = Literal["always_on", "masked", "executed"]
@@ -94,7 +95,7 @@ def evaluate(
     """
 
     def route(batch: Batch, start: int) -> Routed:
-        if not isinstance(net, GatedNetwork):
+        if not isinstance(net, RoutedNetwork):
             logits = net(batch.images)
             return Routed(logits, logits[:, :0], logits[:, :0])
         size, device = len(batch.labels), batch.labels.device

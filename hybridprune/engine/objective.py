@@ -18,7 +18,7 @@ from hybridprune.engine.draws import Draws
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import Decide, logistic, soft, straight_through
-from hybridprune.models.skipnet import Routed
+from hybridprune.models.routed import Routed
 
 Pass = Callable[..., Routed]
 """A pass through a gated network: it takes what `GatedNetwork.forward` takes."""

@@ -12,7 +12,7 @@ import torch
 from hybridprune.data import Batch
 from hybridprune.engine.evaluate import Evaluation, evaluate
 from hybridprune.measure.cost import NetworkCost
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 
 STEPS = 16
 
@@ -58,14 +58,16 @@ class OperatingPoint:
         return _midway(limits[skipping], limits[skipping + 1])
 
 
-def operating_point(net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost, threshold: float) -> OperatingPoint:
+def operating_point(
+    net: RoutedNetwork, batches: Iterable[Batch], cost: NetworkCost, threshold: float
+) -> OperatingPoint:
     """Route the batches with this threshold."""
     found = evaluate(net, batches, "executed", threshold=threshold)
     return OperatingPoint(threshold, cost.expected_macs(found.block_rates), found)
 
 
 def threshold_for(
-    net: GatedNetwork,
+    net: RoutedNetwork,
     batches: Iterable[Batch],
     cost: NetworkCost,
     target_macs: float,

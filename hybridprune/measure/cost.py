@@ -1,4 +1,4 @@
-"""Honest accounting: MACs and parameters of a gated network, split into what decisions can and cannot avoid."""
+"""Honest accounting: MACs and parameters of a routed network, split into what decisions can and cannot avoid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridprune.errors import UserError
+from hybridprune.models.cascade import Cascade
 from hybridprune.models.copies import copied
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork, RoutingState
 from hybridprune.nested import images_in, on_device
 
@@ -27,13 +29,13 @@ class NetworkCost:
     """Cost of one image. FLOPs are 2 x MACs of convolutions and linear layers, rotations and gates included."""
 
     start_macs: int
-    """Stem and block 0."""
+    """Stem and block 0, or a cascade's first member."""
     shortcut_macs: tuple[int, ...]
     """What the gated blocks 1..N cost when they are skipped."""
     head_macs: int
     """The classifier; all of a network without gates."""
     block_macs: tuple[int, ...]
-    """Avoidable work of the gated blocks 1..N."""
+    """Avoidable work of the gated blocks 1..N, or of a cascade's members 1..N with the gates behind them."""
     gate_macs: tuple[int, ...]
     """Work of the gates 0..N-1."""
     backbone_params: int
@@ -85,24 +87,52 @@ def count_module(model: nn.Module, example: Any, run: Callable[[nn.Module, Any],
     return macs, sum(p.numel() for p in model.parameters())
 
 
-def count(net: GatedNetwork, input_size: int) -> NetworkCost:
-    """Count a gated network on the meta device: nothing is computed, so it takes no time.
+def count(net: RoutedNetwork, input_size: int) -> NetworkCost:
+    """Count a routed network on the meta device: nothing is computed, so it takes no time.
 
     Raises UserError if the network cannot take images of this size.
     """
     try:
-        return somewhere(net, lambda found: _cost(found, input_size))
+        return somewhere(net, lambda found: cost_of(found, _image(found, input_size)))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"--resize {input_size}: the network cannot take images of this size ({reason})") from error
 
 
-def _cost(net: GatedNetwork, input_size: int) -> NetworkCost:
+def cost_of(net: RoutedNetwork, image: Tensor) -> NetworkCost:
+    """The cost of an ``image [1, 3, H, W]``, which is computed for it."""
+    if isinstance(net, Cascade):
+        return _cascade_cost(net, image)
+    assert isinstance(net, GatedNetwork), type(net)
+    return _gated_cost(net, image)
+
+
+def _cascade_cost(net: Cascade, image: Tensor) -> NetworkCost:
+    """Walk the members: a gate behind the first is asked by the images that came as far, and so a cost of its member."""
+    state, start = counted(lambda: net.start(image))
+    gates: list[int] = []
+    members: list[int] = []
+    for _ in range(net.num_gates):
+        gates.append(_macs(partial(net.ask, state, None)))
+        state, macs = counted(partial(net.advance, state, torch.ones_like(state.going), "masked"))
+        members.append(macs)
+    return NetworkCost(
+        start_macs=start,
+        shortcut_macs=(0,) * net.num_gates,
+        head_macs=0,
+        block_macs=tuple(member + gate for member, gate in zip(members, [*gates[1:], 0], strict=True)),
+        gate_macs=tuple(gates[:1] + [0] * len(gates[1:])),
+        backbone_params=sum(p.numel() for p in net.members.parameters()),
+        gate_params=sum(p.numel() for p in net.gate.parameters()),
+    )
+
+
+def _gated_cost(net: GatedNetwork, image: Tensor) -> NetworkCost:
     """Walk the routing's steps, counting each by itself: what ``skip`` needs runs for every image."""
     shortcuts: list[int] = []
     blocks: list[int] = []
     gates: list[int] = []
-    state, start = counted(lambda: net.start(_image(net, input_size)))
+    state, start = counted(lambda: net.start(image))
     hidden = None
     for i in range(net.num_gates):
         x, block = state.features, net.block(state.blocks_done)

@@ -1,39 +1,19 @@
-"""A residual backbone whose blocks are gated per image (SkipNet, Wang et al. 2018).
-
-The routing is one step machine, ``start -> (observe -> advance) x N -> finish``. ``forward`` runs it from end to end;
-rollouts and the environment drive the same steps, so there is one implementation of the routing.
-"""
+"""A residual backbone whose blocks are gated per image (SkipNet, Wang et al. 2018)."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from hybridprune.models.backbone import Backbone, ResidualBlock
-from hybridprune.models.gates import GATES, Decide, Hidden, greedy, straight_through
+from hybridprune.models.gates import GATES
+from hybridprune.models.routed import Mode, RoutedNetwork, images_at
 
-Mode = Literal["masked", "executed"]
 LARGE = 8 << 20
 """Bytes of a block's input from which on the memory of copies matters."""
-
-
-class Routed(NamedTuple):
-    """The answer of a gated network for B images and N gates."""
-
-    logits: Tensor
-    """``[B, classes]``"""
-    gate_logits: Tensor
-    """``[B, N]``; gate ``i`` decides block ``i + 1``"""
-    decisions: Tensor
-    """``[B, N]`` in {0, 1}"""
-
-    @property
-    def mean_rate(self) -> Tensor:
-        """Mean execution rate (0-d); 1 where there is no gate: all is executed."""
-        return self.decisions.float().mean() if self.decisions.numel() else torch.ones((), device=self.logits.device)
 
 
 class RoutingState(NamedTuple):
@@ -45,14 +25,16 @@ class RoutingState(NamedTuple):
     features: Tensor
     blocks_done: int
 
+    @property
+    def gate(self) -> int:
+        """The gate that decides next; N when all have."""
+        return self.blocks_done - 1
 
-class GatedNetwork(nn.Module):
+
+class GatedNetwork(RoutedNetwork):
     """``backbone`` with a gate after each block but the last; block 0 always runs.
 
     A module that is no `Backbone` has no blocks and so no gates (N = 0): it is run as it is.
-
-    *masked* computes every block for every image and blends by the decision (training); *executed* runs a block on
-    the images that chose it only (inference). Both give the same logits for the same decisions.
     """
 
     def __init__(self, backbone: nn.Module, gate: str = "rnn") -> None:
@@ -73,6 +55,11 @@ class GatedNetwork(nn.Module):
     def num_gates(self) -> int:
         """N, the number of gated blocks."""
         return max(self.num_blocks - 1, 0)
+
+    @property
+    def observation_size(self) -> int:
+        """Channels of the widest block."""
+        return max(self.backbone.block_channels)
 
     def block(self, index: int) -> ResidualBlock:
         """Block ``index`` of the backbone."""
@@ -106,43 +93,6 @@ class GatedNetwork(nn.Module):
         """Logits ``[B, classes]`` after the last block."""
         assert state.blocks_done == self.num_blocks
         return self.backbone.head(state.features) if self._has_blocks else self.backbone(state.features)
-
-    def forward(
-        self,
-        images: Tensor,
-        decisions: Tensor | None = None,
-        mode: Mode = "masked",
-        decide: Decide | None = None,
-        noise: Tensor | None = None,
-    ) -> Routed:
-        """Route ``[B, 3, H, W]`` images; ``decisions [B, N]`` in {0, 1} overrule the gates.
-
-        ``decide`` turns a gate's logits, ``noise [B, N]`` added, into decisions; by default they are straight-through
-        in training mode and carry no gradient in eval mode.
-        """
-        if decide is None:
-            decide = straight_through if self.training else greedy
-        if decisions is not None:
-            assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
-        if noise is not None:
-            assert noise.shape == (images.shape[0], self.num_gates), noise.shape
-        state = self.start(images)
-        hidden: Hidden | None = None
-        gate_logits: list[Tensor] = []
-        given = None if decisions is None else decisions.unbind(1)
-        taken: list[Tensor] = []
-        for i in range(self.num_gates):
-            logit, hidden = self.gate(i, state.features, hidden)
-            disturbed = logit if noise is None else logit + noise[:, i]
-            decision = decide(disturbed) if given is None else given[i]
-            state = self.advance(state, decision, mode)
-            gate_logits.append(logit)
-            taken.append(decision)
-        logits = self.finish(state)
-        if not taken:
-            none = torch.empty(len(logits), 0, device=logits.device)
-            return Routed(logits, none, none)
-        return Routed(logits, torch.stack(gate_logits, 1), torch.stack(taken, 1))
 
 
 def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:
@@ -180,10 +130,3 @@ def _images_at_once(block: ResidualBlock, x: Tensor) -> int:
     if small or torch.is_grad_enabled() or any(module.training for module in cast(nn.Module, block).modules()):
         return len(x)
     return math.ceil(len(x) / 3)
-
-
-def images_at(x: Tensor, ids: Tensor) -> Tensor:
-    """``x[ids]`` of ``[B, C, H, W]`` in the memory format of ``x``, which ``index_select`` alone would not keep."""
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).index_select(0, ids).permute(0, 3, 1, 2)
-    return x.index_select(0, ids)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hybridprune.engine.device import check_kind
 from hybridprune.measure.cost import NetworkCost
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.routing.episode import Episode
 
 Terminal = Literal["cross_entropy", "accuracy"]
@@ -47,7 +47,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
 
     def __init__(
         self,
-        net: GatedNetwork,
+        net: RoutedNetwork,
         cost: NetworkCost,
         images: Tensor,
         labels: Tensor,
@@ -72,7 +72,7 @@ class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
         self._images, self._labels = images, labels
         self._alpha, self._budget, self._terminal = alpha, 1.0 if budget is None else budget, terminal
         self._gate_macs, self._shuffle = gate_macs, shuffle
-        self._width = max(net.backbone.block_channels)
+        self._width = net.observation_size
         self.num_envs = num_envs
         self.single_observation_space = Box(-LARGEST, LARGEST, (self._width + 3,), np.float32)
         self.single_action_space = Discrete(2)
@@ -168,7 +168,7 @@ class GateRoutingEnv(gymnasium.Env[Array, int]):
 
     metadata = {"render_modes": []}  # noqa: RUF012 (gymnasium's own attribute)
 
-    def __init__(self, net: GatedNetwork, cost: NetworkCost, images: Tensor, labels: Tensor, **options: Any) -> None:
+    def __init__(self, net: RoutedNetwork, cost: NetworkCost, images: Tensor, labels: Tensor, **options: Any) -> None:
         self._env = GateRoutingVectorEnv(net, cost, images, labels, 1, **options)
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space

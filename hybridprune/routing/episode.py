@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import Hidden
-from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.models.routed import Mode, RoutedNetwork
 
 
 class Episode:
@@ -23,7 +23,7 @@ class Episode:
 
     def __init__(
         self,
-        net: GatedNetwork,
+        net: RoutedNetwork,
         cost: NetworkCost,
         images: Tensor,
         *,
@@ -49,7 +49,7 @@ class Episode:
     @property
     def gate(self) -> int:
         """The gate that decides next; N when all have."""
-        return self.state.blocks_done - 1
+        return self.state.gate
 
     @property
     def done(self) -> bool:
@@ -61,7 +61,7 @@ class Episode:
 
         The features are constants to it: a gate's decision does not train the backbone.
         """
-        logit, self._hidden = self.net.gate(self.gate, self.state.features.detach(), self._hidden)
+        logit, self._hidden = self.net.ask(self.state, self._hidden, constant=True)
         return logit
 
     def observe(self) -> Tensor:
@@ -72,6 +72,7 @@ class Episode:
         """Execute (1) or skip (0) the next block for each image ``[B]``; after the last one comes the head."""
         assert not self.done, "the episode is over"
         gate = self.gate
+        actions = self.net.allowed(self.state, actions)
         with self._backbone():
             self.state = self.net.advance(self.state, actions, self._mode)
         self.spent_macs = self.spent_macs + self._always[gate] + self._blocks[gate] * actions.detach().long()

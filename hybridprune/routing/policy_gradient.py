@@ -15,7 +15,7 @@ from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.objective import Pass
 from hybridprune.engine.parallel import batch_mean
 from hybridprune.models.gates import greedy
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.processes import total
 from hybridprune.routing.loss import RoutingTerms, gate_bounds, route_metrics
 from hybridprune.routing.regular import entropy
@@ -66,7 +66,7 @@ class PolicyGradient:
 
     def __init__(
         self,
-        net: GatedNetwork,
+        net: RoutedNetwork,
         terms: RoutingTerms,
         *,
         images: int,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import greedy
-from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.models.routed import Mode, RoutedNetwork
 from hybridprune.routing.episode import Episode
 
 
@@ -69,7 +69,7 @@ def choose_branching(actions: Tensor, branch: Tensor, uniform: Tensor) -> Choose
 
 
 def rollout(
-    net: GatedNetwork,
+    net: RoutedNetwork,
     cost: NetworkCost,
     images: Tensor,
     labels: Tensor,

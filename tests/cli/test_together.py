@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hybridprune.data import Batch, TrainBatches
 from hybridprune.models.factored import FactoredConv2d, form
-from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.models.routed import Routed
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import rank
 from tests import ROOT

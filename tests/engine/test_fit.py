@@ -28,7 +28,8 @@ from hybridprune.engine.schedule import factor
 from hybridprune.errors import Interrupted, RunFailed, UserError
 from hybridprune.measure.cost import count
 from hybridprune.models.edits import FactorEdit
-from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.models.routed import Routed
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import fp32_precisions
 from hybridprune.store.run_folder import RunFolder

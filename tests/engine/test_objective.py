@@ -17,7 +17,8 @@ from hybridprune.engine.draws import Draws
 from hybridprune.engine.objective import Supervised
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.gates import Decide, straight_through
-from hybridprune.models.skipnet import GatedNetwork, Routed
+from hybridprune.models.routed import Routed
+from hybridprune.models.skipnet import GatedNetwork
 from tests.networks_and_images import random_images, random_net
 
 COST = NetworkCost(

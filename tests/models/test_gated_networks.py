@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hybridprune.models.backbone import Backbone
-from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.models.routed import Mode
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from tests.networks_and_images import random_decisions, random_images, randomised
 

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from hybridprune.models import skipnet
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.gates import GATES
-from hybridprune.models.skipnet import GatedNetwork, Mode, RoutingState
+from hybridprune.models.routed import Mode
+from hybridprune.models.skipnet import GatedNetwork, RoutingState
 from hybridprune.models.spec import NetworkSpec
 from tests.networks_and_images import random_decisions, random_images, random_net, randomised
 

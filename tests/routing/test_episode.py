@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybridprune.measure.cost import count
-from hybridprune.models.skipnet import GatedNetwork, Mode
+from hybridprune.models.routed import Mode
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.routing.episode import Episode
 from tests.routing.three_gates import SIZE, labelled, three_gates
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridprune.measure.cost import count
-from hybridprune.models.skipnet import Mode
+from hybridprune.models.routed import Mode
 from hybridprune.routing.rollout import choose_by, choose_flipping, choose_greedily, rollout
 from tests.routing.three_gates import SIZE, labelled, three_gates
 
