@@ -3,7 +3,8 @@
 
 A module of your own
     ``prune`` gives a smaller copy of it (``Pruned``, with its ``PrunedSpec``), ``save`` writes that, and ``restore``
-    puts it together again. ``accuracy`` says what share of a loader's images a network gets right.
+    puts it together again. ``accuracy`` says what share of a loader's images a network gets right. ``cascade`` lets
+    confident images stop at the smaller of two networks (``Cascaded``).
 A finished run
     ``load`` gives its network (a ``Model``), and ``predict`` says what it sees in images (a ``Prediction`` each).
 Shipping
@@ -30,6 +31,7 @@ from hybridprune.version import __version__
 if TYPE_CHECKING:
     from hybridprune.api.accuracy import accuracy
     from hybridprune.api.bn_scale import prune_finetune, train
+    from hybridprune.api.cascade import Cascaded, cascade
     from hybridprune.api.cost import count
     from hybridprune.api.inference import Model, Prediction, load, predict
     from hybridprune.api.prune import prune
@@ -47,6 +49,8 @@ __all__ = [  # noqa: RUF022 (grouped by what one does)
     "save",
     "restore",
     "accuracy",
+    "cascade",
+    "Cascaded",
     # A finished run
     "load",
     "Model",
@@ -73,6 +77,7 @@ __all__ = [  # noqa: RUF022 (grouped by what one does)
 _HOMES = {
     "hybridprune.api.accuracy": ("accuracy",),
     "hybridprune.api.bn_scale": ("prune_finetune", "train"),
+    "hybridprune.api.cascade": ("Cascaded", "cascade"),
     "hybridprune.api.cost": ("count",),
     "hybridprune.api.inference": ("Model", "Prediction", "load", "predict"),
     "hybridprune.api.prune": ("prune",),

@@ -17,7 +17,7 @@ from hybridprune.curvature.likelihood import IGNORED, CrossEntropy
 from hybridprune.engine.plain import in_single, plain_copy, unwrapped
 from hybridprune.errors import UserError
 from hybridprune.models.held import AnyNetwork, network_of
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.nested import on_device
 from hybridprune.precision import full_precision
 
@@ -29,7 +29,8 @@ def accuracy(
     """The share, from 0 to 1, of a loader's images that a network gives the class of their label.
 
     The network runs in eval mode and in single precision; ``model`` itself is not changed. A gated network skips the
-    blocks that its gates close. An image whose logits are not numbers counts as wrong.
+    blocks that its gates close, and a cascade stops where its gates say so. An image whose logits are not numbers
+    counts as wrong.
 
     Args:
         model: any classifier: a module, or what `prune`, `deploy` or `load` returns.
@@ -48,7 +49,7 @@ def accuracy(
         )
     plain = plain_copy(unwrapped(network)).eval()
     device = device_of(plain)
-    if forward is None and isinstance(plain, GatedNetwork):
+    if forward is None and isinstance(plain, RoutedNetwork):
         forward = _routed_logits
     right = counted = 0
     with isolated(dtype=None), full_precision(), torch.no_grad(), first_norm(plain) as norm:

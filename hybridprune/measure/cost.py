@@ -108,7 +108,7 @@ def cost_of(net: RoutedNetwork, image: Tensor) -> NetworkCost:
 
 
 def _cascade_cost(net: Cascade, image: Tensor) -> NetworkCost:
-    """Walk the members: a gate behind the first is asked by the images that came as far, and so a cost of its member."""
+    """Walk the members. Only images that come as far ask a later gate, so it is a cost of the member before it."""
     state, start = counted(lambda: net.start(image))
     gates: list[int] = []
     members: list[int] = []

@@ -1,0 +1,92 @@
+"""A cascade is fitted to a budget: from its members' logits on images that they have not fitted, in seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridprune.models.cascade import Cascade
+from hybridprune.routing.stopping import StoppingTable, threshold_at, train_gates
+
+
+@dataclass(frozen=True)
+class MemberLogits:
+    """What the K members of a cascade say of M images that none of them has fitted, on the CPU."""
+
+    logits: Tensor
+    """``[K, M, classes]``, each member's own"""
+    labels: Tensor
+    """``[M]``"""
+    macs: Tensor
+    """``[K]``, float64: of an image that stops behind each member, gates included"""
+
+    def part(self, images: Tensor) -> MemberLogits:
+        """What they say of some of the images."""
+        return MemberLogits(self.logits[:, images], self.labels[images], self.macs)
+
+    @torch.no_grad()
+    def table(self, net: Cascade) -> StoppingTable:
+        """What stopping behind each member gives, with the temperatures of ``net``."""
+        return StoppingTable(net.answers(self.logits), self.labels, self.macs)
+
+
+def fit(net: Cascade, said: MemberLogits, target_macs: float, train: bool = True) -> Tensor:
+    """Fit temperatures, gates and threshold to a budget, from nothing else; returns where each image stops, ``[M]``.
+
+    Without ``train`` every gate is the same threshold on the margin. The threshold becomes part of the gates, which
+    then decide at 0.
+    """
+    fitted = _without_members(net)
+    fitted.temperatures.copy_(torch.tensor([fit_temperature(each, said.labels) for each in said.logits]))
+    table = said.table(fitted)
+    if train:
+        train_gates(fitted.gate, table, target_macs)
+    with torch.no_grad():
+        fitted.gate.shift(-threshold_at(table, table.gate_logits(fitted.gate), target_macs))
+        stops = table.stops(table.gate_logits(fitted.gate))
+    net.temperatures.copy_(fitted.temperatures)
+    net.gate.load_state_dict(fitted.gate.state_dict())
+    return stops
+
+
+def cross_fitted(
+    net: Cascade, said: MemberLogits, target_macs: float, train: bool = True, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Where each image stops, ``[M]``, and whether its answer is right, bool ``[M]``, by gates fitted without it.
+
+    As in `fit`, on each half of the images for the other half. ``net`` stays as it is.
+    """
+    count = len(said.labels)
+    stops, right = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
+    halves = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
+    for own, other in (halves, halves[::-1]):
+        fitted = _without_members(net)
+        fit(fitted, said.part(own), target_macs, train)
+        with torch.no_grad():
+            table = said.part(other).table(fitted)
+            stops[other] = table.stops(table.gate_logits(fitted.gate))
+        right[other] = table.correct[torch.arange(len(other)), stops[other]]
+    return stops, right
+
+
+def _without_members(net: Cascade) -> Cascade:
+    """A new cascade of the same kind for what needs no more than its members' logits."""
+    return Cascade([nn.Identity() for _ in net.members], net.classes, net.answer)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature T that makes ``logits [M, classes] / T`` most likely (Guo et al. 2017, equation 9)."""
+    from scipy.optimize import minimize_scalar  # here: it is slow to import
+
+    wide = logits.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(wide / math.exp(log_temperature), labels))
+
+    found: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    return math.exp(found.x)
