@@ -178,13 +178,21 @@ class Bench:
     def run(self, cell: Cell, method: str, seed: int, recipe: Recipe, epochs: int) -> Line:
         """One arm: cut, and trained for so many epochs."""
         started = time.process_time()
-        net = self.dense(cell.depth) if method == DENSE else self.cut(cell, method, seed)
         found: Line = {}
-        if epochs:
-            path = self.folder(cell, method, seed) / f"{recipe.name}-{epochs}.pt"
-            teacher = Teacher(self.dense(cell.depth), self.work / f"teacher-resnet{cell.depth}")
-            found["losses"] = train(net, teacher, self.images, recipe, epochs, seed, path)
+        if method == DENSE:
+            net = self.dense(cell.depth)
+        elif epochs:
+            net, found["losses"] = self.trained(cell, method, seed, recipe, epochs)
+        else:
+            net = self.cut(cell, method, seed)
         return {**self.outcome(net, cell.depth), **found, "cpu_seconds": round(time.process_time() - started, 1)}
+
+    def trained(self, cell: Cell, method: str, seed: int, recipe: Recipe, epochs: int) -> tuple[nn.Module, list[float]]:
+        """The cut network after a training, which goes on where it was left, and its loss in each epoch."""
+        net = self.cut(cell, method, seed)
+        path = self.folder(cell, method, seed) / f"{recipe.name}-{epochs}.pt"
+        teacher = Teacher(self.dense(cell.depth), self.work / f"teacher-resnet{cell.depth}")
+        return net, train(net, teacher, self.images, recipe, epochs, seed, path)
 
 
 def wanted(arguments: argparse.Namespace) -> Iterator[tuple[Cell, str, int]]:
@@ -213,7 +221,7 @@ def run_missing(
             "recipe_options": dataclasses.asdict(recipe) if epochs else {},
             "weights_sha256": sha256(bench.file(cell.depth)),
             "command": command(cell, method, epochs, arguments.seed, recipe),
-            "commit": _commit(),
+            "commit": commit(),
             "versions": versions(),
             "hardware": hardware(CPU),
         }
@@ -232,7 +240,7 @@ def command(cell: Cell, method: str, epochs: int, seed: int, recipe: Recipe) -> 
     return shlex.join(["python", "-m", "benchmarks.converged", *flags])
 
 
-def _commit() -> str:
+def commit() -> str:
     """The hash of the source; empty outside of a checkout."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     return done.stdout.strip()

@@ -87,12 +87,15 @@ class BenchImages:
             channels_last=True,
         )
 
-    @torch.no_grad()
     def correct(self, net: nn.Module) -> Tensor:
         """The test images that ``net``, put into eval mode, gets right: bool ``[M]``, in their order."""
+        return self.logits(net).argmax(1) == self.dataset.test.labels
+
+    @torch.no_grad()
+    def logits(self, net: nn.Module) -> Tensor:
+        """The logits ``[M, classes]`` of ``net``, put into eval mode, for the test images, in their order."""
         net.eval()
-        batches = self._plain(None, EVAL_BATCH)
-        return torch.cat([net(batch.images).argmax(1) == batch.labels for batch in batches])
+        return torch.cat([net(batch.images) for batch in self._plain(None, EVAL_BATCH)])
 
     def _plain(self, ids: Tensor | None, batch_size: int) -> EvalBatches:
         data = self.dataset.test if ids is None else self.dataset.train

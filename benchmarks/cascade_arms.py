@@ -1,0 +1,285 @@
+"""Cascades of published CIFAR-100 ResNets and of their cuts, against one network of the same FLOPs.
+
+    python -m benchmarks.cascade_arms --data_dir DATA/cifar_100 --weights WEIGHTS --work WORK  # what is missing
+    python -m benchmarks.cascade_arms --tables --plot FILE                                     # of what is there
+
+The cut networks are those of ``benchmarks.converged``, whose WORK is read (and filled where they are missing, which
+takes hours). All else is made of the networks' logits, in seconds. Members, temperatures, gates and thresholds are
+chosen on the fixed fifth of the test images, without any of the others, and figures are of these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cascade_tables import plot, show
+from benchmarks.converged import MEAN, OURS, STD, Bench, Cell, commit
+from benchmarks.recipe import CPU, BenchImages, Recipe, save
+from benchmarks.results_log import append_line, find_line, pack, read_lines
+from hybridprune.config import DataOptions
+from hybridprune.engine.run_data import load_images
+from hybridprune.measure.cost import cost_of, count_module, somewhere
+from hybridprune.models.cascade import Answer, Cascade
+from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
+from hybridprune.routing.stopping import stop_macs
+from hybridprune.store.provenance import hardware, versions
+
+RESULTS = Path(__file__).parent / "results" / "cascade_arms.jsonl"
+OF, BUDGETS = 56, (0.25, 0.4, 0.55, 0.75)
+"""Budgets are shares of this published network's FLOPs."""
+MEMBERS = ("20@0.5", "56@0.32", "32@0.59", "20", "56@0.55", "32", "44", "56")
+EPOCHS, MOST = 10, 3
+SINGLE, RANDOM, SHUFFLED, ALL = "one network", "at random", "shuffled within classes", "averaged for all images"
+GATED: dict[str, tuple[Answer, bool]] = {
+    "margin, last answer": ("last", False),
+    "margin": ("average", False),
+    "learned": ("average", True),
+}
+"""The arms that choose per image: how the members' answers become one, and whether the gates are trained."""
+ARMS = (SINGLE, *GATED, RANDOM, SHUFFLED, ALL)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network: its logits ``[M, classes]`` for the test images, and its MACs."""
+
+    name: str
+    logits: Tensor
+    macs: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """The test images: labels ``[M]``, and which are for choices and which are reported."""
+
+    labels: Tensor
+    choices: Tensor
+    report: Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an arm does with the reported images."""
+
+    members: tuple[str, ...]
+    correct: Tensor
+    """bool ``[R]``"""
+    stops: Tensor
+    """The member behind which each stops, ``[R]``."""
+    macs: float
+    """Mean of an image."""
+    chosen_by: float
+    """Accuracy on the images for choices by which the members were chosen."""
+
+
+def empty(members: Sequence[Member], answer: Answer = "average") -> Cascade:
+    """A cascade without its members, of which there are logits."""
+    return Cascade([nn.Identity() for _ in members], members[0].logits.shape[1], answer)
+
+
+def costs(members: Sequence[Member]) -> Tensor:
+    """MACs of an image that stops behind each member, ``[K]``, gates included."""
+    net, classes = empty(members), members[0].logits.shape[1]
+    gate = stop_macs(somewhere(net, lambda found: cost_of(found, torch.zeros(1, classes))))
+    return gate + torch.tensor([float(x.macs) for x in members], dtype=torch.float64).cumsum(0)
+
+
+def said(members: Sequence[Member], images: Images, which: Tensor) -> MemberLogits:
+    """What the members say of some of the images."""
+    return MemberLogits(torch.stack([x.logits[which] for x in members]), images.labels[which], costs(members))
+
+
+def groups(members: Sequence[Member], fits: Callable[[Tensor], bool]) -> Iterator[tuple[Member, ...]]:
+    """Two or three members, cheapest first, whose `costs` fit; one of them at least is cut."""
+    rising = sorted(members, key=lambda x: x.macs)
+    for count in range(2, MOST + 1):
+        for group in itertools.combinations(rising, count):
+            dearer = all(b.macs > a.macs for a, b in itertools.pairwise(group))
+            if dearer and any("@" in x.name for x in group) and fits(costs(group)):
+                yield group
+
+
+def single(members: Sequence[Member], images: Images, budget: float) -> Found:
+    """The best single network within the budget."""
+    within = [x for x in members if x.macs <= budget]
+    by = {x.name: _accuracy(x.logits, images, images.choices) for x in within}
+    best = max(within, key=lambda x: by[x.name])
+    return _same_for_all((best.name,), best.logits, best.macs, images, by[best.name])
+
+
+def averaged(members: Sequence[Member], images: Images, budget: float) -> Found | None:
+    """The best members that all run on every image, within the budget; none if no two fit."""
+    best: tuple[float, tuple[Member, ...], Tensor] | None = None
+    for group in groups(members, lambda macs: float(macs[-1]) <= budget):
+        net = empty(group)
+        fit(net, said(group, images, images.choices), float(costs(group)[-1]), train=False)  # for the temperatures
+        answer = net.answers(torch.stack([x.logits for x in group]))[-1]
+        by = _accuracy(answer, images, images.choices)
+        if best is None or by > best[0]:
+            best = by, group, answer
+    if best is None:
+        return None
+    by, group, answer = best
+    return _same_for_all(tuple(x.name for x in group), answer, sum(x.macs for x in group), images, by)
+
+
+def gated(members: Sequence[Member], images: Images, budget: float, answer: Answer, learned: bool) -> Found:
+    """The cascade with the best estimate, whose gates are fitted on the images for choices."""
+    best: tuple[float, tuple[Member, ...]] | None = None
+    for group in groups(members, lambda macs: float(macs[0]) <= budget <= float(macs[-1])):
+        _, right = cross_fitted(empty(group, answer), said(group, images, images.choices), budget, learned)
+        by = float(right.double().mean())
+        if best is None or by > best[0]:
+            best = by, group
+    assert best is not None, f"no cascade spends {budget:,.0f} MACs"
+    by, group = best
+    net, shown = empty(group, answer), said(group, images, images.report)
+    fit(net, said(group, images, images.choices), budget, learned)
+    with torch.no_grad():
+        table = shown.table(net)
+        stops = table.stops(table.gate_logits(net.gate))
+    return _stopped(tuple(x.name for x in group), net, shown, stops, by)
+
+
+def reassigned(found: Found, members: Sequence[Member], images: Images, within_classes: bool, seed: int) -> Found:
+    """The same cascade, its decisions dealt out anew: among all images, or among those of one predicted class."""
+    by_name = {x.name: x for x in members}
+    group = [by_name[name] for name in found.members]
+    net, shown = empty(group), said(group, images, images.report)
+    fit(net, said(group, images, images.choices), float(costs(group)[0]), train=False)  # for the temperatures
+    first = shown.logits[0].argmax(1) if within_classes else torch.zeros_like(found.stops)
+    draw, stops = torch.Generator().manual_seed(seed), found.stops.clone()
+    for each in first.unique():
+        of_class = (first == each).nonzero().squeeze(1)
+        stops[of_class] = found.stops[of_class[torch.randperm(len(of_class), generator=draw)]]
+    return _stopped(found.members, net, shown, stops, found.chosen_by)
+
+
+def _stopped(names: tuple[str, ...], net: Cascade, shown: MemberLogits, stops: Tensor, by: float) -> Found:
+    correct = shown.table(net).correct[torch.arange(len(stops)), stops]
+    return Found(names, correct, stops, float(shown.macs[stops].mean()), by)
+
+
+def _same_for_all(names: tuple[str, ...], answer: Tensor, macs: float, images: Images, by: float) -> Found:
+    correct = answer[images.report].argmax(1) == images.labels[images.report]
+    return Found(names, correct, torch.full_like(images.report, len(names) - 1), float(macs), by)
+
+
+def _accuracy(logits: Tensor, images: Images, which: Tensor) -> float:
+    return float((logits[which].argmax(1) == images.labels[which]).double().mean())
+
+
+def outcome(arm: str, members: Sequence[Member], images: Images, budget: float, seed: int) -> Found | None:
+    """What an arm makes of the budget; none where it has nothing to offer."""
+    if arm == SINGLE:
+        return single(members, images, budget)
+    if arm == ALL:
+        return averaged(members, images, budget)
+    if arm in GATED:
+        return gated(members, images, budget, *GATED[arm])
+    found = gated(members, images, budget, *GATED["margin"])
+    return reassigned(found, members, images, arm == SHUFFLED, seed)
+
+
+def member(bench: Bench, name: str, seed: int) -> Member:
+    """A published network, or one that was cut and trained; its logits are kept in the work folder."""
+    depth, _, target = name.partition("@")
+    path = bench.work / f"logits-{name}-seed{seed if target else 0}.pt"
+    if not path.is_file():
+        if target:
+            net, _ = bench.trained(Cell(int(depth), float(target)), OURS, seed, Recipe(), EPOCHS)
+        else:
+            net = bench.dense(int(depth))
+        macs = count_module(net, next(iter(bench.images.shuffled(0, 1)))[0])[0]
+        save(path, {"logits": bench.images.logits(net), "macs": macs})
+    found: dict[str, Any] = torch.load(path, weights_only=True)
+    return Member(name, found["logits"], found["macs"])
+
+
+def run_missing(
+    members: Sequence[Member],
+    images: Images,
+    path: Path,
+    arguments: argparse.Namespace,
+    whole: int,
+    say: Callable[[str], object],
+) -> None:
+    """Append a line for each arm and budget that has none."""
+    for budget, arm in itertools.product(arguments.budgets, arguments.arms):
+        key = {"budget": budget, "arm": arm, "seed": arguments.seed, "among": list(arguments.members)}
+        if find_line(read_lines(path), **key) is not None:
+            continue
+        found = outcome(arm, members, images, budget * whole, arguments.seed)
+        if found is None:
+            continue
+        counts = [int((found.stops >= k).sum()) for k in range(len(found.members))]
+        append_line(
+            path,
+            {
+                **key,
+                "members": list(found.members),
+                "report": float(found.correct.double().mean()),
+                "choices": found.chosen_by,
+                "report_correct": pack(found.correct.numpy()),
+                "images": [len(images.choices), len(images.report)],
+                "share": found.macs / whole,
+                "rates": [count / len(found.stops) for count in counts],
+                "command": command(arguments, budget, arm),
+                "commit": commit(),
+                "versions": versions(),
+                "hardware": hardware(CPU),
+            },
+        )
+        say(f"{budget} {arm}: {found.correct.double().mean():.2%} at {found.macs / whole:.3f}, {found.members}")
+
+
+def command(arguments: argparse.Namespace, budget: float, arm: str) -> str:
+    """The command line that gives one line anew, wherever the data lies."""
+    flags = ["--budgets", str(budget), "--arms", arm, "--seed", str(arguments.seed)]
+    return shlex.join(["python", "-m", "benchmarks.cascade_arms", *flags, "--members", *arguments.members])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
+    found.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
+    found.add_argument("--work", type=Path, default=Path("results/converged"), help="that of benchmarks.converged")
+    found.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
+    found.add_argument("--members", nargs="+", default=list(MEMBERS), help="DEPTH, or DEPTH@TARGET of a cut one")
+    found.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help=f"shares of ResNet-{OF}'s FLOPs")
+    found.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    found.add_argument("--seed", type=int, default=0, help="of the cuts and trainings")
+    found.add_argument("--tables", action="store_true", help="print the tables, run nothing")
+    found.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture, run nothing")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    if arguments.tables:
+        show(read_lines(arguments.results))
+    if arguments.plot is not None:
+        plot(read_lines(arguments.results), arguments.plot)
+    if arguments.tables or arguments.plot is not None:
+        return
+    data = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
+    bench = Bench(data, arguments.weights, arguments.work)
+    parts = data.parts
+    images = Images(data.dataset.test.labels, parts.validation, parts.train)
+    members = [member(bench, name, arguments.seed) for name in arguments.members]
+    whole = member(bench, str(OF), 0).macs
+    run_missing(members, images, arguments.results, arguments, whole, lambda x: print(x, flush=True))
+
+
+if __name__ == "__main__":
+    main()
