@@ -4,8 +4,8 @@
     python -m benchmarks.cascade_arms --tables --plot FILE                                     # of what is there
 
 The cut networks are those of ``benchmarks.converged``, whose WORK is read (and filled where they are missing, which
-takes hours). All else is made of the networks' logits, in seconds. Members, temperatures, gates and thresholds are
-chosen on the fixed fifth of the test images, without any of the others, and figures are of these.
+takes hours). All else is made of the networks' logits, in a minute or two. Members, temperatures, gates and thresholds
+are chosen on the fixed fifth of the test images, without any of the others, and figures are of these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import itertools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,9 @@ def single(members: Sequence[Member], images: Images, budget: float) -> Found:
 def averaged(members: Sequence[Member], images: Images, budget: float) -> Found | None:
     """The best members that all run on every image, within the budget; none if no two fit."""
     best: tuple[float, tuple[Member, ...], Tensor] | None = None
-    for group in groups(members, lambda macs: float(macs[-1]) <= budget):
+    for group in groups(members, lambda macs: True):
+        if sum(x.macs for x in group) > budget:  # nothing is asked, so no gate costs anything
+            continue
         net = empty(group)
         fit(net, said(group, images, images.choices), float(costs(group)[-1]), train=False)  # for the temperatures
         answer = net.answers(torch.stack([x.logits for x in group]))[-1]
@@ -132,16 +134,30 @@ def averaged(members: Sequence[Member], images: Images, budget: float) -> Found 
     return _same_for_all(tuple(x.name for x in group), answer, sum(x.macs for x in group), images, by)
 
 
-def gated(members: Sequence[Member], images: Images, budget: float, answer: Answer, learned: bool) -> Found:
+@dataclass(frozen=True)
+class Search:
+    """The search for the members of a cascade, by the estimate of one threshold on the margin; done once a budget."""
+
+    members: Sequence[Member]
+    images: Images
+    found: dict[tuple[float, Answer], tuple[float, tuple[Member, ...]]] = field(default_factory=dict)
+
+    def best(self, budget: float, answer: Answer) -> tuple[float, tuple[Member, ...]]:
+        """The estimated accuracy, and the members, cheapest first."""
+        if (budget, answer) not in self.found:
+            by = {}
+            for group in groups(self.members, lambda macs: float(macs[0]) <= budget <= float(macs[-1])):
+                of_choices = said(group, self.images, self.images.choices)
+                by[group] = float(cross_fitted(empty(group, answer), of_choices, budget, False)[1].double().mean())
+            assert by, f"no cascade spends {budget:,.0f} MACs"
+            best = max(by, key=lambda group: by[group])
+            self.found[budget, answer] = by[best], best
+        return self.found[budget, answer]
+
+
+def gated(search: Search, budget: float, answer: Answer, learned: bool) -> Found:
     """The cascade with the best estimate, whose gates are fitted on the images for choices."""
-    best: tuple[float, tuple[Member, ...]] | None = None
-    for group in groups(members, lambda macs: float(macs[0]) <= budget <= float(macs[-1])):
-        _, right = cross_fitted(empty(group, answer), said(group, images, images.choices), budget, learned)
-        by = float(right.double().mean())
-        if best is None or by > best[0]:
-            best = by, group
-    assert best is not None, f"no cascade spends {budget:,.0f} MACs"
-    by, group = best
+    (by, group), images = search.best(budget, answer), search.images
     net, shown = empty(group, answer), said(group, images, images.report)
     fit(net, said(group, images, images.choices), budget, learned)
     with torch.no_grad():
@@ -150,18 +166,20 @@ def gated(members: Sequence[Member], images: Images, budget: float, answer: Answ
     return _stopped(tuple(x.name for x in group), net, shown, stops, by)
 
 
-def reassigned(found: Found, members: Sequence[Member], images: Images, within_classes: bool, seed: int) -> Found:
+def reassigned(search: Search, budget: float, within_classes: bool, seed: int) -> Found:
     """The same cascade, its decisions dealt out anew: among all images, or among those of one predicted class."""
-    by_name = {x.name: x for x in members}
-    group = [by_name[name] for name in found.members]
+    (by, group), images = search.best(budget, "average"), search.images
     net, shown = empty(group), said(group, images, images.report)
-    fit(net, said(group, images, images.choices), float(costs(group)[0]), train=False)  # for the temperatures
-    first = shown.logits[0].argmax(1) if within_classes else torch.zeros_like(found.stops)
-    draw, stops = torch.Generator().manual_seed(seed), found.stops.clone()
+    fit(net, said(group, images, images.choices), budget, train=False)
+    with torch.no_grad():
+        table = shown.table(net)
+        taken = table.stops(table.gate_logits(net.gate))
+    first = shown.logits[0].argmax(1) if within_classes else torch.zeros_like(taken)
+    draw, stops = torch.Generator().manual_seed(seed), taken.clone()
     for each in first.unique():
         of_class = (first == each).nonzero().squeeze(1)
-        stops[of_class] = found.stops[of_class[torch.randperm(len(of_class), generator=draw)]]
-    return _stopped(found.members, net, shown, stops, found.chosen_by)
+        stops[of_class] = taken[of_class[torch.randperm(len(of_class), generator=draw)]]
+    return _stopped(tuple(x.name for x in group), net, shown, stops, by)
 
 
 def _stopped(names: tuple[str, ...], net: Cascade, shown: MemberLogits, stops: Tensor, by: float) -> Found:
@@ -178,16 +196,15 @@ def _accuracy(logits: Tensor, images: Images, which: Tensor) -> float:
     return float((logits[which].argmax(1) == images.labels[which]).double().mean())
 
 
-def outcome(arm: str, members: Sequence[Member], images: Images, budget: float, seed: int) -> Found | None:
+def outcome(arm: str, search: Search, budget: float, seed: int) -> Found | None:
     """What an arm makes of the budget; none where it has nothing to offer."""
     if arm == SINGLE:
-        return single(members, images, budget)
+        return single(search.members, search.images, budget)
     if arm == ALL:
-        return averaged(members, images, budget)
+        return averaged(search.members, search.images, budget)
     if arm in GATED:
-        return gated(members, images, budget, *GATED[arm])
-    found = gated(members, images, budget, *GATED["margin"])
-    return reassigned(found, members, images, arm == SHUFFLED, seed)
+        return gated(search, budget, *GATED[arm])
+    return reassigned(search, budget, arm == SHUFFLED, seed)
 
 
 def member(bench: Bench, name: str, seed: int) -> Member:
@@ -206,19 +223,14 @@ def member(bench: Bench, name: str, seed: int) -> Member:
 
 
 def run_missing(
-    members: Sequence[Member],
-    images: Images,
-    path: Path,
-    arguments: argparse.Namespace,
-    whole: int,
-    say: Callable[[str], object],
+    search: Search, path: Path, arguments: argparse.Namespace, whole: int, say: Callable[[str], object]
 ) -> None:
     """Append a line for each arm and budget that has none."""
     for budget, arm in itertools.product(arguments.budgets, arguments.arms):
         key = {"budget": budget, "arm": arm, "seed": arguments.seed, "among": list(arguments.members)}
         if find_line(read_lines(path), **key) is not None:
             continue
-        found = outcome(arm, members, images, budget * whole, arguments.seed)
+        found = outcome(arm, search, budget * whole, arguments.seed)
         if found is None:
             continue
         counts = [int((found.stops >= k).sum()) for k in range(len(found.members))]
@@ -230,7 +242,7 @@ def run_missing(
                 "report": float(found.correct.double().mean()),
                 "choices": found.chosen_by,
                 "report_correct": pack(found.correct.numpy()),
-                "images": [len(images.choices), len(images.report)],
+                "images": [len(search.images.choices), len(search.images.report)],
                 "share": found.macs / whole,
                 "rates": [count / len(found.stops) for count in counts],
                 "command": command(arguments, budget, arm),
@@ -278,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = Images(data.dataset.test.labels, parts.validation, parts.train)
     members = [member(bench, name, arguments.seed) for name in arguments.members]
     whole = member(bench, str(OF), 0).macs
-    run_missing(members, images, arguments.results, arguments, whole, lambda x: print(x, flush=True))
+    run_missing(Search(members, images), arguments.results, arguments, whole, lambda x: print(x, flush=True))
 
 
 if __name__ == "__main__":
