@@ -29,11 +29,12 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 class GateRoutingVectorEnv(gymnasium.vector.VectorEnv[Array, Array, Array]):
-    """``E`` images at once on their way through a gated network, in episodes of N steps (N gates).
+    """``E`` images at once on their way through a gated network or a cascade, in episodes of N steps (N gates).
 
-    - Observation ``[E, C_max + 3]``: the last block's output, globally pooled and zero-padded to the widest block; the
-      share of gates passed; the FLOPs spent so far and the budget left, as shares of the backbone's. Never the label.
-    - Action ``[E]``, integers: 1 executes the next block, 0 skips it.
+    - Observation ``[E, D + 3]``: the last block's output, globally pooled and zero-padded to the widest block, or how
+      sure the cascade's answer is (`confidence`); the share of gates passed; the FLOPs spent so far and the budget
+      left, as shares of the backbone's. Never the label.
+    - Action ``[E]``, integers: 1 executes the next block or member, 0 skips it, or stops for good.
     - Reward: minus ``alpha`` x the share of the backbone's FLOPs that the step really spent, deciding included; stem
       and block 0 count in the first step, the head in the last. The last step adds minus the image's own
       cross-entropy, or 1 if it is classified correctly. Rewards add up to ``- alpha x spent / backbone`` + that.

@@ -15,7 +15,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from hybridprune.measure.cost import count
+from hybridprune.models.confidence import confidence
 from hybridprune.routing.env import GateRoutingEnv, GateRoutingVectorEnv
+from tests.models.test_cascade import cascade
+from tests.models.test_cascade import images as cascade_images
 from tests.networks_and_images import random_decisions
 from tests.routing.three_gates import CLASSES, SIZE, labelled, three_gates
 
@@ -261,3 +264,26 @@ def test_nothing_is_learnt_on_the_way() -> None:
     assert all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
     episode = env._episode
     assert episode is not None and not episode.state.features.requires_grad
+
+
+def test_a_cascade_is_an_environment_too() -> None:
+    net, x, labels = cascade(), cascade_images(5), torch.arange(5) % 4
+    cost = count(net, 6)
+    env = GateRoutingVectorEnv(net, cost, x, labels, 5, alpha=0.3, shuffle=False)
+    first, _ = env.reset()
+    assert first.shape == (5, net.gate.inputs + 3)
+    start = cost.start_macs + cost.gate_macs[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(first[:, :-3]), confidence(net.members[0](x) / net.temperatures[0]))
+    _, one, ended, _, _ = env.step(np.array([1, 0, 1, 0, 1]))
+    assert not ended.any()
+    _, two, ended, _, info = env.step(np.array([1, 1, 0, 0, 1]))  # the second image has stopped: its 1 is none
+    decisions = torch.tensor([[1, 1], [0, 0], [1, 0], [0, 0], [1, 1.0]])
+    with torch.no_grad():
+        routed = net(x, decisions, "executed")
+    spent = start + (decisions @ torch.tensor(cost.block_macs, dtype=torch.float32)).long()
+    final = info["final_info"]
+    assert ended.all() and final["spent_macs"].tolist() == spent.tolist()
+    np.testing.assert_allclose(final["logits"], routed.logits.numpy(), rtol=1e-5)
+    cross_entropy = F.cross_entropy(routed.logits, labels, reduction="none").double()
+    np.testing.assert_allclose(one + two, -0.3 * spent.double() / cost.backbone_macs - cross_entropy, rtol=1e-5)
