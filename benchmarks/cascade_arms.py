@@ -68,7 +68,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Found:
-    """What an arm does with the reported images."""
+    """The outcome of an arm on the reported images."""
 
     members: tuple[str, ...]
     correct: Tensor
@@ -94,7 +94,7 @@ def costs(members: Sequence[Member]) -> Tensor:
 
 
 def said(members: Sequence[Member], images: Images, which: Tensor) -> MemberLogits:
-    """What the members say of some of the images."""
+    """The members' logits for some of the images."""
     return MemberLogits(torch.stack([x.logits[which] for x in members]), images.labels[which], costs(members))
 
 
@@ -167,7 +167,7 @@ def gated(search: Search, budget: float, answer: Answer, learned: bool) -> Found
 
 
 def reassigned(search: Search, budget: float, within_classes: bool, seed: int) -> Found:
-    """The same cascade, its decisions dealt out anew: among all images, or among those of one predicted class."""
+    """A cascade whose decisions are dealt out anew: among all images, or among those of one predicted class."""
     (by, group), images = search.best(budget, "average"), search.images
     net, shown = empty(group), said(group, images, images.report)
     fit(net, said(group, images, images.choices), budget, train=False)
@@ -197,7 +197,7 @@ def _accuracy(logits: Tensor, images: Images, which: Tensor) -> float:
 
 
 def outcome(arm: str, search: Search, budget: float, seed: int) -> Found | None:
-    """What an arm makes of the budget; none where it has nothing to offer."""
+    """The outcome of an arm at a budget; none where it has nothing to offer."""
     if arm == SINGLE:
         return single(search.members, search.images, budget)
     if arm == ALL:

@@ -95,7 +95,7 @@ class Cascaded:
         return f"<{self}>"
 
     def _repr_html_(self) -> str:
-        """The same and the table, for notebooks."""
+        """The line and the table, for notebooks."""
         return f"<p>{html.escape(str(self))}</p>{self.table().html()}"
 
 

@@ -71,7 +71,7 @@ class Cascade(RoutedNetwork):
         return decision * state.going.to(decision.dtype)
 
     def observe(self, state: CascadeState) -> Tensor:
-        """What the gates read of the answer so far, ``[B, D]``."""
+        """The `confidence` of the answer so far, ``[B, D]``, which the gates read."""
         return self.gate.read(state.features)
 
     def advance(self, state: CascadeState, decision: Tensor, mode: Mode) -> CascadeState:

@@ -19,7 +19,7 @@ LEAST = 1e-12
 
 
 def confidence(logits: Tensor) -> Tensor:
-    """How sure an answer is: ``[B, classes]`` to ``[B, 3 + T]`` with ``T = min(5, classes)``.
+    """The confidence of answers, ``[B, classes]`` to ``[B, 3 + T]`` with ``T = min(5, classes)``.
 
     With the probabilities p_1 >= p_2 >= ... of C classes: margin p_1 - p_2, p_1, the entropy over log C, and log p_1,
     ..., log p_T over log C, none below log 1e-12. Of one class, margin 1 and entropy 0.
@@ -54,7 +54,7 @@ class ConfidenceGate(Gate):
             nn.init.constant_(layer.bias, STEEP * START)
 
     def read(self, answer: Tensor) -> Tensor:
-        """What is read of an answer ``[B, classes]``."""
+        """The numbers that are read of an answer ``[B, classes]``."""
         return confidence(answer)
 
     def decide(self, index: int, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:

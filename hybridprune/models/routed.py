@@ -38,7 +38,7 @@ class State(Protocol):
 
     @property
     def features(self) -> Tensor:
-        """What the next gate looks at, ``[B, ...]``."""
+        """Features that the next gate looks at, ``[B, ...]``."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class RoutedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, state: Any) -> Tensor:
-        """What an agent sees, ``[B, D]`` or narrower."""
+        """An agent's view of the state, ``[B, D]`` or narrower."""
 
     @abstractmethod
     def advance(self, state: Any, decision: Tensor, mode: Mode) -> State:

@@ -16,7 +16,7 @@ from hybridprune.routing.stopping import StoppingTable, threshold_at, train_gate
 
 @dataclass(frozen=True)
 class MemberLogits:
-    """What the K members of a cascade say of M images that none of them has fitted, on the CPU."""
+    """The logits of a cascade's K members for M images that none of them has fitted, on the CPU."""
 
     logits: Tensor
     """``[K, M, classes]``, each member's own"""
@@ -26,12 +26,12 @@ class MemberLogits:
     """``[K]``, float64: of an image that stops behind each member, gates included"""
 
     def part(self, images: Tensor) -> MemberLogits:
-        """What they say of some of the images."""
+        """The logits for some of the images."""
         return MemberLogits(self.logits[:, images], self.labels[images], self.macs)
 
     @torch.no_grad()
     def table(self, net: Cascade) -> StoppingTable:
-        """What stopping behind each member gives, with the temperatures of ``net``."""
+        """The outcome of stopping behind each member, with the temperatures of ``net``."""
         return StoppingTable(net.answers(self.logits), self.labels, self.macs)
 
 
@@ -57,7 +57,7 @@ def fit(net: Cascade, said: MemberLogits, target_macs: float, train: bool = True
 def cross_fitted(
     net: Cascade, said: MemberLogits, target_macs: float, train: bool = True, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Where each image stops, ``[M]``, and whether its answer is right, bool ``[M]``, by gates fitted without it.
+    """Stops of each image, ``[M]``, and whether its answer is right, bool ``[M]``, by gates fitted without it.
 
     As in `fit`, on each half of the images for the other half. ``net`` stays as it is.
     """

@@ -1,4 +1,4 @@
-"""When to stop in a cascade: a policy's expected return from a table of what every choice would have earned.
+"""Stopping in a cascade: a policy's expected return from a table of what every choice would have earned.
 
 A cascade of K members has K ways to treat an image: to stop behind the first, the second, ... the last. The answers of
 all members to M images say what each would have earned, so nothing has to be sampled: the expected return is a finite
@@ -47,7 +47,7 @@ def stop_log_probs(gate_logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StoppingTable:
-    """What stopping behind each of K members gives M images."""
+    """The outcome of stopping behind each of K members, for M images."""
 
     answers: Tensor
     """Logits ``[K, M, classes]``, members' temperatures included"""
@@ -58,7 +58,7 @@ class StoppingTable:
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """In nats, ``[M, K]``."""
+        """The cross-entropy in nats, ``[M, K]``."""
         return torch.stack([F.cross_entropy(each, self.labels, reduction="none") for each in self.answers], 1)
 
     @property
