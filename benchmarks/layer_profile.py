@@ -117,7 +117,7 @@ def main() -> None:
     *_, eldest = run.lineage()
     if eldest is run:
         raise UserError(f"{run.path}: is not pruned; name a run of stage 2")
-    nets: dict[str, GatedNetwork] = {"dense": eldest.load_network()[0], "pruned": run.load_network()[0]}
+    nets: dict[str, GatedNetwork] = {"dense": eldest.load_gated()[0], "pruned": run.load_gated()[0]}
     networks: dict[str, nn.Module] = {}
     for name, net in nets.items():
         networks[name] = always_on(net.to(device).eval()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

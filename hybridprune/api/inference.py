@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -20,7 +20,6 @@ from hybridprune.data.resize import resize_images
 from hybridprune.engine.device import check_kind, device_of
 from hybridprune.errors import UserError
 from hybridprune.models.routed import Mode
-from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 _BATCH = 128
@@ -31,7 +30,8 @@ _RESTORE = "use hybridprune.restore(..., into=a fresh instance of the module)"
 class Model:
     """A network with all that is needed to use it."""
 
-    network: GatedNetwork
+    network: Any
+    """A `GatedNetwork` or, of a cascade's run, a `Cascade`; both are a `RoutedNetwork`."""
     spec: RunSpec
 
     @property
@@ -47,7 +47,7 @@ class Prediction:
     label: str
     probability: float
     blocks_executed: int
-    """Of the gated ones."""
+    """Gated blocks, or members of a cascade beside the first."""
 
 
 @argument_names(own=("device",))

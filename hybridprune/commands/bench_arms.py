@@ -118,7 +118,7 @@ class Bench:
     def _candidates(self, images: Sequence[Tensor]) -> list[Candidate]:
         """The dense ancestor first, the deployed network last."""
         found = []
-        own: tuple[nn.Module, list[float] | None] = self.run.net, None
+        own: tuple[nn.Module, list[float] | None] = self.run.gated, None
         for name, net, routed in self._lineage:
             cost = count(net, self.run.spec.input_size)
             rates = self._rates(net, images) if routed else None
@@ -200,7 +200,7 @@ def lineage(run: FinishedRun) -> list[tuple[str, GatedNetwork, bool]]:
     folders = list(run.run.lineage())
     for folder in folders:
         stage, eldest = folder.read_json("result.json")["stage"], folder is folders[-1]
-        net = run.net if folder is run.run else folder.load_network()[0].to(run.device).eval()
+        net = run.gated if folder is run.run else folder.load_gated()[0].to(run.device).eval()
         if stage == "rl" or (eldest and folder is run.run and net.num_gates):
             found.append((stage, net, True))
         if eldest:

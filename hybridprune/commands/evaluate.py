@@ -11,7 +11,7 @@ from hybridprune.data import EvalBatches
 from hybridprune.engine.evaluate import Evaluation, Routing, evaluate
 from hybridprune.engine.threshold import threshold_for
 from hybridprune.errors import UserError
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.pruning.budget.space import taken_as, target_macs
 from hybridprune.routing.price import TOLERANCE, met
 
@@ -68,7 +68,7 @@ def _threshold(run: FinishedRun, target_flops: float) -> float:
     return point.threshold
 
 
-def _compare(net: GatedNetwork, batches: EvalBatches, executed: Evaluation, threshold: float) -> None:
+def _compare(net: RoutedNetwork, batches: EvalBatches, executed: Evaluation, threshold: float) -> None:
     """Executed against masked: logits for the same decisions, and decisions that flip when left free."""
     forced = evaluate(net, batches, "masked", executed.decisions, keep_logits=True)
     free = evaluate(net, batches, "masked", threshold=threshold)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
         run.run.refuse_links(*(f"deployed/{name}" for name in FILES))
     example = _example(run)
     validation = dataclasses.replace(run, batch_size=EVALUATION_BATCH).batches("validation")
-    deployed = deploy(run.net, example, run.device, harden=harden, validation=validation)
+    deployed = deploy(run.gated, example, run.device, harden=harden, validation=validation)
     contents = _files(arguments, run, deployed, example, validation)
     try:
         save_deployed(deployed, run.spec, folder)
@@ -93,7 +93,7 @@ def _files(
         )
     if arguments.onnx is not None:
         make = partial(onnx_bytes, example_input=example, single=single, metadata=metadata)
-        model = _made(f"--onnx {arguments.onnx}", lambda: fastest_onnx(run.net, deployed, example, make))
+        model = _made(f"--onnx {arguments.onnx}", lambda: fastest_onnx(run.gated, deployed, example, make))
         files[arguments.onnx] = model.content
         if model.choice is not None:
             print(f"forms in ONNX Runtime (ms): {model.choice}")

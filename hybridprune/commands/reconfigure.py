@@ -61,7 +61,7 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.reconfigure") -
     spec = dataclasses.replace(
         spec,
         run_id=uuid.uuid4().hex,
-        network=dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), small)),
+        network=dataclasses.replace(spec.gated, edits=edits_between(unpruned(spec.gated), small)),
     )
     cost = count(small, spec.input_size)
     print(f"logits of the masked and of the small network on validation images differ by {difference:.1e} at most")
@@ -85,7 +85,7 @@ def reconfigured(run: FinishedRun) -> tuple[GatedNetwork, GatedNetwork, Cost]:
     folder = run.run
     spec = folder.read_spec(f"{MASKED}.json")
     try:
-        net = to_device(spec.network.build(), run.device, channels_last=False).eval()
+        net = to_device(spec.gated.build(), run.device, channels_last=False).eval()
     except ValueError as error:
         raise UserError(f"{folder.path / MASKED}.json: not a run's specification ({error})") from error
     config = PruneConfig(
@@ -94,7 +94,7 @@ def reconfigured(run: FinishedRun) -> tuple[GatedNetwork, GatedNetwork, Cost]:
     )
     images = RunImages.of(run.dataset, run.split(), config, run.device)
     dense = {name: folder.result(f"dense.{name}", int, low=1) for name in ("macs", "params")}
-    pipeline, trained = Cutting.of(config, images, spec.network, net, dense).pipeline(net), _Trained(folder)
+    pipeline, trained = Cutting.of(config, images, spec.gated, net, dense).pipeline(net), _Trained(folder)
     masks = attach_masks(net, pipeline.target(net, CutState()).groups)
     trained.train(net, 0, CutState(), drive=None)
     masked = copy.deepcopy(net)

@@ -6,6 +6,7 @@ from hybridprune.config.given import given
 from hybridprune.config.options import (
     SCRIPTS,
     SUBCOMMANDS,
+    CascadeOptions,
     CurvatureOptions,
     CutOptions,
     DataOptions,
@@ -30,6 +31,7 @@ __all__ = [
     "RECIPES",
     "SCRIPTS",
     "SUBCOMMANDS",
+    "CascadeOptions",
     "CurvatureOptions",
     "CutOptions",
     "DataOptions",

@@ -615,6 +615,45 @@ class PruneOptions(Checked):
 
 
 @dataclass(frozen=True)
+class CascadeOptions(Checked):
+    """Stage 3: which networks are a cascade, and how it decides."""
+
+    routing: str = option(
+        "blocks",
+        "what the gates decide: which residual blocks of one network run, or whether an image goes on from one network "
+        "to the next larger one (cascade)",
+        choices=("blocks", "cascade"),
+        source="Wang et al. 2018, blocks; Viola & Jones 2001, cascade",
+        measured="cascades.md",
+    )
+    members: tuple[str, ...] = option(
+        (),
+        "cascade: folders of finished runs of stages 1 and 2, two or more, with commas between them",
+        measured="cascades.md",
+    )
+    policy: str = option(
+        "learned",
+        "cascade: gates that are trained by the exact policy gradient, or one threshold on the margin",
+        choices=("learned", "margin"),
+        source="Williams 1992, learned",
+        measured="cascades.md",
+    )
+    answer: str = option(
+        "average",
+        "cascade: the mean of the calibrated logits of all members that ran, or those of the last one",
+        choices=("average", "last"),
+        measured="cascades.md",
+    )
+
+    def contradictions(self) -> Iterator[str]:
+        """The contradictions of members and the kind of routing."""
+        if self.routing == "cascade" and len(self.members) < 2:
+            yield "--routing cascade: needs the runs that it joins; give --members RUN,RUN with two or more"
+        if self.routing == "blocks" and self.members:
+            yield f"--members {self.members[0]}: are those of a cascade; add --routing cascade"
+
+
+@dataclass(frozen=True)
 class RoutingOptions(Checked):
     """Stage 3: how the gates learn."""
 
@@ -818,10 +857,11 @@ class RlConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(lr=0.001))
     compiler: CompileOptions = field(default_factory=CompileOptions)
+    cascade: CascadeOptions = field(default_factory=CascadeOptions)
     stage: RoutingOptions = field(default_factory=RoutingOptions)
 
     def __post_init__(self) -> None:
-        refuse(self, self.contradictions(), (self.compiler, self.stage))
+        refuse(self, self.contradictions(), (self.compiler, self.cascade, self.stage))
 
     def contradictions(self) -> Iterator[str]:
         """The contradictions between two concerns."""
@@ -830,3 +870,12 @@ class RlConfig:
                 "--compile: with --train gates all rollouts skip blocks, which does not compile; leave it out, or use "
                 "--estimator gumbel"
             )
+        if self.cascade.routing == "cascade":
+            if self.stage.target_flops is None:
+                yield "--routing cascade: needs the budget that it has to meet; give --target_flops as well"
+            if self.parent.checkpoint_file is not None:
+                yield "--checkpoint_file: a cascade starts from its --members; leave it out"
+            blocks = RoutingOptions()
+            for name in ("estimator", "gate_start", "train", "batchnorm"):
+                if (value := getattr(self.stage, name)) != getattr(blocks, name):
+                    yield f"--{name} {value}: is for gates at blocks; leave it out with --routing cascade"

@@ -76,7 +76,7 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
 @torch.no_grad()
 def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
     """The deployed architecture: what the report says was done, done again to a fresh network."""
-    gated = spec.network.build().eval()
+    gated = spec.gated.build().eval()
     module: nn.Module = gated if gated.num_gates else gated.backbone
     for name, layer in report["folded"].items():
         fold_into(module, name, layer, behind=True)

@@ -16,7 +16,6 @@ from hybridprune.engine.parallel import gather
 from hybridprune.measure.cost import NetworkCost
 from hybridprune.models.gates import above
 from hybridprune.models.routed import Routed, RoutedNetwork
-from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
 
 Routing = Literal["always_on", "masked", "executed"]
@@ -134,8 +133,8 @@ def evaluate_routes(
     return Evaluation(*found)
 
 
-def summary(net: GatedNetwork, batches: Iterable[Batch], cost: NetworkCost) -> dict[str, Any]:
-    """Both readings of a network for ``result.json``: all blocks executed, and routed by its gates."""
+def summary(net: RoutedNetwork, batches: Iterable[Batch], cost: NetworkCost) -> dict[str, Any]:
+    """Both readings of a network for ``result.json``: all blocks or members executed, and routed by its gates."""
     always_on = evaluate(net, batches, "always_on")
     routed = evaluate(net, batches, "executed")
     return {

@@ -120,7 +120,8 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
         dataset=run.dataset,
         experiment=", ".join(sorted({run.experiment for run in runs})),
         lineage=tuple(run.key for run in reversed(longest)),
-        family=(run.dense_macs, run.network, run.dataset, run.dataset_digest),
+        # A cascade stands with the network that its dearest member descends from.
+        family=(run.dense_macs, longest[-1].network, run.dataset, run.dataset_digest),
         runs=tuple(runs),
         stats={name: Stat.of([one[name] for one in each]) for name in shared},
     )

@@ -15,10 +15,16 @@ from hybridprune.stages.console import say
 from hybridprune.stages.images import RunImages
 
 
-def budget_of(options: RoutingOptions, cost: NetworkCost, dense: int) -> float | None:
+def budget_of(
+    options: RoutingOptions,
+    cost: NetworkCost,
+    dense: int,
+    who: str = "skipping blocks reaches",
+    others: str = "another --checkpoint_file",
+) -> float | None:
     """The MACs that ``--target_flops`` asks for, of ``dense`` MACs, or None if it was not given.
 
-    Raises UserError for a budget that skipping blocks cannot reach.
+    Raises UserError for a budget that gates cannot reach.
     """
     if options.target_flops is None:
         return None
@@ -27,9 +33,9 @@ def budget_of(options: RoutingOptions, cost: NetworkCost, dense: int) -> float |
     ceiling = cost.expected_macs([1.0] * len(cost.block_macs))
     if not floor <= budget <= ceiling:
         raise UserError(
-            f"--target_flops {options.target_flops}: {taken_as({'--target_flops': options.target_flops})}skipping "
-            f"blocks reaches {floor / dense:.4f} to {ceiling / dense:.4f} of the dense FLOPs ({2 * floor:,.0f} to "
-            f"{2 * ceiling:,.0f}); choose a budget in between, or another --checkpoint_file"
+            f"--target_flops {options.target_flops}: {taken_as({'--target_flops': options.target_flops})}{who} "
+            f"{floor / dense:.4f} to {ceiling / dense:.4f} of the dense FLOPs ({2 * floor:,.0f} to "
+            f"{2 * ceiling:,.0f}); choose a budget in between, or {others}"
         )
     return budget
 

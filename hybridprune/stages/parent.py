@@ -36,7 +36,7 @@ class Parent:
         else:
             run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed, say)
         say(f"parent run: {run.path}")
-        net, spec = run.load_network()
+        net, spec = run.load_gated()
         # What the run's own result is made of at its end, checked now.
         for name, kind in (("dense.macs", int), ("dense.params", int), ("group", str), ("model_sha256", str)):
             run.result(name, kind, *((1,) if kind is int else ()))

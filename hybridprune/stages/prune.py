@@ -57,10 +57,10 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     config = invocation.config
     find(config.cut.method)  # what cannot be imported is refused before anything is read
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
-    spec, images, net, before = setup.spec, setup.images, setup.net, setup.cost
+    spec, images, net, before = setup.spec, setup.images, setup.gated, setup.cost
     check_excluded(net, config.cut.exclude)
     name_configuration(invocation)
-    cutting = Cutting.of(config, images, spec.network, net, setup.dense)
+    cutting = Cutting.of(config, images, spec.gated, net, setup.dense)
     pipeline = cutting.pipeline(net)
     precision = Precision.of(config.optim.precision, setup.device)
     weight, temperature = config.stage.kd_weight, config.stage.kd_temperature
@@ -96,9 +96,9 @@ def _prune(
             setup = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, network=network), net=net)
             folder.write_json("spec.json", setup.spec.to_json())
         trainer = _Trainer(folder, cutting, pipeline.phases, distillation, setup, progress, saved)
-        trainer.place(setup.net)
+        trainer.place(setup.gated)
         try:
-            net, state = pipeline.run(trainer, setup.net, state, start=progress.phase, resumed=saved is not None)
+            net, state = pipeline.run(trainer, setup.gated, state, start=progress.phase, resumed=saved is not None)
         except UserError:
             if not resumed and is_first() and not folder.state_file.is_file():
                 # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
@@ -156,7 +156,7 @@ class _Trainer(Trainer[GatedNetwork]):
         spec = self.setup.spec
         if self.saved is None:
             share_weights(model)
-            network = dataclasses.replace(spec.network, edits=edits_between(unpruned(spec.network), model))
+            network = dataclasses.replace(spec.gated, edits=edits_between(unpruned(spec.gated), model))
             spec = dataclasses.replace(spec, network=network)
             self.folder.check_weights(spec, model)
         self.setup = dataclasses.replace(self.setup, spec=spec, net=model, cost=count(model, spec.input_size))

@@ -17,6 +17,7 @@ from hybridprune.engine.progress import Progress
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import count
 from hybridprune.measure.effective import count_weights, effective_sparsity
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import count as processes
 from hybridprune.processes import is_first, json_from_first
@@ -29,7 +30,7 @@ from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
 from hybridprune.store.weights import load_weights
 
 
-def load_selected(net: GatedNetwork, run: RunFolder) -> None:
+def load_selected(net: RoutedNetwork, run: RunFolder) -> None:
     """Give ``net`` the run's selected weights, in all processes."""
     if is_first():
         load_weights(net, run.selected_file)
@@ -70,7 +71,7 @@ def finish(
         "params": {"backbone": cost.backbone_params, "gates": cost.gate_params},
         "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
         "dense": setup.dense,
-        "effective_sparsity": _effective_sparsity(net, spec, images.device),
+        **_effective_sparsity(net, spec, images.device),
         **json_from_first(
             lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
         ),
@@ -101,10 +102,13 @@ def finish(
     return result
 
 
-def _effective_sparsity(net: GatedNetwork, spec: RunSpec, device: torch.device) -> float:
-    """Effective sparsity of the backbone, every block executed, against the unpruned one."""
+def _effective_sparsity(net: RoutedNetwork, spec: RunSpec, device: torch.device) -> dict[str, float]:
+    """Effective sparsity of the backbone, every block executed, against the unpruned one; a cascade has none."""
+    if not isinstance(net, GatedNetwork):
+        return {}
     example = torch.zeros(1, 3, spec.input_size, spec.input_size, device=device)
-    return effective_sparsity(net.backbone, example, count_weights(unpruned(spec.network).backbone))
+    dense = count_weights(unpruned(spec.gated).backbone)
+    return {"effective_sparsity": effective_sparsity(net.backbone, example, dense)}
 
 
 def _group(config: SpConfig | PruneConfig | RlConfig, parent: Parent | None) -> str:
@@ -139,8 +143,9 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     """The lines that tell a result; raises what comes of a file that holds something else."""
     test, dense, backbone = result["test"], result["dense"], result["macs"]["backbone"]
     routed, rates = test["routed"], [float(rate) for rate in test["routed"]["block_rates"]]
+    members = result.get("members", [])
     lines = [
-        f"  all blocks executed: test accuracy {test['always_on']['accuracy']:.2%}, "
+        f"  all {'members' if members else 'blocks'} executed: test accuracy {test['always_on']['accuracy']:.2%}, "
         f"{backbone * 2 / 1e9:.4f} GFLOPs ({backbone / dense['macs']:.1%} of dense)",
         f"  routed by the gates: test accuracy {routed['accuracy']:.2%}, expected "
         f"{routed['expected_macs'] * 2 / 1e9:.4f} GFLOPs ({routed['expected_macs'] / dense['macs']:.1%} of dense), "
@@ -155,6 +160,13 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         )
     if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
         lines.append(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
+    if members:
+        ahead = {name: 100 * float(value) for name, value in result["cascade"]["ahead"].items()}
+        best = members[result["cascade"]["best"]]["label"]
+        lines.append(
+            f"  on validation {ahead['mean']:+.2f} [{ahead['low']:+.2f}, {ahead['high']:+.2f}] points over the best "
+            f"single member within the budget ({best}); each half by gates fitted on the other"
+        )
     if rates:
         lines.append(f"  execution rates: {' '.join(f'{rate:.2f}' for rate in rates)}")
     return lines

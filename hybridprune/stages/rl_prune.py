@@ -26,6 +26,7 @@ from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
 from hybridprune.routing.rollout import rollout
+from hybridprune.stages.cascade import run_cascade
 from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of, meet_budget
@@ -53,9 +54,11 @@ def main(argv: Sequence[str], prog: str = "main_rl_prune.py") -> None:
 @full_precision()
 def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
+    if invocation.config.cascade.routing == "cascade":
+        return run_cascade(invocation)
     options = invocation.config.stage
     setup = StageSetup.descendant(invocation, "rl", of="prune", also=("sp", "rl"))
-    images, net, cost = setup.images, setup.net, setup.cost
+    images, net, cost = setup.images, setup.gated, setup.cost
     if net.num_gates == 0:
         raise UserError(
             f"--network {invocation.config.network.network}: has no residual blocks to skip, hence no gates; "
@@ -105,7 +108,7 @@ def _dense(parent: Parent) -> GatedNetwork:
         *_, eldest = parent.run.lineage()
     except UserError as error:
         raise UserError(f"--kd_weight: the teacher cannot be found: {error}, or distil nothing") from error
-    return eldest.load_network()[0]
+    return eldest.load_gated()[0]
 
 
 def _price(setup: StageSetup[RlConfig], budget: float | None, starts: bool) -> Price:
@@ -114,8 +117,9 @@ def _price(setup: StageSetup[RlConfig], budget: float | None, starts: bool) -> P
     first = options.reward_scale
     if options.gate_start == "subset" and starts:
         assert budget is not None
-        subset, first = gates_from_subset(setup.net, cost, budget, setup.images, first)
-        say(f"gates start from {int(subset.route.sum())} of {setup.net.num_gates} gated blocks, alpha from {first:.3f}")
+        subset, first = gates_from_subset(setup.gated, cost, budget, setup.images, first)
+        kept, gates = int(subset.route.sum()), setup.gated.num_gates
+        say(f"gates start from {kept} of {gates} gated blocks, alpha from {first:.3f}")
     target = None if budget is None else budget / cost.backbone_macs
     return Price(first, target, options.price_step, setup.device)
 
@@ -124,7 +128,7 @@ def _training(
     setup: StageSetup[RlConfig], folder: RunFolder, score: Score, price: Price, distillation: Distillation | None
 ) -> Fit:
     """The training of this stage; validation tells ``price`` what share of the FLOPs is spent."""
-    config, options, net, images = setup.config, setup.config.stage, setup.net, setup.images
+    config, options, net, images = setup.config, setup.config.stage, setup.gated, setup.images
     # Where the backbone learns from rollouts there is no other pass to compile.
     rollouts = config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
 
@@ -166,7 +170,7 @@ def _objective(
     if options.estimator == "gumbel":
         return GumbelRouting(terms, images=images, seed=seed)
     learn_from = compiled(rollout, device) if compile_rollouts else rollout
-    return PolicyGradient(setup.net, terms, images=images, seed=seed, learn_from=learn_from)
+    return PolicyGradient(setup.gated, terms, images=images, seed=seed, learn_from=learn_from)
 
 
 def _recalibrate_if_better(net: GatedNetwork, images: RunImages, score: Score) -> bool:

@@ -21,6 +21,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count, somewhere
 from hybridprune.models.architectures import allow, architecture
 from hybridprune.models.own_network import check_passes
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.processes import local_device
@@ -32,6 +33,7 @@ from hybridprune.store.seeds import stream_seed
 
 C = TypeVar("C", SpConfig, PruneConfig, RlConfig)
 D = TypeVar("D", PruneConfig, RlConfig)
+N = TypeVar("N", bound=RoutedNetwork)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class StageSetup(Generic[C]):
     invocation: Invocation[C]
     spec: RunSpec
     images: RunImages
-    net: GatedNetwork
+    net: RoutedNetwork
     """On this process's device."""
     cost: NetworkCost
     """Of the network at the start."""
@@ -51,6 +53,12 @@ class StageSetup(Generic[C]):
     def config(self) -> C:
         """The resolved configuration."""
         return self.invocation.config
+
+    @property
+    def gated(self) -> GatedNetwork:
+        """The network of a stage that works on gated blocks."""
+        assert isinstance(self.net, GatedNetwork), type(self.net)
+        return self.net
 
     @property
     def device(self) -> torch.device:
@@ -77,12 +85,12 @@ class StageSetup(Generic[C]):
         spec = describe("sp", dataset, config.data.resize, config.network)
         images = RunImages.of(dataset, None, config, device)
         with seeded(stream_seed(config.run.seed, "initialisation")):
-            net = spec.network.build()
+            net = spec.gated.build()
         if architecture(spec.network.network).foreign:
             somewhere(net, partial(_try, spec=spec))
         if config.stage.weights is not None:
-            start_from(net, spec.network, Path(config.stage.weights))
-        return _placed(invocation, spec, images, net, None)
+            start_from(net, spec.gated, Path(config.stage.weights))
+        return placed(invocation, spec, images, net, None)
 
     @staticmethod
     def descendant(invocation: Invocation[D], stage: str, of: str, also: tuple[str, ...]) -> StageSetup[D]:
@@ -98,12 +106,13 @@ class StageSetup(Generic[C]):
         parent = Parent.load(config, wanted, of, also)
         spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
         images = RunImages.of(dataset, parent.split(), config, device)
-        return _placed(invocation, spec, images, parent.net, parent)
+        return placed(invocation, spec, images, parent.net, parent)
 
 
-def _placed(
-    invocation: Invocation[C], spec: RunSpec, images: RunImages, net: GatedNetwork, parent: Parent | None
+def placed(
+    invocation: Invocation[C], spec: RunSpec, images: RunImages, net: RoutedNetwork, parent: Parent | None
 ) -> StageSetup[C]:
+    """The setup with its network on the device of the images."""
     net = to_device(net, images.device, images.channels_last)
     return StageSetup(invocation, spec, images, net, count(net, spec.input_size), parent)
 
@@ -141,7 +150,7 @@ def describe(stage: str, dataset: Dataset, size: int, network: NetworkOptions) -
     )
 
 
-def to_device(net: GatedNetwork, device: torch.device, channels_last: bool) -> GatedNetwork:
+def to_device(net: N, device: torch.device, channels_last: bool) -> N:
     """Move ``net`` to the device, in the memory format of its images."""
     format = torch.channels_last if channels_last else torch.contiguous_format
     return net.to(device=device, memory_format=format)  # type: ignore[call-overload]

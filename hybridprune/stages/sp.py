@@ -34,7 +34,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
     """Train, select on validation, measure once on test; returns the result (None for a dry run)."""
     config = invocation.config
     setup = StageSetup.fresh(invocation)
-    images, net, cost, device = setup.images, setup.net, setup.cost, setup.device
+    images, net, cost, device = setup.images, setup.gated, setup.cost, setup.device
     if invocation.dry_run:
         steps = len(images.training("sp"))
         show_plan(setup.spec, images, cost, [f"{config.stage.epochs} epochs of {steps} steps on {device}"])

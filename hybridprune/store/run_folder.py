@@ -20,6 +20,7 @@ import torch
 
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.json_text import json_text, read_json, value_at
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.store.files import append, sha256, write_atomic, write_bytes, write_json
 from hybridprune.store.run_spec import FORMAT as FORMAT
@@ -150,7 +151,7 @@ class RunFolder:
         except Exception as error:  # of any kind: networks have code of their own for it
             raise RunFailed(f"{self.path}: the network cannot be saved and loaded again ({error})") from error
 
-    def load_network(self) -> tuple[GatedNetwork, RunSpec]:
+    def load_network(self) -> tuple[RoutedNetwork, RunSpec]:
         """Rebuild the selected network on the CPU and load its weights strictly.
 
         Raises UserError if the run is not finished, or its weights are missing, truncated, altered, or of another
@@ -165,7 +166,7 @@ class RunFolder:
         if spec.network.arguments.get("depth", 0) > len(shapes):  # even an empty network takes time for each layer
             raise UserError(
                 f"{self.model_file}: checkpoint of another architecture: its {len(shapes)} tensors are too few for "
-                f"the {spec.network.depth} layers in spec.json; restore the file"
+                f"the {spec.network.arguments['depth']} layers in spec.json; restore the file"
             )
         try:
             with torch.device("meta"):
@@ -178,6 +179,13 @@ class RunFolder:
         load_weights(net, self.model_file)
         if sha256(self.model_file) != expected:
             raise UserError(f"{self.model_file}: is not the file that result.json describes; run the stage again")
+        return net, spec
+
+    def load_gated(self) -> tuple[GatedNetwork, RunSpec]:
+        """`load_network` where it has to be a network with gated blocks; UserError if it is a cascade."""
+        net, spec = self.load_network()
+        if not isinstance(net, GatedNetwork):
+            raise UserError(f"{self.path}: is a cascade; name the run of one of its members")
         return net, spec
 
     def save_state(self, state: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from hybridprune.config import SCRIPTS
 from hybridprune.config.options import LARGEST_INPUT
 from hybridprune.json_text import numbers_at, short, texts_at, value_at
+from hybridprune.models.cascade_spec import CascadeSpec, spec_from_json
 from hybridprune.models.spec import NetworkSpec
 
 FORMAT = 1
@@ -22,7 +23,7 @@ class RunSpec:
 
     stage: str
     run_id: str
-    network: NetworkSpec
+    network: NetworkSpec | CascadeSpec
     class_names: tuple[str, ...]
     input_size: int
     mean: tuple[float, ...]
@@ -31,6 +32,13 @@ class RunSpec:
     dataset_digest: str
     centre_crop: bool = False
     """How images of other sizes become the input: their middle is cut out, or both sides are scaled to the size."""
+
+    @property
+    def gated(self) -> NetworkSpec:
+        """The network, where it is one with gated blocks; ValueError if it is a cascade."""
+        if isinstance(self.network, CascadeSpec):
+            raise ValueError("it is a cascade, whose members are runs of their own")
+        return self.network
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -56,7 +64,7 @@ class RunSpec:
         """
         if value_at(record, "format", object) != FORMAT:
             raise ValueError(f"format {short(record['format'])}, this version reads {FORMAT}")
-        network, names = NetworkSpec.from_json(record["network"]), texts_at(record, "class_names")
+        network, names = spec_from_json(record["network"]), texts_at(record, "class_names")
         if len(names) != network.classes:
             raise ValueError(f"class_names are {len(names)} for a network of {network.classes} classes")
         mean = numbers_at(record, "mean", -LARGEST_PIXEL, LARGEST_PIXEL)

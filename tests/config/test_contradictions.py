@@ -10,6 +10,8 @@ from hybridprune.config import RlConfig, RoutingOptions, SpConfig, SupervisedOpt
 from hybridprune.config.options import CompileOptions
 from hybridprune.errors import UserError
 
+CASCADE = "--routing cascade --members a,b --target_flops 0.5"
+
 
 def _resolve(default: SpConfig | RlConfig, flags: str) -> SpConfig | RlConfig:
     if isinstance(default, SpConfig):
@@ -26,6 +28,13 @@ def _resolve(default: SpConfig | RlConfig, flags: str) -> SpConfig | RlConfig:
         (RlConfig, "--train gates --compile", "--compile", ("--estimator gumbel",)),
         (RlConfig, "--gate_start subset", "--gate_start subset", ("--target_flops",)),
         (RlConfig, "--target_flops 0.5 --alpha 0", "--alpha 0", ("positive",)),
+        (RlConfig, "--routing cascade --target_flops 0.5", "--routing cascade", ("--members RUN,RUN",)),
+        (RlConfig, "--routing cascade --members a --target_flops 0.5", "--routing cascade", ("two or more",)),
+        (RlConfig, "--members a,b", "--members a", ("--routing cascade",)),
+        (RlConfig, "--routing cascade --members a,b", "--routing cascade", ("--target_flops",)),
+        (RlConfig, f"{CASCADE} --checkpoint_file x", "--checkpoint_file", ("--members",)),
+        (RlConfig, f"{CASCADE} --estimator gumbel", "--estimator gumbel", ("leave it out",)),
+        (RlConfig, f"{CASCADE} --train gates", "--train gates", ("leave it out",)),
     ],
 )
 def test_refused_with_a_remedy(
@@ -42,6 +51,7 @@ def test_refused_with_a_remedy(
         (SpConfig, "--epochs 0 --weights x.pt"),
         (RlConfig, ""),
         (RlConfig, "--alpha 0"),
+        (RlConfig, CASCADE),
         (RlConfig, "--train gates --kd_weight 0.5 --estimator gumbel --compile"),
         (RlConfig, "--gate_start subset --target_flops 0.5 --batchnorm trained"),
     ],

@@ -32,7 +32,7 @@ def make_run(path: Path, spec: RunSpec = SPEC, *, finished: bool = True, seed: i
     path.mkdir(parents=True)
     run = RunFolder(path)
     run.write_json("spec.json", spec.to_json())
-    network = spec.network
+    network = spec.gated
     assert network.depth is not None and network.width is not None
     run.save_weights("model.safetensors", random_net(network.depth, network.width, network.classes, network.edits))
     if finished:

@@ -80,7 +80,7 @@ def detail(number: int, row: Row, options: Options) -> Detail:
 def _layers(run: RunFolder) -> tuple[list[layers.Layer], str]:
     try:
         spec = run.read_spec()
-        found = layers.layers(spec.network, spec.input_size)
+        found = layers.layers(spec.gated, spec.input_size)
     except (UserError, ValueError) as error:
         return [], f"The layers cannot be shown: {error}."
     if all(layer.before == layer.after for layer in found):
