@@ -11,33 +11,37 @@ from torch import Tensor, nn
 from hybridprune.models.gates import Gate, Hidden
 
 TOP = 5
-STEEP = 10.0
-"""Logits for the whole range of the margin, in the policy that a gate starts from."""
+STEEP = 3.0
+"""Logits for a factor e of the doubt, in the policy that a gate starts from."""
 START = 0.5
 """The margin below which images go on, in the policy that a gate starts from."""
-LEAST = 1e-12
+LEAST = -60.0
+"""Logarithms that are read go no lower."""
 
 
 def confidence(logits: Tensor) -> Tensor:
     """The confidence of answers, ``[B, classes]`` to ``[B, 3 + T]`` with ``T = min(5, classes)``.
 
-    With the probabilities p_1 >= p_2 >= ... of C classes: margin p_1 - p_2, p_1, the entropy over log C, and log p_1,
-    ..., log p_T over log C, none below log 1e-12. Of one class, margin 1 and entropy 0.
+    With the probabilities p_1 >= p_2 >= ... of C classes: log(1 - (p_1 - p_2)), the logarithm of what the margin lacks
+    of 1; p_1; the entropy over log C; and log p_1, ..., log p_T over log C. Logarithms tell sure answers apart whose
+    margins all round to 1. None is below -60.
     """
     assert logits.ndim == 2, logits.shape
-    probabilities = logits.float().softmax(1)
-    top = probabilities.topk(min(TOP, logits.shape[1]), 1).values
-    first = top[:, 0]
-    margin = first - top[:, 1] if logits.shape[1] > 1 else torch.ones_like(first)
+    sorted_logs = logits.float().log_softmax(1).sort(1, descending=True).values
+    first, others = sorted_logs[:, 0], sorted_logs[:, 1:]
+    # 1 - p_1 + p_2, from the small numbers: the difference of the large ones would round to 0.
+    doubt = torch.cat([others, others[:, :1]], 1).logsumexp(1) if others.shape[1] else torch.full_like(first, LEAST)
     scale = math.log(max(logits.shape[1], 2))
-    entropy = -(probabilities * probabilities.clamp(min=LEAST).log()).sum(1) / scale
-    return torch.cat([torch.stack([margin, first, entropy], 1), top.clamp(min=LEAST).log() / scale], 1)
+    logs = sorted_logs.clamp(min=LEAST)
+    entropy = -(sorted_logs.exp() * logs).sum(1) / scale
+    return torch.cat([torch.stack([doubt.clamp(min=LEAST), first.exp(), entropy], 1), logs[:, :TOP] / scale], 1)
 
 
 class ConfidenceGate(Gate):
     """Linear gates of a cascade on the `confidence` of the answer so far; each starts as a threshold on the margin.
 
-    A gate's logit is that of going on to the next member: ``10 (1/2 - margin)`` at first.
+    A gate's logit is that of going on to the next member: ``3 log(2 (1 - margin))`` at first, above 0 for a margin
+    below 1/2.
     """
 
     def __init__(self, gates: int, classes: int) -> None:
@@ -50,8 +54,8 @@ class ConfidenceGate(Gate):
         """Put every gate back to the threshold on the margin."""
         for layer in self.scores():
             nn.init.zeros_(layer.weight)
-            nn.init.constant_(layer.weight[:, 0], -STEEP)
-            nn.init.constant_(layer.bias, STEEP * START)
+            nn.init.constant_(layer.weight[:, 0], STEEP)
+            nn.init.constant_(layer.bias, -STEEP * math.log(1 - START))
 
     def read(self, answer: Tensor) -> Tensor:
         """The numbers that are read of an answer ``[B, classes]``."""

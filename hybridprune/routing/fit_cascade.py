@@ -80,7 +80,10 @@ def _without_members(net: Cascade) -> Cascade:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T that makes ``logits [M, classes] / T`` most likely (Guo et al. 2017, equation 9)."""
+    """The temperature T that makes ``logits [M, classes] / T`` most likely (Guo et al. 2017, equation 9).
+
+    It is at least 1/2: on a few images that are all right, nothing else would keep it from 0.
+    """
     from scipy.optimize import minimize_scalar  # here: it is slow to import
 
     wide = logits.double()
@@ -88,5 +91,5 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(wide / math.exp(log_temperature), labels))
 
-    found: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    found: Any = minimize_scalar(loss, bounds=(math.log(0.5), 3.0), method="bounded")
     return math.exp(found.x)

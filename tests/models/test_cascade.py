@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,8 +88,9 @@ def test_gates_start_as_a_threshold_on_the_margin() -> None:
         routed = net(x, mode="executed")
         assert torch.equal(routed.decisions[:, 0] > 0, margin < 0.5)
         assert 0 < routed.decisions.mean() < 1
-        assert torch.equal(net(x, mode="executed", decide=above(4.0)).decisions[:, 0] > 0, margin < 0.1)
-        net.gate.shift(-4.0)
+        wider = 3 * math.log(2 * 0.9)
+        assert torch.equal(net(x, mode="executed", decide=above(wider)).decisions[:, 0] > 0, margin < 0.1)
+        net.gate.shift(-wider)
         assert torch.equal(net(x, mode="executed").decisions[:, 0] > 0, margin < 0.1)
 
 

@@ -19,12 +19,20 @@ def test_is_what_it_says(classes: int, batch: int, seed: int) -> None:
         whole = sum(math.exp(value) for value in row)
         p = sorted((math.exp(value) / whole for value in row), reverse=True)
         scale = math.log(max(classes, 2))
-        margin = p[0] - p[1] if classes > 1 else 1.0
+        doubt = math.log(1 - p[0] + p[1]) if classes > 1 else -60
         entropy = -sum(each * math.log(each) for each in p) / scale
-        expected = [margin, p[0], entropy, *(math.log(each) / scale for each in p[:5])]
+        expected = [doubt, p[0], entropy, *(math.log(each) / scale for each in p[:5])]
         assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_certainty_is_finite() -> None:
     sure = confidence(torch.tensor([[1e4, 0.0, 0.0]]))
-    assert sure[0, :3].tolist() == [1, 1, 0] and sure.isfinite().all()
+    assert sure[0, :3].tolist() == [-60, 1, 0] and sure.isfinite().all()
+
+
+def test_sure_answers_are_told_apart_where_their_margins_round_to_one() -> None:
+    answers = torch.tensor([[30.0, 0.0, 0.0], [40.0, 0.0, 0.0], [40.0, 5.0, 0.0]])
+    probabilities = answers.softmax(1).topk(2, 1).values
+    assert (probabilities[:, 0] - probabilities[:, 1] == 1).all()
+    doubt = confidence(answers)[:, 0]
+    assert doubt.tolist() == pytest.approx([math.log(3) - 30, math.log(3) - 40, math.log(2 + math.exp(-5)) - 35])

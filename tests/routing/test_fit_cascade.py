@@ -44,7 +44,7 @@ def test_the_budget_is_hit_and_the_gates_decide_at_zero(train: bool, target: flo
         assert torch.equal(table.stops(table.gate_logits(net.gate)), stops)
     assert net.temperatures.tolist() == pytest.approx([fit_temperature(x, said.labels) for x in said.logits])
     weight = torch.cat([layer.weight for layer in net.gate.scores()])
-    assert train != bool((weight[:, 1:] == 0).all() and (weight[:, 0] == -10).all())
+    assert train != bool((weight[:, 1:] == 0).all() and (weight[:, 0] == 3).all())
 
 
 def test_fitting_again_starts_anew() -> None:
