@@ -14,6 +14,12 @@ from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.tables import Table
 
 REFERENCE = "one network"
+HEADLINE = {
+    REFERENCE: "the best one network",
+    "learned": "the best cascade",
+    "at random": "the same cascade, its decisions dealt at random",
+}
+"""The arms of the headline, by their names in it."""
 
 
 def show(lines: Sequence[Line]) -> None:
@@ -24,9 +30,15 @@ def show(lines: Sequence[Line]) -> None:
 
 def all_tables(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
     """The tables, each behind what it is of: all budgets, and one for each budget."""
+    yield "headline", headline(lines)
     yield "all budgets", overview(lines)
     for budget in sorted({line["budget"] for line in lines}):
         yield f"budget {budget}", budget_table([line for line in lines if line["budget"] == budget])
+
+
+def headline(lines: Sequence[Line]) -> str:
+    """The most important arms, as `overview` shows all."""
+    return overview([{**x, "arm": HEADLINE[x["arm"]]} for x in lines if x["arm"] in HEADLINE])
 
 
 def overview(lines: Sequence[Line]) -> str:
@@ -36,7 +48,7 @@ def overview(lines: Sequence[Line]) -> str:
     for arm in _arms(lines):
         own = [[x["report"] for x in lines if x["arm"] == arm and x["budget"] == budget] for budget in budgets]
         body.append((arm, *map(_percent, own)))
-    head = ("Arm", *(f"{budget:g} of the FLOPs %" for budget in budgets))
+    head = ("CIFAR-100, accuracy %", *(f"{budget:g} of the FLOPs" for budget in budgets))
     return Table(head, "l" + "r" * len(budgets), body).markdown() + "\n"
 
 

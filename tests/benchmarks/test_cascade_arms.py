@@ -139,9 +139,10 @@ def test_tables_have_means_deviations_and_differences(tmp_path: Path) -> None:
     lines = [line(SINGLE, 0.6), line(SINGLE, 0.7, seed=1), line("margin", 0.75), line("margin", 0.85, seed=1)]
     lines += [line(SINGLE, 0.5, 0.55)]
     tables = dict(all_tables(lines))
-    assert list(tables) == ["all budgets", "budget 0.4", "budget 0.55"]
+    assert list(tables) == ["headline", "all budgets", "budget 0.4", "budget 0.55"]
+    assert "| the best one network |" in tables["headline"] and "margin" not in tables["headline"]
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in tables["all budgets"].splitlines()]
-    assert rows[0][1:] == ["0.4 of the FLOPs %", "0.55 of the FLOPs %"]
+    assert rows[0][1:] == ["0.4 of the FLOPs", "0.55 of the FLOPs"]
     assert rows[2] == [SINGLE, "65.00 +- 7.07 (2)", "50.00"] and rows[3] == ["margin", "80.00 +- 7.07 (2)", ""]
     (_, _, _, row) = tables["budget 0.4"].strip().splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.cascade_tables import all_tables as cascades
 from benchmarks.converged_tables import all_tables
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
@@ -61,10 +62,11 @@ def test_the_three_stages_run_as_they_stand_and_each_figure_of_an_epoch_is_expla
     for file in (*STAGES, "config.json"):
         shutil.copy(ROOT / file, tmp_path)
     section = README.split("## The three stages")[1].split("\n## ")[0]
-    for command in commands(section):
+    blocks = "python main_rl_prune.py --dataset digits --depth 8 --width 8 --epochs 2 --target_flops 0.45"
+    for command in [*commands(section), blocks.split()]:
         words = [sys.executable, *(command[1:] if command[0] == "python" else ["-m", *command])]
         if "RUN" in words:
-            (words[words.index("RUN")],) = map(str, (tmp_path / "results").glob("*/*-rl-*"))
+            (words[words.index("RUN")],) = map(str, (tmp_path / "results").glob("*/*-cascade-*-rl-*"))
         settings = {**environment(), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / ".cache")}
         done = subprocess.run(words, cwd=tmp_path, env=settings, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -152,10 +154,22 @@ def test_the_tables_of_trained_networks_are_what_was_measured() -> None:
         assert title == "headline" or table.strip() in PAGES["docs/trained_networks.md"], title
 
 
-def test_the_speeds_are_those_of_the_page_of_results() -> None:
-    rows = re.findall(r"^\| static.* faster.*$", README, flags=re.MULTILINE)
-    assert len(rows) == 3
-    assert set(rows) <= set(PAGES["docs/results.md"].splitlines())
+def test_the_tables_of_cascades_are_what_was_measured() -> None:
+    tables = dict(cascades(read_lines(ROOT / "benchmarks/results/cascade_arms.jsonl")))
+    assert len(tables) == 5
+    assert tables["headline"].strip() in README
+    for title, table in tables.items():
+        assert title == "headline" or table.strip() in PAGES["docs/cascades.md"], title
+
+
+def test_the_speeds_are_those_of_the_pages() -> None:
+    (half,) = re.findall(r"([\d.]+) times as fast\]\(docs/trained_networks.md#by-the-clock\)", README)
+    clock = PAGES["docs/trained_networks.md"].split("\n## By the clock")[1]
+    ((_, alone, _, batch),) = re.findall(r"^\| fisher-tucker, separable" + r" \| ([\d.]+)" * 4, clock, re.MULTILINE)
+    assert {f"{float(speed):.1f}" for speed in (alone, batch)} == {half}
+    (most,) = re.findall(r"up to ([\d.]+) times\]\(docs/deploy.md#what-was-measured\)", README)
+    faster = re.findall(r"([\d.]+) x faster", PAGES["docs/results.md"].split("## By the clock")[1].split("\n## ")[0])
+    assert max(map(float, faster)) == float(most)
 
 
 def test_it_is_short() -> None:
