@@ -24,6 +24,7 @@ from hybridprune.deployment.validate import Validated, evaluate_module
 from hybridprune.engine.device import device_of
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
+from hybridprune.models.cascade import Cascade
 from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.progress_bar import progress_bars
@@ -77,6 +78,8 @@ def deploy(
     """
     if not isinstance(given := network_of(model), nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune or load returns")
+    if isinstance(given, Cascade):
+        raise UserError("model: is a cascade; deploy its members, and put each back: members[k] = deploy(...).module")
     if not isinstance(example_input, Tensor):
         raise UserError(
             f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
