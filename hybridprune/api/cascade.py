@@ -26,9 +26,6 @@ from hybridprune.nested import on_device
 from hybridprune.precision import full_precision
 from hybridprune.pruning.budget.space import taken_as, target_macs
 from hybridprune.report.bootstrap import Difference, paired_bootstrap
-from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
-from hybridprune.routing.price import TOLERANCE, met
-from hybridprune.routing.stopping import stop_macs
 from hybridprune.tables import Table
 
 Policy = Literal["learned", "margin"]
@@ -137,8 +134,14 @@ def cascade(
         UserError: if the networks and the batches do not fit together, members do not rise in cost, or the budget lies
             outside of what the cascade can spend.
     """
+    # Here and not above: the package of routing needs gymnasium, which few of those who import this one do.
+    from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
+    from hybridprune.routing.price import TOLERANCE, met
+    from hybridprune.routing.stopping import stop_macs
+
     policy, answer = _choice("policy", policy, Policy), _choice("answer", answer, Answer)
     seed = checked_value(RunOptions, "seed", seed, "seed")
+    target_flops = checked_value(CutOptions, "target_flops", target_flops, "target_flops")
     given = {"small": small, **{f"between[{i}]": each for i, each in enumerate(between)}, "large": large}
     modules = {name: _module(name, each) for name, each in given.items()}
     logits, labels, example = _logits(modules, calibration_loader)
@@ -191,6 +194,8 @@ def _module(name: str, given: object) -> nn.Module:
 @torch.no_grad()
 def _logits(members: Mapping[str, nn.Module], loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The members' logits ``[K, M, classes]`` for a loader's images, class ids ``[M]``, and the first image."""
+    if not isinstance(loader, Iterable):
+        raise UserError(f"calibration_loader: is a {type(loader).__name__}; give a DataLoader, or a list of batches")
     found: list[Tensor] = []
     labels: list[Tensor] = []
     example: Tensor | None = None
@@ -240,8 +245,7 @@ def _answers(number: int, name: str, member: nn.Module, images: Tensor) -> Tenso
 
 def _budget(target_flops: float, dense: int, macs: Tensor) -> float:
     """The budget in MACs; UserError where the cascade can't spend it."""
-    target = checked_value(CutOptions, "target_flops", target_flops, "target_flops")
-    budget, floor, ceiling = target_macs(target, dense), float(macs[0]), float(macs[-1])
+    budget, floor, ceiling = target_macs(target_flops, dense), float(macs[0]), float(macs[-1])
     if not floor <= budget <= ceiling:
         raise UserError(
             f"target_flops {target_flops}: {taken_as({'target_flops': target_flops})}the cascade spends between "

@@ -66,7 +66,7 @@ def run_cascade(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
             "target": {"macs": budget, "validation_macs": spent, "met": met(spent, budget), "threshold": 0.0},
             "cascade": _gain(said, right, [p.result["macs"]["backbone"] for p in parents], budget),
         }
-        return show_result(folder, finish(folder, setup, Progress(), 0, extra))
+        return show_result(folder, finish(folder, setup, Progress(best_epoch=0), 0, extra))
 
 
 def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list[Parent]]:

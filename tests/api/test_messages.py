@@ -75,6 +75,16 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 BATCHES = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
 
 BAD: dict[str, list[tuple[Bad, str]]] = {
+    "cascade": [
+        (lambda at: hybridprune.cascade(3, net(), BATCHES, target_flops=0.5), "small: is a int; give"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.cascade(net(), net(), 3, target_flops=0.5), "calibration_loader: is a int; give"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=0), "target_flops 0: must be above 0"),
+        (
+            lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=1, between=[3]),
+            r"between\[0\]: is a int; give",
+        ),  # type: ignore[list-item]
+        (lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=1, seed=-1), "seed -1: must be at least 0"),
+    ],
     "prune": [
         (lambda at: hybridprune.prune(3, BATCHES), "model: is a int; give"),  # type: ignore[arg-type]
         (lambda at: hybridprune.prune(net(), BATCHES, target_flops=0), "target_flops 0: must be above 0"),
