@@ -80,9 +80,9 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.cascade(net(), net(), 3, target_flops=0.5), "calibration_loader: is a int; give"),  # type: ignore[arg-type]
         (lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=0), "target_flops 0: must be above 0"),
         (
-            lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=1, between=[3]),
+            lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=1, between=[3]),  # type: ignore[list-item]
             r"between\[0\]: is a int; give",
-        ),  # type: ignore[list-item]
+        ),
         (lambda at: hybridprune.cascade(net(), net(), BATCHES, target_flops=1, seed=-1), "seed -1: must be at least 0"),
     ],
     "prune": [
