@@ -83,10 +83,6 @@ class StoppingTable:
         """Mean MACs of images that stop there."""
         return float(self.macs[stops].mean())
 
-    def part(self, images: Tensor) -> StoppingTable:
-        """The table of some of the images."""
-        return StoppingTable(self.answers[:, images], self.labels[images], self.macs)
-
 
 def expected_return(
     table: StoppingTable, gate_logits: Tensor, price: Tensor | float, reward: Reward = "cross_entropy"

@@ -36,10 +36,17 @@ class Parent:
         else:
             run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed, say)
         say(f"parent run: {run.path}")
+        return Parent.of(run)
+
+    @staticmethod
+    def of(run: RunFolder) -> Parent:
+        """A finished run; UserError if it is of a cascade, or broken."""
         net, spec = run.load_gated()
-        # What the run's own result is made of at its end, checked now.
-        for name, kind in (("dense.macs", int), ("dense.params", int), ("group", str), ("model_sha256", str)):
-            run.result(name, kind, *((1,) if kind is int else ()))
+        # What the next run's own result is made of at its end, checked now.
+        for name in ("dense.macs", "dense.params"):
+            run.result(name, int, low=1)
+        for name in ("group", "model_sha256"):
+            run.result(name, str)
         return Parent(run, spec, net, run.read_json("result.json"))
 
     def split(self) -> Split:

@@ -130,16 +130,26 @@ def other_scale(run: Path) -> None:
     (run / "spec.json").write_text(json.dumps(record))
 
 
+def other_result(run: Path) -> None:
+    record = json.loads((run / "result.json").read_text())
+    del record["macs"]["backbone"]
+    (run / "result.json").write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(other_split, ("its validation split", "train both alike")), (other_scale, ("its normalisation",))],
+    [
+        (other_split, ("its validation split", "train both alike")),
+        (other_scale, ("its normalisation",)),
+        (other_result, ("result.json", "macs.backbone is missing")),
+    ],
 )
 def test_members_that_see_other_images_are_refused(
     change: Any, words: tuple[str, ...], members: Path, tmp_path: Path
 ) -> None:
     results = Path(shutil.copytree(members, tmp_path / "results"))
     change(runs(results)[1])
-    assert_refused(route(results, "--target_flops", "0.8", "--exp_name", "other"), "--members", *words)
+    assert_refused(route(results, "--target_flops", "0.8", "--exp_name", "other"), *words)
 
 
 def test_what_is_no_member_is_refused(members: Path, tmp_path: Path) -> None:
