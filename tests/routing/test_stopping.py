@@ -163,3 +163,14 @@ def test_macs_rise_by_what_each_member_and_its_gate_cost() -> None:
     cost = NetworkCost(100, (0, 0), 0, (205, 400), (5, 0), 0, 0)
     assert stop_macs(cost).tolist() == [105, 310, 710]
     assert float(stop_macs(cost)[-1]) == cost.expected_macs([1, 1])
+
+
+def test_trained_gates_meet_the_budget_by_the_price_alone_before_any_threshold() -> None:
+    table = random_table(3, 2000)
+    gate = ConfidenceGate(2, CLASSES)
+    target = 0.75 * float(table.macs[-1])
+    train_gates(gate, table, target)
+    with torch.no_grad():
+        stops = table.stops(table.gate_logits(gate))
+    assert table.mean_macs(stops) == pytest.approx(target, rel=0.05)
+    assert len(stops.unique()) == 3
