@@ -6,7 +6,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from hybridprune.ambient import isolated
 from hybridprune.api.first_look import device_of
 from hybridprune.api.pruned import Pruned
 from hybridprune.caller import warn_caller
-from hybridprune.config import CutOptions, RunOptions, argument_names, checked_value, shown
+from hybridprune.config import CascadeOptions, CutOptions, RunOptions, argument_names, checked_value
 from hybridprune.engine.plain import in_single, plain_copy, unwrapped
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import cost_of, count_module, somewhere
@@ -136,10 +136,11 @@ def cascade(
     """
     # Here and not above: the package of routing needs gymnasium, which few of those who import this one do.
     from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
-    from hybridprune.routing.price import TOLERANCE, met
+    from hybridprune.routing.price import met
     from hybridprune.routing.stopping import stop_macs
 
-    policy, answer = _choice("policy", policy, Policy), _choice("answer", answer, Answer)
+    policy = checked_value(CascadeOptions, "policy", policy, "policy")
+    answer = checked_value(CascadeOptions, "answer", answer, "answer")
     seed = checked_value(RunOptions, "seed", seed, "seed")
     target_flops = checked_value(CutOptions, "target_flops", target_flops, "target_flops")
     given = {"small": small, **{f"between[{i}]": each for i, each in enumerate(between)}, "large": large}
@@ -164,21 +165,12 @@ def cascade(
         warn_caller(
             f"the cascade spends {spent / budget:.1%} of the budget, since too few images tell a threshold; give more"
         )
-    correct = logits.argmax(2) == labels
-    within = [own for own, each in zip(correct, alone, strict=True) if each <= budget * (1 + TOLERANCE)]
-    best = max(within, key=lambda own: float(own.double().mean()))
     members = tuple(
         Member(name, each, float(own.double().mean()), float((stops >= k).double().mean()))
-        for k, (name, each, own) in enumerate(zip(modules, alone, correct, strict=True))
+        for k, (name, each, own) in enumerate(zip(modules, alone, said.correct, strict=True))
     )
-    ahead = paired_bootstrap(right.numpy(), best.numpy())
+    ahead = paired_bootstrap(right.numpy(), said.correct[said.best_alone(alone, budget)].numpy())
     return Cascaded(net, members, spent, budget, dense, float(right.double().mean()), ahead)
-
-
-def _choice(name: str, value: object, kind: Any) -> Any:
-    if value not in get_args(kind):
-        raise UserError(f"{name} {shown(value)}: must be one of {', '.join(get_args(kind))}")
-    return value
 
 
 def _module(name: str, given: object) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.models.cascade import Cascade
+from hybridprune.routing.price import TOLERANCE
 from hybridprune.routing.stopping import StoppingTable, threshold_at, train_gates
 
 
@@ -28,6 +30,17 @@ class MemberLogits:
     def part(self, images: Tensor) -> MemberLogits:
         """The logits for some of the images."""
         return MemberLogits(self.logits[:, images], self.labels[images], self.macs)
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether each member alone is right, bool ``[K, M]``."""
+        return self.logits.argmax(2) == self.labels
+
+    def best_alone(self, member_macs: Sequence[int], budget_macs: float) -> int:
+        """The most accurate member of those whose own MACs are within the budget, which one has to be."""
+        within = [k for k, macs in enumerate(member_macs) if macs <= budget_macs * (1 + TOLERANCE)]
+        accuracies = self.correct.double().mean(1)
+        return max(within, key=lambda k: float(accuracies[k]))
 
     @torch.no_grad()
     def table(self, net: Cascade) -> StoppingTable:

@@ -61,7 +61,7 @@ class StoppingTable:
         """The cross-entropy in nats, ``[M, K]``."""
         return torch.stack([F.cross_entropy(each, self.labels, reduction="none") for each in self.answers], 1)
 
-    @property
+    @cached_property
     def correct(self) -> Tensor:
         """Whether the answer is the label, bool ``[M, K]``."""
         return (self.answers.argmax(2) == self.labels).T

@@ -22,7 +22,7 @@ from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.models.cascade_spec import CascadeSpec
 from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
-from hybridprune.routing.price import TOLERANCE, met
+from hybridprune.routing.price import met
 from hybridprune.routing.stopping import stop_macs
 from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of
@@ -140,9 +140,6 @@ def _record(parent: Parent) -> dict[str, Any]:
 
 def _gain(said: MemberLogits, right: torch.Tensor, macs: Sequence[int], budget: float) -> dict[str, Any]:
     """The estimate on validation, each half by gates fitted on the other, over the best single member within budget."""
-    correct = said.logits.argmax(2) == said.labels
-    alone = [float(own.double().mean()) for own in correct]
-    within = [k for k, each in enumerate(macs) if each <= budget * (1 + TOLERANCE)]
-    best = max(within, key=lambda k: alone[k])
-    ahead = paired_bootstrap(right.numpy(), correct[best].numpy())
+    alone, best = said.correct.double().mean(1).tolist(), said.best_alone(macs, budget)
+    ahead = paired_bootstrap(right.numpy(), said.correct[best].numpy())
     return {"accuracy": float(right.double().mean()), "alone": alone, "best": best, "ahead": ahead._asdict()}
