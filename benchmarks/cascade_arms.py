@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cascade_tables import plot, show
-from benchmarks.converged import MEAN, OURS, STD, Bench, Cell, commit
+from benchmarks.converged import MEAN, OURS, STD, Bench, Cell, commit, shared_parser
 from benchmarks.recipe import CPU, BenchImages, Recipe, save
 from benchmarks.results_log import append_line, find_line, pack, read_lines
 from hybridprune.config import DataOptions
@@ -262,17 +262,10 @@ def command(arguments: argparse.Namespace, budget: float, arm: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
-    found.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
-    found.add_argument("--work", type=Path, default=Path("results/converged"), help="that of benchmarks.converged")
-    found.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
+    found = shared_parser(__doc__, RESULTS)
     found.add_argument("--members", nargs="+", default=list(MEMBERS), help="DEPTH, or DEPTH@TARGET of a cut one")
     found.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help=f"shares of ResNet-{OF}'s FLOPs")
     found.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
-    found.add_argument("--seed", type=int, default=0, help="of the cuts and trainings")
-    found.add_argument("--tables", action="store_true", help="print the tables, run nothing")
-    found.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture, run nothing")
     return found
 
 

@@ -246,26 +246,32 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; every field of the recipe is a flag."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def shared_parser(description: str | None, results: Path) -> argparse.ArgumentParser:
+    """The flags of all benchmarks of published networks: where things lie, the seed, and what to show."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
     found.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
     found.add_argument("--work", type=Path, default=Path("results/converged"), help="folder for cut networks")
-    found.add_argument("--results", type=Path, default=RESULTS, help="file of the lines")
+    found.add_argument("--results", type=Path, default=results, help="file of the lines")
+    found.add_argument("--seed", type=int, default=0, help="of cuts and trainings")
+    found.add_argument("--tables", action="store_true", help="print the tables, run nothing")
+    found.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture, run nothing")
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every field of the recipe is a flag."""
+    found = shared_parser(__doc__, RESULTS)
     found.add_argument("--published", type=int, nargs="*", default=[20, 32, 44, 56], help="depths that are measured")
     found.add_argument(
         "--cells", type=Cell.of, nargs="+", default=[Cell.of(x) for x in CELLS], help="DEPTH:TARGET[:params]"
     )
     found.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     found.add_argument("--epochs", type=int, nargs="*", default=[0, 1], help="of fine-tuning; 0: right after the cut")
-    found.add_argument("--seed", type=int, default=0)
     found.add_argument("--recipe", default=Recipe.name, help="a name for the options of the fine-tuning that follow")
     for field in dataclasses.fields(Recipe):
         if field.name != "name":
             found.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    found.add_argument("--tables", action="store_true", help="print the tables, run nothing")
-    found.add_argument("--plot", type=Path, metavar="FILE", help="draw the picture, run nothing")
     return found
 
 
