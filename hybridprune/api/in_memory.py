@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.config import DataOptions
-from hybridprune.data import Batch, Dataset, EvalBatches, TrainBatches, make_split
+from hybridprune.data import Batch, Dataset, EvalBatches, TrainBatches, validation_split
 from hybridprune.engine.device import device_of
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
@@ -55,7 +55,7 @@ class Images:
         data = options if isinstance(options, Dataset) else load_images(options)
         place, labels = device_of(device, "device"), data.train.labels
         limit, augment = (None, True) if isinstance(options, Dataset) else (options.max_train_samples, options.augment)
-        split = make_split(labels, seed=0).limit_train(limit, labels, seed=0)
+        split = validation_split(data).limit_train(limit, labels, seed=0)
         common: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": place, "channels_last": True}
         training = TrainBatches(
             data.train,

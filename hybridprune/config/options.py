@@ -140,6 +140,13 @@ class DataOptions(Checked):
     batch_size: int = option(128, "images per step, of all processes together", flags=("bs", "batch_size"), low=2)
     augment: bool = option(True, "random crop and, where classes allow it, horizontal flip")
     max_train_samples: int | None = option(None, "train on this many images only, spread over the classes", low=2)
+    validation_from: str = option(
+        "train",
+        "where validation images come from: a tenth of the training images, or (test) a fifth of the test images, for "
+        "weights that have seen all training images; figures are then of the other test images",
+        choices=("train", "test"),
+        measured="trained_networks.md",
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from hybridprune.batch import Batch, Share
 from hybridprune.data.augment import crop_flip, normalise
 from hybridprune.data.batches import EvalBatches, TrainBatches, batch_sizes
 from hybridprune.data.dataset import Dataset, ImageSet, LabelledImages
+from hybridprune.data.held_out import hold_out, validation_split
 from hybridprune.data.load import DATASETS, load_dataset
 from hybridprune.data.split import Split, make_split
 
@@ -21,7 +22,9 @@ __all__ = [
     "TrainBatches",
     "batch_sizes",
     "crop_flip",
+    "hold_out",
     "load_dataset",
     "make_split",
     "normalise",
+    "validation_split",
 ]

@@ -95,7 +95,7 @@ class Dataset:
     ``mean`` and ``std``, a value per channel, are what pixels scaled to [0, 1] are normalised by: those of the train
     images, or ImageNet's. ``flippable`` says whether a mirrored image keeps its class. ``digest`` identifies the
     content (sha256, hex), wherever it lies. ``centre_crop``: how images of other sizes are brought to this one
-    (`resize_images`).
+    (`resize_images`). ``held_out``: how many of the last train images are never trained on (`hold_out`).
     """
 
     name: str
@@ -107,6 +107,7 @@ class Dataset:
     flippable: bool
     digest: str
     centre_crop: bool = False
+    held_out: int = 0
 
 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

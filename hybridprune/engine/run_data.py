@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hybridprune.config import DataOptions
-from hybridprune.data import Dataset, load_dataset
+from hybridprune.data import Dataset, hold_out, load_dataset
 from hybridprune.errors import UserError
 from hybridprune.json_text import value_at
 from hybridprune.processes import first_on_this_machine
@@ -16,7 +16,7 @@ def load_images(options: DataOptions, digest: str | None = None) -> Dataset:
     With a ``digest``, no image is opened in a folder whose listing is of another one: UserError.
     """
     with first_on_this_machine():
-        return load_dataset(
+        found = load_dataset(
             dataset=options.dataset,
             data_dir=options.data_dir,
             img_type=options.img_type,
@@ -26,6 +26,7 @@ def load_images(options: DataOptions, digest: str | None = None) -> Dataset:
             cache_dir=options.cache_dir,
             digest=digest,
         )
+    return hold_out(found) if options.validation_from == "test" else found
 
 
 def load_dataset_of(
@@ -44,6 +45,9 @@ def load_dataset_of(
             dataset=value_at(stored, "dataset", str),
             data_dir=data_dir if data_dir or place is None else value_at(stored, "data_dir", str),
             img_type=value_at({"img_type": DataOptions.img_type, **stored}, "img_type", str),
+            validation_from=value_at(
+                {"validation_from": DataOptions.validation_from, **stored}, "validation_from", str
+            ),
             resize=spec.input_size,
             cache_dir=cache_dir,
             download=download,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hybridprune.config import DataOptions, PruneConfig, RlConfig, SpConfig
-from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, make_split
+from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, validation_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
@@ -16,7 +16,6 @@ from hybridprune.processes import rank
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import generator, stream_seed
 
-VALIDATION_SHARE = 0.1
 EVAL_BATCH = 500
 
 
@@ -46,10 +45,11 @@ class RunImages:
     ) -> RunImages:
         """Cut a validation split (of its own seed, the same for every run) unless one is inherited; limit the rest."""
         labels = dataset.train.labels
-        split = split or make_split(labels, VALIDATION_SHARE, seed=0)
+        split = split or validation_split(dataset)
         if split.total != len(labels):
             raise UserError(
-                f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data"
+                f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data and "
+                "--validation_from"
             )
         limited = split.limit_train(config.data.max_train_samples, labels, seed=0)
         # BatchNorm needs two images in each process.
