@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,18 +34,21 @@ from hybridprune.routing.stopping import stop_macs
 from hybridprune.store.provenance import hardware, versions
 
 RESULTS = Path(__file__).parent / "results" / "cascade_arms.jsonl"
-OF, BUDGETS = 56, (0.4, 0.55, 0.75)
+OF, BUDGETS = 56, (0.25, 0.4, 0.55, 0.75)
 """Budgets are shares of this published network's FLOPs."""
-MEMBERS = ("56@0.32", "32@0.59", "20", "56@0.55", "32", "44", "56")
+MEMBERS = ("20@0.5", "56@0.32", "32@0.59", "20", "56@0.55", "32", "44", "56")
 EPOCHS, MOST = 10, 3
+TO_BUDGET = {0.25: "56@0.25", 0.4: "56@0.4x20"}
+"""A network that is cut to the whole budget, and trained for as many epochs as a cascade's members together."""
 SINGLE, RANDOM, SHUFFLED, ALL = "one network", "at random", "shuffled within classes", "averaged for all images"
+WHOLE = "one network, cut to the budget"
 GATED: dict[str, tuple[Answer, bool]] = {
     "margin, last answer": ("last", False),
     "margin": ("average", False),
     "learned": ("average", True),
 }
 """The arms that choose per image: how the members' answers become one, and whether the gates are trained."""
-ARMS = (SINGLE, *GATED, RANDOM, SHUFFLED, ALL)
+ARMS = (SINGLE, WHOLE, *GATED, RANDOM, SHUFFLED, ALL)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ class Search:
 
     members: Sequence[Member]
     images: Images
+    whole: Mapping[float, Member] = field(default_factory=dict)
+    """By budget, networks that were cut to it."""
     found: dict[tuple[float, Answer], tuple[float, tuple[Member, ...]]] = field(default_factory=dict)
 
     def best(self, budget: float, answer: Answer) -> tuple[float, tuple[Member, ...]]:
@@ -200,6 +205,8 @@ def outcome(arm: str, search: Search, budget: float, seed: int) -> Found | None:
     """The outcome of an arm at a budget; none where it has nothing to offer."""
     if arm == SINGLE:
         return single(search.members, search.images, budget)
+    if arm == WHOLE:
+        return single([search.whole[budget]], search.images, budget) if budget in search.whole else None
     if arm == ALL:
         return averaged(search.members, search.images, budget)
     if arm in GATED:
@@ -209,11 +216,12 @@ def outcome(arm: str, search: Search, budget: float, seed: int) -> Found | None:
 
 def member(bench: Bench, name: str, seed: int) -> Member:
     """A published network, or one that was cut and trained; its logits are kept in the work folder."""
-    depth, _, target = name.partition("@")
+    depth, _, cut = name.partition("@")
+    target, _, epochs = cut.partition("x")
     path = bench.work / f"logits-{name}-seed{seed if target else 0}.pt"
     if not path.is_file():
         if target:
-            net, _ = bench.trained(Cell(int(depth), float(target)), OURS, seed, Recipe(), EPOCHS)
+            net, _ = bench.trained(Cell(int(depth), float(target)), OURS, seed, Recipe(), int(epochs or EPOCHS))
         else:
             net = bench.dense(int(depth))
         macs = count_module(net, next(iter(bench.images.shuffled(0, 1)))[0])[0]
@@ -263,7 +271,9 @@ def command(arguments: argparse.Namespace, budget: float, arm: str) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = shared_parser(__doc__, RESULTS)
-    found.add_argument("--members", nargs="+", default=list(MEMBERS), help="DEPTH, or DEPTH@TARGET of a cut one")
+    found.add_argument(
+        "--members", nargs="+", default=list(MEMBERS), help="DEPTH, or DEPTH@TARGET[xEPOCHS] of a cut one"
+    )
     found.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help=f"shares of ResNet-{OF}'s FLOPs")
     found.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
     return found
@@ -283,7 +293,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = Images(data.dataset.test.labels, parts.validation, parts.train)
     members = [member(bench, name, arguments.seed) for name in arguments.members]
     whole = member(bench, str(OF), 0).macs
-    run_missing(Search(members, images), arguments.results, arguments, whole, lambda x: print(x, flush=True))
+    targets = {x: TO_BUDGET[x] for x in arguments.budgets if x in TO_BUDGET and WHOLE in arguments.arms}
+    cut_to = {budget * whole: member(bench, name, arguments.seed) for budget, name in targets.items()}
+    run_missing(Search(members, images, cut_to), arguments.results, arguments, whole, lambda x: print(x, flush=True))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from benchmarks.cascade_arms import (
     RANDOM,
     SHUFFLED,
     SINGLE,
+    WHOLE,
     Images,
     Member,
     Search,
@@ -48,7 +49,8 @@ def search() -> Search:
         return Member(name, 4 * (strength * hard * F.one_hot(labels, CLASSES) + noise), macs)
 
     members = [member("8@0.5", 1.5, 1000), member("14@0.5", 2.0, 2000), member("8", 1.4, 2500), member("14", 2.2, 5000)]
-    return Search(members, Images(labels, torch.arange(1000), torch.arange(1000, 3000)))
+    whole = {3000.0: member("14@0.6x2", 2.1, 2999)}
+    return Search(members, Images(labels, torch.arange(1000), torch.arange(1000, 3000)), whole)
 
 
 def accuracy(found: Any) -> float:
@@ -60,9 +62,9 @@ def test_each_arm_keeps_to_the_budget_and_choosing_by_the_margin_pays(search: Se
     found = {arm: outcome(arm, search, budget, 0) for arm in ARMS}
     for arm, each in found.items():
         assert each is not None and len(each.correct) == 2000
-        assert each.macs <= budget * (1.03 if arm not in (SINGLE, ALL) else 1), arm
+        assert each.macs <= budget * (1.03 if arm not in (SINGLE, WHOLE, ALL) else 1), arm
     single, margin, learned = (accuracy(found[arm]) for arm in (SINGLE, "margin", "learned"))
-    assert min(margin, learned) > max(accuracy(found[arm]) for arm in (SINGLE, RANDOM, SHUFFLED)) > 0.5
+    assert min(margin, learned) > max(accuracy(found[arm]) for arm in (SINGLE, WHOLE, RANDOM, SHUFFLED)) > 0.5
     assert learned > margin - 0.01 and single == pytest.approx(
         max(
             float((x.logits[1000:].argmax(1) == search.images.labels[1000:]).double().mean())
@@ -70,6 +72,12 @@ def test_each_arm_keeps_to_the_budget_and_choosing_by_the_margin_pays(search: Se
             if x.macs <= budget
         )
     )
+
+
+def test_a_network_that_is_cut_to_the_budget_stands_for_itself(search: Search) -> None:
+    found = outcome(WHOLE, search, 3000.0, 0)
+    assert found is not None and found.members == ("14@0.6x2",) and found.macs == 2999
+    assert outcome(WHOLE, search, 2900.0, 0) is None
 
 
 def test_dealing_decisions_anew_keeps_their_number_in_all_or_in_each_class(search: Search) -> None:
@@ -111,10 +119,13 @@ def test_it_runs_on_tiny_networks_and_is_resumed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(cascade_arms, "load_images", lambda options: digits().dataset)
     argv = ["--weights", str(tmp_path), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "a.jsonl")]
     argv += ["--members", "8@0.6", "8", "14", "--budgets", "0.4"]
+    monkeypatch.setattr(cascade_arms, "TO_BUDGET", {0.4: "14@0.4x2"})
     main([*argv, "--arms", SINGLE, "margin"])
-    main([*argv, "--arms", SINGLE, "learned", ALL])
+    main([*argv, "--arms", SINGLE, "learned", WHOLE, ALL])
     lines = read_lines(tmp_path / "a.jsonl")
     assert [line["arm"] for line in lines][:3] == [SINGLE, "margin", "learned"]
+    (whole,) = [line for line in lines if line["arm"] == WHOLE]
+    assert whole["members"] == ["14@0.4x2"] and whole["share"] == pytest.approx(0.4, abs=0.02)
     assert all(line["share"] <= 0.5 and line["members"] for line in lines)
     again = parser().parse_args(shlex.split(lines[1]["command"])[3:])
     assert (again.budgets, again.arms, again.seed, again.members) == ([0.4], ["margin"], 0, ["8@0.6", "8", "14"])
