@@ -107,21 +107,29 @@ class RoutedNetwork(nn.Module, ABC):
         ``decide`` turns a gate's logits, ``noise [B, N]`` added, into decisions; by default they are straight-through
         in training mode and carry no gradient in eval mode.
         """
+        return self.route(self.start(images), decisions, mode, decide, noise)
+
+    def route(
+        self,
+        state: State,
+        decisions: Tensor | None = None,
+        mode: Mode = "masked",
+        decide: Decide | None = None,
+        noise: Tensor | None = None,
+    ) -> Routed:
+        """Ask all gates, from what `start` gave to the answer; arguments as of ``forward``."""
         if decide is None:
             decide = straight_through if self.training else greedy
-        if decisions is not None:
-            assert decisions.shape == (images.shape[0], self.num_gates), decisions.shape
-        if noise is not None:
-            assert noise.shape == (images.shape[0], self.num_gates), noise.shape
-        state = self.start(images)
+        for given in (decisions, noise):
+            assert given is None or given.shape == (len(state.features), self.num_gates), given.shape
         hidden: Hidden | None = None
         gate_logits: list[Tensor] = []
-        given = None if decisions is None else decisions.unbind(1)
+        forced = None if decisions is None else decisions.unbind(1)
         taken: list[Tensor] = []
         for i in range(self.num_gates):
             logit, hidden = self.ask(state, hidden)
             disturbed = logit if noise is None else logit + noise[:, i]
-            decision = self.allowed(state, decide(disturbed) if given is None else given[i])
+            decision = self.allowed(state, decide(disturbed) if forced is None else forced[i])
             state = self.advance(state, decision, mode)
             gate_logits.append(logit)
             taken.append(decision)
