@@ -33,15 +33,16 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.report") -> Non
         "--gallery",
         metavar="N",
         type=int,
-        default=8,
-        help="--html: test images shown that skip most, and as many that skip least (default: %(default)s, 0: none)",
+        default=Options.images,
+        help="--html: test images shown that skip most (of a cascade: stop), and as many that skip least (go on) "
+        "(default: %(default)s, 0: none)",
     )
     parser.add_argument(
         "--gallery_images",
         metavar="N",
         type=int,
-        default=2000,
-        help="--html: test images routed to find them (default: %(default)s)",
+        default=Options.limit,
+        help="--html: test images routed to find them, and for a cascade's rates (default: %(default)s)",
     )
     parser.add_argument(
         "--network",

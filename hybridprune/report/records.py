@@ -12,6 +12,7 @@ from typing import TypeVar
 from hybridprune.config import SCRIPTS
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, short, value_at
+from hybridprune.models.cascade_spec import NAME as CASCADE
 from hybridprune.report.bench import Measurement, read_bench
 
 FORMAT = 1
@@ -47,6 +48,7 @@ class RunRecord:
     dataset: str = _at("dataset.name", str)
     dataset_digest: str = _at("dataset.digest", str)
     network: str = _at("network.label", str)
+    architecture: str = _at("network.name", str)
     backbone_params: int = _at("params.backbone", int, low=0)
     gate_params: int = _at("params.gates", int, low=0)
     backbone_macs: int = _at("macs.backbone", int, low=0)
@@ -60,6 +62,11 @@ class RunRecord:
     effective_sparsity: float | None = _perhaps_at("effective_sparsity", float, high=1)
     method: str | None = _perhaps_at("method", str)
     """By which stage 2 has cut; other stages have none."""
+
+    @property
+    def cascade(self) -> bool:
+        """Whether its gates stand behind whole networks, and not before blocks."""
+        return self.architecture == CASCADE
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -50,6 +50,11 @@ class Row:
         return tuple(run.seed for run in self.runs)
 
     @property
+    def cascade(self) -> bool:
+        """Whether it is of cascades."""
+        return self.runs[0].cascade
+
+    @property
     def finite(self) -> bool:
         """Whether the networks of all its runs gave numbers on all test images."""
         return all(run.finite for run in self.runs)

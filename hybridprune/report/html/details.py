@@ -1,4 +1,4 @@
-"""Details that the page shows of one row beyond the table: its layers, blocks, curves, gallery and origin."""
+"""Details that the page shows of one row beyond the table: layers, rates, curves, routed images and origin."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from markupsafe import Markup
 from hybridprune.errors import UserError
 from hybridprune.report.formats import title
 from hybridprune.report.html import blocks, curves, layers
+from hybridprune.report.html.escalation import Escalation, escalation
 from hybridprune.report.html.gallery import Gallery, gallery
 from hybridprune.report.html.provenance import Provenance, provenance
+from hybridprune.report.html.routed_images import RoutedImages, route_images
 from hybridprune.report.rows import Row
 from hybridprune.store.run_folder import RunFolder
 
-ALIKE = "no gallery: the gates treat all test images alike, they execute the same blocks for each"
+ALIKE = "No gallery: the gates treat all test images alike, they execute the same {} for each."
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the page's gallery; 0 ``images`` means that there is none."""
+    """Options of the page's gallery; 0 ``images`` means that no image is routed for it."""
 
-    images: int = 8
-    """On each side: those that skip most, those that skip least."""
+    images: int = 16
+    """On each side: those that skip most, those that skip least; or those that stop, those that go on."""
     limit: int = 2000
     """Test images that are routed to find them."""
     data_dir: str | None = None
@@ -50,6 +52,8 @@ class Detail:
     curves: list[tuple[str, Markup]]
     gallery: Gallery | None
     gallery_note: str
+    escalation: Escalation | None
+    """Of a cascade, on the images that the gallery is chosen from."""
     origins: list[Provenance]
 
 
@@ -60,7 +64,9 @@ def detail(number: int, row: Row, options: Options) -> Detail:
     found, note = _layers(folders[0])
     rates = [rates for result in results if (rates := _block_rates(result))]
     equal = [each for each in rates if len(each) == len(rates[0])]
-    shown, gallery_note = _gallery(row, folders[0], _block_rates(results[0]), options)
+    routed, note_of_images = _routed(row, folders[0], _block_rates(results[0]), options)
+    dense = round(statistics.mean(record.dense_macs for record in row.runs))
+    shown = routed and gallery(routed, dense_macs=dense, shown=options.images)
     return Detail(
         number=number,
         heading=title(row),
@@ -69,10 +75,11 @@ def detail(number: int, row: Row, options: Options) -> Detail:
         layers=found,
         layers_figure=layers.draw(found) if any(layer.before != layer.after for layer in found) else None,
         layers_note=note,
-        blocks_figure=blocks.draw(equal) if equal else None,
+        blocks_figure=blocks.draw(equal, row.cascade) if equal else None,
         curves=curves.draw([folder.read_metrics() for folder in folders]),
         gallery=shown,
-        gallery_note=gallery_note,
+        gallery_note=_alike(row) if routed and not shown else note_of_images,
+        escalation=routed and escalation(routed),
         origins=[provenance(run, result) for run, result in zip(row.runs, results, strict=True)],
     )
 
@@ -95,24 +102,20 @@ def _block_rates(result: dict[str, Any]) -> list[float]:
     return rates if valid else []
 
 
-def _gallery(row: Row, run: RunFolder, rates: Sequence[float], options: Options) -> tuple[Gallery | None, str]:
+def _routed(row: Row, run: RunFolder, rates: Sequence[float], options: Options) -> tuple[RoutedImages | None, str]:
+    """Test images that the gates have routed, or why there are none."""
     if not rates:
         return None, ""
     if all(rate in (0, 1) for rate in rates):
-        return None, f"{ALIKE}."
+        return None, _alike(row)
     if options.images == 0:
         return None, "No gallery was asked for (--gallery 0)."
     print(f"gallery: routing test images of {run.path}", file=sys.stderr)
-    dense = statistics.mean(record.dense_macs for record in row.runs)
     try:
-        found = gallery(
-            run,
-            dense_macs=round(dense),
-            shown=options.images,
-            limit=options.limit,
-            data_dir=options.data_dir,
-            device=options.device,
-        )
+        return route_images(run, options.limit, options.data_dir, options.device), ""
     except UserError as error:
         return None, f"No gallery: the network or its images could not be read ({error})."
-    return found, "" if found else f"{ALIKE}."
+
+
+def _alike(row: Row) -> str:
+    return ALIKE.format("members" if row.cascade else "blocks")

@@ -1,4 +1,4 @@
-"""The test images that a run's gates skip most and least for, as data URIs."""
+"""The test images that a run's gates skip most and least for, or stop early and send on, as data URIs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hybridprune.data import EvalBatches
-from hybridprune.engine.evaluate import Evaluation, evaluate
-from hybridprune.engine.run_data import load_dataset_of
-from hybridprune.measure.cost import count
-from hybridprune.store.run_folder import RunFolder
-
-BATCH = 128
+from hybridprune.engine.evaluate import Evaluation
+from hybridprune.report.html.routed_images import RoutedImages
 
 
 @dataclass(frozen=True)
@@ -30,42 +25,37 @@ class Shown:
     label: str
     prediction: str
     executed: int
-    """Blocks, of the gated ones."""
+    """Blocks, of the gated ones, or members of a cascade beside the first."""
     share: float
     """MACs spent, gates counted, of the unpruned network's."""
     png: str
     """A data URI."""
+    first: str = ""
+    """The prediction of a cascade's first member."""
+    margin: float = 0.0
+    """How far the two highest probabilities of that member are apart."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The cheapest and the dearest images, and how many images execute how many blocks."""
+    """The cheapest and the dearest images, and how many images execute how many blocks or members."""
 
     least: list[Shown]
+    """Of a cascade: images that stop at its first member."""
     most: list[Shown]
-    blocks: int
+    """Of a cascade: images that go on."""
+    gates: int
+    cascade: bool
     images: int
     total: int
     """Test images that there are; ``images`` of them, evenly spaced, were routed."""
     counts: Mapping[int, int]
-    """Executed blocks -> images."""
+    """Executed blocks, or members beside the first -> images."""
 
 
-def gallery(
-    run: RunFolder, *, dense_macs: int, shown: int, limit: int, data_dir: str | None, device: str | torch.device
-) -> Gallery | None:
-    """Route up to ``limit`` test images; None if the gates treat all of them alike.
-
-    Raises UserError if the network or its images cannot be read.
-    """
-    net, spec = run.load_network()
-    test = load_dataset_of(run, spec, data_dir).test
-    ids = torch.arange(len(test))
-    if len(ids) > limit:
-        ids = torch.linspace(0, len(test) - 1, limit).round().long()
-    cost = count(net, spec.input_size)
-    batches = EvalBatches(test, ids, batch_size=BATCH, mean=spec.mean, std=spec.std, device=device, channels_last=True)
-    routed = evaluate(net.to(device), batches, "executed")
+def gallery(images: RoutedImages, *, dense_macs: int, shown: int) -> Gallery | None:
+    """Choose images from both ends; None if the gates treat all of them alike."""
+    routed, cost, margins = images.routed, images.cost, images.margins
     order = cheapest_first(routed, cost.block_macs)
     if order is None:
         return None
@@ -75,34 +65,42 @@ def gallery(
         decisions = routed.decisions[place].double()
         macs = fixed + float(decisions @ torch.tensor(cost.block_macs, dtype=torch.float64))
         return Shown(
-            index=int(ids[place]),
-            label=spec.class_names[int(routed.labels[place])],
-            prediction=spec.class_names[int(routed.predictions[place])],
+            index=int(images.ids[place]),
+            label=images.class_of(routed.labels[place]),
+            prediction=images.class_of(routed.predictions[place]),
             executed=int(decisions.sum()),
             share=macs / dense_macs,
-            png=data_uri(test.pixels(ids[place : place + 1])[0]),
+            png=data_uri(images.test.pixels(images.ids[place : place + 1])[0]),
+            first="" if images.first is None else images.class_of(images.first[place].argmax()),
+            margin=0.0 if margins is None else float(margins[place]),
         )
 
-    half = min(shown, len(order) // 2)
+    cheap = dear = len(order) // 2
+    if margins is not None:
+        dear = int(routed.decisions[:, 0].sum())
+        cheap = len(order) - dear
     return Gallery(
-        least=[show(place) for place in order[:half]],
-        most=[show(place) for place in reversed(order[len(order) - half :])],
-        blocks=net.num_gates,
-        images=len(ids),
-        total=len(test),
+        least=[show(place) for place in order[: min(shown, cheap)]],
+        most=[show(place) for place in order[::-1][: min(shown, dear)]],
+        gates=routed.decisions.shape[1],
+        cascade=margins is not None,
+        images=len(images.ids),
+        total=len(images.test),
         counts=dict(sorted(Counter(routed.decisions.sum(1).int().tolist()).items())),
     )
 
 
 def cheapest_first(routed: Evaluation, block_macs: Sequence[int]) -> list[int] | None:
-    """Places of the images by the MACs they spend, ties by their mean gate logit; None if all execute the same blocks.
+    """Places of the images by the MACs they spend; None if all execute the same blocks.
 
-    ``block_macs`` are those of the gated blocks, as the columns of ``routed.decisions``.
+    Ties are broken by the mean logit of the gates that were asked: behind the one that stops an image in a cascade
+    the logits are -inf. ``block_macs`` are those of the gated blocks, as the columns of ``routed.decisions``.
     """
     if not routed.decisions.numel() or bool((routed.decisions == routed.decisions[0]).all()):
         return None
     spent = (routed.decisions.double() @ torch.tensor(block_macs, dtype=torch.float64)).tolist()
-    willing = routed.gate_logits.double().mean(1).tolist()
+    logits = routed.gate_logits.double()
+    willing = logits.where(logits != -torch.inf, torch.nan).nanmean(1).tolist()
     return sorted(range(len(spent)), key=lambda place: (spent[place], willing[place], place))
 
 

@@ -75,7 +75,7 @@ def draw(found: Sequence[Layer]) -> Markup:
     parts = [svg.text(start, 16, side, "start", "label") for start, side in zip(starts, SIDES, strict=True)]
     for index, layer in enumerate(found):
         y = top + index * ROW
-        parts.append(svg.text(left - 10, y + 13, _clip(layer.name), "end", "tick"))
+        parts.append(svg.text(left - 10, y + 13, svg.clipped(layer.name), "end", "tick"))
         for start, had, kept in zip(starts, layer.before, layer.after, strict=True):
             components = f"{kept} components" if layer.form == "separable" else ""
             title = f"{layer.name} ({layer.form}): {components or f'{kept} of {had} kept'}"
@@ -90,7 +90,3 @@ def draw(found: Sequence[Layer]) -> Markup:
     cut = sum(layer.before != layer.after for layer in found)
     label = f"Channels or directions kept on both sides of {len(found)} layers, {cut} of them cut; the table has them."
     return svg.figure(WIDTH, top + ROW * len(found) + 6, label, *parts)
-
-
-def _clip(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]

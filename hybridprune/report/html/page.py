@@ -12,17 +12,21 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from hybridprune.errors import UserError
 from hybridprune.report.formats import table, title
-from hybridprune.report.html import pareto
+from hybridprune.report.html import operating_points, pareto
 from hybridprune.report.html.details import Detail, Options, detail
+from hybridprune.report.html.operating_points import Policy
 from hybridprune.report.html.pareto import Point
 from hybridprune.report.rows import Key, Row, figures
 from hybridprune.report.speed import Speed, average, deployed_name
+from hybridprune.report.sweep import Split, Sweep, read_sweep
 from hybridprune.version import __version__
 
 MOST_CARDS = 6
 STAGE_OF = {"dense": "sp", "prune": "prune", "rl": "rl"}
 """Whose accuracy a measured network has; that of stage 1 is read with every block executed."""
+STATIC = ("without pruning", "static only")
 Numbered = Sequence[tuple[int, Row]]
 
 
@@ -41,6 +45,18 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Operating points of the rows' gates, on the images that all of them were measured on."""
+
+    plot: Markup | None
+    kinds: list[str]
+    """Of the lines that occur, as the style sheet names them."""
+    split: Split
+    notes: list[str]
+    """What could not be read."""
+
+
+@dataclass(frozen=True)
 class Family:
     """The rows of one network and data set: what may be compared."""
 
@@ -49,6 +65,8 @@ class Family:
     legend: Markup
     plot: Markup
     """Accuracy over FLOPs."""
+    curves: Curves | None
+    """Of whole policies; None where no run was swept."""
     latency: list[tuple[str, Markup]]
     """Accuracy over latency: form, batch and place in words, and the plot."""
     speeds: list[tuple[int, Speed]]
@@ -97,10 +115,37 @@ def _family(rows: Numbered, options: Options) -> Family:
         cards=_cards(rows),
         legend=pareto.legend([row.name for _, row in rows]),
         plot=pareto.draw(list(_flops_points(rows)), "GFLOPs per image (FLOPs = 2 x MACs)", pareto.LARGE),
+        curves=_curves(rows),
         latency=latency,
         speeds=speeds,
         details=[detail(number, row, options) for number, row in rows],
     )
+
+
+def _curves(rows: Numbered) -> Curves | None:
+    """Each swept run's curve: on test images if all were measured there, beside the static networks; or validation."""
+    found: list[tuple[int, Row, Sweep]] = []
+    notes: list[str] = []
+    for number, row in rows:
+        for run in row.runs:
+            try:
+                sweep = read_sweep(run.path.parent)
+            except UserError as error:
+                notes.append(f"Row {number}: {error}.")
+                continue
+            if sweep is not None:
+                found.append((number, row, sweep))
+    if not found:
+        return Curves(None, [], "validation", notes) if notes else None
+    tested = [Policy(number, title(row), row.cascade, sweep.test) for number, row, sweep in found if sweep.test]
+    if len(tested) == len(found):
+        split, policies = "test", tested
+        static = [point for point in _flops_points(rows) if point.arm in STATIC]
+    else:
+        split, static = "validation", []
+        policies = [Policy(number, title(row), row.cascade, sweep.validation) for number, row, sweep in found]
+    plot = operating_points.draw(policies, static, split)
+    return Curves(plot, sorted({policy.kind for policy in policies}), split, notes)
 
 
 def _cards(rows: Numbered) -> list[Card]:

@@ -103,6 +103,11 @@ def marker(shape: str, x: float, y: float, size: float, class_: str, title: str 
     return tag("polygon", *inside, points=points, class_=class_)
 
 
+def clipped(name: str, most: int = 22) -> str:
+    """The end of a name that is too long to stand in a margin."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
 def compact(value: float) -> str:
     """Up to four significant digits, as ticks need them."""
     return f"{value:.4g}"

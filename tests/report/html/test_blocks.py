@@ -23,3 +23,9 @@ def test_a_single_run_has_no_dots_and_many_blocks_fit() -> None:
     assert len(shapes(drawing, "kept")) == 54 and shapes(drawing, "seed") == []
     edges = [float(bar.get("x", "")) + float(bar.get("width", "")) for bar in shapes(drawing, "kept")]
     assert edges == sorted(edges) and edges[-1] < float(drawing.split('viewBox="0 0 ')[1].split()[0])
+
+
+def test_bars_of_a_cascade_begin_at_its_second_member() -> None:
+    drawing = draw([[0.5, 0.25], [0.7, 0.25]], members=True)
+    assert "member 2 60%, member 3 25%" in drawing and "block" not in drawing
+    assert len(shapes(drawing, "seed")) == 4

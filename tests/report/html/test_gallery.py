@@ -17,8 +17,9 @@ from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.report.html.gallery import cheapest_first, data_uri, gallery
+from hybridprune.report.html.routed_images import route_images
 from tests.networks_and_images import all_pixels
-from tests.report.html.pages import routed_run
+from tests.report.html.pages import cascade_run, routed_run
 
 
 def test_order_is_by_macs_then_by_willingness() -> None:
@@ -49,7 +50,7 @@ def test_images_survive_as_they_are() -> None:
 
 def test_what_is_shown_is_what_the_network_does(tmp_path: Path, image_tree: Path) -> None:
     run = routed_run(tmp_path / "run", image_tree)
-    found = gallery(run, dense_macs=10**6, shown=3, limit=100, data_dir=None, device="cpu")
+    found = gallery(route_images(run, 100, None, "cpu"), dense_macs=10**6, shown=3)
     assert found is not None and (found.images, found.total) == (30, 30)
     net, spec = run.load_network()
     test, cost = load_dataset_of(run, spec, None).test, count(net, 16)
@@ -57,7 +58,7 @@ def test_what_is_shown_is_what_the_network_does(tmp_path: Path, image_tree: Path
     with torch.no_grad():
         routed = net.eval()(pixels, mode="executed")
     executed = routed.decisions.sum(1).int().tolist()
-    assert found.counts == Counter(executed) and found.blocks == net.num_gates
+    assert found.counts == Counter(executed) and found.gates == net.num_gates and not found.cascade
     macs = [cost.expected_macs(decisions) for decisions in routed.decisions.double().tolist()]
     for image in (*found.least, *found.most):
         assert image.executed == executed[image.index]
@@ -74,9 +75,39 @@ def test_what_is_shown_is_what_the_network_does(tmp_path: Path, image_tree: Path
     assert [image.index for image in found.most] == order[:-4:-1]
 
 
+def test_behind_the_gate_that_stops_an_image_no_logit_counts() -> None:
+    decisions = torch.tensor([[0.0, 0], [1, 1], [1, 0], [0, 0], [1, 1]])
+    logits = torch.tensor([[-1.0, -torch.inf], [3, 3], [1, -1], [-2, -torch.inf], [1, 1]])
+    routed = Evaluation.of(torch.zeros(5, 2), decisions, torch.zeros(5, dtype=torch.long), logits)
+    assert cheapest_first(routed, (5, 7)) == [3, 0, 2, 4, 1]
+
+
+def test_a_cascade_shows_images_that_stop_and_images_that_go_on(tmp_path: Path, image_tree: Path) -> None:
+    images = route_images(cascade_run(tmp_path / "run", image_tree), 100, None, "cpu")
+    assert images.first is not None and images.margins is not None
+    going = images.routed.decisions[:, 0] > 0
+    found = gallery(images, dense_macs=10**6, shown=16)
+    assert found is not None and found.cascade and found.gates == 2 and 0 < going.sum() < 30
+    assert {image.index for image in found.least} == set((~going).nonzero().flatten().tolist())
+    assert {image.index for image in found.most} == set(going.nonzero().flatten().tolist())
+    assert all(image.executed == 0 for image in found.least) and found.most[0].executed == 2
+    for image in (*found.least, *found.most):
+        assert image.margin == pytest.approx(float(images.margins[image.index]))
+        assert image.first == images.spec.class_names[int(images.first[image.index].argmax())]
+        assert image.prediction == images.spec.class_names[int(images.routed.predictions[image.index])]
+        spent = images.cost.expected_macs(images.routed.decisions[image.index].tolist())
+        assert image.share == pytest.approx(spent / 1e6)
+    logits = images.routed.gate_logits[:, 0]
+    assert [image.index for image in found.least] == sorted(
+        (~going).nonzero().flatten().tolist(), key=lambda place: float(logits[place])
+    )
+    few = gallery(images, dense_macs=10**6, shown=3)
+    assert few is not None and few.least == found.least[:3] and few.most == found.most[:3]
+
+
 def test_a_limit_routes_evenly_spaced_images(tmp_path: Path, image_tree: Path) -> None:
     run = routed_run(tmp_path / "run", image_tree)
-    found = gallery(run, dense_macs=10**6, shown=100, limit=7, data_dir=None, device="cpu")
+    found = gallery(route_images(run, 7, None, "cpu"), dense_macs=10**6, shown=100)
     assert found is not None and (found.images, found.total, sum(found.counts.values())) == (7, 30, 7)
     places = {image.index for image in (*found.least, *found.most)}
     assert len(places) == 6 and places <= {0, 5, 10, 14, 15, 19, 24, 29}
@@ -87,4 +118,4 @@ def test_other_images_are_refused(tmp_path: Path, image_tree: Path) -> None:
     other = Path(shutil.copytree(image_tree, tmp_path / "other"))
     next((other / "test").rglob("*.png")).unlink()
     with pytest.raises(UserError, match="other images"):
-        gallery(run, dense_macs=1, shown=1, limit=9, data_dir=str(other), device="cpu")
+        route_images(run, 9, str(other), "cpu")

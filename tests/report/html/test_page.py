@@ -11,7 +11,7 @@ import pytest
 from hybridprune.report import collect
 from hybridprune.report.formats import table
 from hybridprune.report.html import Options, render_page
-from tests.report.html.pages import Page, routed_run
+from tests.report.html.pages import Page, cascade_run, routed_run
 from tests.report.run_folders import result, write, write_lineage
 
 HOSTILE = """<img src=x onerror="alert('1')">&{{ 7 * 7 }}"""
@@ -102,13 +102,66 @@ def test_what_is_missing_is_said(tmp_path: Path, image_tree: Path) -> None:
     shutil.rmtree(tree)
     assert "No gallery: the network or its images could not be read (--data_dir" in page_of(tmp_path / "routed").text
     moved = page_of(tmp_path / "routed", Options(data_dir=str(image_tree)))
-    assert len(moved.all("img")) == 16 and "No gallery" not in moved.text
+    assert len(moved.all("img")) == 30 and "No gallery" not in moved.text
 
 
 def test_gates_that_decide_alike_for_all_have_no_gallery(tmp_path: Path, image_tree: Path) -> None:
     routed_run(tmp_path / "routed", image_tree, gated=False)
     page = page_of(tmp_path / "routed")
     assert "the gates treat all test images alike" in page.text and page.all("img") == []
+
+
+def test_a_cascade_shows_who_goes_on(tmp_path: Path, image_tree: Path) -> None:
+    cascade_run(tmp_path / "cascade", image_tree)
+    page = page_of(tmp_path / "cascade", Options(images=2))
+    assert_self_contained(page)
+    for words in (
+        "Which images go on",
+        "Run member 3",
+        "All 3 classes as a table",
+        "Execution rates of the members",
+        "Images that stop and images that go on",
+        "Stop at member 1",
+        "Members executed: 1 for",
+        "chance alone would make it",
+        "members are runs of their own",
+    ):
+        assert words in page.text, words
+    assert "block" not in page.text.split("Execution rates")[1].split("Provenance")[0]
+    images = page.all("img")
+    assert len(images) == 4
+    assert all("of 3 members executed; margin" in image["alt"] for image in images)
+    assert images[0]["alt"].count("1 of 3") == 1 and "3 of 3" in images[2]["alt"]
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4", "h5", "h6")]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    cells = [text.strip() for text in page.texts]
+    assert cells.count("10") >= 3  # images of each class
+    assert "go on" not in page_of(tmp_path / "cascade", Options(images=0)).text
+
+
+def test_curves_of_both_kinds_of_routing_are_in_one_plot(tmp_path: Path) -> None:
+    write_lineage(tmp_path)
+    named = {"name": "cascade", "label": "cascade-a-b"}
+    write(tmp_path / "cascade", result("rl", "c0", "p0", group="c", network=named))
+    assert "Operating points" not in page_of(tmp_path).text
+    points = [{"flops": 4e7 * k, "accuracy": 0.2 * k} for k in (1, 2, 3)]
+    swept = [tmp_path / "a" / "rl-0", tmp_path / "cascade"]
+    for folder in swept:
+        (folder / "sweep.json").write_text(json.dumps(points))
+    page = page_of(tmp_path)
+    (label,) = [e["aria-label"] for e in page.all("svg") if "of each policy" in e.get("aria-label", "")]
+    assert label.startswith("Validation accuracy") and "(blocks) from 20% at 0.04 to 60% at 0.12" in label
+    assert "(cascade)" in label and "on the validation images" in page.text
+    tested = [{**point, "test_flops": point["flops"], "test_accuracy": 0.9} for point in points]
+    (swept[0] / "sweep.json").write_text(json.dumps(tested))
+    assert "on the validation images" in page_of(tmp_path).text  # the other one is not of test images
+    (swept[1] / "sweep.json").write_text(json.dumps(tested))
+    page = page_of(tmp_path)
+    (label,) = [e["aria-label"] for e in page.all("svg") if "of each policy" in e.get("aria-label", "")]
+    assert label.startswith("Test accuracy") and "from 90% at 0.04" in label and "on the test images" in page.text
+    (swept[1] / "sweep.json").write_text("[]")
+    page = page_of(tmp_path)
+    assert "sweep.json: holds no points; run hybridprune curve again" in page.text and "gates at blocks" in page.text
 
 
 def test_latencies_are_columns_and_plots(tmp_path: Path) -> None:
