@@ -27,10 +27,9 @@ from benchmarks.recipe import CPU, BenchImages, Recipe, save
 from benchmarks.results_log import append_line, find_line, pack, read_lines
 from hybridprune.config import DataOptions
 from hybridprune.engine.run_data import load_images
-from hybridprune.measure.cost import cost_of, count_module, somewhere
+from hybridprune.measure.cost import count_module
 from hybridprune.models.cascade import Answer, Cascade
-from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
-from hybridprune.routing.stopping import stop_macs
+from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, macs_of_stops
 from hybridprune.store.provenance import hardware, versions
 
 RESULTS = Path(__file__).parent / "results" / "cascade_arms.jsonl"
@@ -91,9 +90,7 @@ def empty(members: Sequence[Member], answer: Answer = "average") -> Cascade:
 
 def costs(members: Sequence[Member]) -> Tensor:
     """MACs of an image that stops behind each member, ``[K]``, gates included."""
-    net, classes = empty(members), members[0].logits.shape[1]
-    gate = stop_macs(somewhere(net, lambda found: cost_of(found, torch.zeros(1, classes))))
-    return gate + torch.tensor([float(x.macs) for x in members], dtype=torch.float64).cumsum(0)
+    return macs_of_stops([x.macs for x in members], members[0].logits.shape[1])
 
 
 def said(members: Sequence[Member], images: Images, which: Tensor) -> MemberLogits:

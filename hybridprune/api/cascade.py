@@ -18,7 +18,7 @@ from hybridprune.caller import warn_caller
 from hybridprune.config import CascadeOptions, CutOptions, RunOptions, argument_names, checked_value
 from hybridprune.engine.plain import in_single, plain_copy, unwrapped
 from hybridprune.errors import UserError
-from hybridprune.measure.cost import cost_of, count_module, somewhere
+from hybridprune.measure.cost import count_module
 from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.routed import RoutedNetwork
@@ -135,9 +135,8 @@ def cascade(
             outside of what the cascade can spend.
     """
     # Here and not above: the package of routing needs gymnasium, which few of those who import this one do.
-    from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
+    from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, macs_of_stops
     from hybridprune.routing.price import met
-    from hybridprune.routing.stopping import stop_macs
 
     policy = checked_value(CascadeOptions, "policy", policy, "policy")
     answer = checked_value(CascadeOptions, "answer", answer, "answer")
@@ -147,9 +146,8 @@ def cascade(
     modules = {name: _module(name, each) for name, each in given.items()}
     logits, labels, example = _logits(modules, calibration_loader)
     net = Cascade(list(modules.values()), logits.shape[2], answer).to(device_of(modules["small"])).eval()
-    cost = somewhere(net, lambda found: cost_of(found, on_device(example, next(found.parameters()).device)))
-    macs = stop_macs(cost)
     alone = [count_module(module, example)[0] for module in modules.values()]
+    macs = macs_of_stops(alone, logits.shape[2])
     for name, cheaper, dearer in zip(list(modules)[1:], alone[:-1], alone[1:], strict=True):
         if dearer <= cheaper:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.measure.cost import cost_of, somewhere
 from hybridprune.models.cascade import Cascade
 from hybridprune.routing.price import TOLERANCE
-from hybridprune.routing.stopping import StoppingTable, threshold_at, train_gates
+from hybridprune.routing.stopping import StoppingTable, stop_macs, threshold_at, train_gates
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,18 @@ def cross_fitted(
             stops[other] = table.stops(table.gate_logits(fitted.gate))
         right[other] = table.correct[torch.arange(len(other)), stops[other]]
     return stops, right
+
+
+def macs_of_stops(member_macs: Sequence[int], classes: int) -> Tensor:
+    """MACs of an image that stops behind each of these members, ``[K]`` float64, gates that were asked included."""
+    return _gate_macs(len(member_macs), classes) + torch.tensor(member_macs, dtype=torch.float64).cumsum(0)
+
+
+@functools.cache
+def _gate_macs(members: int, classes: int) -> Tensor:
+    """MACs of the gates alone, ``[K]``: they depend on nothing else, and are counted once."""
+    net = Cascade([nn.Identity() for _ in range(members)], classes)
+    return stop_macs(somewhere(net, lambda found: cost_of(found, torch.zeros(1, classes))))
 
 
 def _without_members(net: Cascade) -> Cascade:

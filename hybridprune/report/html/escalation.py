@@ -18,7 +18,7 @@ TENTHS = 10
 FEW = 10
 """Classes that are drawn at each end, where there are more than twice as many."""
 WIDTH, ROW = 760, 22
-HEIGHT, SLOT = 300, 62
+HEIGHT, SLOT = 300, 70
 Z = 1.96
 """Standard deviations of a 95 % interval."""
 
