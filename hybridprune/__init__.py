@@ -2,9 +2,9 @@
 """hybridprune: static and dynamic pruning of convolutional networks.
 
 A module of your own
-    ``prune`` gives a smaller copy of it (``Pruned``, with its ``PrunedSpec``), ``save`` writes that, and ``restore``
-    puts it together again. ``accuracy`` says what share of a loader's images a network gets right. ``cascade`` lets
-    confident images stop at the smaller of two networks (``Cascaded``).
+    ``prune`` gives a smaller copy of it (``Pruned``, with its ``PrunedSpec``). ``cascade`` lets confident images stop
+    at the smaller of two networks (``Cascaded``). ``save`` writes either, and ``restore`` puts it together again.
+    ``accuracy`` says what share of a loader's images a network gets right.
 A finished run
     ``load`` gives its network (a ``Model``), and ``predict`` says what it sees in images (a ``Prediction`` each).
 Shipping
@@ -31,11 +31,13 @@ from hybridprune.version import __version__
 if TYPE_CHECKING:
     from hybridprune.api.accuracy import accuracy
     from hybridprune.api.bn_scale import prune_finetune, train
-    from hybridprune.api.cascade import Cascaded, cascade
+    from hybridprune.api.cascade import cascade
+    from hybridprune.api.cascaded import Cascaded
     from hybridprune.api.cost import count
     from hybridprune.api.inference import Model, Prediction, load, predict
     from hybridprune.api.prune import prune
-    from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
+    from hybridprune.api.pruned import Pruned, PrunedSpec
+    from hybridprune.api.save import restore, save
     from hybridprune.deployment import Deployed, deploy
     from hybridprune.errors import RunFailed, UserError
     from hybridprune.measure.cost import NetworkCost
@@ -77,11 +79,13 @@ __all__ = [  # noqa: RUF022 (grouped by what one does)
 _HOMES = {
     "hybridprune.api.accuracy": ("accuracy",),
     "hybridprune.api.bn_scale": ("prune_finetune", "train"),
-    "hybridprune.api.cascade": ("Cascaded", "cascade"),
+    "hybridprune.api.cascade": ("cascade",),
+    "hybridprune.api.cascaded": ("Cascaded",),
     "hybridprune.api.cost": ("count",),
     "hybridprune.api.inference": ("Model", "Prediction", "load", "predict"),
     "hybridprune.api.prune": ("prune",),
-    "hybridprune.api.pruned": ("Pruned", "PrunedSpec", "restore", "save"),
+    "hybridprune.api.pruned": ("Pruned", "PrunedSpec"),
+    "hybridprune.api.save": ("restore", "save"),
     "hybridprune.deployment": ("Deployed", "deploy"),
     "hybridprune.errors": ("RunFailed", "UserError"),
     "hybridprune.measure.cost": ("NetworkCost",),

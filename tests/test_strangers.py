@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hybridprune.api.pruned import Pruned, PrunedSpec, restore, save
+from hybridprune.api.pruned import Pruned, PrunedSpec
+from hybridprune.api.save import restore, save
 from hybridprune.errors import UserError
 from hybridprune.models.edits import FactorEdit, ResizeEdit, apply_edits
 from hybridprune.models.spec import NetworkSpec

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from hybridprune.ambient import isolated
+from hybridprune.api.cascaded import Cascaded, Member
 from hybridprune.api.first_look import device_of
 from hybridprune.api.pruned import Pruned
 from hybridprune.caller import warn_caller
@@ -21,79 +20,14 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import count_module
 from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.models.held import AnyNetwork, network_of
+from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.models.routed import RoutedNetwork
 from hybridprune.nested import on_device
 from hybridprune.precision import full_precision
 from hybridprune.pruning.budget.space import taken_as, target_macs
-from hybridprune.report.bootstrap import Difference, paired_bootstrap
-from hybridprune.tables import Table
+from hybridprune.report.bootstrap import paired_bootstrap
 
 Policy = Literal["learned", "margin"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One network of a cascade on the calibration images."""
-
-    name: str
-    macs: int
-    """Of one image."""
-    accuracy: float
-    """Alone, on all of the images."""
-    rate: float
-    """The share of the images that it runs on."""
-
-
-@dataclass(frozen=True)
-class Cascaded:
-    """A cascade and what is expected of it."""
-
-    module: Cascade
-    """Copies of the members, and the gates. It gives a `Routed`; called, this object gives logits."""
-    members: tuple[Member, ...]
-    """Cheapest first."""
-    macs: float
-    """Expected of an image: their mean on the calibration images, gates counted."""
-    budget_macs: float
-    dense_macs: int
-    """Of the dearest member, uncut where it is a result of `prune`."""
-    accuracy: float
-    """On the calibration images, each half of them by gates that were fitted on the other half."""
-    ahead: Difference
-    """The accuracy over that of the best single member within the budget, on the same images, and its 95 % interval."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits ``[B, classes]`` of ``[B, C, H, W]`` images: each runs as many members as it needs."""
-        return self.module(images, mode="executed").logits
-
-    @property
-    def pays(self) -> bool:
-        """Whether it beats the best single member within the budget, beyond the interval."""
-        return self.ahead.beats
-
-    def summary(self) -> None:
-        """Print `table`, and below it what is expected of the cascade."""
-        print(self.table().plain(), self, sep="\n\n")
-
-    def table(self) -> Table:
-        """The members, a row each: MACs of one image, accuracy alone, and the share of the images that it runs on."""
-        rows = [(m.name, f"{m.macs:,}", f"{100 * m.accuracy:.2f}", f"{100 * m.rate:.1f}") for m in self.members]
-        return Table(("Member", "MACs", "Accuracy %", "Runs on %"), "lrrr", rows)
-
-    def __str__(self) -> str:
-        mean, low, high = (100 * value for value in self.ahead)
-        return (
-            f"cascade of {len(self.members)}: {self.macs:,.0f} MACs an image ({self.macs / self.dense_macs:.1%} of "
-            f"{self.dense_macs:,}), accuracy {self.accuracy:.2%}, {mean:+.2f} [{low:+.2f}, {high:+.2f}] points over "
-            "the best single member within the budget"
-        )
-
-    def __repr__(self) -> str:
-        return f"<{self}>"
-
-    def _repr_html_(self) -> str:
-        """The line and the table, for notebooks."""
-        return f"<p>{html.escape(str(self))}</p>{self.table().html()}"
 
 
 @argument_names(own=("target_flops",))
@@ -172,13 +106,15 @@ def cascade(
 
 
 def _module(name: str, given: object) -> nn.Module:
-    """A copy of a member, in eval mode."""
+    """A copy of a member, in eval mode, that knows what it was made of: `save` writes no other module."""
     network = network_of(given)
     if not isinstance(network, nn.Module):
         raise UserError(f"{name}: is a {type(network).__name__}; give a torch.nn.Module, or what prune returned")
     if isinstance(network, RoutedNetwork):
         raise UserError(f"{name}: decides for each image itself; give a network without gates, its backbone say")
-    return plain_copy(unwrapped(network)).eval()
+    found = plain_copy(unwrapped(network)).eval()
+    note_origin(found, origin_of(found))
+    return found
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from typing import Any, get_args
 import torch
 
 from hybridprune.ambient import isolated
-from hybridprune.api.pruned import PrunedSpec, is_saved
+from hybridprune.api.pruned import PrunedSpec
+from hybridprune.api.saved_folder import is_saved
 from hybridprune.config import argument_names
 from hybridprune.data import normalise
 from hybridprune.data.image_like import ImageLike, each_image
@@ -66,7 +67,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", *, into: None = No
     if not isinstance(run, str | Path):
         raise UserError(f"run: is a {type(run).__name__}; name a run folder or its model.safetensors")
     if is_saved(Path(run)):
-        raise UserError(f"{run}: holds a pruned module of your own; {_RESTORE}")
+        raise UserError(f"{run}: holds a pruned module or a cascade of your own; {_RESTORE}")
     network, spec = RunFolder.named(Path(run)).load_network()
     return Model(network.to(place).eval(), spec)
 

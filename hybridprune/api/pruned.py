@@ -1,5 +1,5 @@
 # pyright: strict, reportUnnecessaryIsInstance=false
-"""The result of ``prune``, and its files: a module with its edits is saved, and put together again elsewhere."""
+"""The result of ``prune``: a module with its edits, by which it is put together again elsewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from hybridprune.ambient import isolated
+from hybridprune.api.saved_folder import SPEC, WEIGHTS, saved_folder
 from hybridprune.api.summary import LayerSummary, summary_table
-from hybridprune.config import argument_names
 from hybridprune.engine.plain import unwrapped
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, texts_at, value_at
@@ -23,8 +22,7 @@ from hybridprune.models.copies import copied
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.store.files import write_json
-from hybridprune.store.weights import check_shapes, load_tensors, read_tensors, save_weights
+from hybridprune.store.weights import check_shapes, load_tensors, read_tensors
 from hybridprune.tables import Table
 
 
@@ -110,91 +108,12 @@ class Pruned(NamedTuple):
         return f"<p>{html.escape(str(self))}</p>{self.table().html()}"
 
 
-@argument_names()
-def save(pruned: Pruned, folder: str | Path) -> None:
-    """Write ``spec.json`` and ``model.safetensors`` of a pruned module into ``folder``, atomically.
-
-    First the module's outline, without its weights, is rebuilt from the specification. Raises UserError, and writes
-    nothing, if that is not the module: if it was changed after it was pruned.
-    """
-    if not isinstance(pruned, Pruned):
-        raise UserError(f"pruned: is a {type(pruned).__name__}; give what prune returns, the module and its spec")
-    path = _path(folder, "folder")
-    _check(pruned)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"folder {path}: is a file; name a folder, which may be a new one") from error
-    save_weights(pruned.module, path / "model.safetensors")
-    write_json(path / "spec.json", pruned.spec.to_json())
-
-
-def _path(folder: object, source: str) -> Path:
-    if not isinstance(folder, str | Path):
-        raise UserError(f"{source}: is a {type(folder).__name__}; name a folder")
-    return Path(folder)
-
-
-def _saved(source: object) -> Path:
-    """The path of a folder with a specification; UserError where there is none, or it is a run's."""
-    path = _path(source, "source")
-    if not (path / "spec.json").is_file():
-        wrong = "no such folder" if not path.exists() else "holds no spec.json" if path.is_dir() else "is a file"
-        raise UserError(f"{path}: {wrong}; name a folder that hybridprune.save wrote")
-    if "network" in _record(path / "spec.json"):
-        raise UserError(f"{path}: is a run folder; use hybridprune.load, which knows its network")
-    return path
-
-
-def _record(path: Path) -> Mapping[str, Any]:
-    """What a specification says, of whatever kind; nothing if it cannot be read."""
-    try:
-        record = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return cast(Mapping[str, Any], record) if isinstance(record, Mapping) else {}
-
-
-def is_saved(path: Path) -> bool:
-    """Whether ``path`` is a folder of `save`, or a file in one."""
-    return path.exists() and "dense_macs" in _record((path if path.is_dir() else path.parent) / "spec.json")
-
-
-def _check(pruned: Pruned) -> None:
-    origin = dataclasses.replace(origin_of(pruned.module), edits=pruned.spec.edits)
-    own = {name: _outline(value) for name, value in pruned.module.state_dict().items()}
-    try:
-        there = {name: _outline(value) for name, value in origin.rebuilt().state_dict().items()}
-    except ValueError as error:
-        raise UserError(f"the module does not belong to its specification ({error}); save what prune gave") from error
-    for name in sorted(own.keys() | there.keys()):
-        if own.get(name) != there.get(name):
-            raise UserError(
-                f"{name} of the module is {own.get(name, 'missing')}, and of a fresh one, pruned by its specification, "
-                f"{there.get(name, 'missing')}; save what prune gave, with the layers that it had then"
-            )
-
-
-def _outline(value: object) -> str:
-    return f"{list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-@argument_names()
-@isolated()
-def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
-    """Give ``into``, a fresh instance of the unpruned module, the pruned architecture in place, and return it.
-
-    ``source`` is a folder of ``save``, of which ``into`` also gets the weights, strictly; or a specification alone,
-    which leaves the edited layers without weights. Where a module was pruned again and again, ``into`` may also be what
-    an earlier time gave. It keeps its device, its type and its mode; a compiled or ``DataParallel`` module comes back
-    unwrapped.
-
-    Raises UserError, and leaves ``into`` as it is, if the folder is broken or the two do not belong together.
-    """
+def restore_pruned(source: PrunedSpec | str | Path, into: object) -> nn.Module:
+    """``into`` with the architecture and the weights of a pruned module; see `restore`."""
     if not isinstance(into, nn.Module):
         raise UserError(f"into: is a {type(into).__name__}; give a fresh instance of the unpruned module")
     into = unwrapped(into)
-    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(_saved(source) / "spec.json")
+    spec = source if isinstance(source, PrunedSpec) else PrunedSpec.read(saved_folder(source) / SPEC)
     named = "the specification " if isinstance(source, PrunedSpec) else f"{source}: "
     if any(map(is_lazy, into.parameters())):
         raise UserError(f"into: {type(into).__name__} has lazy layers without a shape; run it on a batch first")
@@ -205,7 +124,7 @@ def restore(source: PrunedSpec | str | Path, into: nn.Module) -> nn.Module:
         raise UserError(f"{named}belongs to another kind of module ({error}); give an instance of that") from error
     weights = None
     if isinstance(source, str | Path):
-        file = Path(source) / "model.safetensors"
+        file = Path(source) / WEIGHTS
         weights = file, read_tensors(file)
         check_shapes({name: list(tensor.shape) for name, tensor in weights[1].items()}, trial, file)
     apply_edits(into, spec.edits)

@@ -125,7 +125,9 @@ class RunFolder:
         """The run's specification; UserError when it is missing or broken."""
         record = self.read_json(name)
         if "dense_macs" in record:
-            raise UserError(f"{self.path}: holds a pruned module, no run; it is put together by hybridprune.restore")
+            raise UserError(
+                f"{self.path}: holds what hybridprune.save wrote, no run; hybridprune.restore puts it together"
+            )
         try:
             return RunSpec.from_json(record)
         except (KeyError, TypeError, ValueError) as error:

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 import hybridprune
 import hybridprune.methods
+from hybridprune.api.cascaded import Member
 from hybridprune.api.inference import Model
 from hybridprune.config import DataOptions
 from hybridprune.deployment import Harden
 from hybridprune.errors import UserError
+from hybridprune.models.cascade import Cascade
+from hybridprune.report.bootstrap import Difference
 from tests.networks_and_images import random_images, random_net
 from tests.store.run_folders import SPEC, make_run
 
@@ -40,6 +43,14 @@ def pruned() -> hybridprune.Pruned:
 def saved(folder: Path) -> Path:
     hybridprune.save(pruned(), folder / "saved")
     return folder / "saved"
+
+
+def joined(folder: Path) -> Path:
+    members = tuple(Member(name, 1, 1.0, 1.0) for name in ("small", "large"))
+    ahead = Difference(0.0, 0.0, 0.0)
+    found = hybridprune.Cascaded(Cascade([net(), net()], 10), members, 1.0, 1.0, 1, 1.0, ahead)
+    hybridprune.save(found, folder / "joined")
+    return folder / "joined"
 
 
 def run(folder: Path, finished: bool = True) -> Path:
@@ -95,7 +106,7 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.accuracy(net(), []), "the loader gives no labelled images"),
     ],
     "save": [
-        (lambda at: hybridprune.save(net(), at), "pruned: is a Sequential; give what prune returns"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.save(net(), at), "result: is a Sequential; give what prune or cascade"),  # type: ignore[arg-type]
         (lambda at: hybridprune.save(pruned(), file(at)), "folder .*file: is a file; name a folder"),
         (lambda at: hybridprune.save(pruned(), 3), "folder: is a int; name a folder"),  # type: ignore[arg-type]
     ],
@@ -107,6 +118,13 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: hybridprune.restore(broken(at), net()), r".*spec\.json: not a pruned module's specification"),
         (lambda at: hybridprune.restore(3, net()), "source: is a int; name a folder"),  # type: ignore[arg-type]
         (lambda at: hybridprune.restore(at, "net"), "into: is a str; give a fresh instance"),  # type: ignore[arg-type]
+        (lambda at: hybridprune.restore(saved(at), [net()]), "into: is a list; give a fresh instance"),
+        (
+            lambda at: hybridprune.restore(joined(at), net()),
+            "into: is a Sequential, and .*joined holds a cascade; give",
+        ),
+        (lambda at: hybridprune.restore(joined(at), [net()]), "into: are 1, and .*joined holds a cascade of 2; give"),
+        (lambda at: hybridprune.restore(joined(at), [net(), 3]), r"into\[1\]: is a int; give"),  # type: ignore[list-item]
         (
             lambda at: hybridprune.restore(saved(at), nn.Linear(2, 3)),
             ".*checkpoint of another architecture: .*; give the network that it was saved from",

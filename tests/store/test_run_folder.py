@@ -310,5 +310,5 @@ def test_what_cannot_be_written_is_the_systems_error_and_leaves_what_was_there(w
 
 def test_a_pruned_module_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text('{"edits": [], "dense_macs": 3}')
-    with pytest.raises(UserError, match=r"^.*: holds a pruned module, no run; .* hybridprune\.restore"):
+    with pytest.raises(UserError, match=r"^.*: holds what hybridprune\.save wrote, no run; hybridprune\.restore"):
         RunFolder.named(tmp_path).load_network()
