@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hybridprune
@@ -66,6 +68,61 @@ def test_the_budget_is_hit_on_other_images_as_well_and_the_estimate_is_true(poli
         assert member.accuracy == hybridprune.accuracy(module, loader())
     # the small network alone is all that fits beside it
     assert found.ahead.mean == pytest.approx(found.accuracy - found.members[0].accuracy) and found.pays
+
+
+class Chain(nn.Sequential):
+    """A random network as dear as it is told, that notes how many images it was given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3 * WIDTH, width), nn.Linear(width, CLASSES))
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return 20 * super().forward(x)
+
+    @property
+    def macs(self) -> int:
+        """Of one image."""
+        return sum(layer.weight.numel() for layer in self if isinstance(layer, nn.Linear))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=4, unique=True), st.floats(0.05, 0.95), st.integers(0, 99))
+@pytest.mark.filterwarnings("ignore:the cascade spends")
+def test_the_expected_macs_are_those_of_members_that_run_and_gates_that_are_asked(
+    widths: list[int], spend: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    members = [Chain(width) for width in sorted(widths)]
+    macs = [member.macs for member in members]
+    budget = (1 - spend) * (macs[0] + GATE) + spend * sum(macs)
+    images, labels = data(150, seed)
+    found = hybridprune.cascade(
+        members[0],
+        members[-1],
+        [(images, labels)],
+        target_flops=2 * budget,
+        between=members[1:-1],
+        policy="margin",
+    )
+    joined = [member for member in found.module.members if isinstance(member, Chain)]
+    for member in joined:
+        member.seen = 0
+    found(images)
+    ran = [member.seen for member in joined]
+    assert ran == [round(member.rate * 150) for member in found.members] and ran[0] == 150
+    asked = sum(ran[:-1])  # behind each member but the last, by every image that it ran on
+    assert found.macs == pytest.approx((sum(n * m for n, m in zip(ran, macs, strict=True)) + GATE * asked) / 150)
+
+
+def test_members_are_run_once_for_their_logits_and_once_for_their_cost() -> None:
+    small, large = Chain(3), Chain(9)
+    seen: list[int] = []
+    for member in (small, large):
+        member.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    hybridprune.cascade(small, large, loader(64, size=32), target_flops=0.8)
+    assert sorted(seen) == [1, 1, 32, 32, 32, 32]
 
 
 def test_images_that_stop_have_the_answer_of_the_small_network_alone() -> None:

@@ -14,6 +14,7 @@ import torch
 import hybridprune
 from hybridprune.models.cascade import Cascade
 from tests.cli.tiny_runs import DIGITS, Result, assert_refused, contents, folder_of, run_here, stage
+from tests.report.html.pages import Page
 
 NAME = "digits-cascade-resnet8-w4-resnet14-w4-rl-seed0"
 DATA = ("--dataset", "digits", "--resize", "8", "--max_train_samples", "200", "--device", "cpu")
@@ -90,10 +91,15 @@ def test_it_is_evaluated_swept_and_reported_like_any_run(members: Path, tmp_path
     assert swept.returncode == 0, swept.stderr
     points = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert [p["flops"] for p in points] == sorted((p["flops"] for p in points), reverse=True)
+    swept = run_here("hybridprune.sweep", run, "--device", "cpu", "--split", "test")
+    assert swept.returncode == 0, swept.stderr
     report = run_here("hybridprune.report", members, "--html", tmp_path / "a.html", "--format", "json")
     assert report.returncode == 0, report.stderr
     page = (tmp_path / "a.html").read_text()
     assert "cascade-resnet8-w4-resnet14-w4" in page and "members are runs of their own" in page
+    text = Page(page).text
+    assert "Which images go on" in text and "All 10 classes as a table" in text and "Stop at member 1" in text
+    assert "measured it on the test images" in text and "(cascade) from" in page
 
 
 @pytest.mark.parametrize("command", ["hybridprune.bench", "hybridprune.export"])

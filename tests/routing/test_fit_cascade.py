@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hybridprune.measure.cost import count, count_module
 from hybridprune.models.cascade import Cascade
-from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, fit_temperature
+from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, fit_temperature, macs_of_stops
+from hybridprune.routing.stopping import stop_macs
 
 MACS = torch.tensor([100.0, 300.0, 700.0], dtype=torch.float64)
 
@@ -27,6 +29,18 @@ def test_the_temperature_is_the_one_that_the_labels_were_drawn_with() -> None:
     logits = 2 * torch.randn(20_000, 5, generator=draw)
     labels = torch.multinomial((logits / 1.7).softmax(1), 1, generator=draw).squeeze(1)
     assert fit_temperature(logits, labels) == pytest.approx(1.7, rel=0.05)
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+def test_the_cost_of_stopping_is_that_of_the_whole_cascade(classes: int) -> None:
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(12, k), nn.Linear(k, classes)) for k in (3, 5, 8)]
+    macs = [count_module(member, torch.zeros(1, 3, 2, 2))[0] for member in members]
+    whole = count(Cascade(members, classes), 2)
+    assert macs_of_stops(macs, classes).tolist() == stop_macs(whole).tolist()
+    assert macs_of_stops(macs[:2], classes).tolist() == [
+        macs[0] + 3 + min(5, classes),
+        sum(macs[:2]) + 3 + min(5, classes),
+    ]
 
 
 def cascade(members: int) -> Cascade:
