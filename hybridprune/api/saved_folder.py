@@ -39,7 +39,7 @@ def saved_folder(source: object) -> Path:
 
 
 def record_in(folder: Path) -> Mapping[str, Any]:
-    """What a folder's record says, of whatever kind; nothing if it cannot be read."""
+    """A folder's record, of whatever kind; empty if it cannot be read."""
     try:
         record = read_json(folder / SPEC)
     except (OSError, ValueError):

@@ -87,7 +87,7 @@ class Chain(nn.Sequential):
         return sum(layer.weight.numel() for layer in self if isinstance(layer, nn.Linear))
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=4, unique=True), st.floats(0.05, 0.95), st.integers(0, 99))
 @pytest.mark.filterwarnings("ignore:the cascade spends")
 def test_the_expected_macs_are_those_of_members_that_run_and_gates_that_are_asked(
