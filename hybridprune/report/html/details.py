@@ -57,6 +57,11 @@ class Detail:
     origins: list[Provenance]
 
 
+def heading(row: Row) -> str:
+    """The row's name as the table has it, and whether it is of cascades."""
+    return f"{title(row)}, cascade" if row.cascade else title(row)
+
+
 def detail(number: int, row: Row, options: Options) -> Detail:
     """Read a row's run folders."""
     folders = [RunFolder(run.path.parent) for run in row.runs]
@@ -69,7 +74,7 @@ def detail(number: int, row: Row, options: Options) -> Detail:
     shown = routed and gallery(routed, dense_macs=dense, shown=options.images)
     return Detail(
         number=number,
-        heading=title(row),
+        heading=heading(row),
         row=row,
         shown=folders[0],
         layers=found,

@@ -50,7 +50,7 @@ def draw(policies: Sequence[Policy], static: Sequence[pareto.Point], split: Spli
         parts.append(svg.marker(MARKERS[point.arm], *place, 7, f"{pareto.arm_class(point.arm)} mark", title))
         parts.append(svg.text(place[0] + 12, place[1] - 9, str(point.number), "start", "number"))
     listed = "; ".join(
-        f"{policy.number} {policy.name} ({policy.kind}) from {svg.percent(policy.curve[0][1])} at "
+        f"{policy.number} {policy.name} from {svg.percent(policy.curve[0][1])} at "
         f"{svg.compact(policy.curve[0][0] * 1e-9)} to {svg.percent(policy.curve[-1][1])} at "
         f"{svg.compact(policy.curve[-1][0] * 1e-9)}"
         for policy in policies

@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hybridprune.errors import UserError
-from hybridprune.report.formats import table, title
+from hybridprune.report.formats import table
 from hybridprune.report.html import operating_points, pareto
-from hybridprune.report.html.details import Detail, Options, detail
+from hybridprune.report.html.details import Detail, Options, detail, heading
 from hybridprune.report.html.operating_points import Policy
 from hybridprune.report.html.pareto import Point
 from hybridprune.report.rows import Key, Row, figures
@@ -137,13 +137,13 @@ def _curves(rows: Numbered) -> Curves | None:
                 found.append((number, row, sweep))
     if not found:
         return Curves(None, [], "validation", notes) if notes else None
-    tested = [Policy(number, title(row), row.cascade, sweep.test) for number, row, sweep in found if sweep.test]
+    tested = [Policy(number, heading(row), row.cascade, sweep.test) for number, row, sweep in found if sweep.test]
     if len(tested) == len(found):
         split, policies = "test", tested
         static = [point for point in _flops_points(rows) if point.arm in STATIC]
     else:
         split, static = "validation", []
-        policies = [Policy(number, title(row), row.cascade, sweep.validation) for number, row, sweep in found]
+        policies = [Policy(number, heading(row), row.cascade, sweep.validation) for number, row, sweep in found]
     plot = operating_points.draw(policies, static, split)
     return Curves(plot, sorted({policy.kind for policy in policies}), split, notes)
 
@@ -161,7 +161,7 @@ def _card(number: int, row: Row, eldest: Row | None) -> Card:
     dense = eldest if eldest is not None and eldest is not row and eldest.name == "without pruning" else None
     return Card(
         number=number,
-        heading=title(row),
+        heading=heading(row),
         arm=row.name,
         accuracy=accuracy.mean,
         std=accuracy.std,
@@ -183,7 +183,7 @@ def _flops_points(rows: Numbered) -> Iterable[Point]:
         flops, accuracy = row.stats["flops"], row.stats["accuracy"]
         yield Point(
             number=number,
-            name=title(row),
+            name=heading(row),
             arm=row.name,
             x=flops.mean * 1e-9,
             accuracy=accuracy.mean,
@@ -209,7 +209,7 @@ def _latency_points(rows: Numbered, speeds: Sequence[tuple[int, Speed]]) -> Iter
         row = by_number[number]
         yield Point(
             number=number,
-            name=title(row) + (", deployed" if deployed else ""),
+            name=heading(row) + (", deployed" if deployed else ""),
             arm=row.name,
             x=statistics.mean(values),
             accuracy=row.stats["accuracy"].mean,

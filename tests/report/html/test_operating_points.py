@@ -7,7 +7,7 @@ from hybridprune.report.html.pareto import Point
 from tests.report.html.pages import shapes
 
 BLOCKS = Policy(3, "static + dynamic", False, [(1e9, 0.5), (2e9, 0.6), (3e9, 0.61)])
-CASCADE = Policy(4, "static + dynamic", True, [(1e9, 0.55), (2e9, 0.7)])
+CASCADE = Policy(4, "static + dynamic, cascade", True, [(1e9, 0.55), (2e9, 0.7)])
 
 
 def test_each_policy_is_a_line_of_its_kind_through_its_points() -> None:
@@ -23,7 +23,7 @@ def test_each_policy_is_a_line_of_its_kind_through_its_points() -> None:
     heights = [float(shapes(drawing, kind)[1].get("cy", "")) for kind in ("blocks", "cascade")]
     assert heights[0] > heights[1]  # downwards
     assert len(shapes(drawing, "mark")) == 1 and "1: without pruning: 65% at 3" in drawing
-    assert "Test accuracy" in drawing and "4 static + dynamic (cascade) from 55% at 1 to 70% at 2" in drawing
+    assert "Test accuracy" in drawing and "4 static + dynamic, cascade from 55% at 1 to 70% at 2" in drawing
 
 
 def test_a_single_point_is_drawn() -> None:

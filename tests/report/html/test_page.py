@@ -150,8 +150,8 @@ def test_curves_of_both_kinds_of_routing_are_in_one_plot(tmp_path: Path) -> None
         (folder / "sweep.json").write_text(json.dumps(points))
     page = page_of(tmp_path)
     (label,) = [e["aria-label"] for e in page.all("svg") if "of each policy" in e.get("aria-label", "")]
-    assert label.startswith("Validation accuracy") and "(blocks) from 20% at 0.04 to 60% at 0.12" in label
-    assert "(cascade)" in label and "on the validation images" in page.text
+    assert label.startswith("Validation accuracy") and "static + dynamic from 20% at 0.04 to 60% at 0.12" in label
+    assert "static + dynamic, cascade from" in label and "on the validation images" in page.text
     tested = [{**point, "test_flops": point["flops"], "test_accuracy": 0.9} for point in points]
     (swept[0] / "sweep.json").write_text(json.dumps(tested))
     assert "on the validation images" in page_of(tmp_path).text  # the other one is not of test images
