@@ -98,7 +98,9 @@ def macs_of_stops(member_macs: Sequence[int], classes: int) -> Tensor:
 def _gate_macs(members: int, classes: int) -> Tensor:
     """MACs of the gates alone, ``[K]``: they depend on nothing else, and are counted once."""
     net = Cascade([nn.Identity() for _ in range(members)], classes)
-    return stop_macs(somewhere(net, lambda found: cost_of(found, torch.zeros(1, classes))))
+    return stop_macs(
+        somewhere(net, lambda found: cost_of(found, torch.zeros(1, classes, device=found.temperatures.device)))
+    )
 
 
 def _without_members(net: Cascade) -> Cascade:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hybridprune.measure.cost import count, count_module
+from hybridprune.measure.cost import cost_of, count, count_module
 from hybridprune.models.cascade import Cascade
+from hybridprune.routing import fit_cascade
 from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, fit_temperature, macs_of_stops
 from hybridprune.routing.stopping import stop_macs
 
@@ -41,6 +42,14 @@ def test_the_cost_of_stopping_is_that_of_the_whole_cascade(classes: int) -> None
         macs[0] + 3 + min(5, classes),
         sum(macs[:2]) + 3 + min(5, classes),
     ]
+
+
+def test_gates_are_counted_once_for_a_number_of_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(fit_cascade, "cost_of", lambda net, image: counted.append(1) or cost_of(net, image))
+    for macs in ([1, 2, 3], [4, 5, 6], [1, 2], [1, 2, 3]):
+        assert macs_of_stops(macs, 77).tolist()[0] == macs[0] + 8
+    assert len(counted) == 2
 
 
 def cascade(members: int) -> Cascade:

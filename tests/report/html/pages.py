@@ -76,7 +76,7 @@ def routed_run(folder: Path, tree: Path, edits: tuple[Edit, ...] = EDITS, gated:
 def cascade_run(folder: Path, tree: Path, depths: tuple[int, ...] = (8, 14, 20)) -> RunFolder:
     """A finished run of stage rl on an image tree, a cascade of random networks of these depths.
 
-    About half of the images go on behind each member.
+    Two thirds of the images go on behind each member.
     """
     options, dataset = _images(tree)
     members = tuple(NetworkSpec("resnet", depth, 4, len(dataset.classes)) for depth in depths)
@@ -90,7 +90,7 @@ def cascade_run(folder: Path, tree: Path, depths: tuple[int, ...] = (8, 14, 20))
         going = normalise(test, dataset.mean, dataset.std, torch.contiguous_format)
         for gate, layer in enumerate(net.gate.scores()):
             logits = net(going).gate_logits[:, gate]
-            middle = logits.sort().values[len(logits) // 2 - 1 :][:2].mean()  # between two images
+            middle = logits.sort().values[len(logits) // 3 - 1 :][:2].mean()  # between two images
             layer.bias -= middle
             going = going[logits > middle]
     return _finished(folder, options, dataset, spec, net, [0.5] * net.num_gates)
