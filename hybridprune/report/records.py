@@ -62,6 +62,8 @@ class RunRecord:
     effective_sparsity: float | None = _perhaps_at("effective_sparsity", float, high=1)
     method: str | None = _perhaps_at("method", str)
     """By which stage 2 has cut; other stages have none."""
+    members: tuple[str, ...] = ()
+    """The run ids of a cascade's members."""
 
     @property
     def cascade(self) -> bool:
@@ -93,12 +95,15 @@ def read_run(path: Path) -> RunRecord:
         values = {f.name: value_at(data, **f.metadata) for f in known}
         is_root = value_at(data, "parent", object) is None
         parent_id = None if is_root else value_at(data, "parent.run_id", str)
+        members = tuple(value_at(each, "run_id", str) for each in value_at({"members": [], **data}, "members", list))
         readings = [value_at(data, f"test.{name}", dict) for name in ("always_on", "routed")]
         finite = all(reading.get("loss", 0.0) is not None for reading in readings)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; restore the file or move the run folder away") from error
     bench = read_bench(path.parent)
-    return RunRecord(path=path, modified_ns=modified_ns, parent_id=parent_id, bench=bench, finite=finite, **values)
+    return RunRecord(
+        path=path, modified_ns=modified_ns, parent_id=parent_id, bench=bench, finite=finite, members=members, **values
+    )
 
 
 def read_runs(results_dir: str | Path, tell: Callable[[str], object] = warnings.warn) -> list[RunRecord]:

@@ -95,7 +95,7 @@ def build_rows(records: Iterable[RunRecord]) -> list[Row]:
     for record in sorted(by_id.values(), key=lambda r: (r.modified_ns, r.path)):
         lineage = _lineage(record, by_id)
         groups[record.key][(*(run.seed for run in lineage), lineage[-1].parent_id)] = lineage
-    rows = {key: _row(list(lineages.values())) for key, lineages in groups.items()}
+    rows = {key: _row(list(lineages.values()), by_id) for key, lineages in groups.items()}
 
     def place(row: Row) -> tuple[object, ...]:
         # A parent's tuple is a prefix of its children's, so sorting walks each tree depth first.
@@ -113,13 +113,13 @@ def _lineage(record: RunRecord, by_id: Mapping[str, RunRecord]) -> list[RunRecor
     return lineage
 
 
-def _row(lineages: list[list[RunRecord]]) -> Row:
+def _row(lineages: list[list[RunRecord]], by_id: Mapping[str, RunRecord]) -> Row:
     runs = sorted((lineage[0] for lineage in lineages), key=lambda run: (run.seed, run.path))
     run, longest = runs[0], max(lineages, key=len)
     each = [figures(run) for run in runs]
     shared = [name for name in each[0] if all(name in one for one in each)]
     return Row(
-        name=_name(longest),
+        name=_name(longest, [by_id[member] for member in longest[0].members if member in by_id]),
         method=", ".join(dict.fromkeys(run.method for run in reversed(longest) if run.method)),
         network=run.network,
         dataset=run.dataset,
@@ -132,10 +132,10 @@ def _row(lineages: list[list[RunRecord]]) -> Row:
     )
 
 
-def _name(lineage: list[RunRecord]) -> str:
+def _name(lineage: list[RunRecord], members: Sequence[RunRecord]) -> str:
     run, eldest = lineage[0], lineage[-1]
     if run.stage != "rl":
         return {"sp": "without pruning", "prune": "static only"}[run.stage]
-    cut = any(ancestor.stage == "prune" for ancestor in lineage)
+    cut = any(each.stage == "prune" for each in (*lineage, *members))
     cut_by_unknown = eldest.parent_id is not None and run.backbone_params < run.dense_params
     return "static + dynamic" if cut or cut_by_unknown else "dynamic only"

@@ -69,6 +69,8 @@ def test_reads_test_figures_not_validation_figures(tmp_path: Path) -> None:
         ({"macs__backbone": -1}, "macs.backbone"),
         ({"dense__macs": 0}, "dense.macs"),
         ({"effective_sparsity": "half"}, "effective_sparsity"),
+        ({"members": 3}, "members"),
+        ({"members": [{}]}, "run_id"),
         ({"effective_sparsity": 1.5}, "effective_sparsity"),
         ({"test__always_on__accuracy": 65.0}, "test.always_on.accuracy"),
         ({"test__routed__accuracy": float("nan")}, "test.routed.accuracy"),

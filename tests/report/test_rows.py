@@ -189,3 +189,19 @@ def test_runs_that_name_each_other_as_parents_end_in_rows_all_the_same(tmp_path:
     rows = collect(tmp_path)
     assert sorted(names(rows)) == ["static + dynamic", "static only"]
     assert [len(row.lineage) for row in rows] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("members", "name"),
+    [(("p", "s"), "static + dynamic"), (("s", "s2"), "dynamic only"), (("lost", "s"), "dynamic only")],
+)
+def test_a_cascade_with_a_cut_member_is_static_too(tmp_path: Path, members: tuple[str, str], name: str) -> None:
+    write(tmp_path / "s", result("sp", "s"))
+    write(tmp_path / "s2", result("sp", "s2", group="s2", network__label="resnet20-w16"))
+    write(tmp_path / "p", result("prune", "p", "s2", group="p"))
+    named = {"name": "cascade", "label": "cascade-resnet20-w16-resnet32-w16"}
+    joined = {"network": named, "members": [{"run_id": each} for each in members], "params__backbone": 600_000}
+    write(tmp_path / "c", result("rl", "c", "s", group="c", **joined))
+    (row,) = [row for row in collect(tmp_path) if row.lineage[-1][1] == "c"]
+    assert (row.name, row.cascade) == (name, True)
+    assert sum(each.cascade for each in collect(tmp_path)) == 1
