@@ -77,9 +77,9 @@ class Chain(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(3 * WIDTH, width), nn.Linear(width, CLASSES))
         self.seen = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen += len(x)
-        return 20 * super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        self.seen += len(input)
+        return 20 * super().forward(input)
 
     @property
     def macs(self) -> int:
