@@ -1,5 +1,6 @@
 """Deployment of a trained network: BatchNorm folded, forms chosen by the clock, gates made cheap."""
 
+from hybridprune.deployment.cascade import DeployedCascade
 from hybridprune.deployment.choice import Choice
 from hybridprune.deployment.deploy import Deployed, deploy
 from hybridprune.deployment.harden import Harden
@@ -12,6 +13,7 @@ __all__ = [
     "Choice",
     "DeployReport",
     "Deployed",
+    "DeployedCascade",
     "DeployedNetwork",
     "Harden",
     "Validated",

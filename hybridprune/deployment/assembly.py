@@ -20,6 +20,7 @@ from hybridprune.deployment.layer_variants import DENSE, apply_forms, choose_for
 from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.errors import RunFailed
 from hybridprune.measure.latency import Stopwatch
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import full_precision
 
@@ -121,8 +122,11 @@ class Assembly:
 
 
 def all_of(module: nn.Module, images: Tensor) -> Tensor:
-    """Run every layer, gates and all blocks included: logits. A module that changes its input in place gets a copy."""
-    if isinstance(module, GatedNetwork):
+    """Run every layer, gates and all blocks or members included: logits.
+
+    A module that changes its input in place gets a copy.
+    """
+    if isinstance(module, RoutedNetwork):
         return module(images, torch.ones(len(images), module.num_gates, device=images.device), "masked").logits
     return module(images.clone(memory_format=torch.preserve_format))
 

@@ -8,20 +8,38 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from hybridprune.deployment.cascade import DeployedCascade
 from hybridprune.deployment.network import DeployedNetwork
-from hybridprune.measure.cost import count, count_module, counted, somewhere
+from hybridprune.measure.cost import cost_of, count_module, counted, somewhere
 from hybridprune.models.backbone import ResidualBlock
 from hybridprune.models.gates import Hidden
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 
 
 def expected_macs(module: nn.Module, image: Tensor, rates: Sequence[float]) -> float:
-    """MACs of one image ``[1, 3, H, W]`` whose gated blocks are executed at ``rates``, gates counted."""
-    if isinstance(module, GatedNetwork):
-        return count(module, image.shape[-1]).expected_macs(rates)
+    """MACs of one image ``[1, 3, H, W]`` whose gated blocks or members are executed at ``rates``, gates counted."""
+    if isinstance(module, RoutedNetwork):
+        return somewhere(module, lambda net: cost_of(net, _beside(net, image))).expected_macs(rates)
     if isinstance(module, DeployedNetwork):
-        return somewhere(module, lambda net: _walk(net, image.to(next(net.parameters()).device), rates))
+        return somewhere(module, lambda net: _walk(net, _beside(net, image), rates))
+    if isinstance(module, DeployedCascade):
+        return somewhere(module, lambda net: _members(net, _beside(net, image), rates))
     return count_module(module, image)[0]
+
+
+def _beside(net: nn.Module, image: Tensor) -> Tensor:
+    return image.to(next(net.parameters()).device)
+
+
+def _members(net: DeployedCascade, image: Tensor, rates: Sequence[float]) -> float:
+    """Count each member, and the gate behind it, at the share of the images that come as far."""
+    total = 0.0
+    for k, rate in enumerate([1.0, *rates]):
+        logits, macs = counted(lambda k=k: net.members[k](image))
+        total += rate * macs
+        if k < net.num_gates:
+            total += rate * counted(partial(net.gates[k], logits.float(), None))[1]
+    return total
 
 
 def _walk(net: DeployedNetwork, image: Tensor, rates: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ from hybridprune.config import argument_names
 from hybridprune.data import Batch
 from hybridprune.deployment.assembly import Assembly, all_of, exact_logits
 from hybridprune.deployment.batch_splitting import in_one
+from hybridprune.deployment.cascade import DeployedCascade
 from hybridprune.deployment.cost import expected_macs
 from hybridprune.deployment.fold import fold_scalings
 from hybridprune.deployment.harden import Harden
@@ -22,10 +23,12 @@ from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.deployment.report import DeployReport
 from hybridprune.deployment.validate import Validated, evaluate_module
 from hybridprune.engine.device import device_of
+from hybridprune.engine.evaluate import Evaluation
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.cascade import Cascade
 from hybridprune.models.held import AnyNetwork, network_of
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.progress_bar import progress_bars
 
@@ -34,7 +37,8 @@ class Deployed(NamedTuple):
     """A network for inference and what was done to get it."""
 
     module: nn.Module
-    """Images ``[B, 3, H, W]`` to logits; a `DeployedNetwork` where there are gates, else `InPieces` where these pay."""
+    """Images ``[B, 3, H, W]`` to logits; a `DeployedNetwork` or `DeployedCascade` where there are gates, else
+    `InPieces` where these pay."""
     report: DeployReport
 
 
@@ -56,30 +60,32 @@ def deploy(
     BatchNorm is folded into the layers before it (or behind, where they do not pad), each factored layer and each 1x1
     convolution takes the form that is fastest on ``device`` (unless the whole network is faster with dense layers),
     large batches are run in pieces, each gated block is gathered or blended, whichever is faster, and recurrent gates
-    become two matrix products. Only ``harden`` changes decisions.
+    become two matrix products. Of a cascade each member is deployed by itself, on as many images as come as far. Only
+    ``harden`` changes decisions.
 
     Args:
-        model: a gated network or any other module of images (one tensor of logits), or what `prune` or `load` returns.
+        model: a gated network, a cascade or any other module of images (one tensor of logits), or what `prune`,
+            `cascade` or `load` returns.
         example_input: normalised images ``[B, 3, H, W]`` of the batch size, the memory format and, best, the kind that
             will come.
         device: where the module will run; None: where ``example_input`` lies.
-        rates: expected execution rate of each gated block; None: as on the validation images, if there are, or else on
-            the example.
+        rates: expected execution rate of each gated block, or of each member of a cascade behind the first; None: as
+            on the validation images, if there are, or else on the example.
         harden: which decisions are taken once and for all; None: none. Needs ``validation``.
         validation: batches on ``device``, gone through several times.
         time: how alternatives are timed; None: interleaved, by the clock of the device.
         progress: whether bars show, on a terminal or in a notebook, how far the timing has come.
 
     Raises:
-        UserError: if ``harden`` is given without ``validation`` or without gates, or if ``model`` takes or gives
-            something else than one tensor; if ``rates`` are not a share in [0, 1] for each gated block.
+        UserError: if ``harden`` is given without ``validation``, without gates or for a cascade, or if ``model`` takes
+            or gives something else than one tensor; if ``rates`` are not a share in [0, 1] for each gated block.
         RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
             by other ways than through its parents.
     """
     if not isinstance(given := network_of(model), nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune or load returns")
-    if isinstance(given, Cascade):
-        raise UserError("model: is a cascade; deploy its members, and put each back: members[k] = deploy(...).module")
+    if isinstance(given, Cascade) and harden is not None:
+        raise UserError("harden: is for gated blocks; a cascade of which a member always or never runs does without it")
     if not isinstance(example_input, Tensor):
         raise UserError(
             f"example_input: is a {type(example_input).__name__}; only modules that take one tensor can be deployed"
@@ -92,7 +98,7 @@ def deploy(
     images = example_input.to(device)
     time = time or stopwatch(device)
     module = copy.deepcopy(given).to(device).eval()
-    gates = module.num_gates if isinstance(module, GatedNetwork) else 0
+    gates = module.num_gates if isinstance(module, RoutedNetwork) else 0
     if harden is not None and (validation is None or not gates):
         raise UserError("harden: changes decisions, so it needs gates, and validation=, labelled images to judge it by")
     if not isinstance(module, GatedNetwork) and not isinstance(output := _tried(module, images), Tensor):
@@ -104,11 +110,13 @@ def deploy(
         _check_validation(validation)
     before = None if validation is None else evaluate_module(module, validation)
     if rates is not None:
-        expected = _checked_rates(rates, gates)
+        expected = _checked_rates(rates, module)
     elif before is not None:
         expected = before.block_rates
     else:
         expected = module(images, mode="executed").decisions.mean(0).tolist() if gates else []
+    if isinstance(module, Cascade):
+        return _deploy_cascade(module, images, expected, before, validation, time, progress)
     if isinstance(module, GatedNetwork) and not gates:
         module = module.backbone
     macs_before, params_before = expected_macs(module, images[:1], expected), _parameters(module)
@@ -150,6 +158,47 @@ def deploy(
     return Deployed(found.module.requires_grad_(False), report)
 
 
+def _deploy_cascade(
+    net: Cascade,
+    images: Tensor,
+    rates: Sequence[float],
+    before: Evaluation | None,
+    validation: Iterable[Batch] | None,
+    time: Stopwatch,
+    progress: bool,
+) -> Deployed:
+    """Each member by itself, on as many images as come as far."""
+    counts = [max(1, round(rate * len(images))) for rate in (1.0, *rates)]
+    found = [
+        deploy(member, images[:count], time=time, progress=progress)
+        for member, count in zip(net.members, counts, strict=True)
+    ]
+    module = DeployedCascade.of(net, [each.module for each in found])
+    after = None if validation is None else evaluate_module(module, validation)
+    report = DeployReport(
+        batch=len(images),
+        device=str(images.device),
+        piece=None,
+        pieces=None,
+        whole=None,
+        folded={},
+        folded_inputs={},
+        kept=(),
+        forms={},
+        blocks={},
+        fixed={},
+        steps=(),
+        rates=tuple(rates),
+        validated=None if before is None or after is None else Validated.of(before, after),
+        macs_before=expected_macs(net, images[:1], rates),
+        macs_after=expected_macs(module, images[:1], rates),
+        params_before=_parameters(net),
+        params_after=_parameters(module),
+        members=tuple(each.report for each in found),
+    )
+    return Deployed(module.requires_grad_(False), report)
+
+
 def _tried(module: nn.Module, images: Tensor) -> object:
     """The output; UserError for whatever foreign code raises."""
     try:
@@ -174,12 +223,16 @@ def _check_validation(validation: Iterable[Batch]) -> None:
         raise UserError(f"validation: a batch is a {type(first).__name__}; give hybridprune.data.Batch(images, labels)")
 
 
-def _checked_rates(rates: Sequence[float], gates: int) -> list[float]:
+def _checked_rates(rates: Sequence[float], module: nn.Module) -> list[float]:
+    gates = module.num_gates if isinstance(module, RoutedNetwork) else 0
+    parts, part = ("members behind the first", "member") if isinstance(module, Cascade) else ("gated blocks", "block")
     if len(rates) != gates:
-        raise UserError(f"rates: are {len(rates)}, and the network has {gates} gated blocks; give one for each")
+        raise UserError(f"rates: are {len(rates)}, and the network has {gates} {parts}; give one for each")
     for number, rate in enumerate(rates, start=1):
         if not 0 <= rate <= 1:
-            raise UserError(f"rates: that of block {number} is {rate}; give shares of the images, in [0, 1]")
+            raise UserError(f"rates: that of {part} {number} is {rate}; give shares of the images, in [0, 1]")
+        if part == "member" and rate > min(rates[:number]):
+            raise UserError(f"rates: that of member {number} is above the one before it; fewer images come as far")
     return list(rates)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hybridprune.models.confidence import ConfidenceGate, confidence
 from hybridprune.models.gates import FeedForwardGate, Gate, Hidden, RecurrentGate
 
 
@@ -70,6 +71,17 @@ class ConvolutionGate(SingleGate):
         return self.linear(self.convolutions(features).mean(dim=(2, 3))).squeeze(1), None
 
 
+class AnswerGate(SingleGate):
+    """A gate of `ConfidenceGate`; it has no state, and its features are an answer, ``[B, classes]``."""
+
+    def __init__(self, gate: ConfidenceGate, index: int) -> None:
+        super().__init__()
+        self.score = gate.scores()[index]
+
+    def decide(self, features: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden | None]:
+        return F.linear(confidence(features), self.score.weight, self.score.bias).squeeze(1), None
+
+
 class OtherGate(SingleGate):
     """A gate of any other kind, as it is."""
 
@@ -87,4 +99,6 @@ def single_gate(gate: Gate, index: int) -> SingleGate:
         return CellGate(gate, index)
     if isinstance(gate, FeedForwardGate):
         return ConvolutionGate(gate, index)
+    if isinstance(gate, ConfidenceGate):
+        return AnswerGate(gate, index)
     return OtherGate(gate, index)

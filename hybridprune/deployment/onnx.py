@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybridprune.deployment.network import DeployedNetwork
+from hybridprune.deployment.cascade import RoutedModule
 from hybridprune.deployment.program import DECISIONS, INPUT, export_program
 from hybridprune.errors import need_packages
 from hybridprune.progress_bar import Steps, bar
@@ -44,7 +44,7 @@ def onnx_bytes(
     The inputs are ``images`` and, ``forced``, ``decisions``; the outputs are ``logits`` and, with gates, ``decisions``.
     ``metadata`` (JSON) is kept in the model's metadata under ``hybridprune``.
     """
-    gated = isinstance(module, DeployedNetwork)
+    gated = isinstance(module, RoutedModule)
     inputs = [INPUT, DECISIONS] if forced else [INPUT]
     with bar(description="ONNX export", total=2) as shown:
         program = export_program(module, example_input, single=single, forced=forced, multiple=CHANNEL_BLOCK)
@@ -113,7 +113,7 @@ def compare(content: bytes, module: nn.Module, batches: Iterable[Tensor]) -> Agr
     for images in Steps(batches, "ONNX Runtime"):
         found = [torch.from_numpy(np.asarray(each)) for each in runtime.run(None, {INPUT: images.cpu().numpy()})]
         same = torch.ones(len(images), dtype=torch.bool)
-        if isinstance(module, DeployedNetwork):
+        if isinstance(module, RoutedModule):
             routed = module.route(images.cpu())
             logits, differ = routed.logits, found[1] != routed.decisions
             same, flips = ~differ.any(1), flips + int(differ.sum())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.deployment.batch_splitting import in_one
+from hybridprune.deployment.cascade import DeployedCascade, RoutedModule
 from hybridprune.deployment.fold import spell_out_norms
 from hybridprune.deployment.network import Action, DeployedNetwork
 from hybridprune.deployment.padding import pad_components
@@ -27,7 +28,7 @@ class Exportable(nn.Module):
     """
 
     def __init__(self, module: nn.Module, single: bool, multiple: int = 1) -> None:
-        """``single``: gated blocks become branches, for one image; otherwise any number is gathered.
+        """``single``: gated blocks, or members, become branches, for one image; otherwise any number is gathered.
 
         Separable layers get a ``multiple`` of components.
         """
@@ -42,9 +43,11 @@ class Exportable(nn.Module):
             for i in range(len(self.module.steps)):
                 step = self.module.step(i)
                 step.action = action if step.decides else step.action
+        elif isinstance(self.module, DeployedCascade):
+            self.module.partition = "branch" if single else "select"
 
     def forward(self, images: Tensor, decisions: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        if not isinstance(self.module, DeployedNetwork):
+        if not isinstance(self.module, RoutedModule):
             return self.module(images)
         routed = self.module.route(images, decisions)
         return routed.logits, routed.decisions
@@ -66,7 +69,7 @@ def export_program(
     images = image if single else image.expand(2, -1, -1, -1).clone()
     arguments = [images.contiguous()]
     if forced:
-        assert isinstance(module, DeployedNetwork)
+        assert isinstance(module, RoutedModule)
         arguments.append(torch.ones(len(images), module.num_gates))
     batch = {0: torch.export.Dim("batch")}
     shapes = {INPUT: batch, DECISIONS: batch} if forced else {INPUT: batch}

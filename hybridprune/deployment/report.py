@@ -39,7 +39,7 @@ class DeployReport:
     steps: tuple[StepRecord, ...]
     """All blocks, in order; none without gates."""
     rates: tuple[float, ...]
-    """Expected execution rates of the gated blocks."""
+    """Expected execution rates of the gated blocks, or of a cascade's members behind the first."""
     validated: Validated | None
     """The trained network beside the deployed one, where there were images for it."""
     macs_before: float
@@ -47,6 +47,8 @@ class DeployReport:
     macs_after: float
     params_before: int
     params_after: int
+    members: tuple[DeployReport, ...] = ()
+    """A cascade's members, each on as many images as come as far."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -66,6 +68,9 @@ class DeployReport:
             rate = f" at rate {self.rates[i - 1]:.3f}" if i > 0 else ""
             why = [str(each[name]) for each in (self.blocks, self.fixed) if name in each]
             lines.append(f"  block {name}{rate}: {'; '.join(why) or step.action}")
+        for k, (member, rate) in enumerate(zip(self.members, (1.0, *self.rates), strict=False)):
+            lines.append(f"  member {k} at rate {rate:.3f}:")
+            lines += [f"    {line}" for line in str(member).splitlines()]
         if self.validated is not None:
             lines.append(f"  {self.validated}")
         lines.append(f"  expected MACs {self.macs_before:,.0f} -> {self.macs_after:,.0f}")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hybridprune.deployment.batch_splitting import in_one, in_pieces
+from hybridprune.deployment.cascade import DeployedCascade
 from hybridprune.deployment.deploy import Deployed
 from hybridprune.deployment.fold import fold_into
 from hybridprune.deployment.harden import drop_listeners, fix_step
@@ -21,6 +22,7 @@ from hybridprune.deployment.network import ACTIONS, DeployedNetwork
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, short
 from hybridprune.models.architectures import NotNamed
+from hybridprune.models.cascade_spec import CascadeSpec
 from hybridprune.store.files import remove_leftovers, sha256, write_bytes, write_json
 from hybridprune.store.lock import exclusive
 from hybridprune.store.run_folder import RunSpec
@@ -61,7 +63,7 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
         with torch.device("meta"):
             check_shapes(shapes, _rebuilt(spec, record["report"]), weights)
         module, expected = _rebuilt(spec, record["report"]), record["model_sha256"]
-        runs = in_pieces(module, record["report"].get("piece"))
+        runs = _in_pieces(module, record["report"])
     except NotNamed:
         raise
     except Exception as error:  # whatever a record that is not ours leads to
@@ -73,18 +75,37 @@ def load_deployed(folder: str | Path, device: str | torch.device = "cpu") -> tup
     return runs.requires_grad_(False).to(device).eval(), spec
 
 
-@torch.no_grad()
-def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
-    """The deployed architecture: what the report says was done, done again to a fresh network."""
-    gated = spec.gated.build().eval()
-    module: nn.Module = gated if gated.num_gates else gated.backbone
+def _in_pieces(module: nn.Module, report: Mapping[str, Any]) -> nn.Module:
+    """The batches, or those of a cascade's members, split as they were."""
+    if not isinstance(module, DeployedCascade):
+        return in_pieces(module, report.get("piece"))
+    return module.with_members(
+        [in_pieces(member, each["piece"]) for member, each in zip(module.members, report["members"], strict=True)]
+    )
+
+
+def _refold(module: nn.Module, report: Mapping[str, Any]) -> None:
+    """Fold ``module`` and give its layers forms, in place, as the report says."""
     for name, layer in report["folded"].items():
         fold_into(module, name, layer, behind=True)
     apply_forms(module, {name: choice["chosen"] for name, choice in report["forms"].items()})
     for name, layer in report["folded_inputs"].items():
         fold_into(module, name, layer, behind=False)
+
+
+@torch.no_grad()
+def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
+    """The deployed architecture: what the report says was done, done again to a fresh network."""
+    if isinstance(spec.network, CascadeSpec):
+        net = spec.network.build().eval()
+        for member, each in zip(net.members, report["members"], strict=True):
+            _refold(member, each)
+        return DeployedCascade.of(net, list(net.members))
+    gated = spec.network.build().eval()
     if not gated.num_gates:
-        return module
+        _refold(gated.backbone, report)
+        return gated.backbone
+    _refold(gated, report)
     net = DeployedNetwork(gated)
     image = torch.zeros(1, 3, spec.input_size, spec.input_size)
     for i, step in zip(range(1, len(net.steps)), report["steps"][1:], strict=True):

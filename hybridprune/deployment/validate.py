@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.data import Batch
-from hybridprune.deployment.network import DeployedNetwork
+from hybridprune.deployment.cascade import RoutedModule
 from hybridprune.engine.evaluate import Evaluation, evaluate, evaluate_routes
 
 
@@ -55,6 +55,6 @@ def _share(differ: Tensor) -> float:
 
 def evaluate_module(module: nn.Module, batches: Iterable[Batch], keep_logits: bool = False) -> Evaluation:
     """Evaluate a trained or deployed network, or any module of images, on all batches."""
-    if isinstance(module, DeployedNetwork):
+    if isinstance(module, RoutedModule):
         return evaluate_routes(lambda batch, _: module.route(batch.images), batches, keep_logits)
     return evaluate(module, batches, keep_logits=keep_logits)
