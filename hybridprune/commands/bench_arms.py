@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from hybridprune.commands.bench_rows import INT8, rows
 from hybridprune.commands.finished_run import FinishedRun
-from hybridprune.deployment import DeployedNetwork, deploy
+from hybridprune.deployment import deploy
+from hybridprune.deployment.cascade import RoutedModule
 from hybridprune.deployment.onnx import onnx_bytes, session
 from hybridprune.deployment.program import INPUT
 from hybridprune.deployment.quantise import quantised
 from hybridprune.engine.modes import always_on
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
-from hybridprune.models.skipnet import GatedNetwork
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.stages.console import say
 from hybridprune.store.provenance import hardware, versions
 
@@ -72,7 +73,7 @@ class Bench:
         for candidate in candidates:
             for form in self.forms:
                 if form == "onnx" and candidate.module is deployed:
-                    call = runtime(exported(batch == 1 and isinstance(deployed, DeployedNetwork)), self.threads)
+                    call = runtime(exported(batch == 1 and isinstance(deployed, RoutedModule)), self.threads)
                 else:
                     call = self._call(candidate, form, images[0])
                 if call is not None:
@@ -92,7 +93,7 @@ class Bench:
         }
 
     @cached_property
-    def _lineage(self) -> list[tuple[str, GatedNetwork, bool]]:
+    def _lineage(self) -> list[tuple[str, RoutedNetwork, bool]]:
         return lineage(self.run)
 
     @cached_property
@@ -118,7 +119,7 @@ class Bench:
     def _candidates(self, images: Sequence[Tensor]) -> list[Candidate]:
         """The dense ancestor first, the deployed network last."""
         found = []
-        own: tuple[nn.Module, list[float] | None] = self.run.gated, None
+        own: tuple[nn.Module, list[float] | None] = self.run.net, None
         for name, net, routed in self._lineage:
             cost = count(net, self.run.spec.input_size)
             rates = self._rates(net, images) if routed else None
@@ -132,7 +133,7 @@ class Bench:
         return found
 
     @torch.inference_mode()
-    def _rates(self, net: GatedNetwork, images: Sequence[Tensor]) -> list[float]:
+    def _rates(self, net: RoutedNetwork, images: Sequence[Tensor]) -> list[float]:
         """Execution rates on the images that are timed."""
         return torch.cat([net(each, mode="executed").decisions for each in images]).mean(0).tolist()
 
@@ -174,9 +175,9 @@ class Bench:
 
 
 class _Executed(nn.Module):
-    """A gated network as it is run in inference, giving the logits alone."""
+    """A routed network as it is run in inference, giving the logits alone."""
 
-    def __init__(self, net: GatedNetwork) -> None:
+    def __init__(self, net: RoutedNetwork) -> None:
         super().__init__()
         self.net = net
 
@@ -190,17 +191,17 @@ def runtime(content: bytes, threads: int) -> Callable[[Tensor], Any]:
     return lambda images: opened.run(None, {INPUT: images.contiguous().cpu().numpy()})
 
 
-def lineage(run: FinishedRun) -> list[tuple[str, GatedNetwork, bool]]:
+def lineage(run: FinishedRun) -> list[tuple[str, RoutedNetwork, bool]]:
     """The run and its ancestors, eldest first: name, network, and whether its gates decide.
 
     The eldest is taken as dense, every block executed; if it is the run itself, it stands there once more as routed.
-    UserError if an ancestor is gone.
+    A cascade's ancestors are those of its dearest member. UserError if one is gone.
     """
-    found: list[tuple[str, GatedNetwork, bool]] = []
+    found: list[tuple[str, RoutedNetwork, bool]] = []
     folders = list(run.run.lineage())
     for folder in folders:
         stage, eldest = folder.read_json("result.json")["stage"], folder is folders[-1]
-        net = run.gated if folder is run.run else folder.load_gated()[0].to(run.device).eval()
+        net = run.net if folder is run.run else folder.load_gated()[0].to(run.device).eval()
         if stage == "rl" or (eldest and folder is run.run and net.num_gates):
             found.append((stage, net, True))
         if eldest:

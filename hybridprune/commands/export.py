@@ -25,6 +25,7 @@ from hybridprune.deployment.onnx_forms import fastest_onnx
 from hybridprune.deployment.program import export_program, program_bytes
 from hybridprune.deployment.store import FILES
 from hybridprune.errors import RunFailed, UserError
+from hybridprune.models.cascade import Cascade
 from hybridprune.store.files import write_bytes
 
 T = TypeVar("T")
@@ -46,12 +47,14 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     run = FinishedRun.load(arguments)
     if harden is not None:
         run.need_gates()
+        if isinstance(run.net, Cascade):
+            raise UserError(f"--harden: is for gated blocks, and {run.run.path} is a cascade; leave it out")
     folder = arguments.output or run.run.path / "deployed"
     if arguments.output is None:
         run.run.refuse_links(*(f"deployed/{name}" for name in FILES))
     example = _example(run)
     validation = dataclasses.replace(run, batch_size=EVALUATION_BATCH).batches("validation")
-    deployed = deploy(run.gated, example, run.device, harden=harden, validation=validation)
+    deployed = deploy(run.net, example, run.device, harden=harden, validation=validation)
     contents = _files(arguments, run, deployed, example, validation)
     try:
         save_deployed(deployed, run.spec, folder)
@@ -93,7 +96,7 @@ def _files(
         )
     if arguments.onnx is not None:
         make = partial(onnx_bytes, example_input=example, single=single, metadata=metadata)
-        model = _made(f"--onnx {arguments.onnx}", lambda: fastest_onnx(run.gated, deployed, example, make))
+        model = _made(f"--onnx {arguments.onnx}", lambda: fastest_onnx(run.net, deployed, example, make))
         files[arguments.onnx] = model.content
         if model.choice is not None:
             print(f"forms in ONNX Runtime (ms): {model.choice}")
@@ -164,8 +167,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         dest="batch_size",
         type=int,
         default=1,
-        help="images at a time for which forms are chosen; at 1, gated ONNX models and programs take single images "
-        "only and branch, else any number is gathered (default: %(default)s)",
+        help="images at a time for which forms are chosen; at 1, ONNX models and programs that decide for each image "
+        "take single ones only and branch, else any number is gathered (default: %(default)s)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the network (default: RUN/deployed)")
     parser.add_argument("--onnx", metavar="FILE", type=Path, help="also an ONNX model, .onnx, checked (default: none)")

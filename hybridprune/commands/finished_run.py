@@ -16,7 +16,6 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.architectures import allow
 from hybridprune.models.routed import RoutedNetwork
-from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.images import read_split
 from hybridprune.stages.setup import to_device
 from hybridprune.store.run_folder import RunFolder, RunSpec
@@ -115,13 +114,6 @@ class FinishedRun:
     def dense_macs(self) -> int:
         """MACs of the unpruned backbone."""
         return self.run.result("dense.macs", int, low=1)
-
-    @property
-    def gated(self) -> GatedNetwork:
-        """The network, where it has gated blocks or none; UserError if it is a cascade."""
-        if not isinstance(self.net, GatedNetwork):
-            raise UserError(f"{self.run.path}: is a cascade, which this command does not take; name a run of a member")
-        return self.net
 
     def need_gates(self) -> None:
         """UserError if the network has none."""

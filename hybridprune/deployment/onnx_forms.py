@@ -15,7 +15,6 @@ from hybridprune.deployment.layer_variants import PRODUCTS
 from hybridprune.deployment.onnx import session
 from hybridprune.deployment.program import INPUT
 from hybridprune.measure.latency import Arms, Latency, stopwatch
-from hybridprune.models.skipnet import GatedNetwork
 
 BY_PYTORCH, AS_PRUNED = "as PyTorch is fastest", "as pruned"
 
@@ -30,7 +29,7 @@ class OnnxModel(NamedTuple):
 
 
 def fastest_onnx(
-    net: GatedNetwork | nn.Module, deployed: Deployed, example_input: Tensor, make: Callable[[nn.Module], bytes]
+    net: nn.Module, deployed: Deployed, example_input: Tensor, make: Callable[[nn.Module], bytes]
 ) -> OnnxModel:
     """The faster model of two: of the forms that ``deployed`` has, and of those that ``net`` itself has.
 
@@ -39,7 +38,8 @@ def fastest_onnx(
     """
     report = deployed.report
     found = {BY_PYTORCH: deployed.module}
-    changed = any(_form(choice.chosen) != _form(choice.before) for choice in report.forms.values())
+    forms = [choice for each in (report, *report.members) for choice in each.forms.values()]
+    changed = any(_form(choice.chosen) != _form(choice.before) for choice in forms)
     if changed and not report.fixed:
         again = deploy(net, example_input, rates=report.rates or None, time=nothing_is_faster, progress=False)
         found[AS_PRUNED] = again.module

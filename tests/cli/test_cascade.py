@@ -8,12 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 
 import hybridprune
+from hybridprune.deployment import DeployedCascade, load_deployed
 from hybridprune.models.cascade import Cascade
 from tests.cli.tiny_runs import DIGITS, Result, assert_refused, contents, folder_of, run_here, stage
+from tests.deployment.networks import assert_close
 from tests.report.html.pages import Page
 
 NAME = "digits-cascade-resnet8-w4-resnet14-w4-rl-seed0"
@@ -102,14 +105,94 @@ def test_it_is_evaluated_swept_and_reported_like_any_run(members: Path, tmp_path
     assert "measured it on the test images" in text and ", cascade from" in page
 
 
-@pytest.mark.parametrize("command", ["hybridprune.bench", "hybridprune.export"])
-def test_what_takes_gated_blocks_only_refuses_it(command: str, members: Path) -> None:
+def test_what_takes_gated_blocks_only_refuses_it(members: Path) -> None:
     run = members / "default" / NAME
     before = contents(run)
-    assert_refused(run_here(command, run, "--device", "cpu"), str(run), "is a cascade", "run of a member")
-    assert contents(run) == before
+    assert_refused(run_here("hybridprune.export", run, "--harden"), "--harden", str(run), "is a cascade")
     again = run_here("main_rl_prune.py", *DIGITS, "--checkpoint_file", run, "--result_dir", members)
     assert_refused(again, "--checkpoint_file", "network cascade, not resnet")
+    assert contents(run) == before
+
+
+@pytest.fixture
+def own(members: Path, tmp_path: Path) -> Path:
+    """A copy of the cascade's run, to write into."""
+    return Path(shutil.copytree(members / "default" / NAME, tmp_path / NAME))
+
+
+def test_it_is_timed_beside_its_dearest_member(own: Path, members: Path) -> None:
+    done = run_here("hybridprune.bench", own, "--batch", "300", "--forms", "eager", "--rounds", "1", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads((own / "bench.json").read_text())
+    result, large = result_of(own), result_of(runs(members)[1])
+    rows = {row["network"]: row for row in table["rows"]}
+    assert list(rows) == ["dense", "rl", "dense deployed", "deployed"]
+    assert rows["dense"]["macs"] == large["dense"]["macs"]
+    # all test images, some of them twice
+    assert rows["rl"]["macs"] == pytest.approx(result["test"]["routed"]["expected_macs"], rel=0.03)
+    predicted = rows["dense"]["macs"] / rows["rl"]["macs"]
+    assert rows["rl"]["predicted_speedup"] == rows["deployed"]["predicted_speedup"] == pytest.approx(predicted)
+    report = run_here("hybridprune.report", own, "--format", "csv")
+    assert report.returncode == 0 and "deployed_eager_b300" in report.stdout, report.stderr
+
+
+@pytest.mark.full
+def test_it_is_timed_in_onnx_runtime_and_quantised(own: Path) -> None:
+    words = ("--batch", "1", "4", "--forms", "onnx", "--int8", "--rounds", "1", "--threads", "1")
+    done = run_here("hybridprune.bench", own, *words)
+    assert done.returncode == 0, done.stderr
+    for table in json.loads((own / "bench.json").read_text()):
+        arms = [(row["network"], row["form"]) for row in table["rows"]]
+        assert arms == [("dense", "onnx"), ("deployed", "onnx"), ("dense", "int8"), ("deployed", "int8")]
+        accuracy = result_of(own)["test"]["routed"]["accuracy"]
+        assert table["rows"][3]["accuracy"] == pytest.approx(accuracy, abs=0.05)
+
+
+@pytest.mark.full
+def test_it_is_compiled(own: Path) -> None:
+    done = run_here("hybridprune.bench", own, "--batch", "4", "--forms", "compiled", "--rounds", "1", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads((own / "bench.json").read_text())
+    assert [row["network"] for row in table["rows"]] == ["dense", "deployed"], done.stderr
+
+
+@torch.no_grad()
+def test_it_is_exported_and_loaded_again(own: Path) -> None:
+    done = run_here("hybridprune.export", own, "--batch", "32")
+    assert done.returncode == 0, done.stderr
+    model = hybridprune.load(own)
+    images = torch.randn(50, 3, 8, 8).to(memory_format=torch.channels_last)
+    expected = model.network(images, mode="executed")
+    module, spec = load_deployed(own / "deployed")
+    assert isinstance(module, DeployedCascade) and spec == model.spec
+    routed = module.route(images)
+    assert torch.equal(routed.decisions, expected.decisions)
+    assert_close(routed.logits, expected.logits)
+    report = json.loads((own / "deployed" / "deploy.json").read_text())["report"]
+    (rate,) = result_of(own)["validation"]["routed"]["block_rates"]
+    assert report["rates"] == [rate] and report["validated"]["changed_decisions"] == 0
+    assert [member["batch"] for member in report["members"]] == [32, round(32 * rate)]
+    assert done.stdout.count("member ") == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("batch", [1, 16])
+@torch.no_grad()
+def test_it_is_exported_without_this_package(batch: int, own: Path, tmp_path: Path) -> None:
+    onnx, program = tmp_path / "net.onnx", tmp_path / "net.pt2"
+    done = run_here("hybridprune.export", own, "--batch", batch, "--onnx", onnx, "--program", program)
+    assert done.returncode == 0 and "0 other decisions" in done.stdout, done.stderr
+    model, images = hybridprune.load(own), torch.randn(2 * batch, 3, 8, 8)
+    expected = model.network(images, mode="executed")
+    runtime = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    about = json.loads(runtime.get_modelmeta().custom_metadata_map["hybridprune"])
+    assert about["classes"] == list(model.classes)
+    loaded = torch.export.load(program).module()
+    for some, rows in zip(images.split(batch), torch.arange(2 * batch).split(batch), strict=True):
+        exported = [torch.from_numpy(each) for each in runtime.run(None, {"images": some.numpy()})]
+        for logits, decisions in (exported, loaded(some)):
+            assert_close(logits, expected.logits[rows])
+            assert torch.equal(decisions, expected.decisions[rows])
 
 
 def test_a_dry_run_writes_nothing(members: Path) -> None:
