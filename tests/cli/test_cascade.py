@@ -148,14 +148,6 @@ def test_it_is_timed_in_onnx_runtime_and_quantised(own: Path) -> None:
         assert table["rows"][3]["accuracy"] == pytest.approx(accuracy, abs=0.05)
 
 
-@pytest.mark.full
-def test_it_is_compiled(own: Path) -> None:
-    done = run_here("hybridprune.bench", own, "--batch", "4", "--forms", "compiled", "--rounds", "1", "--threads", "1")
-    assert done.returncode == 0, done.stderr
-    (table,) = json.loads((own / "bench.json").read_text())
-    assert [row["network"] for row in table["rows"]] == ["dense", "deployed"], done.stderr
-
-
 @torch.no_grad()
 def test_it_is_exported_and_loaded_again(own: Path) -> None:
     done = run_here("hybridprune.export", own, "--batch", "32")
