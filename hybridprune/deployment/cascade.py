@@ -52,7 +52,7 @@ class DeployedCascade(nn.Module):
         return DeployedCascade(members, gates, net.temperatures, net.answer)
 
     def with_members(self, members: Sequence[nn.Module]) -> DeployedCascade:
-        """The same gates with other members."""
+        """A cascade of the same gates with other members."""
         gates = [gate for gate in self.gates if isinstance(gate, SingleGate)]
         return DeployedCascade(members, gates, self.temperatures, self.answer)
 
