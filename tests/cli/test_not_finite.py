@@ -109,7 +109,8 @@ def test_the_run_ends_with_a_result_if_only_test_images_are_concerned(
     def broken(arguments: argparse.Namespace) -> FinishedRun:
         found = load(arguments)
         with torch.no_grad():
-            found.gated.backbone.classifier.bias[3] = torch.nan
+            assert isinstance(found.net, GatedNetwork)
+            found.net.backbone.classifier.bias[3] = torch.nan
         return found
 
     monkeypatch.setattr(FinishedRun, "load", broken)
