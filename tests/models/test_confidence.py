@@ -28,6 +28,13 @@ def test_is_what_it_says(classes: int, batch: int, seed: int) -> None:
 def test_certainty_is_finite() -> None:
     sure = confidence(torch.tensor([[1e4, 0.0, 0.0]]))
     assert sure[0, :3].tolist() == [-60, 1, 0] and sure.isfinite().all()
+    assert sure[0, 3:].tolist() == pytest.approx([0, -60 / math.log(3), -60 / math.log(3)])
+
+
+def test_certainty_has_a_gradient() -> None:
+    logits = torch.tensor([[1e4, 0.0, 0.0], [1.0, 0.5, 0.0]], requires_grad=True)
+    confidence(logits).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad[1].abs().sum() > 0
 
 
 def test_sure_answers_are_told_apart_where_their_margins_round_to_one() -> None:
