@@ -176,15 +176,12 @@ def test_the_table_names_the_members(capsys: pytest.CaptureFixture[str]) -> None
     assert str(found).startswith("cascade of 2: ") and "(50.0% of 696)" in str(found)
 
 
-def test_members_are_deployed_one_by_one() -> None:
+def test_it_is_deployed_whole() -> None:
     found = hybridprune.cascade(reader(0, deep=False), reader(1, deep=True), loader(512), target_flops=0.5)
     images, _ = data(64, 3)
-    before = found(images)
-    with pytest.raises(UserError, match="is a cascade; deploy its members"):
-        hybridprune.deploy(found, images, "cpu")
-    for k, member in enumerate(found.module.members):
-        found.module.members[k] = hybridprune.deploy(member, images[:8], "cpu").module
-    torch.testing.assert_close(found(images), before)
+    deployed = hybridprune.deploy(found, images, "cpu", progress=False)
+    torch.testing.assert_close(deployed.module(images), found(images))
+    assert len(deployed.report.members) == 2 and deployed.report.macs_before == pytest.approx(found.macs, rel=0.2)
 
 
 BATCHES = loader(64, size=32)

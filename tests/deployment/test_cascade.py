@@ -206,15 +206,6 @@ def test_images_that_the_members_do_not_take_are_refused() -> None:
         deploy(real(), torch.randn(2, 1, SIZE, SIZE))
 
 
-@torch.no_grad()
-def test_what_cascade_returns_is_deployed() -> None:
-    found = hybridprune.cascade(
-        Member(2, 0), Member(5, 1), [(images(60), torch.arange(60) % 4)], target_flops=0.8, policy="margin"
-    )
-    module = deploy(found, images(60), progress=False).module
-    torch.testing.assert_close(module(images(60)), found(images(60)))
-
-
 @pytest.mark.parametrize("single", SINGLE)
 @torch.no_grad()
 def test_exporters_run_what_the_images_need(single: bool, tmp_path: Path) -> None:
