@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hybridprune.models.confidence import ConfidenceGate
 from hybridprune.models.gates import Hidden
 from hybridprune.models.routed import Mode, RoutedNetwork, images_at
-from hybridprune.models.trunk import Tail, run_until
+from hybridprune.models.trunk import Tail, run_until, trunk_names
 
 Answer = Literal["average", "last"]
 
@@ -42,6 +42,8 @@ class Cascade(RoutedNetwork):
     A member that is a `Tail` of trunk k goes on from the features that the member before it had before its block k.
     """
 
+    body = "members"
+
     def __init__(self, members: Sequence[nn.Module], classes: int, answer: Answer = "average") -> None:
         super().__init__()
         assert len(members) > 0
@@ -66,6 +68,14 @@ class Cascade(RoutedNetwork):
     def shares_trunk(self) -> bool:
         """Whether a member goes on from another's features, so that it is no network of its own."""
         return any(self.trunks)
+
+    @property
+    def trunk_modules(self) -> list[str]:
+        """Names of the modules that more than one member runs."""
+        pairs = zip(self.members, self.trunks[1:], strict=False)
+        return [
+            f"members.{k}.{name}" for k, (member, end) in enumerate(pairs) if end for name in trunk_names(member, end)
+        ]
 
     @property
     def observation_size(self) -> int:

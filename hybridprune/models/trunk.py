@@ -67,9 +67,11 @@ def graft(onto: nn.Module, rest: nn.Module, trunk: int) -> tuple[Backbone, Tail]
     return first, Tail(onto, trunk)
 
 
-def trunk_names(net: Backbone, trunk: int) -> tuple[str, ...]:
-    """Names of the parts of ``net`` that a trunk of so many blocks consists of."""
-    return (*net.stem_parts, *(f"blocks.{index}" for index in range(trunk)))
+def trunk_names(net: nn.Module, block: int) -> list[str]:
+    """Names of the modules of a backbone or a tail that give the features before the given block."""
+    if isinstance(net, Tail):
+        return [f"backbone.blocks.{index}" for index in range(block - net.trunk)]
+    return [*cast(Backbone, net).stem_parts, *(f"blocks.{index}" for index in range(block))]
 
 
 def _check_trunk(net: Backbone, trunk: int) -> None:
