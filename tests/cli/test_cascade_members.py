@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ import torch
 import hybridprune
 from hybridprune.models.cascade import Cascade
 from hybridprune.store.run_folder import RunFolder
+from tests.cli.test_kill_and_resume import lines, moments, wait_for
 from tests.cli.tiny_runs import Result, assert_refused, contents, folder_of, run_here, stage, weights
+from tests.processes import start_cli
 
 NAME = "digits-cascade-resnet8-w4-resnet14-w4-rl-seed0"
 DATA = ("--dataset", "digits", "--resize", "8", "--max_train_samples", "200", "--device", "cpu", "--bs", "20")
@@ -40,9 +46,13 @@ def runs(results: Path) -> list[Path]:
     return [folder_of(results, "prune"), results / "default" / "digits-resnet14-w4-sp-seed0"]
 
 
+def route_words(results: Path, *args: object) -> list[str]:
+    named = ",".join(map(str, runs(results)))
+    return list(map(str, (*DATA, "--routing", "cascade", "--members", named, "--result_dir", results, *args)))
+
+
 def route(results: Path, *args: object) -> Result:
-    words = ("--routing", "cascade", "--members", ",".join(map(str, runs(results))), "--result_dir", results)
-    return run_here("main_rl_prune.py", *DATA, *words, *args)
+    return run_here("main_rl_prune.py", *route_words(results, *args))
 
 
 def trained(results: Path, name: str, *args: object) -> Path:
@@ -59,7 +69,6 @@ def test_members_that_make_it_better_are_kept(members: Path, plain: Path) -> Non
     run = trained(members, "kept", *LEARN)
     result, before = result_of(run), result_of(plain)
     training = result["training"]
-    print(training)
     assert training["kept"] and training["accuracy_trained"] > training["accuracy_before"]
     assert training["accuracy_before"] == before["cascade"]["accuracy"], "the same gates, the same halves"
     assert result["cascade"]["accuracy"] == training["accuracy_trained"]
@@ -79,7 +88,6 @@ def test_members_that_are_ruined_stay_as_they_were_and_the_run_says_so(members: 
     assert done.returncode == 0, done.stderr
     run = members / "ruined" / NAME
     training = result_of(run)["training"]
-    print(training)
     assert not training["kept"] and training["accuracy_trained"] < training["accuracy_before"]
     assert "the members stay as they were: accuracy on validation" in done.stdout
     assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
@@ -89,9 +97,8 @@ def test_members_that_are_ruined_stay_as_they_were_and_the_run_says_so(members: 
 
 
 def test_a_trunk_is_shared_frozen_and_counted_once(members: Path, plain: Path) -> None:
-    run = trained(members, "trunk", *LEARN, "--trunk", "1", "--epochs", "4")
+    run = trained(members, "trunk", *LEARN, "--trunk", "1", "--epochs", "5", "--lr", "0.1")
     result, large = result_of(run), runs(members)[1]
-    print(result["training"])
     net = hybridprune.load(run).network
     assert isinstance(net, Cascade) and net.trunks == (0, 1) and result["training"]["kept"]
     theirs = hybridprune.load(large).network.backbone
@@ -114,6 +121,7 @@ def test_a_trunk_is_shared_frozen_and_counted_once(members: Path, plain: Path) -
     assert hybridprune.load(run).network(image, torch.zeros(1, 1)).logits.shape == (1, 10)
 
 
+@pytest.mark.full
 def test_a_trunk_that_is_no_better_leaves_the_whole_members(members: Path, plain: Path) -> None:
     run = trained(members, "no_trunk", *RUIN, "--trunk", "1")
     assert not result_of(run)["training"]["kept"]
@@ -122,37 +130,67 @@ def test_a_trunk_that_is_no_better_leaves_the_whole_members(members: Path, plain
     assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
 
-def test_it_goes_on_where_it_stopped(members: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As killed behind each of its epochs, and between its training and its result."""
-    whole = trained(members, "whole", *LEARN, "--trunk", "1")
-    write = RunFolder.append_metrics
-    for moment in ("0", "1", "2", "result"):
+@pytest.fixture(scope="module")
+def undisturbed(members: Path) -> Path:
+    """A run that nothing has interrupted."""
+    return trained(members, "whole", *LEARN, "--trunk", "1")
 
-        def stopped(self: RunFolder, *args: Any, moment: str = moment) -> None:
-            if moment == "result" or str(args[0]["epoch"]) == moment:
-                raise KeyboardInterrupt
-            write(self, *args)
 
-        name = "append_metrics" if moment != "result" else "write_json"
-        original = getattr(RunFolder, name)
-
-        def only_result(self: RunFolder, file: str, record: Any, original: Any = original) -> None:
-            if file == "result.json":
-                raise KeyboardInterrupt
-            original(self, file, record)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, name, stopped if moment != "result" else only_result)
-            words = () if moment == "0" else ("--resume",)
-            done = route(members, "--exp_name", "parts", *LEARN, "--trunk", "1", *words)
-            assert done.returncode == 130, (moment, done.stderr)
-    run = trained(members, "parts", *LEARN, "--trunk", "1", "--resume")
-    assert weights(run) == weights(whole)
-    assert (run / "metrics.jsonl").read_text().count("\n") == 3
+def assert_as_undisturbed(run: Path, undisturbed: Path) -> None:
+    assert weights(run) == weights(undisturbed)
+    assert lines(run) == lines(undisturbed) == 3
     for key in ("training", "cascade", "target", "test"):
-        assert result_of(run)[key] == result_of(whole)[key]
+        assert result_of(run)[key] == result_of(undisturbed)[key]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("moment", ["epoch 0", "epoch 1", "spec.json", "result.json"])
+def test_it_goes_on_where_it_was_interrupted(
+    moment: str, members: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of these is written, at last the specification of the trunk that is kept."""
+    append, write = RunFolder.append_metrics, RunFolder.write_json
+
+    def append_or_stop(self: RunFolder, record: Any) -> None:
+        if moment == f"epoch {record['epoch']}":
+            raise KeyboardInterrupt
+        append(self, record)
+
+    def write_or_stop(self: RunFolder, name: str, record: Any) -> None:
+        if name == moment and "trunks" in record.get("network", {"trunks": ()}):
+            raise KeyboardInterrupt
+        write(self, name, record)
+
+    name = moment.replace(" ", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_metrics", append_or_stop)
+        patch.setattr(RunFolder, "write_json", write_or_stop)
+        done = route(members, "--exp_name", name, *LEARN, "--trunk", "1")
+        assert done.returncode == 130 and "--resume" in done.stderr, done.stderr
+    assert_as_undisturbed(trained(members, name, *LEARN, "--trunk", "1", "--resume"), undisturbed)
+
+
+@pytest.mark.full
+def test_killed_anywhere_it_ends_as_if_nothing_had_happened(members: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = members / "killed" / NAME
+    words = route_words(members, "--exp_name", "killed", *LEARN, "--trunk", "1", "--save_every", "0.0001")
+    draw = random.Random(0)
+    for number, moment in enumerate(moments(run)):
+        process = start_cli("main_rl_prune.py", *words, *(["--resume"] if number else []), cwd=tmp_path)
+        wait_for(moment, process)
+        time.sleep(draw.uniform(0, 0.3))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        _, errors = process.communicate(timeout=600)
+        assert "Traceback" not in errors, errors
+        if (run / "result.json").exists():
+            break
+    else:
+        assert run_here("main_rl_prune.py", *words, "--resume").returncode == 0
+    assert_as_undisturbed(run, undisturbed)
+
+
+@pytest.mark.full
 def test_half_precision_and_frozen_statistics(members: Path) -> None:
     run = trained(members, "bf16", *LEARN, "--precision", "bf16", "--batchnorm", "frozen", "--lr", "0.002")
     assert result_of(run)["precision"]["training"] == "bf16"
