@@ -27,6 +27,7 @@ from hybridprune.routing.fit_cascade import MemberLogits
 from hybridprune.routing.member_loss import kd_shares_of
 from hybridprune.routing.member_training import MemberTraining
 from hybridprune.routing.stopping import stop_macs
+from hybridprune.stages.images import RunImages
 from hybridprune.stages.result import load_selected
 from hybridprune.stages.setup import StageSetup, placed
 from hybridprune.stages.start import saved_progress
@@ -92,6 +93,7 @@ def train_members(
 
     progress, state = saved_progress(folder)
     if state is None:
+        _meet_trunk(net, candidate.images)
         folder.check_weights(candidate.spec, net)
     shared = tuple(f"{name}." for name in net.trunk_modules)
     fit = Fit(
@@ -138,6 +140,16 @@ def validation_logits(setup: StageSetup[RlConfig]) -> MemberLogits:
     share = batches.share
     logits, ids = (gather(torch.cat(each), share.start, share.whole) for each in (found, labels))
     return MemberLogits(logits.transpose(0, 1), ids, stop_macs(setup.cost))
+
+
+def _meet_trunk(net: Cascade, images: RunImages) -> None:
+    """Re-estimate the BatchNorm statistics of what goes on from another network's trunk, whose own ones stay."""
+    if not net.shares_trunk:
+        return
+    trunk = {name: copied(net.get_submodule(name)).state_dict() for name in net.trunk_modules}
+    images.recalibrate(net.members[0])
+    for name, state in trunk.items():
+        net.get_submodule(name).load_state_dict(state)
 
 
 def _train(net: Cascade) -> None:
