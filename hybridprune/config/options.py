@@ -651,6 +651,36 @@ class CascadeOptions(Checked):
         choices=("average", "last"),
         measured="cascades.md",
     )
+    trunk: int = option(
+        0,
+        "cascade, with train members: the cheapest member goes on from the stem and so many blocks of the second one, "
+        "which are counted once and stay as they are; its other blocks learn to (0: each has its own)",
+        low=0,
+        high=DEEPEST,
+        source="Teerapittayanon et al. 2016",
+    )
+    weight_floor: float = option(
+        0.2,
+        "train members: share of an image's weights that is the same for all members; the rest is for the member "
+        "behind which the gates would stop",
+        high=1,
+        above=0,
+        source="Han et al. 2022",
+    )
+    kd_small: float = option(
+        0.5,
+        "train members: share of the loss of all members but the last that is distillation from the average of all",
+        low=0,
+        high=1,
+        source="Hinton et al. 2015",
+    )
+    kd_large: float = option(
+        0.1,
+        "train members: the same share for the last member; a small one, so that it stays different",
+        low=0,
+        high=1,
+        source="Hinton et al. 2015",
+    )
 
     def contradictions(self) -> Iterator[str]:
         """The contradictions of members and the kind of routing."""
@@ -658,6 +688,8 @@ class CascadeOptions(Checked):
             yield "--routing cascade: needs the runs that it joins; give --members RUN,RUN with two or more"
         if self.routing == "blocks" and self.members:
             yield f"--members {self.members[0]}: are those of a cascade; add --routing cascade"
+        if self.routing == "blocks" and self.trunk:
+            yield f"--trunk {self.trunk}: is shared by members of a cascade; add --routing cascade"
 
 
 @dataclass(frozen=True)
@@ -702,7 +734,14 @@ class RoutingOptions(Checked):
         source="Williams 1992; Jang et al. 2017",
         measured="dynamic.md",
     )
-    train: str = option("backbone,gates", "what learns", choices=("backbone,gates", "gates"), measured="dynamic.md")
+    train: str = option(
+        "backbone,gates",
+        "what learns: the gates and, of blocks, the backbone; or the gates alone. A cascade's gates alone, or also its "
+        "members, for what each will keep, and only if that makes the cascade better",
+        choices=("backbone,gates", "gates", "members"),
+        source="Han et al. 2022, members",
+        measured="dynamic.md",
+    )
     batchnorm: str = option(
         "frozen",
         "frozen (training uses and keeps the parent's statistics), or trained (of the batch, as in stages 1 and 2; "
@@ -882,7 +921,16 @@ class RlConfig:
                 yield "--routing cascade: needs the budget that it has to meet; give --target_flops as well"
             if self.parent.checkpoint_file is not None:
                 yield "--checkpoint_file: a cascade starts from its --members; leave it out"
-            blocks = RoutingOptions()
-            for name in ("estimator", "gate_start", "train", "batchnorm"):
+            blocks, members = RoutingOptions(), self.stage.train == "members"
+            for name in ("estimator", "gate_start", *(() if members else ("train", "batchnorm"))):
                 if (value := getattr(self.stage, name)) != getattr(blocks, name):
                     yield f"--{name} {value}: is for gates at blocks; leave it out with --routing cascade"
+            if self.cascade.trunk and not members:
+                yield (
+                    f"--trunk {self.cascade.trunk}: the cheapest member has never seen the features that it would go "
+                    "on from; add --train members"
+                )
+            if members and self.stage.kd_weight > 0:
+                yield "--kd_weight: distils gated blocks; members are distilled by --kd_small and --kd_large"
+        elif self.stage.train == "members":
+            yield "--train members: trains those of a cascade; add --routing cascade and --members RUN,RUN"

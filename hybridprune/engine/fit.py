@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -35,21 +35,22 @@ from hybridprune.engine.rates import lr_factors
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import Interrupted, UserError
+from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.shakedrop import ShakeDrop
-from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import Precision, tf32
 from hybridprune.processes import count, is_first, json_from_first, largest, rank
 from hybridprune.progress_bar import bar
 from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.seeds import stream_seed
 
+N = TypeVar("N", bound=RoutedNetwork)
 GO_ON = "the state is saved; give the same command with --resume to go on"
 SAVE = 1
 """A wish to save within an epoch; signals, which are larger numbers, also end the training."""
 
 
 @dataclass
-class Fit:
+class Fit(Generic[N]):
     """One training of ``net``: what is fixed while it runs.
 
     Several processes do the same steps, each on its share of every batch. What they save is the state of all: it can
@@ -57,10 +58,10 @@ class Fit:
     """
 
     run: RunFolder
-    net: GatedNetwork
+    net: N
     objective: Objective
     batches: TrainBatches
-    validate: Callable[[GatedNetwork], Validation]
+    validate: Callable[[N], Validation]
     optim: OptimOptions
     epochs: int
     device: torch.device
@@ -73,12 +74,12 @@ class Fit:
     frozen: Collection[str] = ()
     """Names of the parameters of ``net`` that are not trained."""
     gate_lr_factor: float = 1.0
-    """The gates' learning rate over the backbone's."""
+    """The gates' learning rate over that of all else."""
     gate_grad_norm: float | None = None
     """Largest norm of the gates' gradient in one step."""
     extra_state: dict[str, Any] = field(default_factory=dict)
     """Kept in the saved state for the stage: what rebuilds the network, for example its edits."""
-    train_mode: Callable[[GatedNetwork], object] = nn.Module.train
+    train_mode: Callable[[N], object] = nn.Module.train
     """Puts the network into the mode of a training step."""
     sync_batchnorm: bool = False
     """Whether BatchNorm sees the whole batch of all processes."""
@@ -88,13 +89,13 @@ class Fit:
     """The last epoch's weights are the selected ones, and not the best on validation."""
 
     def __post_init__(self) -> None:
-        gates = list(self.net.gate.parameters())
+        gates, body = list(self.net.gate.parameters()), self.net.body
         descent = Descent(
             self.net,
             # A group may be empty: not every network has gates.
             [
                 *parameter_groups(
-                    self._trained("backbone"), self.drive, lr_factors=lr_factors(self.net.backbone, "backbone")
+                    self._trained(body), self.drive, lr_factors=lr_factors(self.net.get_submodule(body), body)
                 ),
                 *parameter_groups(self._trained("gate"), None, self.gate_lr_factor),
             ],

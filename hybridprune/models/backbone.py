@@ -31,6 +31,8 @@ class Backbone(nn.Module, ABC):
     """A module that is ``head(blocks(stem(images)))``, where every block is a `ResidualBlock`."""
 
     blocks: nn.ModuleList
+    stem_parts: tuple[str, ...] = ()
+    """Names of the modules that nothing but ``stem`` runs. Where they are not given, no network can share a trunk."""
 
     @property
     def block_channels(self) -> list[int]:

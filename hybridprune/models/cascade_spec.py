@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, get_args
 
+from torch import nn
+
+from hybridprune.config.options import DEEPEST
 from hybridprune.json_text import short, texts_at, value_at
 from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.models.edits import Edit
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.models.trunk import graft
 
 NAME = "cascade"
 MOST = 8
@@ -22,6 +27,8 @@ class CascadeSpec:
 
     members: tuple[NetworkSpec, ...]
     answer: Answer = "average"
+    trunks: tuple[int, ...] = ()
+    """For each member the blocks, and the stem, that it shares with the one before it, 0 for none; empty: all 0."""
 
     network = NAME
 
@@ -51,20 +58,37 @@ class CascadeSpec:
         return "-".join([NAME, *(member.label for member in self.members)])
 
     def __str__(self) -> str:
-        return f"{NAME} of {'; '.join(map(str, self.members))}"
+        from_block = [f" from block {trunk} on" if trunk else "" for trunk in self.trunks or (0,) * len(self.members)]
+        return f"{NAME} of {'; '.join(f'{each}{start}' for each, start in zip(self.members, from_block, strict=True))}"
 
     def build(self) -> Cascade:
-        """A cascade of freshly initialised members, all of their blocks executed, and gates as they start."""
-        return Cascade([member.build().backbone for member in self.members], self.classes, self.answer)
+        """A cascade of freshly initialised members, all of their blocks executed, and gates as they start.
+
+        ValueError if two members cannot share the trunk that they should.
+        """
+        return self.joined([member.build().backbone for member in self.members])
+
+    def joined(self, members: Sequence[nn.Module]) -> Cascade:
+        """The cascade of these whole networks, which become its own: a trunk is the dearer member's.
+
+        ValueError if two members cannot share the trunk that they should.
+        """
+        own = list(members)
+        for dearer in range(len(own) - 1, 0, -1):
+            if self.trunks and self.trunks[dearer]:
+                own[dearer - 1 : dearer + 1] = graft(own[dearer], own[dearer - 1], self.trunks[dearer])
+        return Cascade(own, self.classes, self.answer)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
-        return {"network": NAME, "members": [member.to_json() for member in self.members], "answer": self.answer}
+        members = [member.to_json() for member in self.members]
+        trunks = {"trunks": list(self.trunks)} if self.trunks else {}
+        return {"network": NAME, "members": members, "answer": self.answer, **trunks}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> CascadeSpec:
         """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
-        if unknown := sorted(record.keys() - {"network", "members", "answer"}):
+        if unknown := sorted(record.keys() - {"network", "members", "answer", "trunks"}):
             raise ValueError(f"unknown field {short(unknown[0])}")
         given = value_at(record, "members", list)
         if not 2 <= len(given) <= MOST:
@@ -75,7 +99,19 @@ class CascadeSpec:
         (answer,) = texts_at({"answer": [record["answer"]]}, "answer")
         if answer not in get_args(Answer):
             raise ValueError(f"unknown answer {short(answer)}")
-        return CascadeSpec(members, answer)  # type: ignore[arg-type]
+        return CascadeSpec(members, answer, _trunks(record, len(members)))  # type: ignore[arg-type]
+
+
+def _trunks(record: Mapping[str, Any], members: int) -> tuple[int, ...]:
+    """The trunks in a record; specifications older than trunks have none. ValueError for what can't be one each."""
+    given = value_at({"trunks": [], **record}, "trunks", list)
+    for trunk in given:
+        value_at({"trunks": trunk}, "trunks", int, 0, DEEPEST)
+    if given and (len(given) != members or given[0] != 0):
+        raise ValueError(f"trunks {short(given)} of {members} members; give one each, 0 for the first")
+    if any(0 < after < before for before, after in pairwise(given)):
+        raise ValueError(f"trunks {short(given)}: one begins before the features that its member goes on from")
+    return tuple(given)
 
 
 def spec_from_json(record: Mapping[str, Any]) -> NetworkSpec | CascadeSpec:

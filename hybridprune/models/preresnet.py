@@ -56,6 +56,8 @@ class PreResNet(Backbone):
     Depth is 6n + 2, with bottlenecks 9n + 2. ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
     """
 
+    stem_parts = ("conv",)
+
     def __init__(self, depth: int, width: int, classes: int, bottleneck: bool = False) -> None:
         super().__init__()
         per_stage = blocks_per_stage(depth, "preresnet", bottleneck)

@@ -65,6 +65,8 @@ class PyramidNet(Backbone):
     probability ``shakedrop k / N``. ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
     """
 
+    stem_parts = ("conv", "bn1")
+
     def __init__(
         self, depth: int, width: int, classes: int, pyramid_alpha: int, bottleneck: bool = False, shakedrop: float = 0.0
     ) -> None:

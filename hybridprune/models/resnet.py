@@ -46,6 +46,8 @@ class ResNet(Backbone):
     ``[B, 3, H, W]`` images give ``[B, classes]`` logits.
     """
 
+    stem_parts = ("conv", "bn")
+
     def __init__(self, depth: int, width: int, classes: int) -> None:
         super().__init__()
         per_stage = blocks_per_stage(depth, "CIFAR ResNet")

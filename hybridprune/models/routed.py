@@ -7,7 +7,7 @@ rollouts and the environment drive the same steps, so there is one implementatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class RoutedNetwork(nn.Module, ABC):
     images that chose it only (inference). Both give the same logits for the same decisions.
     """
 
+    body: ClassVar[str]
+    """Name of the module that holds all but the gates."""
     gate: Any
     """A `Gate`; kinds of gates have layers of their own."""
 

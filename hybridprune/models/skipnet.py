@@ -37,6 +37,8 @@ class GatedNetwork(RoutedNetwork):
     A module that is no `Backbone` has no blocks and so no gates (N = 0): it is run as it is.
     """
 
+    body = "backbone"
+
     def __init__(self, backbone: nn.Module, gate: str = "rnn") -> None:
         """``gate`` names one of `GATES`."""
         super().__init__()

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+from torch import Tensor
 
 from hybridprune.config import Invocation, RlConfig
 from hybridprune.data import Dataset, Split
-from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.modes import always_on
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
@@ -23,7 +22,7 @@ from hybridprune.models.cascade_spec import CascadeSpec
 from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit
 from hybridprune.routing.price import met
-from hybridprune.routing.stopping import stop_macs
+from hybridprune.stages.cascade_members import outcome, to_train, train_members, validation_logits
 from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of
 from hybridprune.stages.images import RunImages
@@ -31,42 +30,81 @@ from hybridprune.stages.parent import Parent
 from hybridprune.stages.result import finish, show_result
 from hybridprune.stages.setup import StageSetup, device_for, placed
 from hybridprune.stages.start import open_run
-from hybridprune.store.run_folder import RunFolder
+from hybridprune.store.run_folder import RunFolder, RunSpec
 
 JOINED = ("sp", "prune")
 """Stages whose runs can be members."""
 
 
 def run_cascade(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
-    """Join the members, fit the gates on validation, measure once on test; the result (None for a dry run)."""
-    options = invocation.config.cascade
+    """Join the members, fit the gates on validation, measure once on test; the result (None for a dry run).
+
+    With ``--train members`` these learn, too, and are kept if the cascade is better on validation.
+    """
+    config, options = invocation.config, invocation.config.stage
     setup, parents = _setup(invocation)
-    budget = budget_of(
-        invocation.config.stage, setup.cost, setup.dense["macs"], "the cascade spends", "other --members"
-    )
-    assert budget is not None
+    trained = to_train(setup, [p.run.path for p in parents]) if options.train == "members" else None
+    budget = _budget(setup)
+    if trained is not None:
+        _budget(trained)
     if invocation.dry_run:
-        show_plan(setup.spec, setup.images, setup.cost, [f"gates of {len(parents)} members on {setup.device}"])
+        lines = [f"gates of {len(parents)} members on {setup.device}"]
+        if trained is not None:
+            steps = len(setup.images.training("members"))
+            lines.append(f"{options.epochs} epochs of {steps} steps for the members: {trained.spec.network}")
+        show_plan(setup.spec, setup.images, setup.cost, lines)
         return None
-    with open_run(setup) as (folder, setup, _):
+    with open_run(setup) as (folder, claimed, _):
         if folder.finished:
             return show_result(folder, folder.read_json("result.json"))
         folder.write_json("split.json", setup.images.split.to_json())
-        net = cast(Cascade, setup.net)
-        said = _validation_logits(net, setup)
-        learned, seed = options.policy == "learned", invocation.config.run.seed
-        _, right = cross_fitted(net, said, budget, learned, seed)
-        stops = fit(net, said, budget, learned)
-        share_weights(net)
+        # A kept trunk may be in the claimed specification, of an earlier start.
+        setup = _of_run(setup, claimed.spec)
+        learned, seed = config.cascade.policy == "learned", config.run.seed
+
+        def right(said: MemberLogits) -> Tensor:
+            return cross_fitted(cast(Cascade, setup.net), said, budget, learned, seed)[1]
+
+        def fitted(of: StageSetup[RlConfig], said: MemberLogits) -> Tensor:
+            stops = fit(cast(Cascade, of.net), said, budget, learned)
+            share_weights(of.net)
+            return stops
+
+        given = said = validation_logits(setup)
+        stops, answers = fitted(setup, said), right(said)
+        extra: dict[str, Any] = {"members": [_record(parent) for parent in parents]}
+        progress = Progress(best_epoch=0)
+        if trained is not None:
+            trained = _of_run(trained, claimed.spec)
+            before = float(answers.double().mean())
+            training = train_members(setup, trained, folder, lambda found: float(right(found).double().mean()))
+            extra["training"] = outcome(folder, training, before)
+            progress = Progress(best_epoch=0, seconds=training.seconds)
+            if extra["training"]["kept"]:
+                setup, progress, said = trained, training, validation_logits(trained)
+                stops, answers = fitted(setup, said), right(said)
+            folder.write_json("spec.json", setup.spec.to_json())
         spent = float(said.macs[stops].mean())
         if not met(spent, budget):
             say(f"warning: expected FLOPs are {spent / budget:.1%} of --target_flops: few images tell a threshold")
-        extra = {
-            "members": [_record(parent) for parent in parents],
-            "target": {"macs": budget, "validation_macs": spent, "met": met(spent, budget), "threshold": 0.0},
-            "cascade": _gain(said, right, [p.result["macs"]["backbone"] for p in parents], budget),
-        }
-        return show_result(folder, finish(folder, setup, Progress(best_epoch=0), 0, extra))
+        extra["target"] = {"macs": budget, "validation_macs": spent, "met": met(spent, budget), "threshold": 0.0}
+        extra["cascade"] = _gain(given, answers, [p.result["macs"]["backbone"] for p in parents], budget)
+        epochs = 0 if trained is None else options.epochs
+        return show_result(folder, finish(folder, setup, progress, epochs, extra))
+
+
+def _budget(setup: StageSetup[RlConfig]) -> float:
+    """The budget in MACs; UserError if these members cannot spend it."""
+    trunk = cast(Cascade, setup.net).shares_trunk
+    who = f"with --trunk {setup.config.cascade.trunk} the cascade spends" if trunk else "the cascade spends"
+    budget = budget_of(setup.config.stage, setup.cost, setup.dense["macs"], who, "other --members")
+    assert budget is not None
+    return budget
+
+
+def _of_run(setup: StageSetup[RlConfig], claimed: RunSpec) -> StageSetup[RlConfig]:
+    """The setup as that of the run that was claimed."""
+    return dataclasses.replace(setup, spec=dataclasses.replace(claimed, network=setup.spec.network))
 
 
 def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list[Parent]]:
@@ -79,7 +117,7 @@ def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list
     first, dearest = parents[0].spec, parents[-1]
     network = CascadeSpec(tuple(parent.spec.gated for parent in parents), cast(Answer, config.cascade.answer))
     spec = dataclasses.replace(first, stage="rl", run_id=uuid.uuid4().hex, network=network)
-    net = Cascade([always_on(parent.net) for parent in parents], network.classes, network.answer)
+    net = network.joined([always_on(parent.net) for parent in parents])
     images = RunImages.of(dataset, parents[0].split(), config, device)
     return placed(invocation, spec, images, net, dearest), parents
 
@@ -120,13 +158,6 @@ def _validation(split: Split) -> list[int]:
     return sorted(split.validation.tolist())
 
 
-@torch.no_grad()
-def _validation_logits(net: Cascade, setup: StageSetup[RlConfig]) -> MemberLogits:
-    """The members' logits for the validation images."""
-    found = [evaluate(member, setup.images.validation(), keep_logits=True) for member in net.members]
-    return MemberLogits(torch.stack([each.logits for each in found]), found[0].labels, stop_macs(setup.cost))
-
-
 def _record(parent: Parent) -> dict[str, Any]:
     """A member in result.json, as a parent is."""
     return {
@@ -138,8 +169,11 @@ def _record(parent: Parent) -> dict[str, Any]:
     }
 
 
-def _gain(said: MemberLogits, right: torch.Tensor, macs: Sequence[int], budget: float) -> dict[str, Any]:
-    """The estimate on validation, each half by gates fitted on the other, over the best single member within budget."""
-    alone, best = said.correct.double().mean(1).tolist(), said.best_alone(macs, budget)
-    ahead = paired_bootstrap(right.numpy(), said.correct[best].numpy())
+def _gain(given: MemberLogits, right: Tensor, macs: Sequence[int], budget: float) -> dict[str, Any]:
+    """The estimate on validation, each half by gates fitted on the other, over the best member alone within budget.
+
+    The latter is one of those that were ``given``, whose logits and MACs these are: they can be had without training.
+    """
+    alone, best = given.correct.double().mean(1).tolist(), given.best_alone(macs, budget)
+    ahead = paired_bootstrap(right.numpy(), given.correct[best].numpy())
     return {"accuracy": float(right.double().mean()), "alone": alone, "best": best, "ahead": ahead._asdict()}

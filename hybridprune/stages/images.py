@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from hybridprune.config import DataOptions, PruneConfig, RlConfig, SpConfig
 from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, batch_sizes, validation_split
 from hybridprune.engine.batchnorm import recalibrate
 from hybridprune.errors import UserError
-from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import count as processes
 from hybridprune.processes import rank
 from hybridprune.store.run_folder import RunFolder
@@ -111,6 +111,6 @@ class RunImages:
             processes=processes() if shared else 1,
         )
 
-    def recalibrate(self, net: GatedNetwork) -> None:
-        """Re-estimate the BatchNorm statistics of ``net``, as routed by its gates, on up to 10,000 training images."""
+    def recalibrate(self, net: nn.Module) -> None:
+        """Re-estimate the BatchNorm statistics of ``net``, as its gates route it, on up to 10,000 training images."""
         recalibrate(net, self.sample(10_000, self.options.batch_size, "recalibration"))

@@ -193,7 +193,7 @@ class _Trainer(Trainer[GatedNetwork]):
             f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {self.epochs} epochs"
         )
 
-    def _fit(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> Fit:
+    def _fit(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> Fit[GatedNetwork]:
         setup, config, phase = self.setup, self.setup.config, self.phases[number]
         options, images, cost = config.stage, setup.images, setup.cost
         noise = Draws(len(images.dataset.train), model.num_gates, config.run.seed, "gate noise", number)

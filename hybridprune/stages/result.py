@@ -160,6 +160,11 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         )
     if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
         lines.append(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
+    if (training := result.get("training")) is not None:
+        before, after = training["accuracy_before"], training["accuracy_trained"]
+        found = "not finite" if after is None else f"{after:.2%}"
+        kept = "the trained members are kept" if training["kept"] else "the members stay as they were"
+        lines.append(f"  {kept}: accuracy on validation {before:.2%} as they were, {found} trained")
     if members:
         ahead = {name: 100 * float(value) for name, value in result["cascade"]["ahead"].items()}
         best = members[result["cascade"]["best"]]["label"]

@@ -126,7 +126,7 @@ def _price(setup: StageSetup[RlConfig], budget: float | None, starts: bool) -> P
 
 def _training(
     setup: StageSetup[RlConfig], folder: RunFolder, score: Score, price: Price, distillation: Distillation | None
-) -> Fit:
+) -> Fit[GatedNetwork]:
     """The training of this stage; validation tells ``price`` what share of the FLOPs is spent."""
     config, options, net, images = setup.config, setup.config.stage, setup.gated, setup.images
     # Where the backbone learns from rollouts there is no other pass to compile.

@@ -35,6 +35,11 @@ def _resolve(default: SpConfig | RlConfig, flags: str) -> SpConfig | RlConfig:
         (RlConfig, f"{CASCADE} --checkpoint_file x", "--checkpoint_file", ("--members",)),
         (RlConfig, f"{CASCADE} --estimator gumbel", "--estimator gumbel", ("leave it out",)),
         (RlConfig, f"{CASCADE} --train gates", "--train gates", ("leave it out",)),
+        (RlConfig, f"{CASCADE} --batchnorm trained", "--batchnorm trained", ("leave it out",)),
+        (RlConfig, f"{CASCADE} --train members --kd_weight 0.5", "--kd_weight", ("--kd_small", "--kd_large")),
+        (RlConfig, f"{CASCADE} --trunk 2", "--trunk 2", ("never seen", "add --train members")),
+        (RlConfig, "--trunk 2", "--trunk 2", ("--routing cascade",)),
+        (RlConfig, "--train members", "--train members", ("--routing cascade", "--members RUN,RUN")),
     ],
 )
 def test_refused_with_a_remedy(
@@ -52,6 +57,7 @@ def test_refused_with_a_remedy(
         (RlConfig, ""),
         (RlConfig, "--alpha 0"),
         (RlConfig, CASCADE),
+        (RlConfig, f"{CASCADE} --train members --batchnorm trained --trunk 2 --compile"),
         (RlConfig, "--train gates --kd_weight 0.5 --estimator gumbel --compile"),
         (RlConfig, "--gate_start subset --target_flops 0.5 --batchnorm trained"),
     ],

@@ -23,8 +23,8 @@ OPTIONS = {
 }
 
 UNITS = (
-    "channels|epochs|execution rate|FLOPs|images|iterations|layers|logits|minutes|multiples|norm|parameters|passes|"
-    "pixels|probability|probabilities|share|steps|sweeps|workers"
+    "blocks|channels|epochs|execution rate|FLOPs|images|iterations|layers|logits|minutes|multiples|norm|parameters|"
+    "passes|pixels|probability|probabilities|share|steps|sweeps|workers"
 )
 UNITLESS = {
     "seed", "lr", "momentum", "weight_decay", "ma", "rate_penalty", "sparsity_weight", "mask_threshold", "alpha_nuc",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -20,6 +21,9 @@ SPEC = CascadeSpec((SMALL, NetworkSpec("resnet", 14, 4, 10)), "last")
 def test_round_trip() -> None:
     assert spec_from_json(json.loads(json.dumps(SPEC.to_json()))) == SPEC
     assert spec_from_json(json.loads(json.dumps(SMALL.to_json()))) == SMALL
+    shared = dataclasses.replace(SPEC, trunks=(0, 1))
+    assert spec_from_json(json.loads(json.dumps(shared.to_json()))) == shared
+    assert "trunks" not in SPEC.to_json(), "a record of older versions is one of no trunks"
 
 
 def test_the_members_are_built_with_their_edits_and_without_their_gates() -> None:
@@ -33,6 +37,7 @@ def test_the_members_are_built_with_their_edits_and_without_their_gates() -> Non
 def test_names() -> None:
     assert SPEC.label == "cascade-resnet8-w4-resnet14-w4"
     assert str(SPEC) == "cascade of resnet-8, width 4, gate rnn; resnet-14, width 4, gate rnn"
+    assert str(dataclasses.replace(SPEC, trunks=(0, 1))).endswith("resnet-14, width 4, gate rnn from block 1 on")
     assert (SPEC.classes, SPEC.depth, SPEC.edits, SPEC.network) == (10, 22, (), "cascade")
 
 
@@ -47,6 +52,12 @@ def test_names() -> None:
         ({"answer": "first"}, "unknown answer"),
         ({"answer": 3}, "answer"),
         ({"gate": "rnn"}, "unknown field"),
+        ({"trunks": [0]}, "trunks .* of 2 members"),
+        ({"trunks": [1, 1]}, "0 for the first"),
+        ({"trunks": [0, -1]}, "trunks is -1"),
+        ({"trunks": [0, 1.5]}, "trunks is 1.5"),
+        ({"trunks": "ab"}, "trunks"),
+        ({"members": [SMALL.to_json()] * 3, "trunks": [0, 2, 1]}, "begins before the features"),
     ],
 )
 def test_wrong_records_are_refused(change: dict[str, Any], said: str) -> None:
@@ -54,3 +65,10 @@ def test_wrong_records_are_refused(change: dict[str, Any], said: str) -> None:
         spec_from_json({**SPEC.to_json(), **change})
     with pytest.raises(KeyError):
         spec_from_json({key: value for key, value in SPEC.to_json().items() if key != "answer"})
+
+
+@pytest.mark.parametrize("trunk", [3, 100])
+def test_a_trunk_of_all_blocks_or_more_builds_nothing(trunk: int) -> None:
+    record = dataclasses.replace(SPEC, trunks=(0, trunk)).to_json()
+    with pytest.raises(ValueError, match=f"a trunk of {trunk} blocks, of a network that has"):
+        spec_from_json(record).build()
