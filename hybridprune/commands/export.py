@@ -45,6 +45,7 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     if arguments.onnx is not None:
         need_onnx("--onnx")
     run = FinishedRun.load(arguments)
+    run.need_deployable()
     if harden is not None:
         run.need_gates()
         if isinstance(run.net, Cascade):

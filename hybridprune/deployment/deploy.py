@@ -77,13 +77,16 @@ def deploy(
         progress: whether bars show, on a terminal or in a notebook, how far the timing has come.
 
     Raises:
-        UserError: if ``harden`` is given without ``validation``, without gates or for a cascade, or if ``model`` takes
-            or gives something else than one tensor; if ``rates`` are not a share in [0, 1] for each gated block.
+        UserError: if ``harden`` is given without ``validation``, without gates or for a cascade; if ``model`` takes or
+            gives something else than one tensor, or is a cascade whose members share a trunk; if ``rates`` are not a
+            share in [0, 1] for each gated block.
         RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
             by other ways than through its parents.
     """
     if not isinstance(given := network_of(model), nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune or load returns")
+    if isinstance(given, Cascade) and given.shares_trunk:
+        raise UserError("model: is a cascade whose members share a trunk, which can't be deployed; give one without")
     if isinstance(given, Cascade) and harden is not None:
         raise UserError("harden: is for gated blocks; a cascade of which a member always or never runs does without it")
     if not isinstance(example_input, Tensor):

@@ -98,6 +98,8 @@ def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
     """The deployed architecture: what the report says was done, done again to a fresh network."""
     if isinstance(spec.network, CascadeSpec):
         net = spec.network.build().eval()
+        if net.shares_trunk:
+            raise ValueError("its members share a trunk")
         for member, each in zip(net.members, report["members"], strict=True):
             _refold(member, each)
         return DeployedCascade.of(net, list(net.members))

@@ -123,6 +123,8 @@ def test_a_trunk_is_shared_frozen_and_counted_once(members: Path, plain: Path) -
     assert len(hybridprune.predict(hybridprune.load(run), torch.zeros(3, 3, 8, 8, dtype=torch.uint8))) == 3
     image = torch.zeros(1, 3, 8, 8)
     assert hybridprune.load(run).network(image, torch.zeros(1, 1)).logits.shape == (1, 10)
+    for command in ("hybridprune.bench", "hybridprune.export"):
+        assert_refused(run_here(command, run, "--device", "cpu"), str(run), "share a trunk")
 
 
 @pytest.mark.full

@@ -201,6 +201,12 @@ def test_what_is_refused(options: dict[str, Any], words: str) -> None:
         deploy(real(), random_images(2, SIZE), **options)
 
 
+def test_members_that_share_a_trunk_are_refused() -> None:
+    spec = CascadeSpec((SPECS["resnet"], SPECS["resnet, ff2"]), trunks=(0, 1))
+    with pytest.raises(UserError, match="model: is a cascade whose members share a trunk"):
+        deploy(spec.build(), random_images(2, SIZE))
+
+
 def test_images_that_the_members_do_not_take_are_refused() -> None:
     with pytest.raises(UserError, match="example_input: the network fails on it"):
         deploy(real(), torch.randn(2, 1, SIZE, SIZE))
