@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from hybridprune.config import Invocation, RlConfig
-from hybridprune.data import Dataset, Split
+from hybridprune.data import Dataset
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.engine.modes import always_on
 from hybridprune.engine.parallel import share_weights
@@ -27,15 +27,12 @@ from hybridprune.routing.stopping import stop_macs
 from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of
 from hybridprune.stages.images import RunImages
+from hybridprune.stages.members import JOINED, difference, in_common
 from hybridprune.stages.parent import Parent
 from hybridprune.stages.result import finish, show_result
 from hybridprune.stages.setup import StageSetup, device_for, placed
 from hybridprune.stages.start import open_run
 from hybridprune.store.run_folder import RunFolder
-
-JOINED = ("sp", "prune")
-"""Stages whose runs can be members."""
-
 
 def run_cascade(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Join the members, fit the gates on validation, measure once on test; the result (None for a dry run)."""
@@ -101,23 +98,14 @@ def _member(path: str, dataset: Dataset, size: int) -> Parent:
 
 def _check_alike(parents: Sequence[Parent]) -> None:
     """UserError if members see images, or are validated, differently, or two of them cost the same."""
-    first, splits = parents[0], [parent.split() for parent in parents]
-    for parent, split, before in zip(parents[1:], splits[1:], parents[:-1], strict=True):
-        for what, mine, theirs in (
-            ("normalisation", (parent.spec.mean, parent.spec.std), (first.spec.mean, first.spec.std)),
-            ("cropping", parent.spec.centre_crop, first.spec.centre_crop),
-            ("validation split", _validation(split), _validation(splits[0])),
-        ):
-            if mine != theirs:
-                raise UserError(
-                    f"--members {parent.run.path}: its {what} is not that of {first.run.path}; train both alike"
-                )
+    first, alike = parents[0], [in_common(parent.spec, parent.split().validation) for parent in parents]
+    for parent, its, before in zip(parents[1:], alike[1:], parents[:-1], strict=True):
+        if (what := difference(alike[0], its)) is not None:
+            raise UserError(
+                f"--members {parent.run.path}: its {what} is not that of {first.run.path}; train both alike"
+            )
         if parent.result["macs"]["backbone"] <= before.result["macs"]["backbone"]:
             raise UserError(f"--members {parent.run.path}: costs what {before.run.path} costs; leave one of them out")
-
-
-def _validation(split: Split) -> list[int]:
-    return sorted(split.validation.tolist())
 
 
 @torch.no_grad()
