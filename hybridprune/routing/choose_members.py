@@ -83,7 +83,9 @@ def best_alone(networks: Networks, budget_macs: float) -> Chosen | None:
     return Chosen((best,), correct[best], judged, (1.0,), macs, macs, len(scores))
 
 
-def best_cascade(networks: Networks, scores: Scores, size: int, budget_macs: float, train: bool = True) -> Chosen | None:
+def best_cascade(
+    networks: Networks, scores: Scores, size: int, budget_macs: float, train: bool = True
+) -> Chosen | None:
     """The best cascade of so many members by its ``scores``, with gates as stage 3 fits them; None if none fits."""
     own = {group: score for group, score in scores.items() if len(group) == size}
     if not own:
@@ -92,7 +94,7 @@ def best_cascade(networks: Networks, scores: Scores, size: int, budget_macs: flo
     right: dict[Group, Tensor] = {}
     for each in {group, *(_best(own, half) for half in (0, 1))}:
         said = networks.said(each)
-        right[each] = cross_fitted(_empty(said), said, _within(said.macs, budget_macs), train)[1]
+        right[each] = cross_fitted(_empty(said), said, float(_within(said.macs, budget_macs)), train)[1]
     said = networks.said(group)
     budget = float(_within(said.macs, budget_macs))
     stops = fit(_empty(said), said, budget, train)

@@ -18,6 +18,7 @@ from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
+from hybridprune.models.architectures import allow
 from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.models.cascade_spec import CascadeSpec
 from hybridprune.report.bootstrap import paired_bootstrap
@@ -33,6 +34,7 @@ from hybridprune.stages.result import finish, show_result
 from hybridprune.stages.setup import StageSetup, device_for, placed
 from hybridprune.stages.start import open_run
 from hybridprune.store.run_folder import RunFolder
+
 
 def run_cascade(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     """Join the members, fit the gates on validation, measure once on test; the result (None for a dry run)."""
@@ -69,6 +71,7 @@ def run_cascade(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
 def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list[Parent]]:
     """The cascade and its members, cheapest first; its parent is the dearest one."""
     config = invocation.config
+    allow(config.network.network)
     device, dataset = device_for(config), load_images(config.data)
     parents = [_member(path, dataset, config.data.resize) for path in config.cascade.members]
     parents.sort(key=lambda parent: parent.result["macs"]["backbone"])

@@ -44,9 +44,10 @@ def finish(
 ) -> dict[str, Any]:
     """Save the network that is shipped, measure it on validation and, once, on test, and write result.json.
 
-    Before that, of a run that can be a member of a cascade, its logits for the validation images. ``setup`` holds that network and its specification, ``extra`` what only this stage has to say. All that is done
-    between ``load_selected`` and here works on the network in memory only: a run that is killed in between and resumed
-    does it again, from the same weights. Raises RunFailed if the network is not finite on the validation images.
+    Before that, of a run that can be a member of a cascade, its logits for the validation images are saved. ``setup``
+    holds that network and its specification, ``extra`` what only this stage has to say. All that is done between
+    ``load_selected`` and here works on the network in memory only: a run that is killed in between and resumed does it
+    again, from the same weights. Raises RunFailed if the network is not finite on the validation images.
     """
     spec, config, net, images, parent = setup.spec, setup.config, setup.net, setup.images, setup.parent
     run.save_weights(run.model_file.name, net)

@@ -1,4 +1,4 @@
-"""``validation.safetensors`` of a run of stage 1 or 2: its logits for the validation images, of which cascades are made.
+"""``validation.safetensors`` of a run of stage 1 or 2: its logits for the validation images, to choose members by.
 
 Single precision, as they were computed: what is chosen by them is chosen by what the network says. Every block is
 executed, as in a member of a cascade. The header names the run and the weights that they are of.
@@ -19,8 +19,6 @@ from hybridprune.store.files import write_bytes
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 FILE = "validation.safetensors"
-OF = ("run_id", "model_sha256", "dataset_digest")
-"""What the file's header says of its origin."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ class ValidationLogits:
         """Write them into the run's folder, atomically."""
         if run.writes:
             tensors = {name: value.contiguous() for name, value in vars(self).items()}
-            origin = dict(zip(OF, (spec.run_id, model_sha256, spec.dataset_digest), strict=True))
-            write_bytes(run.path / FILE, save(tensors, origin))
+            write_bytes(run.path / FILE, save(tensors, _origin(spec, model_sha256)))
 
     @staticmethod
     def read(run: RunFolder, spec: RunSpec) -> ValidationLogits | None:
@@ -48,10 +45,15 @@ class ValidationLogits:
         if not path.is_file():
             return None
         found, origin = _read(path)
-        if origin != dict(zip(OF, (spec.run_id, run.result("model_sha256", str), spec.dataset_digest), strict=True)):
+        if origin != _origin(spec, run.result("model_sha256", str)):
             raise UserError(f"{path}: is not of the network in {run.path}; remove it")
         _check(found, spec.network.classes, path)
         return found
+
+
+def _origin(spec: RunSpec, model_sha256: str) -> dict[str, str]:
+    """What the file's header says of the logits."""
+    return {"run_id": spec.run_id, "model_sha256": model_sha256, "dataset_digest": spec.dataset_digest}
 
 
 def _read(path: Path) -> tuple[ValidationLogits, dict[str, str]]:
