@@ -13,6 +13,7 @@ from hybridprune.config.networks import NETWORKS
 from hybridprune.report.rows import build_rows
 from hybridprune.report.speed import Setting, Speed, shown
 from hybridprune.routing.choose_members import Chosen
+from hybridprune.routing.price import met
 from hybridprune.tables import Table
 
 NAMES = {1: "one network", 2: "cascade of two", 3: "cascade of three"}
@@ -41,7 +42,7 @@ def text(found: Recommendation, results: Path, data_dir: str | None) -> str:
     choices = [found.alone, *found.cascades]
     taking_part = sorted({each for choice in choices for each in choice.group})
     speeds = {each: shown(build_rows([found.members[each].record])[0]) for each in taking_part}
-    notes = [NOTE.format(base=found.base.run.path), TIME if any(speeds.values()) else UNTIMED]
+    notes = [NOTE.format(base=found.base.run.path), TIME if any(speeds.values()) else UNTIMED, *_missed(choices)]
     budget, base = found.budget_macs, found.base
     tried = ", ".join(f"{choice.tried:,} ({NAMES[len(choice.group)]})" for choice in choices)
     return "\n\n".join(
@@ -55,6 +56,16 @@ def text(found: Recommendation, results: Path, data_dir: str | None) -> str:
             verdict(found, results, data_dir),
         ]
     )
+
+
+def _missed(choices: Sequence[Chosen]) -> list[str]:
+    """What is to be said of cascades that don't meet the budget."""
+    return [
+        f"Warning: the {NAMES[len(choice.group)]} takes {choice.macs / choice.budget_macs:.1%} of the budget: few "
+        "images tell a threshold."
+        for choice in choices
+        if not met(choice.macs, choice.budget_macs)
+    ]
 
 
 def verdict(found: Recommendation, results: Path, data_dir: str | None) -> str:

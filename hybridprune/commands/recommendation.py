@@ -14,6 +14,7 @@ from hybridprune.precision import full_precision
 from hybridprune.pruning.budget.space import taken_as, target_macs
 from hybridprune.report.bootstrap import Difference, paired_bootstrap
 from hybridprune.routing.choose_members import Chosen, Networks, best_alone, best_cascade, search
+from hybridprune.routing.price import TOLERANCE
 
 SIZES = (2, 3)
 """Members of the cascades that are tried."""
@@ -49,9 +50,13 @@ class Recommendation:
 
     @property
     def winner(self) -> Chosen:
-        """The cascade that is the most ahead of the best single network, or this, if none is beyond its interval."""
-        found = [(gain.mean, cascade) for gain, cascade in zip(self.ahead, self.cascades, strict=True) if gain.beats]
-        return max(found, key=lambda each: each[0])[1] if found else self.alone
+        """The cascade that is the most ahead of the best single network, or this, if none is beyond its interval.
+
+        One that spends more than its budget, since too few images tell a threshold, is none.
+        """
+        each = zip(self.ahead, self.cascades, strict=True)
+        found = [(gain.mean, cascade) for gain, cascade in each if gain.beats and not overspends(cascade)]
+        return max(found, key=lambda pair: pair[0])[1] if found else self.alone
 
 
 @full_precision()
@@ -72,6 +77,11 @@ def recommend(members: Sequence[MemberRun], target_flops: float) -> Recommendati
     scores = search(networks, budget)
     found = [best_cascade(networks, scores, size, budget) for size in SIZES]
     return Recommendation(members, target_flops, alone, [each for each in found if each is not None])
+
+
+def overspends(cascade: Chosen) -> bool:
+    """Whether a cascade takes more FLOPs than its budget, by more than counts as met."""
+    return cascade.macs > cascade.budget_macs * (1 + TOLERANCE)
 
 
 def base_of(members: Sequence[MemberRun]) -> MemberRun:

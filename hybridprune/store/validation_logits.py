@@ -6,6 +6,7 @@ executed, as in a member of a cascade. The header names the run and the weights 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +53,9 @@ class ValidationLogits:
 
 
 def _origin(spec: RunSpec, model_sha256: str) -> dict[str, str]:
-    """What the file's header says of the logits."""
-    return {"run_id": spec.run_id, "model_sha256": model_sha256, "dataset_digest": spec.dataset_digest}
+    """What the file's header says of the logits; one text, since the order of several is left to chance."""
+    of = {"run_id": spec.run_id, "model_sha256": model_sha256, "dataset_digest": spec.dataset_digest}
+    return {"of": json.dumps(of, sort_keys=True)}
 
 
 def _read(path: Path) -> tuple[ValidationLogits, dict[str, str]]:
