@@ -1,4 +1,4 @@
-"""Which networks to ship at a budget: one, or a cascade of two or three. ``hybridprune recommend RESULTS``.
+"""The network or the cascade to ship at a budget: ``hybridprune recommend RESULTS``.
 
 Reads the logits for the validation images that runs of stages 1 and 2 have stored, and the latencies of hybridprune
 bench where there are any. Trains nothing but gates and opens no image, so it takes seconds. Tries all pairs and triples

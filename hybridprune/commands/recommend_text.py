@@ -1,4 +1,4 @@
-"""What a recommendation prints: the choices, the networks that take part, and the command that makes the winner."""
+"""The text of a recommendation: the choices, the networks that take part, and the command that makes the winner."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Recommendation:
 
 @full_precision()
 def recommend(members: Sequence[MemberRun], target_flops: float) -> Recommendation:
-    """What to make of runs that can be joined, cheapest first; UserError if none of them is within the budget."""
+    """The best choices among runs that can be joined, cheapest first; UserError if none is within the budget."""
     dense = base_of(members).record.dense_macs
     budget = target_macs(target_flops, dense)
     logits = torch.stack([member.said.logits for member in members])

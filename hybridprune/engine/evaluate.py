@@ -142,7 +142,7 @@ class Readings:
 
     @staticmethod
     def of(net: RoutedNetwork, batches: Iterable[Batch], keep_logits: bool = False) -> Readings:
-        """Those for all batches; the logits of ``always_on`` may be kept."""
+        """Both readings of all batches; the logits of ``always_on`` may be kept."""
         return Readings(evaluate(net, batches, "always_on", keep_logits=keep_logits), evaluate(net, batches))
 
     def summary(self, cost: NetworkCost) -> dict[str, Any]:

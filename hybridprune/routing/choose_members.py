@@ -1,4 +1,4 @@
-"""Which networks to join: all pairs and triples are tried by one threshold on the margin, from logits alone.
+"""Networks to join, by search: all pairs and triples are tried by one threshold on the margin, from logits alone.
 
 A group's estimate is that of `cross_fitted` without training. What does not depend on the whole group is computed once:
 temperatures for each network, the first answers for each pair, and all third members of a pair share its thresholds.
@@ -31,8 +31,8 @@ from hybridprune.routing.stopping import mean_macs_at, nearest, rates_by_thresho
 
 Group = tuple[int, ...]
 """Networks by their number, cheapest first."""
-Scores = Mapping[Group, Sequence[float]]
-"""Accuracy of each group on either half of the images."""
+Scores = Mapping[Group, Sequence[int]]
+"""How many images of either half each group answers rightly."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Networks:
     """Of one image in each of them, none less than that of the network before it."""
 
     def said(self, group: Group) -> MemberLogits:
-        """What the cascade of a group is fitted to."""
+        """The logits and the costs that the cascade of a group is fitted to."""
         macs = macs_of_stops([self.macs[each] for each in group], self.logits.shape[2])
         return MemberLogits(self.logits[list(group)], self.labels, macs)
 
@@ -75,7 +75,7 @@ def best_alone(networks: Networks, budget_macs: float) -> Chosen | None:
     """The most accurate network within the budget (`MemberLogits.best_alone`), None if there is none."""
     correct = networks.logits.argmax(2) == networks.labels
     parts, fitting = halves(len(networks.labels)), within(networks.macs, budget_macs)
-    scores = {(k,): [float(correct[k, part].double().mean()) for part in parts] for k in fitting}
+    scores = {(k,): [int(correct[k, part].sum()) for part in parts] for k in fitting}
     if not scores:
         return None
     (best,) = _best(scores)
@@ -109,7 +109,7 @@ def search(networks: Networks, budget_macs: float) -> Scores:
 
     A group that costs less than the budget on all images is given what it costs.
     """
-    scores: dict[Group, list[float]] = {}
+    scores: dict[Group, list[int]] = {}
     first, second = halves(len(networks.labels))
     for own, other in ((second, first), (first, second)):  # judged on the first half, then on the second
         for group, right in _by_half(networks, budget_macs, own, other):
@@ -117,8 +117,8 @@ def search(networks: Networks, budget_macs: float) -> Scores:
     return scores
 
 
-def _by_half(networks: Networks, budget_macs: float, own: Tensor, other: Tensor) -> Iterator[tuple[Group, float]]:
-    """Each group's accuracy on the ``other`` images, fitted on the ``own`` ones."""
+def _by_half(networks: Networks, budget_macs: float, own: Tensor, other: Tensor) -> Iterator[tuple[Group, int]]:
+    """How many of the ``other`` images each group answers rightly, fitted on the ``own`` ones."""
     temperatures = [fit_temperature(each[own], networks.labels[own]) for each in networks.logits]
     logits = networks.logits / torch.tensor(temperatures).view(-1, 1, 1)
     labels, macs = networks.labels[other], networks.macs
@@ -134,7 +134,7 @@ def _by_half(networks: Networks, budget_macs: float, own: Tensor, other: Tensor)
         for j, limit in zip(dearer, limits, strict=True):
             both = torch.lerp(logits[i], logits[j], 0.5)
             right = both[other].argmax(1) == labels
-            yield (i, j), float(torch.where(unsure[other] > limit, right, alone).double().mean())
+            yield (i, j), int(torch.where(unsure[other] > limit, right, alone).sum())
             last = [k for k in dearer if macs[k] > macs[j]]
             if not last:
                 continue
@@ -147,7 +147,7 @@ def _by_half(networks: Networks, budget_macs: float, own: Tensor, other: Tensor)
                 goes, on = (seen > limit).long().cumprod(1).bool().T
                 found = torch.where(goes, right, alone)
                 found[on] = torch.lerp(both[on], answers[k][on], 1 / 3).argmax(1) == labels[on]
-                yield (i, j, k), float(found.double().mean())
+                yield (i, j, k), int(found.sum())
 
 
 def _macs_of(macs: Sequence[int], groups: Sequence[Group], gates: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _going_on(answers: Tensor) -> Tensor:
 
 
 def _best(scores: Scores, half: int | None = None) -> Group:
-    """The group with the highest accuracy, on one half of the images or on both."""
+    """The group with the most right answers, on one half of the images or on both."""
     return max(scores, key=lambda group: sum(scores[group]) if half is None else scores[group][half])
 
 

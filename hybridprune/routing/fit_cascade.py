@@ -50,7 +50,7 @@ class MemberLogits:
 
 
 def within(member_macs: Sequence[int], budget_macs: float) -> list[int]:
-    """Which members take no more MACs alone than a budget that is met within `TOLERANCE`."""
+    """The members that take no more MACs alone than a budget that is met within `TOLERANCE`."""
     return [k for k, macs in enumerate(member_macs) if macs <= budget_macs * (1 + TOLERANCE)]
 
 

@@ -1,4 +1,4 @@
-"""What the runs that are joined to a cascade must have in common."""
+"""Runs that can be joined to a cascade, and what they must have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JOINED = ("sp", "prune")
 
 
 def in_common(spec: RunSpec, validation: Tensor) -> Mapping[str, Any]:
-    """What is equal for all members, by its name: the images, and how they are seen and validated.
+    """The facts that are equal for all members, by their names: the images, and how they are seen and validated.
 
     ``validation`` are the ids of the run's validation images.
     """

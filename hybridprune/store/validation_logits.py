@@ -41,7 +41,7 @@ class ValidationLogits:
 
     @staticmethod
     def read(run: RunFolder, spec: RunSpec) -> ValidationLogits | None:
-        """Those of a finished run; None without the file, UserError if it is broken or of another network."""
+        """The logits of a finished run; None without the file, UserError if it is broken or of another network."""
         path = run.path / FILE
         if not path.is_file():
             return None
