@@ -19,7 +19,7 @@ def in_common(spec: RunSpec, validation: Tensor) -> Mapping[str, Any]:
     ``validation`` are the ids of the run's validation images.
     """
     return {
-        "data set": (spec.dataset, spec.dataset_digest, spec.input_size),
+        "data set": (spec.dataset_digest, spec.input_size),
         "classes": spec.class_names,
         "normalisation": (spec.mean, spec.std),
         "cropping": spec.centre_crop,
