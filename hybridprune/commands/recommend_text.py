@@ -113,7 +113,7 @@ def _images(member: MemberRun, data_dir: str | None) -> list[str]:
     if data_dir is not None:
         stored["data_dir"] = data_dir
     words: list[str] = []
-    for name in ("dataset", "data_dir", "img_type", "resize"):
+    for name in ("dataset", "data_dir", "img_type", "resize", "validation_from"):
         value = stored.get(name, getattr(default, name))
         if value != getattr(default, name):
             words += [f"--{name}", str(value)]

@@ -175,6 +175,19 @@ def test_a_share_is_given_to_stage_3_as_it_reads_it(trained: Path) -> None:
         assert words[-8:] == ["--dataset", "digits", "--data_dir", "DATA", "--resize", "8", "--result_dir", "R"]
 
 
+def test_the_command_names_the_images_as_their_run_did(spoilt: Path) -> None:
+    members, found = found_in(spoilt, 1.0)
+    cascade = next(each for each in found.cascades if len(each.group) == 3)
+    run = members[2].run.path
+    config = json.loads((run / "config.json").read_text())
+    more = {"dataset": "tree", "data_dir": "my data", "img_type": "any", "validation_from": "test"}
+    (run / "config.json").write_text(json.dumps({**config, **more}))
+    words = command(found, cascade, spoilt, None)
+    assert words[words.index("--target_flops") + 2 : -2] == [
+        *("--data_dir", "my data", "--img_type", "any", "--resize", "8", "--validation_from", "test")
+    ]
+
+
 def test_it_says_all_static_where_no_cascade_is_ahead(trained: Path) -> None:
     before = contents(trained)
     done = asked(trained)
