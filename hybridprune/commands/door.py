@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": Command("accuracy, execution rates and FLOPs of a finished run", "hybridprune.commands.evaluate:main"),
     "curve": Command("accuracy over FLOPs as the gates' threshold moves", "hybridprune.commands.threshold_sweep:main"),
     "report": Command("table, plot and page of finished runs", "hybridprune.report.command:main"),
+    "recommend": Command("one network or a cascade, for a budget", "hybridprune.commands.recommend:main"),
     "export": Command("the network as it is shipped: folded, ONNX, torch.export", "hybridprune.commands.export:main"),
     "bench": Command("what the stages gained by the clock", "hybridprune.commands.bench:main"),
     "reconfigure": Command("the small network that masks of nuspm leave", "hybridprune.commands.reconfigure:main"),

@@ -24,8 +24,15 @@ from hybridprune.store.run_folder import RunFolder, RunSpec
 SplitName = Literal["test", "validation"]
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser of a command that reads one run, whose mistakes are a user's like all others."""
+class CommandParser(argparse.ArgumentParser):
+    """A parser of a command, whose mistakes are a user's like all others: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+class Parser(CommandParser):
+    """A parser of a command that reads one run."""
 
     def __init__(self, description: str | None, prog: str | None = None, **options: Any) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
@@ -39,9 +46,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--cache_dir", help="folder for decoded images (default: the user's cache)")
         self.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if it is not there")
         self.add_argument("--device", default="auto", help="of the network, default: %(default)s")
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def add_batch_size(parser: Parser) -> None:

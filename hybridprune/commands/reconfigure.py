@@ -22,7 +22,7 @@ from torch import nn
 from hybridprune.commands.finished_run import FinishedRun, Parser, add_batch_size
 from hybridprune.config import CutOptions, DataOptions, PruneConfig
 from hybridprune.data import Batch
-from hybridprune.engine.evaluate import summary
+from hybridprune.engine.evaluate import Readings
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import RunFailed, UserError
 from hybridprune.measure.cost import NetworkCost, count
@@ -39,6 +39,7 @@ from hybridprune.stages.images import RunImages
 from hybridprune.stages.setup import to_device, unpruned
 from hybridprune.store.files import sha256, write_folder
 from hybridprune.store.run_folder import RunFolder, RunSpec
+from hybridprune.store.validation_logits import ValidationLogits
 from hybridprune.store.weights import load_weights
 
 CHECKED_IMAGES = 256
@@ -67,8 +68,10 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.reconfigure") -
     print(f"logits of the masked and of the small network on validation images differ by {difference:.1e} at most")
     print(f"MACs of the masks {promised.macs:,}, of the small network {cost.backbone_macs:,}")
     check_promise(promised, Cost(cost.backbone_macs, cost.backbone_params))
-    test, validation = (summary(small, run.batches(split), cost) for split in ("test", "validation"))
-    _write(output, folder, spec, small, cost, {"test": test, "validation": validation})
+    answers = Readings.of(small, run.batches("validation"), keep_logits=True)
+    test = Readings.of(small, run.batches("test")).summary(cost)
+    logits = ValidationLogits(answers.always_on.logits, answers.always_on.labels, run.split().validation)
+    _write(output, folder, spec, small, cost, {"test": test, "validation": answers.summary(cost)}, logits)
     print(
         f"test accuracy {test['always_on']['accuracy']:.2%} with all blocks executed, "
         f"{cost.backbone_macs / run.dense_macs:.1%} of the dense FLOPs"
@@ -170,7 +173,13 @@ def _check(folder: RunFolder, output: Path) -> None:
 
 
 def _write(
-    output: Path, folder: RunFolder, spec: RunSpec, net: nn.Module, cost: NetworkCost, measured: dict[str, Any]
+    output: Path,
+    folder: RunFolder,
+    spec: RunSpec,
+    net: nn.Module,
+    cost: NetworkCost,
+    measured: dict[str, Any],
+    logits: ValidationLogits,
 ) -> None:
     """Write the run, whole or not at all."""
     before = folder.read_json("result.json")
@@ -193,6 +202,7 @@ def _write(
             "model_sha256": sha256(run.model_file),
             "reconfigured_from": {"path": str(folder.path), "run_id": before["run_id"]},
         }
+        logits.save(run, spec, result["model_sha256"])
         run.write_json("result.json", result)
 
     try:

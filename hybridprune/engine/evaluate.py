@@ -133,12 +133,22 @@ def evaluate_routes(
     return Evaluation(*found)
 
 
-def summary(net: RoutedNetwork, batches: Iterable[Batch], cost: NetworkCost) -> dict[str, Any]:
-    """Both readings of a network for ``result.json``: all blocks or members executed, and routed by its gates."""
-    always_on = evaluate(net, batches, "always_on")
-    routed = evaluate(net, batches, "executed")
-    return {
-        "images": len(routed.labels),
-        "always_on": {"accuracy": always_on.accuracy, "loss": always_on.loss},
-        "routed": routed.routed_summary(cost),
-    }
+@dataclass(frozen=True)
+class Readings:
+    """Both readings of a network: all blocks or members executed, and routed by its gates."""
+
+    always_on: Evaluation
+    routed: Evaluation
+
+    @staticmethod
+    def of(net: RoutedNetwork, batches: Iterable[Batch], keep_logits: bool = False) -> Readings:
+        """Both readings of all batches; the logits of ``always_on`` may be kept."""
+        return Readings(evaluate(net, batches, "always_on", keep_logits=keep_logits), evaluate(net, batches))
+
+    def summary(self, cost: NetworkCost) -> dict[str, Any]:
+        """The figures for ``result.json``."""
+        return {
+            "images": len(self.routed.labels),
+            "always_on": {"accuracy": self.always_on.accuracy, "loss": self.always_on.loss},
+            "routed": self.routed.routed_summary(cost),
+        }

@@ -40,14 +40,18 @@ class MemberLogits:
 
     def best_alone(self, member_macs: Sequence[int], budget_macs: float) -> int:
         """The most accurate member of those whose own MACs are within the budget, which one has to be."""
-        within = [k for k, macs in enumerate(member_macs) if macs <= budget_macs * (1 + TOLERANCE)]
         accuracies = self.correct.double().mean(1)
-        return max(within, key=lambda k: float(accuracies[k]))
+        return max(within(member_macs, budget_macs), key=lambda k: float(accuracies[k]))
 
     @torch.no_grad()
     def table(self, net: Cascade) -> StoppingTable:
         """The outcome of stopping behind each member, with the temperatures of ``net``."""
         return StoppingTable(net.answers(self.logits), self.labels, self.macs)
+
+
+def within(member_macs: Sequence[int], budget_macs: float) -> list[int]:
+    """The members that take no more MACs alone than a budget that is met within `TOLERANCE`."""
+    return [k for k, macs in enumerate(member_macs) if macs <= budget_macs * (1 + TOLERANCE)]
 
 
 def fit(net: Cascade, said: MemberLogits, target_macs: float, train: bool = True) -> Tensor:
@@ -78,8 +82,8 @@ def cross_fitted(
     """
     count = len(said.labels)
     stops, right = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
-    halves = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
-    for own, other in (halves, halves[::-1]):
+    first, second = halves(count, seed)
+    for own, other in ((first, second), (second, first)):
         fitted = _without_members(net)
         fit(fitted, said.part(own), target_macs, train)
         with torch.no_grad():
@@ -87,6 +91,12 @@ def cross_fitted(
             stops[other] = table.stops(table.gate_logits(fitted.gate))
         right[other] = table.correct[torch.arange(len(other)), stops[other]]
     return stops, right
+
+
+def halves(images: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two halves of so many images, drawn at random."""
+    first, second = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
+    return first, second
 
 
 def macs_of_stops(member_macs: Sequence[int], classes: int) -> Tensor:

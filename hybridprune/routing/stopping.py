@@ -125,19 +125,35 @@ def train_gates(
 
 
 def threshold_at(table: StoppingTable, gate_logits: Tensor, target_macs: float) -> float:
-    """The threshold on the gates' logits whose mean MACs on the table are nearest to ``target_macs``.
+    """The threshold on the gates' logits whose mean MACs on the table are nearest to ``target_macs``."""
+    limits, reached = rates_by_threshold(gate_logits)
+    return float(limits[nearest(mean_macs_at(reached, table.macs), target_macs)])
 
-    Midway between two logits, so that noise of arithmetic flips no decision. What an image costs falls with the
-    threshold, since no gate's logit depends on another's decision, so bisection finds it.
+
+def rates_by_threshold(gate_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """All thresholds that differ, rising ``[L]``, and the share of images that get past each gate ``[K - 1, L]``.
+
+    From M images' logits ``[M, K - 1]``. Thresholds lie midway between two logits, so that noise of arithmetic flips no
+    decision. An image gets past gate k at a threshold t where the least of its logits up to k is above t.
     """
     values = gate_logits.flatten().unique()  # rising
     limits = torch.cat([values[:1] - 1, (values[:-1] + values[1:]) / 2, values[-1:] + 1])
+    least = gate_logits.cummin(1).values.T.contiguous().sort(1).values
+    stopped = torch.searchsorted(least, limits.expand(len(least), -1).contiguous(), right=True)
+    return limits, 1 - stopped.double() / len(gate_logits)
 
-    def cost(index: int) -> float:
-        return table.mean_macs(table.stops(gate_logits, float(limits[index])))
 
-    low, high = 0, len(limits) - 1  # the cost at low is the higher one
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) > target_macs else (low, middle)
-    return float(limits[min((low, high), key=lambda index: abs(cost(index) - target_macs))])
+def mean_macs_at(reached: Tensor, macs: Tensor) -> Tensor:
+    """Mean MACs of an image ``[..., L]``, falling, of the rates ``[K - 1, L]`` (`rates_by_threshold`).
+
+    ``macs [..., K]`` are of an image that stops behind each member.
+    """
+    return macs[..., :1] + macs.diff(dim=-1) @ reached
+
+
+def nearest(cost: Tensor, target_macs: Tensor | float) -> Tensor:
+    """The index of the cost nearest to the target, ``[...]`` of falling costs ``[..., L]`` and a target for each."""
+    target = torch.as_tensor(target_macs, dtype=cost.dtype).unsqueeze(-1)
+    low = ((cost > target).sum(-1, keepdim=True) - 1).clamp(0, cost.shape[-1] - 2)
+    pair = torch.cat([low, low + 1], -1)
+    return (low + (cost.gather(-1, pair) - target).abs().argmin(-1, keepdim=True)).squeeze(-1)

@@ -11,12 +11,13 @@ from typing import Any, cast
 from torch import Tensor
 
 from hybridprune.config import Invocation, RlConfig
-from hybridprune.data import Dataset, Split
+from hybridprune.data import Dataset
 from hybridprune.engine.modes import always_on
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
 from hybridprune.engine.run_data import load_images
 from hybridprune.errors import UserError
+from hybridprune.models.architectures import allow
 from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.models.cascade_spec import CascadeSpec
 from hybridprune.report.bootstrap import paired_bootstrap
@@ -26,14 +27,12 @@ from hybridprune.stages.cascade_members import outcome, to_train, train_members,
 from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of
 from hybridprune.stages.images import RunImages
+from hybridprune.stages.members import JOINED, difference, in_common
 from hybridprune.stages.parent import Parent
 from hybridprune.stages.result import finish, show_result
 from hybridprune.stages.setup import StageSetup, device_for, placed
 from hybridprune.stages.start import open_run
 from hybridprune.store.run_folder import RunFolder, RunSpec
-
-JOINED = ("sp", "prune")
-"""Stages whose runs can be members."""
 
 
 def run_cascade(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
@@ -110,6 +109,7 @@ def _of_run(setup: StageSetup[RlConfig], claimed: RunSpec) -> StageSetup[RlConfi
 def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list[Parent]]:
     """The cascade and its members, cheapest first; its parent is the dearest one."""
     config = invocation.config
+    allow(config.network.network)
     device, dataset = device_for(config), load_images(config.data)
     parents = [_member(path, dataset, config.data.resize) for path in config.cascade.members]
     parents.sort(key=lambda parent: parent.result["macs"]["backbone"])
@@ -139,23 +139,14 @@ def _member(path: str, dataset: Dataset, size: int) -> Parent:
 
 def _check_alike(parents: Sequence[Parent]) -> None:
     """UserError if members see images, or are validated, differently, or two of them cost the same."""
-    first, splits = parents[0], [parent.split() for parent in parents]
-    for parent, split, before in zip(parents[1:], splits[1:], parents[:-1], strict=True):
-        for what, mine, theirs in (
-            ("normalisation", (parent.spec.mean, parent.spec.std), (first.spec.mean, first.spec.std)),
-            ("cropping", parent.spec.centre_crop, first.spec.centre_crop),
-            ("validation split", _validation(split), _validation(splits[0])),
-        ):
-            if mine != theirs:
-                raise UserError(
-                    f"--members {parent.run.path}: its {what} is not that of {first.run.path}; train both alike"
-                )
+    first, alike = parents[0], [in_common(parent.spec, parent.split().validation) for parent in parents]
+    for parent, its, before in zip(parents[1:], alike[1:], parents[:-1], strict=True):
+        if (what := difference(alike[0], its)) is not None:
+            raise UserError(
+                f"--members {parent.run.path}: its {what} is not that of {first.run.path}; train both alike"
+            )
         if parent.result["macs"]["backbone"] <= before.result["macs"]["backbone"]:
             raise UserError(f"--members {parent.run.path}: costs what {before.run.path} costs; leave one of them out")
-
-
-def _validation(split: Split) -> list[int]:
-    return sorted(split.validation.tolist())
 
 
 def _record(parent: Parent) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, identity, to_json
-from hybridprune.engine.evaluate import summary
+from hybridprune.engine.evaluate import Readings
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Progress
 from hybridprune.errors import RunFailed, UserError
@@ -22,11 +22,13 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import count as processes
 from hybridprune.processes import is_first, json_from_first
 from hybridprune.stages.console import say
+from hybridprune.stages.members import JOINED
 from hybridprune.stages.parent import Parent
 from hybridprune.stages.setup import C, StageSetup, unpruned
 from hybridprune.store.files import sha256
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.store.run_folder import FORMAT, RunFolder, RunSpec
+from hybridprune.store.validation_logits import ValidationLogits
 from hybridprune.store.weights import load_weights
 
 
@@ -42,20 +44,29 @@ def finish(
 ) -> dict[str, Any]:
     """Save the network that is shipped, measure it on validation and, once, on test, and write result.json.
 
-    ``setup`` holds that network and its specification, ``extra`` what only this stage has to say. All that is done
-    between ``load_selected`` and here works on the network in memory only: a run that is killed in between and resumed
-    does it again, from the same weights. Raises RunFailed if the network is not finite on the validation images.
+    Before that, of a run that can be a member of a cascade, its logits for the validation images are saved. ``setup``
+    holds that network and its specification, ``extra`` what only this stage has to say. All that is done between
+    ``load_selected`` and here works on the network in memory only: a run that is killed in between and resumed does it
+    again, from the same weights. Raises RunFailed if the network is not finite on the validation images.
     """
     spec, config, net, images, parent = setup.spec, setup.config, setup.net, setup.images, setup.parent
     run.save_weights(run.model_file.name, net)
     cost = count(net, spec.input_size)
-    validation = summary(net, images.validation(), cost)
+    stored = json_from_first(
+        lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
+    )
+    joins = spec.stage in JOINED
+    answers = Readings.of(net, images.validation(), keep_logits=joins)
+    validation = answers.summary(cost)
     if not math.isfinite(validation["routed"]["loss"]):
         raise RunFailed(
             "the network is not finite on some validation images; start anew with a lower --lr (now "
             f"{config.optim.lr}) and another --exp_name"
         )
-    test = summary(net, images.test(), cost)
+    if joins:
+        said = answers.always_on
+        ValidationLogits(said.logits, said.labels, images.split.validation).save(run, spec, stored["model_sha256"])
+    test = Readings.of(net, images.test()).summary(cost)
     for split, figures in (("validation", validation), ("test", test)):
         if not _finite(figures):
             say(f"warning: the network is not finite on some {split} images: their answers are wrong, the loss is null")
@@ -72,9 +83,7 @@ def finish(
         "macs": {"backbone": cost.backbone_macs, "gates": sum(cost.gate_macs)},
         "dense": setup.dense,
         **_effective_sparsity(net, spec, images.device),
-        **json_from_first(
-            lambda: {"stored_bytes": run.model_file.stat().st_size, "model_sha256": sha256(run.model_file)}
-        ),
+        **stored,
         "test": test,
         "validation": validation,
         "epochs": epochs,

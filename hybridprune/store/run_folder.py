@@ -2,8 +2,9 @@
 
 ``spec.json`` (what the network is), ``config.json`` (resolved), ``split.json``, ``metrics.jsonl``, ``tb/``,
 ``train_state.pt`` (for resuming), ``selected.safetensors`` (best on validation, as trained), ``last.safetensors``,
-``model.safetensors`` (what is shipped: made of the selected weights in one go, once training has ended) and, written
-last, ``result.json``: a run is finished exactly when it is there.
+``model.safetensors`` (what is shipped: made of the selected weights in one go, once training has ended),
+``validation.safetensors`` (stages 1 and 2: its logits) and, written last, ``result.json``: a run is finished exactly
+when it is there.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ OWN_FLAGS = {
         "--data_dir --device --batch --bs --output --onnx --program --harden --never --always --unprofitable "
         "--keep_state"
     ),
+    "recommend": "--target_flops --evaluate --network --data_dir --device --batch_size --bs",
     "hybridprune.reconfigure": "--output --data_dir --batch_size --bs --device",
     "hybridprune.report": "--format --output --plot --html --gallery --gallery_images --data_dir --device",
     "hybridprune.sweep": "--data_dir --batch_size --bs --device --points --split --output",
@@ -69,7 +70,7 @@ def test_help_lists_every_flag(script: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "script", sorted({*COMMANDS} - {*SCRIPTS.values(), "hybridprune.evaluate", "hybridprune.report"})
+    "script", sorted({*COMMANDS} - {*SCRIPTS.values(), "hybridprune.evaluate", "hybridprune.report", "recommend"})
 )
 def test_help_of_the_real_command(script: str, tmp_path: Path) -> None:
     """In a fresh interpreter; those left out are run by ``test_the_real_commands_in_sequence``."""

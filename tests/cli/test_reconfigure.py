@@ -20,6 +20,8 @@ from hybridprune.engine.descent import Descent
 from hybridprune.errors import Interrupted, RunFailed
 from hybridprune.measure.cost import count
 from hybridprune.pruning.methods.nuspm import method
+from hybridprune.store.run_folder import RunFolder
+from hybridprune.store.validation_logits import ValidationLogits
 from tests.cli.tiny_runs import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
 from tests.networks_and_images import batches_of, random_decisions, random_images, random_net
 from tests.processes import run_cli
@@ -153,6 +155,10 @@ def test_the_small_network_is_the_masked_one(whole: Path, tmp_path: Path) -> Non
     assert float((expected.logits - found.logits).detach().abs().max()) < 1e-10
     assert torch.allclose(expected.gate_logits, found.gate_logits, atol=1e-5)
     assert count(small, 8).backbone_macs == macs == of_masks.macs == result_of(whole)["macs"]["backbone"]
+    said = ValidationLogits.read(RunFolder(output), RunFolder(output).read_spec())
+    assert said is not None
+    validated = result_of(output)["validation"]["always_on"]["accuracy"]
+    assert float((said.logits.argmax(1) == said.labels).double().mean()) == validated
     assert result_of(output)["parent"] == result_of(whole)["parent"]
     assert result_of(output)["group"] != result_of(whole)["group"]
     evaluated = run_here("hybridprune.evaluate", output, "--device", "cpu", "--mode", "always_on")

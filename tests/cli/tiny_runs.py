@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridprune.commands import bench, evaluate, export, reconfigure, threshold_sweep
+from hybridprune.commands import bench, evaluate, export, recommend, reconfigure, threshold_sweep
 from hybridprune.commands import grid as sweep_runs
 from hybridprune.errors import run_command
 from hybridprune.report import command as report
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "hybridprune.report": report.main,
     "hybridprune.sweep": threshold_sweep.main,
     "hybridprune.sweep_runs": sweep_runs.main,
+    "recommend": recommend.main,
 }
 NETWORK = ("--network", "resnet", "--depth", "8", "--width", "4")
 TINY = (*NETWORK, "--bs", "20", "--num_workers", "0", "--device", "cpu")

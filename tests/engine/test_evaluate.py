@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hybridprune.data import Batch
 from hybridprune.engine import evaluate as evaluation
-from hybridprune.engine.evaluate import Evaluation, Routing, summary
+from hybridprune.engine.evaluate import Evaluation, Readings, Routing
 from hybridprune.measure.cost import count
 from hybridprune.models.spec import NetworkSpec
 from tests.networks_and_images import batches_of, random_decisions, random_images, random_net, randomised
@@ -86,7 +86,7 @@ def test_uses_the_stored_statistics_and_restores_the_mode(training: bool) -> Non
 
 def test_summary_gives_both_readings() -> None:
     cost = count(NET, 8)
-    found = summary(NET, batches(), cost)
+    found = Readings.of(NET, batches()).summary(cost)
     always_on, routed = evaluate(NET, batches(), "always_on"), evaluate(NET, batches(), "executed")
     assert found["images"] == 11
     assert found["always_on"] == {"accuracy": always_on.accuracy, "loss": always_on.loss}
@@ -107,7 +107,7 @@ def test_without_gates_all_is_executed() -> None:
     torch.manual_seed(0)
     net = randomised(NetworkSpec("vgg", 11, 2, 5).build())
     cost = count(net, 8)
-    found = summary(net, batches(), cost)
+    found = Readings.of(net, batches()).summary(cost)
     assert found["routed"] == {
         **found["always_on"], "expected_macs": cost.fixed_macs, "mean_rate": 1.0, "block_rates": [],
     }  # fmt: skip

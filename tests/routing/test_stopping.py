@@ -20,6 +20,9 @@ from hybridprune.routing.rollout import Choose, choose_by, choose_greedily, roll
 from hybridprune.routing.stopping import (
     StoppingTable,
     expected_return,
+    mean_macs_at,
+    nearest,
+    rates_by_threshold,
     stop_log_probs,
     stop_macs,
     threshold_at,
@@ -174,3 +177,22 @@ def test_trained_gates_meet_the_budget_by_the_price_alone_before_any_threshold()
         stops = table.stops(table.gate_logits(gate))
     assert table.mean_macs(stops) == pytest.approx(target, rel=0.05)
     assert len(stops.unique()) == 3
+
+
+def test_one_search_serves_many_costs_and_budgets() -> None:
+    table = random_table(3, 200)
+    with torch.no_grad():
+        logits = table.gate_logits(ConfidenceGate(2, CLASSES))
+    limits, reached = rates_by_threshold(logits)
+    assert bool((limits.diff() > 0).all())
+    for index in (0, 7, len(limits) // 2, len(limits) - 1):
+        stops = table.stops(logits, float(limits[index]))
+        assert reached[:, index].tolist() == pytest.approx([float((stops >= k).double().mean()) for k in (1, 2)])
+        assert float(mean_macs_at(reached, table.macs)[index]) == pytest.approx(table.mean_macs(stops))
+    macs = torch.stack([table.macs, 2 * table.macs, table.macs + 50])
+    targets = torch.tensor([300.0, 700.0, 10.0], dtype=torch.float64)
+    found = nearest(mean_macs_at(reached, macs), targets)
+    for each, target, index in zip(macs, targets, found, strict=True):
+        alone = mean_macs_at(reached, each)
+        assert int(nearest(alone, target)) == int(index)
+        assert float((alone[index] - target).abs()) == float((alone - target).abs().min())
