@@ -6,6 +6,8 @@ from hybridprune.config.registry import Registry
 
 TORCHVISION = "torchvision"
 """``torchvision:NAME`` is that classifier of torchvision's."""
+CASCADE = "cascade"
+"""The network of a run that joins the networks of others."""
 
 NETWORKS = Registry(
     group="hybridprune.networks",

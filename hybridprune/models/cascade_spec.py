@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from torch import nn
 
+from hybridprune.config.networks import CASCADE
 from hybridprune.config.options import DEEPEST
 from hybridprune.json_text import short, texts_at, value_at
 from hybridprune.models.cascade import Answer, Cascade
@@ -16,7 +17,6 @@ from hybridprune.models.edits import Edit
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.models.trunk import graft
 
-NAME = "cascade"
 MOST = 8
 """Members of a cascade that a file may ask for."""
 
@@ -30,7 +30,7 @@ class CascadeSpec:
     trunks: tuple[int, ...] = ()
     """For each member the blocks, and the stem, that it shares with the one before it, 0 for none; empty: all 0."""
 
-    network = NAME
+    network = CASCADE
 
     @property
     def classes(self) -> int:
@@ -55,11 +55,13 @@ class CascadeSpec:
     @property
     def label(self) -> str:
         """A short name for folders and tables, e.g. cascade-resnet20-w16-resnet32-w16."""
-        return "-".join([NAME, *(member.label for member in self.members)])
+        return "-".join([CASCADE, *(member.label for member in self.members)])
 
     def __str__(self) -> str:
         from_block = [f" from block {trunk} on" if trunk else "" for trunk in self.trunks or (0,) * len(self.members)]
-        return f"{NAME} of {'; '.join(f'{each}{start}' for each, start in zip(self.members, from_block, strict=True))}"
+        return (
+            f"{CASCADE} of {'; '.join(f'{each}{start}' for each, start in zip(self.members, from_block, strict=True))}"
+        )
 
     def build(self) -> Cascade:
         """A cascade of freshly initialised members, all of their blocks executed, and gates as they start.
@@ -83,7 +85,7 @@ class CascadeSpec:
         """A plain dictionary."""
         members = [member.to_json() for member in self.members]
         trunks = {"trunks": list(self.trunks)} if self.trunks else {}
-        return {"network": NAME, "members": members, "answer": self.answer, **trunks}
+        return {"network": CASCADE, "members": members, "answer": self.answer, **trunks}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> CascadeSpec:
@@ -116,6 +118,6 @@ def _trunks(record: Mapping[str, Any], members: int) -> tuple[int, ...]:
 
 def spec_from_json(record: Mapping[str, Any]) -> NetworkSpec | CascadeSpec:
     """The specification of a network of either kind; raises KeyError, TypeError or ValueError on anything else."""
-    if isinstance(record, Mapping) and record.get("network") == NAME:
+    if isinstance(record, Mapping) and record.get("network") == CASCADE:
         return CascadeSpec.from_json(record)
     return NetworkSpec.from_json(record)

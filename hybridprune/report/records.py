@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from hybridprune.config import SCRIPTS
+from hybridprune.config.networks import CASCADE
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json, short, value_at
-from hybridprune.models.cascade_spec import NAME as CASCADE
 from hybridprune.report.bench import Measurement, read_bench
 
 FORMAT = 1

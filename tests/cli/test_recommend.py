@@ -21,6 +21,7 @@ from hybridprune.commands.recommend_text import command, expected_ms, text
 from hybridprune.commands.recommendation import Recommendation, recommend
 from hybridprune.engine.evaluate import evaluate
 from hybridprune.models.cascade import Cascade
+from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.report.rows import build_rows
 from hybridprune.report.speed import Setting, shown
 from hybridprune.routing.choose_members import Networks
@@ -104,7 +105,7 @@ def test_stages_1_and_2_keep_what_their_networks_say_of_the_validation_images(tr
         parser = Parser(None)
         add_batch_size(parser)
         read = FinishedRun.load(parser.parse_args([str(run), "--device", "cpu", "--bs", "500"]))
-        member = evaluate(read.gated.backbone, read.batches("validation"), keep_logits=True)
+        member = evaluate(cast(GatedNetwork, read.net).backbone, read.batches("validation"), keep_logits=True)
         assert torch.equal(said.logits, member.logits) and torch.equal(said.labels, member.labels)
         assert (run / FILE).stat().st_mtime_ns < (run / "result.json").stat().st_mtime_ns  # which says: finished
     assert not (folder_of(trained, "rl") / FILE).exists()
