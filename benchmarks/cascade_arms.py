@@ -33,9 +33,9 @@ from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, mac
 from hybridprune.store.provenance import hardware, versions
 
 RESULTS = Path(__file__).parent / "results" / "cascade_arms.jsonl"
-OF, BUDGETS = 56, (0.25, 0.4, 0.55, 0.75)
+OF, BUDGETS = 56, (0.4, 0.55, 0.75)
 """Budgets are shares of this published network's FLOPs."""
-MEMBERS = ("20@0.5", "56@0.32", "32@0.59", "20", "56@0.55", "32", "44", "56")
+MEMBERS = ("56@0.32", "32@0.59", "20", "56@0.55", "32", "44", "56")
 EPOCHS, MOST = 10, 3
 TO_BUDGET = {0.25: "56@0.25", 0.4: "56@0.4x20"}
 """A network that is cut to the whole budget, and trained for as many epochs as a cascade's members together."""
@@ -272,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
         "--members", nargs="+", default=list(MEMBERS), help="DEPTH, or DEPTH@TARGET[xEPOCHS] of a cut one"
     )
     found.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help=f"shares of ResNet-{OF}'s FLOPs")
-    found.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    found.add_argument("--arms", nargs="+", default=[x for x in ARMS if x != WHOLE], choices=ARMS, metavar="ARM")
     return found
 
 
