@@ -89,7 +89,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), "ko-" if arm == REFERENCE else ".-", label=arm)
     axes.set(xlabel="FLOPs of an image on average (share of ResNet-56)", ylabel="CIFAR-100 test accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
