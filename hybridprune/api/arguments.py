@@ -13,7 +13,11 @@ from hybridprune.pruning.methods import find
 
 
 def cut_options(
-    cut: CutOptions | None, method: str | Method | None, target_flops: float | None, target_params: float | None
+    cut: CutOptions | None,
+    method: str | Method | None,
+    target_flops: float | None,
+    target_params: float | None,
+    target_latency: float | None,
 ) -> CutOptions:
     """``cut`` with what the arguments say; None says nothing, nor does an option that was not given.
 
@@ -21,7 +25,8 @@ def cut_options(
     budget, and where there is neither, unless the method chooses by itself.
     """
     said = checked(cut, "cut", CutOptions)
-    arguments = {"method": method, "target_flops": target_flops, "target_params": target_params}
+    targets = {"target_flops": target_flops, "target_params": target_params, "target_latency": target_latency}
+    arguments = {"method": method, **targets}
     wanted = {
         name: checked_value(CutOptions, name, value, name) for name, value in arguments.items() if value is not None
     }
@@ -31,7 +36,7 @@ def cut_options(
             raise UserError(f"{name} {value}: cut.{name} is {there}; give one of them")
     found = replace(said, **wanted)
     find(found.method, "method")
-    budgets = [name for name in ("target_flops", "target_params") if getattr(found, name) is not None]
+    budgets = [name for name in targets if getattr(found, name) is not None]
     if budgets and found.prune_ratio is not None:
         raise UserError(
             f"cut.prune_ratio {found.prune_ratio}: is not read where there is a budget, {budgets[0]} "

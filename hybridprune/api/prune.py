@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from hybridprune.config import (
     RECIPES,
     CurvatureOptions,
     CutOptions,
+    LatencyTarget,
     OptimOptions,
     PruneOptions,
     RunOptions,
@@ -40,12 +41,15 @@ from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwrapped
 from hybridprune.engine.pressure import Drive
 from hybridprune.errors import RunFailed, UserError
+from hybridprune.latency.network_clock import DeployedClock
+from hybridprune.models.copies import copied
 from hybridprune.models.edits import apply_edits, edit_from_json, edits_between
 from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import progress_bars
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
+from hybridprune.pruning.clock import NetworkClock
 from hybridprune.pruning.excluded import check_excluded
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.make_plan import sparsity_of
@@ -53,6 +57,7 @@ from hybridprune.pruning.method import Method
 from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, Trainer, phases_of
 from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.refusal import refusal_of
+from hybridprune.pruning.within_time import told
 from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
@@ -61,8 +66,9 @@ MOST_EPOCHS = 1_000_000
 
 
 @argument_names(
-    own=("method", "target_flops", "target_params"),
+    own=("method", "target_flops", "target_params", "target_latency"),
     cut=CutOptions,
+    latency=LatencyTarget,
     curvature=CurvatureOptions,
     sparsity=SparsityOptions,
 )
@@ -72,6 +78,7 @@ def prune(
     *,
     target_flops: float | None = None,
     target_params: float | None = None,
+    target_latency: float | None = None,
     method: str | Method | None = None,
     loss: str | Callable[[Any, Any], Tensor] = "cross_entropy",
     forward: Callable[[nn.Module, Any], Any] | None = None,
@@ -81,6 +88,7 @@ def prune(
     cut: CutOptions | None = None,
     curvature: CurvatureOptions | None = None,
     sparsity: SparsityOptions | None = None,
+    latency: LatencyTarget | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Pruned:
@@ -98,6 +106,8 @@ def prune(
         target_flops: share of the FLOPs to keep if <= 1, else FLOPs (2 x MACs) of one image.
         target_params: the same of the parameters. Without a budget, ``cut=CutOptions(prune_ratio=...)`` says how many
             units go. What stands here must not disagree with what stands in ``cut``.
+        target_latency: share of the time to keep if <= 1, else milliseconds, of a batch that ``latency`` describes, of
+            the network as it is deployed; alone or with other targets. It is checked by the clock.
         method: the name of a method (`hybridprune.methods.names`), ``module:Name`` of your own, or a method itself;
             ``"fisher-tucker"`` by default.
         loss: of the network's outputs, for the curvature and for fine-tuning: ``"cross_entropy"`` (class logits
@@ -113,6 +123,7 @@ def prune(
         kd_weight: share of the loss of this training that is distilled from ``model``; by default that of stage 2, 0.7,
             and 0 where ``loss`` is a function.
         sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
+        latency: batch, threads and engine of ``target_latency``.
         seed: of the sampled targets, of new weights, and of what else is drawn from torch's own generators (dropout, a
             loader that shuffles by them); afterwards these go on as before.
         progress: whether bars show, on a terminal or in a notebook, how far the measurements and trainings have come.
@@ -128,7 +139,10 @@ def prune(
     if not isinstance(network := network_of(model), nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune returned")
     original = unwrapped(network)
-    cut = cut_options(cut, method, target_flops, target_params)
+    cut = cut_options(cut, method, target_flops, target_params, target_latency)
+    if latency is not None and cut.target_latency is None:
+        raise UserError("latency: says how a budget of time is measured; give target_latency, the budget, as well")
+    latency = checked(latency, "latency", LatencyTarget)
     curvature = checked(curvature, "curvature", CurvatureOptions)
     sparsity = checked(sparsity, "sparsity", SparsityOptions)
     seed = checked_value(RunOptions, "seed", seed, "seed")
@@ -149,8 +163,13 @@ def prune(
             trainable(module)
         prunable = PlainNetwork(module, batches, example, cut.exclude, seed)
         before, dense = layer_states(module, example, prunable.run)
+        clock = None
+        if cut.target_latency is not None:
+            image = example if task.forward is None else None
+            clock = DeployedClock.of(copied(module), lambda cut_module: cut_module, image, latency, cut.method)
+            dense = dense._replace(ns=clock.dense_ns)
         origin = origin_of(original)
-        work = _Work(original, batches, example, cut, sparsity, lr, seed, dense)
+        work = _Work(original, batches, example, cut, sparsity, lr, seed, dense, clock)
         pipeline = work.pipeline(module, curvature)
         module, state = pipeline.run(work, module, CutState())
         done = pipeline.cut(work, module, 0, state)
@@ -169,7 +188,8 @@ def prune(
         share_weights(take_types(module, original))
         _check_finite(module, original)
         batches.check_output(module)
-    spec = PrunedSpec(edits, cost.macs, cost.params, dense.macs, dense.params, plan.left_alone, layers)
+    costs = (cost.macs, cost.params, dense.macs, dense.params)
+    spec = PrunedSpec(edits, *costs, plan.left_alone, done.state.latency, layers)
     note_origin(module, dataclasses.replace(origin, edits=edits))
     return Pruned(take_modes(module, original), spec)
 
@@ -188,6 +208,7 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
     seed: int
     dense: Cost
     """Of the original, which shares refer to."""
+    clock: NetworkClock | None = None
 
     def pipeline(self, model: nn.Module, curvature: CurvatureOptions) -> Pipeline[nn.Module]:
         """The trainings before the cut of ``model``, if the method has some; the cut itself follows them."""
@@ -209,11 +230,14 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
     def budget(self, cut: int) -> Budget | None:
         """The targets."""
         del cut
-        return Budget.of(self.options.target_flops, self.options.target_params, self.dense)
+        options = self.options
+        return Budget.of(options.target_flops, options.target_params, self.dense, options.target_latency)
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """As the allocation says."""
-        return plan.allocate(self.options.prune_ratio or 0.0, self.budget(cut)), state
+        ratio, target = self.options.prune_ratio or 0.0, self.options.target_latency
+        kept, record = self.allocate(plan, ratio, self.budget(cut), target)
+        return kept, dataclasses.replace(state, latency=record)
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
         """In flags, which `prune` turns into its arguments."""
@@ -223,6 +247,11 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         """A warning where `prune` was called."""
         if (told := notice(plan.left_alone)) is not None:
             warn_caller(told)
+
+    def timed(self, record: Mapping[str, Any]) -> None:
+        """A warning where `prune` was called, if the budget of time is missed."""
+        if not record["met"]:
+            warn_caller(told(record))
 
     def settle(self, model: nn.Module) -> nn.Module:
         """The first process's cut and weights in all processes, with the statistics of images of all."""

@@ -22,6 +22,7 @@ from hybridprune.models.copies import copied
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
 from hybridprune.models.origin import note_origin, origin_of
 from hybridprune.pruning.budget.space import Cost
+from hybridprune.pruning.within_time import check_record, told
 from hybridprune.store.weights import check_shapes, load_tensors, read_tensors
 from hybridprune.tables import Table
 
@@ -38,12 +39,17 @@ class PrunedSpec:
     dense_params: int
     left_alone: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     """Layers with weights that nothing was cut from because nothing could be, by name, each with the reason."""
+    latency: Mapping[str, Any] | None = None
+    """How a budget of time is met: ``target``, ``target_ms``, ``predicted_ms``, ``realised_ms`` and ``dense_ms`` of a
+    batch, whether it is ``met``, and how it was measured; None without such a budget."""
     layers: tuple[LayerSummary, ...] = dataclasses.field(default=(), repr=False, compare=False)
     """For `Pruned.summary`, layer by layer. Known where ``prune`` has just run; it is not saved."""
 
     def to_json(self) -> dict[str, object]:
         """A plain dictionary, without the layers."""
         saved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "layers"}
+        if self.latency is None:
+            del saved["latency"]
         return {**saved, "edits": [edit.to_json() for edit in self.edits], "left_alone": dict(self.left_alone)}
 
     @staticmethod
@@ -56,6 +62,8 @@ class PrunedSpec:
                 value_at(record, name, int, low=0)
             reasons = value_at({"left_alone": {}, **record}, "left_alone", dict)
             texts_at({"reasons": list(reasons.values())}, "reasons")
+            if "latency" in record:
+                check_record(value_at(record, "latency", dict))
             if "layers" in record:
                 raise ValueError("a key layers, which is never saved")
             known: dict[str, Any] = {**record, "edits": edits}
@@ -98,7 +106,9 @@ class Pruned(NamedTuple):
             for what, after, before in figures
         )
         cut = len({edit.layer for edit in spec.edits})
-        return f"{type(self.module).__name__}, pruned: {costs}; {cut} layers changed, {len(spec.left_alone)} left alone"
+        time = "" if spec.latency is None else f"; {told(spec.latency)}"
+        changed = f"{cut} layers changed, {len(spec.left_alone)} left alone"
+        return f"{type(self.module).__name__}, pruned: {costs}; {changed}{time}"
 
     def __repr__(self) -> str:
         return f"<{self}>"

@@ -398,6 +398,12 @@ class CutOptions(Checked):
     target_params: float | None = option(
         None, "budget instead of prune_ratio: a share of the dense parameters if <= 1, else parameters", above=0
     )
+    target_latency: float | None = option(
+        None,
+        "budget instead of prune_ratio, beside others if there are some: a share of the time of the dense network, "
+        "both deployed, if <= 1, else milliseconds of a batch",
+        above=0,
+    )
     exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
     normalize: bool = option(
         False,
@@ -480,6 +486,36 @@ class CutOptions(Checked):
         choices=("inherit", "scratch"),
         source="Liu et al. 2019",
         measured="results_methods.md",
+    )
+
+
+@dataclass(frozen=True)
+class LatencyTarget(Checked):
+    """What a budget of time (target_latency) is the time of, and how it is measured."""
+
+    batch: int = option(32, "images of the batch that is timed", flags=("latency_batch",), key="latency_batch", low=1)
+    threads: int | None = option(
+        None,
+        "threads that compute it (none: as many as torch has by default)",
+        flags=("latency_threads",),
+        key="latency_threads",
+        low=1,
+    )
+    engine: str = option(
+        "eager",
+        "what the network will run in: eager (PyTorch, as hybridprune.deploy makes it, on the device of the run) or "
+        "onnxruntime (ONNX Runtime on the CPU)",
+        flags=("latency_engine",),
+        key="latency_engine",
+        choices=("eager", "onnxruntime"),
+    )
+    seconds: float = option(
+        120.0,
+        "seconds that may be spent on timing layers in their forms: the longer, the more ranks are timed. What was "
+        "timed on this machine before is not timed again",
+        flags=("latency_seconds",),
+        key="latency_seconds",
+        above=0,
     )
 
 
@@ -888,6 +924,7 @@ class PruneConfig:
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     cut: CutOptions = field(default_factory=lambda: CutOptions(prune_ratio=0.5))
+    latency: LatencyTarget = field(default_factory=LatencyTarget)
     sparsity: SparsityOptions = field(default_factory=SparsityOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)

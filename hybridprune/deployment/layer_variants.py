@@ -36,11 +36,11 @@ def forms_of(layer: nn.Module) -> dict[str, nn.Module]:
     """
     assert isinstance(layer, FactoredLayer) or is_product(layer), type(layer)
     forms = _factorings(layer) if isinstance(layer, FactoredLayer) else {DENSE: layer}
-    products = {f"{name}{PRODUCTS}": _with_products(each) for name, each in forms.items()}
+    products = {f"{name}{PRODUCTS}": with_products(each) for name, each in forms.items()}
     return forms | {name: each for name, each in products.items() if each is not None}
 
 
-def _with_products(layer: nn.Module) -> nn.Module | None:
+def with_products(layer: nn.Module) -> nn.Module | None:
     """``layer``, of the same weights, with its 1x1 convolutions as matrix products; None if it has none."""
     if is_product(layer):
         assert isinstance(layer, nn.Conv2d)

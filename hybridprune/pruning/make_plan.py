@@ -9,6 +9,7 @@ from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
 from hybridprune.pruning.allocate import BY_LAYER, allocate
 from hybridprune.pruning.budget.space import Budget
+from hybridprune.pruning.clock import NetworkClock
 from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.plan import Plan
@@ -26,19 +27,21 @@ def make_plan(
     sparsity: SparsityOptions | None = None,
     budget: Budget | None = None,
     removed: Removal | None = None,
+    clock: NetworkClock | None = None,
 ) -> Plan:
     """Score all units of the network by the method that the options name; UserError if it could cut nothing.
 
-    ``removed`` is what an earlier plan selected on this network, which then decides alone. A method that selects by
-    itself raises InfeasibleBudget here, and not when the plan is asked to allocate.
+    ``clock`` tells the times of a budget that bounds them. ``removed`` is what an earlier plan selected on this
+    network, which then decides alone. A method that selects by itself raises InfeasibleBudget here, and not when the
+    plan is asked to allocate.
     """
     method = find(options.method)
     allocation = _allocation(method, options)
     with kept_modes(network.model):
         network.model.eval()  # in training mode the mere look at a weight under spectral_norm would change it
         if isinstance(method, DirectionMethod):
-            return plan_directions(network, method, allocation, options, curvature, budgeted=budget is not None)
-        wish = Wish(sparsity or SparsityOptions(), budget, removed)
+            return plan_directions(network, method, allocation, options, curvature, budget, clock)
+        wish = Wish(sparsity or SparsityOptions(), budget, removed, clock)
         return plan_channels(network, method, allocation, options, curvature, wish)
 
 

@@ -22,10 +22,12 @@ from hybridprune.errors import UserError
 from hybridprune.precision import full_precision
 from hybridprune.processes import count, json_from_first
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
+from hybridprune.pruning.clock import NetworkClock
 from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
 from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
+from hybridprune.pruning.within_time import allocate_within_time
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -60,10 +62,13 @@ class CutState:
     """The channels that were selected to go, before the training that knows them."""
     gap: Mapping[str, Mapping[str, float]] | None = None
     """Of a network that was trained for its cut: accuracy and loss on validation just before and just after it."""
+    latency: Mapping[str, Any] | None = None
+    """How the last cut meets a budget of time, see `LatencyRecord`."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, the inverse of ``CutState(**record)``."""
-        return {"lost": dict(self.lost), "units": self.units, "removed": self.removed, "gap": self.gap}
+        record = {name: getattr(self, name) for name in ("units", "removed", "gap", "latency")}
+        return {"lost": dict(self.lost), **record}
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,9 @@ class Cut(Generic[M]):
 class Cuts(ABC, Generic[M]):
     """The cuts of a network, numbered from 0, and where each leads."""
 
+    clock: NetworkClock | None
+    """The clock of a budget that bounds time; None where none does."""
+
     @abstractmethod
     def network(self, model: M, cut: int) -> PrunableNetwork:
         """The network before a cut, with the images that it is measured on."""
@@ -87,6 +95,14 @@ class Cuts(ABC, Generic[M]):
     @abstractmethod
     def budget(self, cut: int) -> Budget | None:
         """The budget that a cut has to meet; None: it removes a share of the units."""
+
+    def allocate(
+        self, plan: Plan, ratio: float, budget: Budget | None, target_latency: float | None
+    ) -> tuple[list[int], dict[str, Any] | None]:
+        """Kept units of each set, and the record of a budget of time, if there is one; see `allocate_within_time`."""
+        if budget is None or self.clock is None or target_latency is None:
+            return plan.allocate(ratio, budget), None
+        return allocate_within_time(plan, budget, self.clock, target_latency)
 
     @abstractmethod
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
@@ -103,6 +119,10 @@ class Trainer(ABC, Generic[M]):
     @abstractmethod
     def planned(self, plan: Plan) -> None:
         """Tell what will be left alone by a cut that is about to be made."""
+
+    def timed(self, record: Mapping[str, Any]) -> None:
+        """Tell how a cut that is about to be made meets a budget of time."""
+        del record
 
     @abstractmethod
     def settle(self, model: M) -> M:
@@ -175,6 +195,8 @@ class Pipeline(Generic[M]):
         plan = self.make_plan(model, cut, state.removed)
         trainer.planned(plan)
         kept, state = self.decide(plan, cut, state)
+        if state.latency is not None:
+            trainer.timed(state.latency)
         before = trainer.validate(model) if sparsity_of(self.options.method).trainings else None
         with full_precision():
             plan.apply(kept)
@@ -188,7 +210,8 @@ class Pipeline(Generic[M]):
         """Measure the network and score its units; ``removed`` has been selected for this cut already."""
         network = self.cuts.network(model, cut)
         with self._refused():
-            return make_plan(network, self.options, self.curvature, self.sparsity, self.cuts.budget(cut), removed)
+            budget, clock = self.cuts.budget(cut), self.cuts.clock
+            return make_plan(network, self.options, self.curvature, self.sparsity, budget, removed, clock)
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """Kept units of each set: in all processes what the first one decides; others may round differently."""

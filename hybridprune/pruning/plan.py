@@ -6,20 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridprune.models.copies import copied
 from hybridprune.models.factored import DENSE, Ranks
 from hybridprune.pruning.allocate import allocate
 from hybridprune.pruning.budget.space import Budget, Space, pick
 from hybridprune.pruning.budget.width_growth import Growth
-from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, remove_channels
+from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, cut, remove_channels
 from hybridprune.pruning.channels.surgery import Update
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.directions.refit import refit
 from hybridprune.pruning.directions.space import DirectionCell
-from hybridprune.pruning.directions.surgery import apply_ranks
+from hybridprune.pruning.directions.surgery import apply_ranks, sketch_ranks
 from hybridprune.pruning.promise import check_promise
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import Removal
@@ -63,6 +63,10 @@ class Plan(ABC):
     @abstractmethod
     def _cut(self, kept: Sequence[int]) -> None:
         """Cut the network in place."""
+
+    @abstractmethod
+    def sketch(self, kept: Sequence[int]) -> nn.Module:
+        """A copy of the network that is cut in its shapes alone: what is new in it has random weights."""
 
     @abstractmethod
     def describe(self, kept: Sequence[int]) -> list[str]:
@@ -122,6 +126,12 @@ class DirectionPlan(Plan):
             batches = self.network.sample(self.refit_images, "refit")
             refit(model, reference, names, batches, self.network.run, metrics, self.refit_network)
 
+    def sketch(self, kept: Sequence[int]) -> nn.Module:
+        """A copy whose cut layers have random weights, as large as the network's own."""
+        model = copied(self.network.model)
+        sketch_ranks(model, self.layers, self.ranks(kept))
+        return model
+
     def describe(self, kept: Sequence[int]) -> list[str]:
         """The ranks of each layer."""
         return [
@@ -172,6 +182,12 @@ class ChannelPlan(Plan):
     def _cut(self, kept: Sequence[int]) -> None:
         network, gone = self.network, self.channels.removed(kept)
         remove_channels(network.model, self.groups, gone, network.run, network.example, self.update)
+
+    def sketch(self, kept: Sequence[int]) -> nn.Module:
+        """A copy without these channels, whose wiring is not looked at."""
+        model = copied(self.network.model)
+        cut(model, self.groups, self.channels.removed(kept))
+        return model
 
     def describe(self, kept: Sequence[int]) -> list[str]:
         """The channels of each group."""

@@ -23,6 +23,7 @@ from hybridprune.pruning.channels import (
     survey_channels,
 )
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
+from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS, listed
 from hybridprune.pruning.measure import differentiable, measure_factors
@@ -43,6 +44,7 @@ class Wish:
     budget: Budget | None
     removed: Removal | None
     """What was selected already."""
+    clock: NetworkClock | None = None
 
 
 def plan_channels(
@@ -72,7 +74,9 @@ def plan_channels(
         ]
     if options.normalize:
         scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
-    channels = _space(network, method, options, groups, scores)
+    names = list(dict.fromkeys(member.layer for group in groups for member in group.members))
+    times = None if wish.clock is None else wish.clock.channels(network, names)
+    channels = _space(network, method, options, groups, scores, times)
 
     return ChannelPlan(
         network=network,
@@ -146,6 +150,7 @@ def _space(
     options: CutOptions,
     groups: Sequence[ChannelGroup],
     scores: Sequence[Tensor],
+    times: NetworkTimes[ChannelTimes] | None = None,
 ) -> ChannelSpace:
     macs = layer_macs(network.model, lambda: network.run(network.model, network.example))
     return channel_space(
@@ -157,6 +162,7 @@ def _space(
         limit=options.prune_ratio_limit,
         dense={group.name: network.channels.get(group.name, group.channels) for group in groups},
         least=method.least,
+        times=times,
     )
 
 

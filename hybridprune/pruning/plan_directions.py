@@ -5,9 +5,11 @@ from __future__ import annotations
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
 from hybridprune.progress_bar import Steps
+from hybridprune.pruning.budget.space import Budget
+from hybridprune.pruning.clock import NetworkClock
 from hybridprune.pruning.directions.layers import leaves_in_place, survey
 from hybridprune.pruning.directions.separation import SEPARABLE
-from hybridprune.pruning.directions.space import direction_space
+from hybridprune.pruning.directions.space import FormPrice, direction_space
 from hybridprune.pruning.left_alone import NEVER, READ
 from hybridprune.pruning.measure import measure_factors, measure_moments
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
@@ -24,11 +26,12 @@ def plan_directions(
     allocation: str,
     options: CutOptions,
     curvature: CurvatureOptions,
-    budgeted: bool,
+    budget: Budget | None,
+    clock: NetworkClock | None,
 ) -> DirectionPlan:
     """Score all directions of the network; UserError if no layer is left to prune.
 
-    ``budgeted``: a budget is to be met, and not a ratio of the directions.
+    ``budget`` is what is to be met, if not a ratio of the directions goes. With a ``clock`` forms are chosen by time.
     """
     found = survey(network.model, lambda: network.run(network.model, network.example), network.exclude)
     layers, failed = replaceable(network, found.layers)
@@ -72,8 +75,10 @@ def plan_directions(
         multiple=options.rank_multiple,
         # A number of components is no number of directions, of which a ratio could be taken.
         separable=SEPARABLE[options.separable]
-        if method.separates and allocation == "rate_distortion" and budgeted
+        if method.separates and allocation == "rate_distortion" and budget is not None
         else 0,
+        times=None if clock is None else clock.directions(network, [layer.name for layer in layers]),
+        price=FormPrice.of_budget(budget),
     )
 
     return DirectionPlan(

@@ -11,8 +11,8 @@ class BrokenPromise(RunFailed):
 
 
 def check_promise(promised: Cost, found: Cost) -> None:
-    """Raise `BrokenPromise` unless MACs and parameters are what the plan said."""
-    if promised != found:
+    """Raise `BrokenPromise` unless MACs and parameters are what the plan said; time is for the clock to say."""
+    if promised[:2] != found[:2]:
         raise BrokenPromise(
             f"internal error: the plan promised {promised.macs:,} MACs and {promised.params:,} parameters, and the cut "
             f"network has {found.macs:,} and {found.params:,}; nothing was kept, please report this with the network"

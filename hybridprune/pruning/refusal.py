@@ -12,7 +12,11 @@ from hybridprune.pruning.methods import find
 
 def refusal_of(options: CutOptions, floor: InfeasibleBudget, dense: Cost) -> UserError:
     """The refusal of the options' targets, shares of ``dense``: in flags, see `argument_names`."""
-    targets = {"--target_flops": options.target_flops, "--target_params": options.target_params}
+    targets = {
+        "--target_flops": options.target_flops,
+        "--target_params": options.target_params,
+        "--target_latency": options.target_latency,
+    }
     wanted = ", ".join(f"{flag} {target}" for flag, target in targets.items() if target is not None)
     reached = f"below what --prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(dense)}"
     if percent := taken_as(targets):

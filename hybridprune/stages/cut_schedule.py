@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
 
+import torch
 from torch import nn
 
 from hybridprune.config import PruneConfig
 from hybridprune.errors import UserError
+from hybridprune.latency.network_clock import DeployedClock
 from hybridprune.measure.cost import count
+from hybridprune.models.copies import copied
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.bring_back import Pool, bring_back
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
+from hybridprune.pruning.clock import NetworkClock
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, phases_of
 from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.refusal import refusal_of
 from hybridprune.pruning.sparse_training.protocol import Sparsity
+from hybridprune.pruning.within_time import told
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.prunable import PrunableGated
-from hybridprune.stages.setup import unpruned
+from hybridprune.stages.setup import to_device, unpruned
 from hybridprune.store.seeds import generator
 
 
@@ -41,15 +49,21 @@ class Cutting(Cuts[GatedNetwork]):
     """Of the parent's backbone."""
     channels: Mapping[str, int]
     """Outputs of each layer of the unpruned network, by name."""
+    clock: NetworkClock | None = None
 
     @staticmethod
     def of(
         config: PruneConfig, images: RunImages, network: NetworkSpec, net: GatedNetwork, dense: Mapping[str, int]
     ) -> Cutting:
         """The cuts that start from ``net``, which ``network`` describes; ``dense`` as in the field of this name."""
-        start = count(net, config.data.resize)
-        channels = layer_channels(unpruned(network))
-        return Cutting(config, images, dense, Cost(start.backbone_macs, start.backbone_params), channels)
+        counted = count(net, config.data.resize)
+        start = Cost(counted.backbone_macs, counted.backbone_params)
+        channels, clock = layer_channels(unpruned(network)), None
+        if config.cut.target_latency is not None:
+            clock = _clock(config, images, network, net)
+            share = clock.read(net).share if network.edits else 1.0
+            start = start._replace(ns=round(share * clock.dense_ns))
+        return Cutting(config, images, dense, start, channels, clock)
 
     @property
     def sparsity(self) -> Sparsity:
@@ -97,23 +111,24 @@ class Cutting(Cuts[GatedNetwork]):
 
         Iteration i of n, from 1, may cost ``start (target / start)^(i / n)``, and never more than the start.
         """
-        target = Budget.of(self.config.cut.target_flops, self.config.cut.target_params, self._dense)
+        options = self.config.cut
+        target = Budget.of(options.target_flops, options.target_params, self._dense, options.target_latency)
         if target is None:
             return None
         share = (cut // self.per_iteration + 1) / self.config.stage.max_iter
-        return Budget(_between(self.start.macs, target.macs, share), _between(self.start.params, target.params, share))
+        return Budget(*(_between(*each, share) for each in zip(self.start, target.bounds, strict=True)))
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """Kept units of each set in this cut, with those that come back; raises InfeasibleBudget."""
         options = self.config.stage
-        kept = self._allocate(plan, cut, state)
+        kept, latency = self._allocate(plan, cut, state)
         pool = Pool(state.lost)
         if self.brings_back(cut):
             pool = pool.after(plan.space, kept, options.pool_momentum)
             source = generator(self.config.run.seed, "bring-back", cut)
-            state = CutState(pool.lost, sum(kept))
+            state = CutState(pool.lost, sum(kept), latency=latency)
             return bring_back(plan.space, kept, pool, options.back_ratio, source), state
-        return kept, CutState(pool.lost, sum(kept))
+        return kept, CutState(pool.lost, sum(kept), latency=latency)
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
         """The refusal of a budget below the floor, in flags."""
@@ -123,20 +138,31 @@ class Cutting(Cuts[GatedNetwork]):
         """The learning rate over ``lr`` after a cut: a bring-back training's goes from 10 to 1 with the compression."""
         return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0
 
-    def _allocate(self, plan: Plan, cut: int, state: CutState) -> list[int]:
+    def _allocate(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], dict[str, Any] | None]:
         budget, ratio = self.budget(cut), self.config.cut.prune_ratio or 0.0  # with a budget nothing reads it
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(plan.space.everything()))
-        return plan.allocate(ratio, budget)
+        return self.allocate(plan, ratio, budget, self.config.cut.target_latency)
 
     @property
     def _dense(self) -> Cost:
-        return Cost(self.dense["macs"], self.dense["params"])
+        return Cost(self.dense["macs"], self.dense["params"], 0 if self.clock is None else self.clock.dense_ns)
 
 
 def _between(start: int, target: float | None, share: float) -> float | None:
     return None if target is None else min(start * (target / start) ** share, start)
+
+
+def _clock(config: PruneConfig, images: RunImages, network: NetworkSpec, net: GatedNetwork) -> DeployedClock:
+    """The clock of the backbone, all of its blocks executed, beside the unpruned one: its weights do not matter."""
+    dense = copied(net)
+    if network.edits:
+        with torch.random.fork_rng(devices=[]):
+            dense = to_device(dataclasses.replace(network, edits=()).build(), images.device, images.channels_last)
+    image = torch.zeros(1, 3, config.data.resize, config.data.resize, device=images.device)
+    backbone = attrgetter("backbone")
+    return DeployedClock.of(backbone(dense), backbone, image, config.latency, config.cut.method)
 
 
 def layer_channels(unpruned: GatedNetwork) -> dict[str, int]:
@@ -148,7 +174,8 @@ def layer_channels(unpruned: GatedNetwork) -> dict[str, int]:
     }
 
 
-def plan_lines(plan: Plan, kept: Sequence[int], trains: bool) -> list[str]:
-    """A plan for ``--dry-run``; ``trains``: the network will be another one by then."""
+def plan_lines(plan: Plan, kept: Sequence[int], state: CutState, trains: bool) -> list[str]:
+    """A plan for ``--dry-run`` and what it comes to; ``trains``: the network will be another one by then."""
     when = " (of the parent as it is; the run trains it towards sparsity first)" if trains else ""
-    return [f"plan of the first iteration{when}:", *plan.describe(kept)]
+    time = [] if state.latency is None else [told(state.latency)]
+    return [f"plan of the first iteration{when}:", *plan.describe(kept), *time]

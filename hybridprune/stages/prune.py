@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
 from hybridprune.pruning.plan import Plan
+from hybridprune.pruning.within_time import told
 from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import name_configuration, say, show_plan
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
@@ -70,8 +71,8 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         if training is not None:
             pipeline.drive(copy.deepcopy(net), training, CutState())  # refuses what the run itself would
         plan = pipeline.make_plan(net, 0)
-        kept, _ = pipeline.decide(plan, 0, CutState())
-        show_plan(spec, images, before, plan_lines(plan, kept, training is not None))
+        kept, state = pipeline.decide(plan, 0, CutState())
+        show_plan(spec, images, before, plan_lines(plan, kept, state, training is not None))
         return None
     return _prune(setup, cutting, pipeline, distillation)
 
@@ -108,6 +109,7 @@ def _prune(
             "iterations": config.stage.max_iter,
             "method": config.cut.method,
             **({} if state.gap is None else {"gap": state.gap}),
+            **({} if state.latency is None else {"latency": state.latency}),
             "sparse_epochs": config.sparsity.sparse_epochs * len(cutting.sparsity.trainings),
         }
         setup = dataclasses.replace(trainer.setup, net=net)
@@ -135,6 +137,10 @@ class _Trainer(Trainer[GatedNetwork]):
         """Say it."""
         if (told := notice(plan.left_alone)) is not None:
             say(told)
+
+    def timed(self, record: Mapping[str, Any]) -> None:
+        """Say it."""
+        say(told(record))
 
     def settle(self, model: GatedNetwork) -> GatedNetwork:
         """With the statistics of training images on the routes that they take."""

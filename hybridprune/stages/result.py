@@ -21,6 +21,7 @@ from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import count as processes
 from hybridprune.processes import is_first, json_from_first
+from hybridprune.pruning.within_time import told
 from hybridprune.stages.console import say
 from hybridprune.stages.members import JOINED
 from hybridprune.stages.parent import Parent
@@ -167,6 +168,8 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
             f"{target['validation_macs'] / target['macs']:.1%}; threshold {target['threshold']:.4g}"
             + ("" if price is None else f", final alpha {price:.4g}")
         )
+    if (latency := result.get("latency")) is not None:
+        lines.append(f"  {told(latency)}")
     if (dead := result.get("effective_sparsity")) is not None:  # runs of older versions do not say
         lines.append(f"  effective sparsity: {dead:.1%} of the dense network's weights are on no live path")
     if (training := result.get("training")) is not None:

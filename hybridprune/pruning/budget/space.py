@@ -17,20 +17,24 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+NS_PER_MS = 1_000_000
+
 
 class Cost(NamedTuple):
-    """MACs of one image, and parameters."""
+    """MACs of one image, parameters and, where there is a clock, the time of a batch."""
 
     macs: int
     params: int
+    ns: int = 0
+    """Nanoseconds, as expected of the deployed network: whole numbers, which add up exactly; 0 without a clock."""
 
     def plus(self, other: Cost) -> Cost:
         """The sum."""
-        return Cost(self.macs + other.macs, self.params + other.params)
+        return Cost(self.macs + other.macs, self.params + other.params, self.ns + other.ns)
 
     def minus(self, other: Cost) -> Cost:
         """The difference."""
-        return Cost(self.macs - other.macs, self.params - other.params)
+        return Cost(self.macs - other.macs, self.params - other.params, self.ns - other.ns)
 
 
 class InfeasibleBudget(ValueError):
@@ -44,42 +48,55 @@ class InfeasibleBudget(ValueError):
 
     def of(self, dense: Cost) -> str:
         """The floor, for users: as shares of the dense network and in absolute numbers."""
+        time = f"{self.floor.ns / dense.ns:.4f} of the time ({self.floor.ns / NS_PER_MS:.4g} ms), " if dense.ns else ""
         return (
-            f"the floor is {self.floor.macs / dense.macs:.4f} of the FLOPs ({2 * self.floor.macs:,}) and "
+            f"the floor is {time}{self.floor.macs / dense.macs:.4f} of the FLOPs ({2 * self.floor.macs:,}) and "
             f"{self.floor.params / dense.params:.4f} of the parameters ({self.floor.params:,})"
         )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bounds on MACs and parameters; None: unbounded."""
+    """Upper bounds on MACs, parameters and nanoseconds; None: unbounded."""
 
     macs: float | None = None
     params: float | None = None
+    ns: float | None = None
 
     @staticmethod
-    def of(target_flops: float | None, target_params: float | None, dense: Cost) -> Budget | None:
-        """The budget of two targets: up to 1 a share of the dense network, else FLOPs (2 x MACs) or parameters.
+    def of(
+        target_flops: float | None, target_params: float | None, dense: Cost, target_latency: float | None = None
+    ) -> Budget | None:
+        """The budget of targets: up to 1 a share of the dense network, else FLOPs (2 x MACs), parameters or ms.
 
         None if there is no target.
         """
-        if target_flops is None and target_params is None:
+        if target_flops is None and target_params is None and target_latency is None:
             return None
         return Budget(
             None if target_flops is None else target_macs(target_flops, dense.macs),
             None if target_params is None else _absolute(target_params, dense.params, per_unit=1),
+            None if target_latency is None else _absolute(target_latency, dense.ns, per_unit=1 / NS_PER_MS),
         )
 
     def allows(self, cost: Cost) -> bool:
         """Whether a network of this cost is within the budget."""
-        return (self.macs is None or cost.macs <= self.macs) and (self.params is None or cost.params <= self.params)
+        return all(bound is None or spent <= bound for spent, bound in zip(cost, self.bounds, strict=True))
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None, float | None]:
+        """The bounds, in the order of a `Cost`."""
+        return self.macs, self.params, self.ns
+
+
+UNITS = {"--target_flops": "FLOPs", "--target_params": "parameters", "--target_latency": "ms"}
+"""Of targets above 1."""
 
 
 def taken_as(targets: Mapping[str, float | None]) -> str:
     """The hint for targets, by their flags, that look like percent and are not: "50 is taken as 50 FLOPs, ..."."""
     return "".join(
-        f"{target:g} is taken as {target:g} {'FLOPs' if 'flops' in flag else 'parameters'}, for {target:g} % give "
-        f"{flag} {target / 100:g}; "
+        f"{target:g} is taken as {target:g} {UNITS[flag]}, for {target:g} % give {flag} {target / 100:g}; "
         for flag, target in targets.items()
         if target is not None and 1 < target <= 100
     )
@@ -90,7 +107,7 @@ def target_macs(target_flops: float, dense_macs: int) -> float:
     return _absolute(target_flops, dense_macs, per_unit=2)
 
 
-def _absolute(target: float, dense: int, per_unit: int) -> float:
+def _absolute(target: float, dense: int, per_unit: float) -> float:
     return target * dense if target <= 1 else target / per_unit
 
 

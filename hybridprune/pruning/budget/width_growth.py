@@ -56,7 +56,7 @@ class Goal:
         """The goal that leaves this share of what this one leaves."""
         if self.budget is None:
             return Goal(1 - share * (1 - self.ratio), None)
-        bounds = (None if bound is None else share * bound for bound in (self.budget.macs, self.budget.params))
+        bounds = (None if bound is None else share * bound for bound in self.budget.bounds)
         return Goal(self.ratio, Budget(*bounds))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hybridprune.pruning.budget.space import Cost, Space, UnitSet, least_kept
 from hybridprune.pruning.channels.group import ChannelGroup, inputs_of, outputs_of
+from hybridprune.pruning.clock import ChannelTimes, NetworkTimes
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,20 @@ class ChannelCell:
     area: int
     extra: int
     """Parameters of an output beside the weights: a bias, a BatchNorm's scale and shift."""
+    times: ChannelTimes | None = None
+    """Of the layer with fewer channels; without them it takes no time."""
 
     def cost(self, kept: tuple[int, ...]) -> Cost:
         """The cost of the layer with so many channels of each set kept.
 
-        It is ``macs C_in C_out`` MACs and ``(area C_in + extra) C_out`` parameters, of the C_in inputs and C_out
-        outputs that are left.
+        It is ``macs C_in C_out`` MACs, ``(area C_in + extra) C_out`` parameters and the time of such a layer, of the
+        C_in inputs and C_out outputs that are left.
         """
         gone = [n - k for n, k in zip(self.full, kept, strict=True)]
         inputs = self.inputs - sum(n * m for n, m in zip(gone, self.per_input, strict=True))
         outputs = self.outputs - sum(n * m for n, m in zip(gone, self.per_output, strict=True))
-        return Cost(self.macs * inputs * outputs, (self.area * inputs + self.extra) * outputs)
+        ns = 0 if self.times is None else self.times.of(inputs, outputs)
+        return Cost(self.macs * inputs * outputs, (self.area * inputs + self.extra) * outputs, ns)
 
     def relaxed_macs(self, kept: tuple[int, ...]) -> float:
         """The layer's MACs: every removal counts."""
@@ -68,6 +72,7 @@ def channel_space(
     limit: float,
     dense: Mapping[str, int] | None = None,
     least: int = 1,
+    times: NetworkTimes[ChannelTimes] | None = None,
 ) -> ChannelSpace:
     """The space of all groups.
 
@@ -78,7 +83,10 @@ def channel_space(
         limit: the largest share of a group's channels that may ever go.
         dense: channels that each group had before anything was cut, by name; by default as many as now.
         least: how many channels of a group must stay, if it has so many.
+        times: of the whole network and of its layers, if a clock counts as well.
     """
+    if times is not None:
+        whole = whole._replace(ns=times.whole_ns)
     dense = dense or {group.name: group.channels for group in groups}
     sorts = [values.double().cpu().sort(descending=True, stable=True) for values in scores]
     sets = [
@@ -94,12 +102,14 @@ def channel_space(
     for name in dict.fromkeys(member.layer for group in groups for member in group.members):
         module = model.get_submodule(name)
         if name in macs or isinstance(module, nn.BatchNorm2d):
-            cells.append(_cell(name, module, groups, macs.get(name, 0)))
+            cells.append(_cell(name, module, groups, macs.get(name, 0), times and times.layers.get(name)))
             other = other.minus(cells[-1].cost(cells[-1].full))
     return ChannelSpace(Space(sets, cells, other), tuple(ranked.indices for ranked in sorts))
 
 
-def _cell(name: str, module: nn.Module, groups: Sequence[ChannelGroup], macs: int) -> ChannelCell:
+def _cell(
+    name: str, module: nn.Module, groups: Sequence[ChannelGroup], macs: int, times: ChannelTimes | None
+) -> ChannelCell:
     per_input: dict[int, int] = {}
     per_output: dict[int, int] = {}
     for number, group in enumerate(groups):
@@ -128,4 +138,5 @@ def _cell(name: str, module: nn.Module, groups: Sequence[ChannelGroup], macs: in
         macs=macs // (inputs * outputs),
         area=area,
         extra=extra,
+        times=times,
     )

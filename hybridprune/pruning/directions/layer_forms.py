@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hybridprune.models.factored import Ranks
@@ -51,14 +51,16 @@ class ConvShape:
         core_in, core_out = self._core(ranks)
         return core_in if ranks.separable else core_in * core_out
 
-    def cheapest(self, kept: Ranks, max_params: int | None) -> Ranks:
-        """The Tucker form with the fewest MACs that keeps at least ``kept`` and has at most ``max_params`` parameters.
+    def cheapest(self, kept: Ranks, max_params: int | None, price: Callable[[Ranks], float] | None = None) -> Ranks:
+        """The Tucker form that is cheapest, keeps at least ``kept`` and has at most ``max_params`` parameters.
 
-        Every side may be absorbed into the core, which then keeps all of its directions; among equals the form with
-        fewer rotations wins, then the one without a rotation of the input.
+        The ``price`` of a form is by default its MACs. Every side may be absorbed into the core, which then keeps all
+        of its directions; among equals the form with fewer rotations wins, then the one without a rotation of the
+        input.
         """
+        price = price or self.macs
         allowed = [r for r in _forms(kept) if max_params is None or self.params(r) <= max_params]
-        return min(allowed, key=lambda r: (self.macs(r), (r.rank_in is not None) + (r.rank_out is not None)))
+        return min(allowed, key=lambda r: (price(r), (r.rank_in is not None) + (r.rank_out is not None)))
 
 
 def _forms(kept: Ranks) -> Iterator[Ranks]:

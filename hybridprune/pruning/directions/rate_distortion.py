@@ -1,9 +1,9 @@
 """The ranks of all layers at once: least expected loss at a price of computation (Shoham & Gersho 1988; pure).
 
 Every layer offers its forms and ranks, each with a cost and an expected rise of the loss. At a price ``lambda`` of a
-MAC (or parameter) each layer takes its own best choice; the budget fixes ``lambda``. Greedy removal sees one direction
-of one side at a time; this sees what both sides and the change of form are worth together. What is worth nothing at any
-price (scores of 0) would all be cut: as much of it is put back as may stay.
+MAC (or parameter, or nanosecond) each layer takes its own best choice; the budget fixes ``lambda``. Greedy removal sees
+one direction of one side at a time; this sees what both sides and the change of form are worth together. What is worth
+nothing at any price (scores of 0) would all be cut: as much of it is put back as may stay.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ STEPS = 60
 def cut_at_budget(space: Space, budget: Budget) -> list[int]:
     """Kept directions of each set under the budget; raises InfeasibleBudget if no choice meets it.
 
-    At a price ``lambda`` layer l takes ``argmin_c loss_l(c) + lambda (macs_l(c) / M + params_l(c) / P)`` among its
-    choices c, with the budget's M and P (a missing bound has no term). The least ``lambda`` that meets the budget
-    is found by bisection of its logarithm; what is left of the budget is spent by the best upgrades that fit.
+    At a price ``lambda`` layer l takes ``argmin_c loss_l(c) + lambda (macs_l(c) / M + params_l(c) / P + ns_l(c) / T)``
+    among its choices c, with the budget's M, P and T (a missing bound has no term). The least ``lambda`` that meets the
+    budget is found by bisection of its logarithm; what is left of the budget is spent by the best upgrades that fit.
     """
     offers = _offers(space, budget)
     taken = _cheapest_price(offers, lambda taken: budget.allows(_cost(offers, taken, space.other)))
@@ -57,7 +57,7 @@ def _offers(space: Space, budget: Budget) -> Offers:
         assert isinstance(cell, DirectionCell)
         choices = cell.choices()
         price = torch.zeros_like(choices.loss)
-        for costs, bound in ((choices.macs, budget.macs), (choices.params, budget.params)):
+        for costs, bound in zip(choices.costs, budget.bounds, strict=True):
             if bound is not None:
                 price = price + costs.double() / bound
         worth = pareto(price, choices.loss)
@@ -100,10 +100,7 @@ def _fill(offers: Offers, taken: list[int], budget: Budget, other: Cost) -> list
         for index, ((choices, price), now) in enumerate(zip(offers, taken, strict=True)):
             gain = choices.loss[now] - choices.loss
             fits = gain > 0
-            for costs, spent, bound in (
-                (choices.macs, cost.macs, budget.macs),
-                (choices.params, cost.params, budget.params),
-            ):
+            for costs, spent, bound in zip(choices.costs, cost, budget.bounds, strict=True):
                 if bound is not None:
                     fits = fits & (spent + costs - costs[now] <= bound)
             if not bool(fits.any()):
@@ -119,9 +116,9 @@ def _fill(offers: Offers, taken: list[int], budget: Budget, other: Cost) -> list
 
 
 def _cost(offers: Offers, taken: Sequence[int], other: Cost) -> Cost:
-    macs = sum(int(choices.macs[i]) for (choices, _), i in zip(offers, taken, strict=True))
-    params = sum(int(choices.params[i]) for (choices, _), i in zip(offers, taken, strict=True))
-    return other.plus(Cost(macs, params))
+    for (choices, _), i in zip(offers, taken, strict=True):
+        other = other.plus(Cost(*(int(costs[i]) for costs in choices.costs)))
+    return other
 
 
 def _kept(space: Space, offers: Offers, taken: Sequence[int]) -> list[int]:

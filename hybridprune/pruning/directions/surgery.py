@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybridprune.models.factored import Ranks, blank
 from hybridprune.models.factored_weights import build_layer
@@ -32,6 +33,39 @@ def apply_ranks(
             rebuilt = _rebuilt(layer, decompositions[layer.name], ranks[layer.name], sweeps)
             old = model.get_submodule(layer.name)
             replace_module(model, layer.name, inherit(rebuilt, old, blank(old)))
+
+
+@torch.no_grad()
+def sketch_ranks(model: nn.Module, layers: Sequence[PrunableLayer], ranks: Mapping[str, Ranks]) -> None:
+    """Give every layer of ``model`` the form of its ranks in place, with random weights; others are left as they are.
+
+    Outputs are about as large as before, so that the network computes numbers of an ordinary size.
+    """
+    draw = torch.Generator().manual_seed(0)
+    for layer in layers:
+        if ranks[layer.name] != layer.form:
+            factors = _random_factors(layer, ranks[layer.name], draw)
+            built = build_layer(outline_of(layer), ranks[layer.name], factors, layer.bias)
+            old = model.get_submodule(layer.name)
+            replace_module(model, layer.name, inherit(built, old, blank(old)))
+
+
+def _random_factors(
+    layer: PrunableLayer, ranks: Ranks, draw: torch.Generator
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Normal factors that keep the variance of what they read, but the core, which has the gain of ``layer.leaf``."""
+    weight, shape = layer.weight, layer.shape
+    rank_in = shape.in_channels if ranks.rank_in is None else ranks.rank_in
+    rank_out = shape.out_channels if ranks.rank_out is None else ranks.rank_out
+
+    def normal(*sizes: int) -> Tensor:
+        fan_in = math.prod(sizes[1:])
+        return (torch.randn(sizes, generator=draw, dtype=torch.float32) / fan_in**0.5).to(weight)
+
+    gain = weight.norm() / weight.shape[0] ** 0.5
+    core = gain * normal(rank_out, 1 if ranks.separable else rank_in, *weight.shape[2:])
+    rotate_in = None if ranks.rank_in is None else normal(rank_in, shape.in_channels)
+    return None if ranks.rank_out is None else normal(shape.out_channels, rank_out), core, rotate_in
 
 
 def _rebuilt(layer: PrunableLayer, decomposition: Decomposition, ranks: Ranks, sweeps: int) -> nn.Module:

@@ -1,0 +1,168 @@
+"""The engines that networks are deployed in: how each runs one layer, and a whole network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.deployment import deploy
+from hybridprune.deployment.layer_variants import with_products
+from hybridprune.deployment.onnx import CHANNEL_BLOCK, need_onnx, onnx_bytes, session
+from hybridprune.deployment.onnx_forms import nothing_is_faster
+from hybridprune.deployment.padding import pad_components
+from hybridprune.deployment.program import INPUT
+from hybridprune.latency.layer_graph import layer_graph
+from hybridprune.measure.latency import Arms, Stopwatch
+from hybridprune.store.provenance import hardware
+
+
+class Running(NamedTuple):
+    """A deployed network, ready to be timed."""
+
+    run: Callable[[], object]
+    """One batch."""
+    piece: int
+    """Images that it runs at a time."""
+
+
+@dataclass(frozen=True)
+class Engine(ABC):
+    """An engine on a device."""
+
+    device: torch.device
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name, as in the option."""
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """Components of a separable layer are filled up to it."""
+
+    @abstractmethod
+    def input(self, x: Tensor) -> Tensor:
+        """``x`` as the engine takes it."""
+
+    @abstractmethod
+    def arms(self, layer: nn.Module, x: Tensor) -> Arms:
+        """The variants in which a layer of this form is deployed, on such input; the fastest counts."""
+
+    @abstractmethod
+    def running(self, network: nn.Module, images: Tensor, time: Stopwatch) -> Running:
+        """A copy of ``network``, deployed for these images; ``time`` chooses between variants, if there are some."""
+
+    @property
+    @abstractmethod
+    def key(self) -> dict[str, Any]:
+        """All of the engine and the hardware that a time depends on, plain."""
+
+
+class Eager(Engine):
+    """PyTorch, as `deploy` makes a network."""
+
+    @property
+    def name(self) -> str:
+        """The name, as in the option."""
+        return "eager"
+
+    @property
+    def multiple(self) -> int:
+        """Any number of components is as good."""
+        return 1
+
+    def input(self, x: Tensor) -> Tensor:
+        """On the device, images in channels_last."""
+        return on_device(x, self.device)
+
+    def arms(self, layer: nn.Module, x: Tensor) -> Arms:
+        """The layer with convolutions and, on images, with matrix products in the place of its 1x1 ones."""
+        layer = layer.to(self.device)
+        products = with_products(layer) if x.ndim == 4 else None
+        variants = {"convolutions": layer} | ({} if products is None else {"products": products})
+        return {name: partial(each, x) for name, each in variants.items()}
+
+    def running(self, network: nn.Module, images: Tensor, time: Stopwatch) -> Running:
+        """The network in the fastest forms that compute the same."""
+        images = self.input(images)
+        found = deploy(network, images, self.device, time=time, progress=False)
+        return Running(partial(found.module, images), found.report.piece or len(images))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Torch's version, and the device with its threads."""
+        return {"engine": self.name, "torch": torch.__version__, "hardware": hardware(self.device)}
+
+
+class OnnxRuntime(Engine):
+    """ONNX Runtime on the CPU, as ``hybridprune export --onnx`` writes a network."""
+
+    @property
+    def name(self) -> str:
+        """The name, as in the option."""
+        return "onnxruntime"
+
+    @property
+    def multiple(self) -> int:
+        """Whole blocks of channels."""
+        return CHANNEL_BLOCK
+
+    def input(self, x: Tensor) -> Tensor:
+        """On the CPU, without gaps."""
+        return x.cpu().contiguous()
+
+    def arms(self, layer: nn.Module, x: Tensor) -> Arms:
+        """The layer as a model of its own."""
+        pad_components(layer, self.multiple)
+        run = session(layer_graph(layer, x)).run
+        return {"onnx": partial(run, None, {INPUT: x.numpy()})}
+
+    def running(self, network: nn.Module, images: Tensor, time: Stopwatch) -> Running:
+        """The network in the forms that it has: they were chosen by this engine's clock."""
+        del time
+        images = self.input(images)
+        found = deploy(network, images, "cpu", time=nothing_is_faster, progress=False)
+        run = session(onnx_bytes(found.module, images)).run
+        return Running(partial(run, None, {INPUT: images.numpy()}), len(images))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Versions of torch, whose exporter it is, and of ONNX Runtime, and the processor with its threads."""
+        own = {"torch": torch.__version__, "onnxruntime": metadata.version("onnxruntime")}
+        return {"engine": self.name, **own, "hardware": hardware(torch.device("cpu"))}
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the device; images ``[B, C, H, W]`` in channels_last."""
+    return x.to(device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+
+
+ENGINES: dict[str, type[Engine]] = {"eager": Eager, "onnxruntime": OnnxRuntime}
+
+
+def engine_of(name: str, device: torch.device) -> Engine:
+    """The engine of this name; UserError, naming the flag, if a package of it is missing."""
+    if name == "onnxruntime":
+        need_onnx(f"--latency_engine {name}")
+    return ENGINES[name](device)
+
+
+@contextmanager
+def threads_of(threads: int | None) -> Iterator[None]:
+    """Inside, so many threads compute; None: as many as before."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,153 @@
+"""The clock of a budget of time: the dense network deployed, layers by their tables, and whole networks beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hybridprune.config import LatencyTarget
+from hybridprune.config.registry import Extension
+from hybridprune.errors import UserError
+from hybridprune.latency.cache import TimeCache, default_folder
+from hybridprune.latency.engines import Engine, Running, engine_of, threads_of
+from hybridprune.latency.geometry import geometries, shapes
+from hybridprune.latency.measure import AT_LEAST, ROUNDS, WARM_UP, TableMaker
+from hybridprune.latency.table import CHANNELS, FormTimes, Grids, WidthTimes
+from hybridprune.measure.latency import Stopwatch, stopwatch
+from hybridprune.processes import count
+from hybridprune.pruning.budget.space import NS_PER_MS
+from hybridprune.pruning.clock import ChannelTimes, DirectionTimes, NetworkTimes, Reading
+from hybridprune.pruning.make_plan import sparsity_of
+from hybridprune.pruning.prunable import PrunableNetwork
+
+L = TypeVar("L")
+WHOLE_ROUNDS, WHOLE_AT_LEAST = 11, 0.02
+"""Of the stopwatch of whole networks: measurements, and seconds of each."""
+
+
+def stopwatches(device: torch.device) -> tuple[Stopwatch, Stopwatch]:
+    """The stopwatch of layers, and that of whole networks."""
+    return (
+        stopwatch(device, ROUNDS, WARM_UP, AT_LEAST),
+        stopwatch(device, WHOLE_ROUNDS, WARM_UP, WHOLE_AT_LEAST),
+    )
+
+
+@dataclass
+class DeployedClock:
+    """The clock of one engine, for all networks that come from one dense one: a `NetworkClock`."""
+
+    dense: nn.Module
+    """Images ``[B, 3, H, W]`` to one tensor."""
+    part: Callable[[nn.Module], nn.Module]
+    """The part that is deployed, of a network that is cut."""
+    image: Tensor
+    """``[1, 3, H, W]``"""
+    options: LatencyTarget
+    engine: Engine
+    layers: Stopwatch
+    whole: Stopwatch
+    cache: TimeCache
+    points: int = field(default=0, init=False)
+    """Of the tables that were asked for."""
+
+    @staticmethod
+    def of(
+        dense: nn.Module,
+        part: Callable[[nn.Module], nn.Module],
+        image: object,
+        options: LatencyTarget,
+        method: str | Extension,
+    ) -> DeployedClock:
+        """The clock for a cut by ``method``; UserError where such a cut cannot be timed."""
+        if count() > 1:
+            raise UserError(
+                "--target_latency: several processes disturb each other's clock; start one, or give --target_flops"
+            )
+        sparsity = sparsity_of(method)
+        if sparsity.trainings or sparsity.select is not None:
+            raise UserError(
+                f"--target_latency: --method {method} trains towards its cut, or selects it, by FLOPs alone; give "
+                "--target_flops, or another --method"
+            )
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            raise UserError(
+                "--target_latency: a network is timed on batches of one tensor of numbers, and this one reads "
+                f"{'integers' if isinstance(image, Tensor) else f'a {type(image).__name__}'}; give --target_flops"
+            )
+        engine = engine_of(options.engine, image.device)
+        layers, whole = stopwatches(engine.device)
+        return DeployedClock(dense, part, image, options, engine, layers, whole, TimeCache(default_folder()))
+
+    @property
+    def dense_ns(self) -> int:
+        """Nanoseconds of one batch of the dense network, deployed."""
+        return self._dense[1]
+
+    @property
+    def setting(self) -> Mapping[str, Any]:
+        """How it is measured: engine, batch, threads, hardware, and how many points of the tables were timed."""
+        with threads_of(self.options.threads):
+            place = self.engine.key["hardware"]
+        threads, name = place["threads"], place["name"]
+        where = {"engine": self.options.engine, "batch": self.options.batch, "threads": threads, "hardware": name}
+        return {**where, "points": self.points}
+
+    def directions(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[DirectionTimes]:
+        """The network as it is now, and the layers of these names in their forms."""
+        multiple = self.engine.multiple
+        return self._times(network, names, "forms", lambda grids, scale: FormTimes(grids, scale, multiple))
+
+    def channels(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[ChannelTimes]:
+        """The network as it is now, and the layers of these names with fewer channels."""
+        return self._times(network, names, "channels", lambda grids, scale: WidthTimes(grids[CHANNELS], scale))
+
+    def read(self, model: nn.Module) -> Reading:
+        """A network of the same kind, deployed, beside the dense one."""
+        dense, _ = self._dense
+        with threads_of(self.options.threads), torch.inference_mode():
+            found = self.whole({"dense": dense.run, "cut": self._running(self.part(model)).run})
+        return Reading(found["cut"].median_ms * NS_PER_MS, found["dense"].median_ms * NS_PER_MS)
+
+    @cached_property
+    def _dense(self) -> tuple[Running, int]:
+        with threads_of(self.options.threads), torch.inference_mode():
+            running = self._running(self.dense)
+            found = self.whole({"dense": running.run})
+        return running, max(1, round(found["dense"].median_ms * NS_PER_MS))
+
+    def _running(self, module: nn.Module) -> Running:
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randn(self.options.batch, *self.image.shape[1:], generator=draw)
+        try:
+            return self.engine.running(copy.deepcopy(module).float().eval(), images, self.layers)
+        except UserError as error:
+            told = f"--target_latency: the network cannot be deployed ({error}); give --target_flops"
+            raise UserError(told) from error
+
+    def _times(
+        self, network: PrunableNetwork, names: Sequence[str], kind: str, of: Callable[[Grids, float], L]
+    ) -> NetworkTimes[L]:
+        dense, _ = self._dense
+        found = geometries(network.model, lambda: network.run(network.model, network.example))
+        counted = {name: found[name] for name in names if name in found and network.counts(name)}
+        with threads_of(self.options.threads):
+            tables = self._maker(dense.piece).tables(list(counted.values()), kind)
+        self.points += sum(grid.ns.numel() for grids in tables.values() for grid in grids.values())
+        scale = self.options.batch / dense.piece
+        return NetworkTimes(self._now(network.model), {name: of(tables[g], scale) for name, g in counted.items()})
+
+    def _maker(self, piece: int) -> TableMaker:
+        return TableMaker(self.engine, piece, self.layers, self.options.seconds, self.cache)
+
+    def _now(self, model: nn.Module) -> int:
+        """Nanoseconds of a network, which often is the dense one."""
+        if shapes(self.part(model)) == shapes(self.dense):
+            return self.dense_ns
+        return round(self.read(model).share * self.dense_ns)
