@@ -51,8 +51,10 @@ class ConvShape:
         core_in, core_out = self._core(ranks)
         return core_in if ranks.separable else core_in * core_out
 
-    def cheapest(self, kept: Ranks, max_params: int | None, price: Callable[[Ranks], float] | None = None) -> Ranks:
-        """The Tucker form that is cheapest, keeps at least ``kept`` and has at most ``max_params`` parameters.
+    def cheapest(
+        self, kept: Ranks, max_params: int | None, price: Callable[[Ranks], float] | None = None
+    ) -> Ranks | None:
+        """The Tucker form that is cheapest, keeps at least ``kept`` and has at most ``max_params`` parameters, if any.
 
         The ``price`` of a form is by default its MACs. Every side may be absorbed into the core, which then keeps all
         of its directions; among equals the form with fewer rotations wins, then the one without a rotation of the
@@ -60,7 +62,7 @@ class ConvShape:
         """
         price = price or self.macs
         allowed = [r for r in _forms(kept) if max_params is None or self.params(r) <= max_params]
-        return min(allowed, key=lambda r: (price(r), (r.rank_in is not None) + (r.rank_out is not None)))
+        return min(allowed, key=lambda r: (price(r), (r.rank_in is not None) + (r.rank_out is not None)), default=None)
 
 
 def _forms(kept: Ranks) -> Iterator[Ranks]:

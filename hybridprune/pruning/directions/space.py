@@ -93,6 +93,8 @@ class DirectionCell:
             None if kept[1] == self.shape.out_channels else kept[1],
         )
         found = self.shape.cheapest(wanted, None if self.allow_increase else self.shape.params(self.form), self._dear)
+        if found is None:
+            return self.form
         # Of a separable layer all directions are there, and cheap.
         return found if not self.form.separable or self._dear(found) < self._dear(self.form) else self.form
 
