@@ -67,9 +67,12 @@ def _operations(layer: nn.Module, ndim: int) -> Iterator[tuple[str, dict[str, An
 
 
 def _padding(conv: nn.Conv2d) -> dict[str, Any]:
+    """Rows before, columns before, rows behind, columns behind; of ``"same"`` the odd one is behind, as in torch."""
     if isinstance(conv.padding, str):
-        # Torch puts the odd pixel of "same" at the end.
-        return {"auto_pad": {"same": "SAME_UPPER", "valid": "VALID"}[conv.padding]}
+        sides = zip(conv.dilation, conv.kernel_size, strict=True)
+        total = [dilation * (kernel - 1) if conv.padding == "same" else 0 for dilation, kernel in sides]
+        before = [each // 2 for each in total]
+        return {"pads": [*before, *(whole - each for whole, each in zip(total, before, strict=True))]}
     return {"pads": [*conv.padding, *conv.padding]}
 
 

@@ -31,7 +31,6 @@ LARGEST_STEP = 2.0
 class Attempt:
     """A plan for a target, and the time that its network takes."""
 
-    planned_ns: float
     kept: Sequence[int]
     cost: Cost
     """As the plan expects it."""
@@ -40,6 +39,8 @@ class Attempt:
     """The realised time over the one that is wanted."""
     floored: bool
     """Whether no plan is expected to be faster."""
+    spare: bool
+    """Whether the plan leaves time: nothing is cut, or other bounds allow no more."""
 
 
 def allocate_within_time(
@@ -49,14 +50,14 @@ def allocate_within_time(
 
     ``target`` is what the user gave. Up to 1 it is a share of the dense network's time, in whatever run both are timed.
     The record has ``target``, ``target_ms``, ``predicted_ms``, ``realised_ms`` and ``dense_ms`` of a batch, ``met``
-    (within `TOLERANCE`, or faster with nothing cut), ``rounds`` and the clock's setting.
+    (within `TOLERANCE`, or faster because nothing is cut or other bounds are met), ``rounds`` and the clock's setting.
 
     Raises:
         InfeasibleBudget: if the fastest plan, which is timed as well, is too slow, or other bounds cannot be met.
     """
     assert budget.ns is not None
     wanted, relative = budget.ns, target <= 1
-    everything = plan.space.everything()
+    everything, bounded = plan.space.everything(), budget.macs is not None or budget.params is not None
     attempts: list[Attempt] = []
 
     def attempt(planned_ns: float) -> Attempt:
@@ -70,7 +71,9 @@ def allocate_within_time(
         known = next((each.reading for each in attempts if each.kept == kept), None)
         reading = known or clock.read(plan.sketch(kept))
         over = reading.share * clock.dense_ns / wanted if relative else reading.ns / wanted
-        return Attempt(planned_ns, kept, plan.space.cost(kept), reading, over, floored)
+        cost = plan.space.cost(kept)
+        spare = kept == everything or (bounded and cost.ns < (1 - TOLERANCE) * planned_ns)
+        return Attempt(kept, cost, reading, over, floored, spare)
 
     planned_ns = wanted
     with bar(description="meeting the budget of time", total=ROUNDS, unit="plan") as shown:
@@ -78,15 +81,14 @@ def allocate_within_time(
             attempts.append(attempt(planned_ns))
             shown.update()
             last = attempts[-1]
-            whole = last.kept == everything and last.over < 1
-            if whole or abs(last.over - 1) <= AIM or (last.floored and last.over > 1):
+            if abs(last.over - 1) <= AIM or (last.spare if last.over < 1 else last.floored):
                 break
-            planned_ns = next_target([(each.planned_ns, each.over) for each in attempts])
+            planned_ns = next_target([(each.cost.ns, each.over) for each in attempts])
     best = min(attempts, key=_rank)
     if best.over > 1 + TOLERANCE and any(each.floored for each in attempts):
         ns = best.reading.share * clock.dense_ns if relative else best.reading.ns
         raise InfeasibleBudget(best.cost._replace(ns=round(ns)))
-    met = best.over <= 1 + TOLERANCE and (best.over >= 1 - TOLERANCE or list(best.kept) == everything)
+    met = best.over <= 1 + TOLERANCE and (best.over >= 1 - TOLERANCE or best.spare)
     dense_ns = best.reading.dense_ns
     record = {
         "target": target,
@@ -107,17 +109,17 @@ def _rank(attempt: Attempt) -> tuple[bool, float]:
 
 
 def next_target(tried: Sequence[tuple[float, float]]) -> float:
-    """The target of the next plan, given the ones before with what they came to over what is wanted (pure).
+    """The target of the next plan, given what plans expected and what they came to over what is wanted (pure).
 
-    Between the nearest target that came out too fast and the nearest that came out too slow it is where a line through
-    both, in logarithms, says; at least a tenth of the way from either. Without such a pair the last one is corrected in
+    Between the nearest that came out too fast and the nearest that came out too slow it is where a line through both,
+    in logarithms, says; at least a tenth of the way from either. Without such a pair the last one is corrected in
     proportion, by a factor of `LARGEST_STEP` at most.
     """
-    fast = max((planned for planned, over in tried if over <= 1), default=None)
-    slow = min((planned for planned, over in tried if over > 1), default=None)
+    fast = max((expected for expected, over in tried if over <= 1), default=None)
+    slow = min((expected for expected, over in tried if over > 1), default=None)
     if fast is None or slow is None:
-        planned, over = tried[-1]
-        return planned / min(max(over, 1 / LARGEST_STEP), LARGEST_STEP)
+        expected, over = tried[-1]
+        return expected / min(max(over, 1 / LARGEST_STEP), LARGEST_STEP)
     overs = dict(tried)
     low, high = -math.log(overs[fast]), math.log(overs[slow])
     way = min(max(low / (low + high), 0.1), 0.9)

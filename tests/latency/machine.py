@@ -53,8 +53,8 @@ class Machine:
         if "convolution" in kind or kind in ("conv2d", "linear"):
             weight = args[1]
         if weight is not None and weight.ndim == 4:
-            groups = weight.shape[0] > weight.shape[1] == 1
-            factor = self.depthwise if groups else self.pointwise if weight.shape[2:] == (1, 1) else 1.0
+            groups = args[6] if kind == "conv2d" and len(args) > 6 else args[-1]
+            factor = self.depthwise if isinstance(groups, int) and groups > 1 else self.pointwise if weight.shape[2:] == (1, 1) else 1.0
             return self.start + factor * self.each * out.numel() * weight[0].numel()
         if weight is not None:
             return self.start + self.pointwise * self.each * out.numel() * weight.shape[1]
