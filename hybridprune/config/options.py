@@ -491,7 +491,7 @@ class CutOptions(Checked):
 
 @dataclass(frozen=True)
 class LatencyTarget(Checked):
-    """What a budget of time (target_latency) is the time of, and how it is measured."""
+    """Budgets of time (target_latency): the batch, the threads and the engine that they are of."""
 
     batch: int = option(32, "images of the batch that is timed", flags=("latency_batch",), key="latency_batch", low=1)
     threads: int | None = option(

@@ -27,7 +27,7 @@ KINDS: dict[str, AxesOf] = {"forms": form_axes, "channels": channel_axes}
 
 @dataclass(frozen=True)
 class TableMaker:
-    """How tables are measured."""
+    """Tables of an engine, measured or read."""
 
     engine: Engine
     batch: int

@@ -20,6 +20,7 @@ from hybridprune.latency.geometry import geometries, shapes
 from hybridprune.latency.measure import AT_LEAST, ROUNDS, WARM_UP, TableMaker
 from hybridprune.latency.table import CHANNELS, FormTimes, Grids, WidthTimes
 from hybridprune.measure.latency import Stopwatch, stopwatch
+from hybridprune.precision import full_precision
 from hybridprune.processes import count
 from hybridprune.pruning.budget.space import NS_PER_MS
 from hybridprune.pruning.clock import ChannelTimes, DirectionTimes, NetworkTimes, Reading
@@ -92,7 +93,7 @@ class DeployedClock:
 
     @property
     def setting(self) -> Mapping[str, Any]:
-        """How it is measured: engine, batch, threads, hardware, and how many points of the tables were timed."""
+        """The engine, batch, threads, hardware, and the number of points in the tables."""
         with threads_of(self.options.threads):
             place = self.engine.key["hardware"]
         threads, name = place["threads"], place["name"]
@@ -111,13 +112,13 @@ class DeployedClock:
     def read(self, model: nn.Module) -> Reading:
         """A network of the same kind, deployed, beside the dense one."""
         dense, _ = self._dense
-        with threads_of(self.options.threads), torch.inference_mode():
+        with threads_of(self.options.threads), full_precision(), torch.inference_mode():
             found = self.whole({"dense": dense.run, "cut": self._running(self.part(model)).run})
         return Reading(found["cut"].median_ms * NS_PER_MS, found["dense"].median_ms * NS_PER_MS)
 
     @cached_property
     def _dense(self) -> tuple[Running, int]:
-        with threads_of(self.options.threads), torch.inference_mode():
+        with threads_of(self.options.threads), full_precision(), torch.inference_mode():
             running = self._running(self.dense)
             found = self.whole({"dense": running.run})
         return running, max(1, round(found["dense"].median_ms * NS_PER_MS))
@@ -137,7 +138,7 @@ class DeployedClock:
         dense, _ = self._dense
         found = geometries(network.model, lambda: network.run(network.model, network.example))
         counted = {name: found[name] for name in names if name in found and network.counts(name)}
-        with threads_of(self.options.threads):
+        with threads_of(self.options.threads), full_precision():
             tables = self._maker(dense.piece).tables(list(counted.values()), kind)
         self.points += sum(grid.ns.numel() for grids in tables.values() for grid in grids.values())
         scale = self.options.batch / dense.piece

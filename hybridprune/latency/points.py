@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 
 def axis(least: int, full: int, count: int, unit: int = UNIT) -> list[int]:
-    """At most ``count`` numbers from ``least`` to ``full``, about evenly spread; all if there are no more."""
+    """Numbers from ``least`` to ``full``, at most ``count``, about evenly spread; all if there are no more."""
     if full - least < count:
         return list(range(least, full + 1))
     steps = (least + (full - least) * place / (count - 1) for place in range(count))

@@ -1,4 +1,4 @@
-"""What a clock says of networks and of their layers, as far as plans need to know."""
+"""Clocks of networks and of their layers, as far as plans need to know."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class NetworkClock(Protocol):
 
     @property
     def setting(self) -> Mapping[str, Any]:
-        """How it is measured: engine, batch, threads, hardware, and how many points of the tables were timed."""
+        """The engine, batch, threads, hardware, and the number of points in the tables."""
         ...
 
     def directions(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[DirectionTimes]:

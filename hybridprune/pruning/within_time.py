@@ -83,7 +83,7 @@ def allocate_within_time(
             last = attempts[-1]
             if abs(last.over - 1) <= AIM or (last.spare if last.over < 1 else last.floored):
                 break
-            planned_ns = next_target([(each.cost.ns, each.over) for each in attempts])
+            planned_ns = next_target([(max(1, each.cost.ns), each.over) for each in attempts])
     best = min(attempts, key=_rank)
     if best.over > 1 + TOLERANCE and any(each.floored for each in attempts):
         ns = best.reading.share * clock.dense_ns if relative else best.reading.ns

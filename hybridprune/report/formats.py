@@ -35,6 +35,12 @@ COLUMNS = (
     ("Routed GFLOPs", "routed_flops", 1e-9, None),
     ("Stored bytes", "stored_bytes", 1, 0),
 )
+TIMES = (
+    ("Target ms", "target_ms", 1, None),
+    ("Predicted ms", "predicted_ms", 1, None),
+    ("Realised ms", "realised_ms", 1, None),
+)
+"""Columns of budgets of time, where a row has one."""
 LEFT = ("Row", "Method", "Network", "Dataset")
 LATENCY = (
     "Latency: median ms of a batch and, in brackets, the realised speed-up over the dense network in the same form, "
@@ -90,14 +96,19 @@ def table(rows: Sequence[Row]) -> Table:
     speeds = [shown(row) for row in rows]
     settings = sorted({setting for each in speeds for setting in each})
     places = _places(setting.place for setting in settings)
-    head = [*LEFT, *(column[0] for column in COLUMNS), *(_heading(each, places) for each in settings), "Seeds"]
+    columns = _columns(rows)
+    head = [*LEFT, *(column[0] for column in columns), *(_heading(each, places) for each in settings), "Seeds"]
     body = []
     for row, found in zip(rows, speeds, strict=True):
-        numbers = [_text(row.stats.get(figure), factor, decimals) for _, figure, factor, decimals in COLUMNS]
+        numbers = [_text(row.stats.get(figure), factor, decimals) for _, figure, factor, decimals in columns]
         times = [_speed_text(found[each], each, row) if each in found else "" for each in settings]
         seeds = f"{', '.join(map(str, row.seeds))} (n = {len(row.seeds)})"
         body.append([title(row), row.method, row.network, row.dataset, *numbers, *times, seeds])
     return Table(head, "l" * len(LEFT) + "r" * (len(head) - len(LEFT)), body, _note(places, LATENCY))
+
+
+def _columns(rows: Sequence[Row]) -> Sequence[tuple[str, str, float, int | None]]:
+    return (*COLUMNS, *TIMES) if any(TIMES[0][1] in row.stats for row in rows) else COLUMNS
 
 
 def _heading(setting: Setting, places: Sequence[str]) -> str:
@@ -156,7 +167,7 @@ def _raw(row: Row, latencies: Mapping[str, Speed]) -> dict[str, object]:
     record |= {"network": row.network, "dataset": row.dataset, "dataset_digest": digest}
     record |= {"group": group, "parent_group": parent_group, "n": len(row.seeds), "seeds": row.seeds}
     record["not_finite"] = sum(not run.finite for run in row.runs)
-    for _, name, _, _ in COLUMNS:
+    for _, name, _, _ in _columns([row]):
         stat = row.stats.get(name)
         record |= {name: stat and stat.mean, f"{name}_std": stat and stat.std}
     for name, speed in latencies.items():

@@ -62,6 +62,10 @@ class RunRecord:
     effective_sparsity: float | None = _perhaps_at("effective_sparsity", float, high=1)
     method: str | None = _perhaps_at("method", str)
     """By which stage 2 has cut; other stages have none."""
+    target_ms: float | None = _perhaps_at("latency.target_ms", float, low=0)
+    """Of a budget of time, of which the next two are what was expected and what the clock said."""
+    predicted_ms: float | None = _perhaps_at("latency.predicted_ms", float, low=0)
+    realised_ms: float | None = _perhaps_at("latency.realised_ms", float, low=0)
     members: tuple[str, ...] = ()
     """The run ids of a cascade's members."""
 
@@ -91,7 +95,8 @@ def read_run(path: Path) -> RunRecord:
         network = value_at(data, "network", dict)
         if "label" not in network and {"name", "depth", "width"} <= network.keys():  # written by 0.1.0
             network["label"] = f"{network['name']}{network['depth']}-w{network['width']}"
-        known = [f for f in fields(RunRecord) if f.metadata and (f.default is MISSING or f.metadata["name"] in data)]
+        there = {f for f in fields(RunRecord) if f.metadata and f.metadata["name"].partition(".")[0] in data}
+        known = [f for f in fields(RunRecord) if f.metadata and (f.default is MISSING or f in there)]
         values = {f.name: value_at(data, **f.metadata) for f in known}
         is_root = value_at(data, "parent", object) is None
         parent_id = None if is_root else value_at(data, "parent.run_id", str)

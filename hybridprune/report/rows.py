@@ -60,6 +60,10 @@ class Row:
         return all(run.finite for run in self.runs)
 
 
+TIMES = ("target_ms", "predicted_ms", "realised_ms")
+"""Figures of a budget of time."""
+
+
 def figures(run: RunRecord) -> dict[str, float]:
     """Figures that one run contributes to its row: counts as they are, accuracies, shares and rates as fractions.
 
@@ -81,6 +85,7 @@ def figures(run: RunRecord) -> dict[str, float]:
         "routed_accuracy": run.routed_accuracy,
         "routed_flops": 2 * run.routed_macs,
         "stored_bytes": run.stored_bytes,
+        **{name: time for name in TIMES if (time := getattr(run, name)) is not None},
     }
 
 

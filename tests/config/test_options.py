@@ -24,7 +24,7 @@ OPTIONS = {
 
 UNITS = (
     "blocks|channels|epochs|execution rate|FLOPs|images|iterations|layers|logits|minutes|multiples|norm|parameters|"
-    "passes|pixels|probability|probabilities|share|steps|sweeps|workers"
+    "passes|pixels|probability|probabilities|seconds|share|steps|sweeps|threads|workers"
 )
 UNITLESS = {
     "seed", "lr", "momentum", "weight_decay", "ma", "rate_penalty", "sparsity_weight", "mask_threshold", "alpha_nuc",
@@ -33,11 +33,11 @@ UNITLESS = {
 }  # fmt: skip
 """Numbers that count or measure nothing: weights, factors, decays, temperatures."""
 
-PLAIN = {"RunOptions", "ParentOptions", "DataOptions", "CompileOptions"}
+PLAIN = {"RunOptions", "ParentOptions", "DataOptions", "CompileOptions", "LatencyTarget"}
 """What is run on what: nothing that was invented."""
 PLAIN_NAMES = {
     "network", "depth", "epochs", "weights", "lr", "scheduler_params", "tf32", "channels_last", "sync_batchnorm",
-    "target_flops", "target_params", "exclude", "epochs_start", "epochs_end", "pruner_id",
+    "target_flops", "target_params", "target_latency", "exclude", "epochs_start", "epochs_end", "pruner_id",
 }  # fmt: skip
 """Likewise: what a user wants, and how it is computed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Machine:
             run()
         return watch.ns * (self.wholes if watch.operations > LAYERS else 1.0) / 1e6
 
-    def of(self, kind: str, args: tuple[Any, ...], out: Any) -> float:
+    def of(self, kind: str, args: Sequence[Any], out: Any) -> float:
         """Nanoseconds of one operation."""
         if kind in VIEWS:
             return 0.0
@@ -54,7 +55,8 @@ class Machine:
             weight = args[1]
         if weight is not None and weight.ndim == 4:
             groups = args[6] if kind == "conv2d" and len(args) > 6 else args[-1]
-            factor = self.depthwise if isinstance(groups, int) and groups > 1 else self.pointwise if weight.shape[2:] == (1, 1) else 1.0
+            pointwise = self.pointwise if weight.shape[2:] == (1, 1) else 1.0
+            factor = self.depthwise if isinstance(groups, int) and groups > 1 else pointwise
             return self.start + factor * self.each * out.numel() * weight[0].numel()
         if weight is not None:
             return self.start + self.pointwise * self.each * out.numel() * weight.shape[1]

@@ -187,9 +187,7 @@ def test_nothing_is_cut_where_the_network_is_fast_enough(machine: Machine) -> No
 def test_a_budget_below_the_floor_is_refused_with_the_floor_by_the_clock(machine: Machine) -> None:
     """The floor is that of the network that was timed, not of the tables."""
     machine.wholes = 1.5
-    with pytest.raises(
-        UserError, match=r"^target_latency 0.01: below what cut.prune_ratio_limit 0.9 allow"
-    ) as error:
+    with pytest.raises(UserError, match=r"^target_latency 0.01: below what cut.prune_ratio_limit 0.9 allow") as error:
         cut("plain", 0.01, method="l1")
     assert re.search(r"the floor is 0\.\d{4} of the time \([\d.]+ ms\), 0\.\d{4} of the FLOPs", str(error.value))
     share = float(re.findall(r"is (0\.\d+) of the time", str(error.value))[0])

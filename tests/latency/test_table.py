@@ -43,7 +43,12 @@ def grid(axes: list[list[int]], seed: int = 0) -> Grid:
     return Grid.measured(axes, noise([len(axis) for axis in axes], seed) * 1e6)
 
 
-AXES: dict[str, list[list[int]]] = {"one": [[1, 4, 8, 16]], "two": [[1, 3, 9], [2, 8, 24, 64]], "point": [[7]], "none": []}
+AXES: dict[str, list[list[int]]] = {
+    "one": [[1, 4, 8, 16]],
+    "two": [[1, 3, 9], [2, 8, 24, 64]],
+    "point": [[7]],
+    "none": [],
+}
 
 
 @pytest.mark.parametrize("name", AXES)

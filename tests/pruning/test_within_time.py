@@ -144,7 +144,7 @@ def test_the_floor_is_what_the_clock_says_of_the_fastest_plan() -> None:
         met(0.2, FakeClock(CLOCKS["slower"]))
     floor = error.value.floor
     assert floor.ns == pytest.approx(CLOCKS["slower"](20 / UNITS) * DENSE_NS, rel=1e-6) and floor.macs == 20
-    kept, record = met(floor.ns / DENSE_NS, FakeClock(CLOCKS["slower"]))
+    _, record = met(floor.ns / DENSE_NS, FakeClock(CLOCKS["slower"]))
     assert record["met"]
 
 
@@ -167,7 +167,7 @@ def test_a_bound_on_flops_may_leave_time() -> None:
 
 
 def test_what_is_missed_is_called_so() -> None:
-    kept, record = met(0.5, FakeClock(lambda share: 0.1 if share < 0.4 else 0.9))
+    _, record = met(0.5, FakeClock(lambda share: 0.1 if share < 0.4 else 0.9))
     assert not record["met"] and record["rounds"] == ROUNDS and record["realised_ms"] <= 0.5 * record["dense_ms"]
     assert told(record).startswith("budget of time missed: a batch of 4 takes 0.021 ms deployed (eager, 1 threads), ")
     assert not told({**record, "met": True}).startswith("budget of time missed")

@@ -42,13 +42,13 @@ class FormPrice:
             return FormPrice()
         return FormPrice(*(0.0 if bound is None else 1.0 / bound for bound in budget.bounds))
 
-    def of(self, macs: Tensor | int, params: Tensor | int, ns: Tensor | int) -> Tensor:
-        """The price, in double precision: that of one form and that of many are the same to the bit."""
-        costs = (torch.as_tensor(each, dtype=torch.float64) for each in (macs, params, ns))
-        first, second, third = (
-            weight * each for weight, each in zip((self.macs, self.params, self.ns), costs, strict=True)
-        )
-        return first + second + third
+    def of(self, cost: Cost) -> float:
+        """The price of one form."""
+        return self.macs * cost.macs + self.params * cost.params + self.ns * cost.ns
+
+    def of_many(self, macs: Tensor, params: Tensor, ns: Tensor) -> Tensor:
+        """The prices of forms ``[M]``, in double precision: to the bit those that `of` gives."""
+        return self.macs * macs.double() + self.params * params.double() + self.ns * ns.double()
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,12 @@ class DirectionCell:
             )
         table = Choices(*(torch.stack(columns) for columns in zip(*(f.columns() for f in forms), strict=True)))
         allowed = ((table.params <= now.params) | self.allow_increase) & ~torch.stack(squares)
-        dear = self.price.of(*table.costs)
+        dear = self.price.of_many(*table.costs)
         # The first of equals: as in ``ConvShape.cheapest``, that with fewer rotations.
         cheapest = torch.where(allowed, dear, torch.inf).argmin(0)
         best = table.at((cheapest, torch.arange(len(cheapest))))
         cut = (best.kept_in < full_in) | (best.kept_out < full_out)
-        cheaper = self.price.of(*best.costs) < self.price.of(*now)
+        cheaper = self.price.of_many(*best.costs) < self.price.of(now)
         found = [Choices.single((*self.full, self._everything), now), best.at(cut & cheaper)]
         return Choices.joined([*found, *self._separable_choices()])
 
@@ -169,7 +169,7 @@ class DirectionCell:
         return torch.as_tensor(self.shape.macs(ranks)), torch.as_tensor(self.shape.params(ranks)), ns
 
     def _dear(self, ranks: Ranks) -> float:
-        return float(self.price.of(*self.form_cost(ranks)))
+        return self.price.of(self.form_cost(ranks))
 
     @property
     def _everything(self) -> int:
@@ -276,7 +276,7 @@ def direction_space(
                 allow_increase=allow_increase,
                 multiple=multiple,
                 separation=apart,
-                times=None if times is None else times.layers[layer.name],
+                times=None if times is None else times.layers.get(layer.name),
                 price=price or FormPrice(),
             )
         )

@@ -46,10 +46,22 @@ def test_cheapest_is_the_best_of_all_allowed_forms(case: tuple[ConvShape, Ranks]
     for most in (None, min(shape.params(ranks) for ranks in every) + slack):
         allowed = [ranks for ranks in every if most is None or shape.params(ranks) <= most]
         found = shape.cheapest(kept, most)
-        assert found in allowed
+        assert found is not None and found in allowed
         assert shape.macs(found) == min(shape.macs(ranks) for ranks in allowed)
         equal = [ranks for ranks in allowed if shape.macs(ranks) == shape.macs(found)]
         assert found.count(None) == max(ranks.count(None) for ranks in equal)
+
+
+def test_where_no_form_is_small_enough_there_is_none() -> None:
+    shape = ConvShape(4, 6, 9, 16, 16, False)
+    assert shape.cheapest(Ranks(3, 5), 10) is None and shape.cheapest(Ranks(3, 5), shape.params(DENSE)) is not None
+
+
+def test_another_price_another_form() -> None:
+    shape = ConvShape(16, 16, 9, 16, 16, False)
+    assert shape.cheapest(Ranks(4, 4), None) == Ranks(4, 4)
+    price = {DENSE: 3.0, Ranks(4, None): 1.0, Ranks(None, 4): 2.0, Ranks(4, 4): 2.0}
+    assert shape.cheapest(Ranks(4, 4), None, price.__getitem__) == Ranks(4, None)
 
 
 def test_equally_cheap_forms_are_chosen_between_by_a_fixed_rule() -> None:

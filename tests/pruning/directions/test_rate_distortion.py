@@ -249,7 +249,8 @@ def test_what_is_left_of_the_budget_goes_where_it_buys_most() -> None:
     def offer(macs: int, loss: float) -> tuple[Choices, torch.Tensor]:
         kept, costs = torch.tensor([1, 2]), torch.tensor([0, macs])
         losses = torch.tensor([10.0, loss], dtype=torch.float64)
-        return Choices(kept, kept, costs, costs, losses, torch.zeros_like(kept)), costs.double()
+        none = torch.zeros_like(kept)
+        return Choices(kept, kept, costs, costs, losses, none, none), costs.double()
 
     # One upgrade that gains 6 for all that is left, or two that gain 5 each for less.
     offers = [offer(10, 4.0), offer(4, 5.0), offer(4, 5.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def cost(model: nn.Module) -> Cost:
     return Cost(*count_module(model, torch.zeros(1, *IMAGES[1:])))
 
 
-def planned(model: nn.Module, separable: int = 2**20, **options: int) -> tuple[Space, dict[str, Decomposition]]:
+def planned(model: nn.Module, separable: int = 2**20, **options: Any) -> tuple[Space, dict[str, Decomposition]]:
     layers = prunable_layers(model, lambda: model(torch.zeros(1, *IMAGES[1:])))
     found = random_decompositions(layers, seed=3)
     return direction_space(
