@@ -124,7 +124,7 @@ def measured(key: Line, seconds: float) -> Line:
 
 
 def tables(lines: Sequence[Line]) -> Iterator[str]:
-    """What was measured, as Markdown."""
+    """The tables of what was measured, in Markdown."""
     rows: list[list[str]] = []
     for line in lines:
         if line["kind"] == "budget":

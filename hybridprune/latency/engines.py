@@ -81,7 +81,7 @@ class Eager(Engine):
         return 1
 
     def input(self, x: Tensor) -> Tensor:
-        """The same on the device, images in channels_last."""
+        """The input on the device, images in channels_last."""
         return on_device(x, self.device)
 
     def arms(self, layer: nn.Module, x: Tensor) -> Arms:
@@ -117,7 +117,7 @@ class OnnxRuntime(Engine):
         return CHANNEL_BLOCK
 
     def input(self, x: Tensor) -> Tensor:
-        """The same on the CPU, without gaps."""
+        """The input on the CPU, without gaps."""
         return x.cpu().contiguous()
 
     def arms(self, layer: nn.Module, x: Tensor) -> Arms:
