@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--engines", nargs="+", default=["eager", "onnxruntime"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--methods", nargs="+", default=["fisher-tucker"], help="methods by which networks are cut")
-    parser.add_argument("--targets", type=float, nargs="+", default=[0.7], help="shares of the dense network's time")
+    parser.add_argument("--targets", type=float, nargs="*", default=[0.7], help="shares of the dense network's time")
     parser.add_argument("--plans", type=int, default=30, help="random plans of each arm; 0: none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20, help="for the tables of one arm")

@@ -99,6 +99,7 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
     "prune": [
         (lambda at: hybridprune.prune(3, BATCHES), "model: is a int; give"),  # type: ignore[arg-type]
         (lambda at: hybridprune.prune(net(), BATCHES, target_flops=0), "target_flops 0: must be above 0"),
+        (lambda at: hybridprune.prune(net(), BATCHES, target_latency=0), "target_latency 0: must be above 0"),
         (lambda at: hybridprune.prune(net(), BATCHES, target_flops=0.5, kd_weight=2), "kd_weight 2: must be at most 1"),
     ],
     "accuracy": [

@@ -40,7 +40,11 @@ def test_of_a_fall_both_sides_give_way() -> None:
 
 
 def grid(axes: list[list[int]], seed: int = 0) -> Grid:
-    return Grid.measured(axes, noise([len(axis) for axis in axes], seed) * 1e6)
+    """A grid that rises along each axis, in steps of any size."""
+    times = noise([len(axis) for axis in axes], seed)
+    for axis in range(len(axes)):
+        times = times.cumsum(axis)
+    return Grid.measured(axes, times * 1e6)
 
 
 AXES: dict[str, list[list[int]]] = {
