@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,16 @@ from benchmarks.device_cases.case import (
     random_labels,
     weights,
 )
-from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.api.first_look import Task, look
+from hybridprune.api.prunable import PlainNetwork
+from hybridprune.config import CurvatureOptions, CutOptions, LatencyTarget, SparsityOptions
 from hybridprune.config.methods import METHOD_NAMES
+from hybridprune.curvature import likelihood_of
+from hybridprune.latency.cache import TimeCache
+from hybridprune.latency.engines import Eager
+from hybridprune.latency.network_clock import DeployedClock
+from hybridprune.measure.latency import Arms, Latency
+from hybridprune.models.factored import Ranks
 
 
 def pruned(device: torch.device, cut: CutOptions | None = None, **options: Any) -> Values:
@@ -48,6 +57,30 @@ def pruned(device: torch.device, cut: CutOptions | None = None, **options: Any) 
     with torch.no_grad():
         logits, again = found.module.eval()(images), loaded.eval()(images)
     return numbers(macs=found.spec.macs, params=found.spec.params, logits=logits, loaded=logits - again)
+
+
+def timed(device: torch.device, kind: str) -> Values:
+    """Tables of a network's layers, and a cut beside it, by a clock that is told what to say; each arm runs once."""
+
+    def told(arms: Arms) -> dict[str, Latency]:
+        for run in arms.values():
+            run()
+        return {name: Latency(place, place, place, 1) for place, name in enumerate(arms, start=1)}
+
+    net = plain(device)
+    found, example = look(net, batches(), Task(likelihood_of("cross_entropy"), None))
+    network = PlainNetwork(net, found, example, (), 0)
+    names = [name for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with tempfile.TemporaryDirectory() as folder:
+        options, cache = LatencyTarget(batch=4), TimeCache(Path(folder))
+        clock = DeployedClock(net, lambda module: module, example, options, Eager(device), told, told, cache)
+        if kind == "forms":
+            directions = clock.directions(network, names)
+            times = [float(each.of(Ranks(2, 2))) for each in directions.layers.values()]
+        else:
+            times = [float(each.of(2, 2)) for each in clock.channels(network, names).layers.values()]
+        reading = clock.read(net)
+    return numbers(whole=clock.dense_ns, share=reading.share, points=clock.points, times=torch.tensor(times))
 
 
 class _Twice(nn.Module):
@@ -134,6 +167,8 @@ def _cut(**options: Any) -> CutOptions:
 
 
 CASES: Mapping[str, Case] = {
+    "times of forms": partial(timed, kind="forms"),
+    "times of channels": partial(timed, kind="channels"),
     **{method: partial(pruned, method=method) for method in METHOD_NAMES},
     **{
         f"{method}, {name}": partial(pruned, method=method, **options)

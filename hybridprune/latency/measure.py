@@ -81,7 +81,7 @@ class TableMaker:
             for name, each in axes.items()
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _times(self, wanted: dict[str, tuple[Geometry, Point]]) -> dict[str, float]:
         """Nanoseconds of each layer in its fastest variant; all take turns."""
         arms: dict[str, Callable[[], object]] = {}

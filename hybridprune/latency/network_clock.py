@@ -112,13 +112,13 @@ class DeployedClock:
     def read(self, model: nn.Module) -> Reading:
         """A network of the same kind, deployed, beside the dense one."""
         dense, _ = self._dense
-        with threads_of(self.options.threads), full_precision(), torch.inference_mode():
+        with threads_of(self.options.threads), full_precision(), torch.no_grad():
             found = self.whole({"dense": dense.run, "cut": self._running(self.part(model)).run})
         return Reading(found["cut"].median_ms * NS_PER_MS, found["dense"].median_ms * NS_PER_MS)
 
     @cached_property
     def _dense(self) -> tuple[Running, int]:
-        with threads_of(self.options.threads), full_precision(), torch.inference_mode():
+        with threads_of(self.options.threads), full_precision(), torch.no_grad():
             running = self._running(self.dense)
             found = self.whole({"dense": running.run})
         return running, max(1, round(found["dense"].median_ms * NS_PER_MS))

@@ -15,6 +15,7 @@ FAST = {
     "measuring: effective sparsity",
     "modules: fisher-tucker",
     "modules: kron-obs",
+    "modules: times of forms",
     "modules: taylor, coupled",
     "modules: rni",
     "training: sp, noisy gates",
