@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hybridprune.ambient import isolated
 from hybridprune.api.arguments import cut_options
+from hybridprune.api.finite import check_finite
 from hybridprune.api.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.api.prunable import PlainNetwork
 from hybridprune.api.pruned import Pruned, PrunedSpec
@@ -40,7 +41,7 @@ from hybridprune.engine.modes import take_modes
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.plain import checkpointing, plain_copy, take_types, unwrapped
 from hybridprune.engine.pressure import Drive
-from hybridprune.errors import RunFailed, UserError
+from hybridprune.errors import UserError
 from hybridprune.latency.network_clock import DeployedClock
 from hybridprune.models.copies import copied
 from hybridprune.models.edits import apply_edits, edit_from_json, edits_between
@@ -186,7 +187,7 @@ def prune(
                 share_weights(teacher)
             work.fine_tune(module, fine_tune, teacher=teacher, kd_weight=distilled)
         share_weights(take_types(module, original))
-        _check_finite(module, original)
+        check_finite(module, original)
         batches.check_output(module)
     costs = (cost.macs, cost.params, dense.macs, dense.params)
     spec = PrunedSpec(edits, *costs, plan.left_alone, done.state.latency, layers)
@@ -293,17 +294,3 @@ def _as_the_first(model: nn.Module, module: nn.Module) -> nn.Module:
         apply_edits(module, edits)
     share_weights(module)
     return module
-
-
-def _check_finite(module: nn.Module, model: nn.Module) -> None:
-    """RunFailed if a number of ``module`` is not finite where the ``model`` had none of that kind."""
-    before = {name for name, value in model.state_dict().items() if not _finite(value)}
-    for name, value in module.state_dict().items():
-        if name not in before and not _finite(value):
-            raise RunFailed(
-                f"{name} of the pruned network is not finite; look for NaN in the images, or fine-tune at a lower lr"
-            )
-
-
-def _finite(value: Any) -> bool:
-    return not isinstance(value, Tensor) or bool(value.isfinite().all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import warnings
 from collections.abc import Callable
@@ -234,62 +233,6 @@ def test_pruned_again_shares_are_those_of_what_is_given(machine: Machine) -> Non
     )
     assert twice.spec.latency is not None and twice.spec.latency["met"]
     assert realised(machine, twice.module) == pytest.approx(0.8 * realised(machine, once.module), rel=0.06)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"method": "slimming"},
-            "target_latency: method slimming trains towards its cut, or selects it, by F",
-        ),
-        (
-            {"cut": CutOptions(prune_ratio=0.5)},
-            "cut.prune_ratio 0.5: is not read where there is a budget, target_l",
-        ),
-        ({"latency": 3}, "latency 3: must be an instance of LatencyTarget"),
-        (
-            {"target_latency": None, "target_flops": 0.5},
-            "latency: says how a budget of time is measured; give",
-        ),
-        ({"target_latency": -1.0}, "target_latency -1.0: must be above 0"),
-        ({"forward": lambda model, batch: model(batch[0])}, "target_latency: a network is timed on batches of one ten"),
-    ],
-)
-def test_what_cannot_be_timed_is_refused_before_any_work(
-    options: dict[str, Any], message: str, machine: Machine
-) -> None:
-    with pytest.raises(UserError) as error:
-        hybridprune.prune(plain(), batches(), **{"target_latency": 0.5, "latency": LatencyTarget(batch=4), **options})
-    assert str(error.value).startswith(message) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch": 0}, "LatencyTarget.batch 0: must be at least 1"),
-        ({"threads": 0}, "LatencyTarget.threads 0: must be at least 1"),
-        ({"seconds": 0}, "LatencyTarget.seconds 0: must be above 0"),
-        ({"engine": "tflite"}, 'LatencyTarget.engine "tflite": must be one of eager, onnxruntime'),
-    ],
-)
-def test_a_target_that_may_not_be(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        LatencyTarget(**options)
-    assert str(error.value) == message
-
-
-def test_a_missing_engine_is_one_line(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else there(name))
-    with pytest.raises(UserError, match=r"^latency.engine onnxruntime: needs onnxruntime; pip install '.*deploy\]'$"):
-        hybridprune.prune(plain(), batches(), target_latency=0.5, latency=LatencyTarget(engine="onnxruntime"))
-
-
-def test_several_processes_would_disturb_each_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_clock, "count", lambda: 2)
-    with pytest.raises(UserError, match=r"^target_latency: several processes disturb each other's clock; start one"):
-        cut("plain", 0.5)
 
 
 @pytest.mark.full
