@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def input_factor(x: Tensor, geometry: Geometry) -> Tensor:
     """
     x = x if x.ndim == 4 else feature_map(x)
     kernel, stride, *_ = geometry.pairs()
-    rows, columns, reads = _read_counts(x, geometry)
+    rows, columns, reads = _read_counts(geometry, *x.shape[2:])
     if stride == (1, 1):
         k_rows, k_columns = [kernel[0]] * len(rows), [kernel[1]] * len(columns)
         rows_short, columns_short = [kernel[0] - n for n in rows], [kernel[1] - n for n in columns]
@@ -48,9 +49,11 @@ def input_mean(x: Tensor, geometry: Geometry) -> Tensor:
         x: layer input, as in `input_factor`.
     """
     x = x if x.ndim == 4 else feature_map(x)
-    rows, columns, reads = _read_counts(x, geometry)
+    rows, columns, reads = _read_counts(geometry, *x.shape[2:])
     weights = torch.outer(_as_tensor(rows, x), _as_tensor(columns, x))
-    return (x.sum(0) * weights).sum((1, 2)) / (len(x) * reads)
+    # a product with ones: sums over images are slow where these lie far apart
+    total = x.new_ones(len(x)) @ x.permute(0, 2, 3, 1).flatten(1)
+    return weights.flatten() @ total.view(-1, x.shape[1]) / (len(x) * reads)
 
 
 def gradient_factor(g: Tensor, batch_size: int, frames: int = 1) -> Tensor:
@@ -68,11 +71,11 @@ def gradient_factor(g: Tensor, batch_size: int, frames: int = 1) -> Tensor:
     return _moment(g.permute(0, 2, 3, 1)) * (batch_size / (frames * g.shape[2] * g.shape[3]))
 
 
-def _read_counts(x: Tensor, geometry: Geometry) -> tuple[list[int], list[int], int]:
+@lru_cache
+def _read_counts(geometry: Geometry, height: int, width: int) -> tuple[list[int], list[int], int]:
     """Return how often each row and each column is read, and the number of (output position, offset) pairs."""
     padding, counts, reads = geometry.pairs()[2], [], 1
-    for axis in (0, 1):
-        length = x.shape[2 + axis]
+    for axis, length in enumerate((height, width)):
         coordinates = [read - padding[axis] for offset in geometry.reads(axis, length) for read in offset]
         counts.append([0] * length)
         reads *= len(coordinates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +16,13 @@ UNFOLDED_BYTES = 2**28
 def offset_moment(x: Tensor, geometry: Geometry, memory: int = UNFOLDED_BYTES) -> Tensor:
     """Return the mean over images, output positions and channels of ``x_off x_off'``, ``[k^2, k^2]``.
 
-    Nothing is unfolded. Pixels of two rows meet in one ``[W, W]`` product over images and channels, whatever
-    the output position that reads them; one product per row and vertical distance of offsets serves all.
+    Nothing is unfolded. Pixels of two rows meet in products ``[w, W]`` over images and channels, whatever the output
+    position that reads them; one product per row and vertical distance of offsets serves all. Of the columns only those
+    meet that are within a kernel's reach.
 
     Args:
         x: layer input ``[B, C_in, H, W]``.
-        memory: bytes that padded copies of the images may take, beyond a single one.
+        memory: bytes that copies of the images may take, beyond a single one.
     """
     chunk = max(1, memory // (2 * x[0].numel() * x.itemsize))
     parts = [_offset_sum(images, geometry) for images in x.split(chunk)]
@@ -28,21 +31,39 @@ def offset_moment(x: Tensor, geometry: Geometry, memory: int = UNFOLDED_BYTES) -
 
 def _offset_sum(x: Tensor, geometry: Geometry) -> Tensor:
     """The sum of which `offset_moment` is the mean."""
-    (height, width), _, padding, (dilation, _) = geometry.pairs()
+    (height, width), _, padding, dilation = geometry.pairs()
     rows, columns = (
         torch.tensor(geometry.reads(axis, x.shape[2 + axis]), device=x.device) for axis in (0, 1)
-    )  # [kh, H'] and [kw, W']
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    pixels = padded.permute(2, 3, 0, 1).flatten(2)
+    )  # [kh, H'] and [kw, W'], padded coordinates
+    pixels = x.permute(2, 3, 0, 1).flatten(2)
+    size = [length + 2 * pad for length, pad in zip(x.shape[2:], padding, strict=True)]
+    read = x.new_zeros(height, size[0]).scatter_(1, rows, 1.0)  # whether an offset reads a row
     moment = x.new_zeros(height, width, height, width)
     for distance in range(height):
-        products = torch.bmm(pixels[: len(pixels) - dilation * distance], pixels[dilation * distance :].mT)
+        products = x.new_zeros(size[0], size[1], size[1])
+        below = pixels[dilation[0] * distance :]
+        inside = products[padding[0] : padding[0] + len(below)]
+        for here, there in _within_reach(x.shape[3], reach=dilation[1] * (width - 1)):
+            found = torch.bmm(pixels[: len(below), here], below[:, there].mT)
+            inside[:, _shifted(here, padding[1]), _shifted(there, padding[1])] = found
+        row_sums = (read @ products.flatten(1)).view(-1, *products.shape[1:])
         for top in range(height - distance):
-            row_sum = products[rows[top]].sum(0)
-            block = row_sum[columns[:, None], columns[None, :]].sum(-1)
+            block = row_sums[top][columns[:, None], columns[None, :]].sum(-1)
             moment[top, :, top + distance] = block
             moment[top + distance, :, top] = block.T
     return moment.view(height * width, height * width)
+
+
+def _within_reach(length: int, reach: int) -> Iterator[tuple[slice, slice]]:
+    """Yield ranges that cover a length, each with the range of what is within ``reach`` of it."""
+    step = max(2 * reach, 4)
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        yield slice(start, stop), slice(max(start - reach, 0), min(stop + reach, length))
+
+
+def _shifted(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def full_covariance(x: Tensor, geometry: Geometry, memory: int = UNFOLDED_BYTES) -> Tensor:
