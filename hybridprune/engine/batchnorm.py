@@ -160,6 +160,38 @@ def batch_statistics(net: nn.Module) -> Iterator[Mapping[_BatchNorm, Moments]]:
                 buffer.copy_(value)
 
 
+@contextmanager
+def normalised_by_batch(net: nn.Module) -> Iterator[None]:
+    """Inside, the BatchNorms of ``net``, in eval mode, normalise by the statistics of each batch, and keep their own.
+
+    By their own where fewer than `FEW` images arrive. Unlike `batch_statistics` it takes no note of what arrives.
+    """
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+
+    def enter(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        x = args[0] if args else kwargs["input"]
+        mixed = len(x) >= FEW
+        norm.training = mixed and not isinstance(norm, nn.SyncBatchNorm)
+        if mixed and not norm.training:
+            Moments.of(x).write(norm)
+
+    handles = [norm.register_forward_pre_hook(enter, with_kwargs=True) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
+            norm.momentum, norm.training = momentum, False
+            for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
+                buffer.copy_(value)
+
+
 def average_statistics(net: nn.Module) -> None:
     """Replace the running statistics of the norms in training mode by their means over the processes.
 

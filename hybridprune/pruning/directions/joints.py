@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,15 +25,6 @@ class Joint:
     added: bool = False
     """Whether it, or what the norm makes of it, goes into a sum with a tensor that was there before the layer ran, and
     nowhere else."""
-
-
-class Seen(NamedTuple):
-    """Input, output and addend of a layer in one pass."""
-
-    x: Tensor
-    y: Tensor
-    addend: Tensor | None
-    """What its output is added to."""
 
 
 def find_joints(model: nn.Module, names: Sequence[str], example: Any, run: Run) -> Mapping[str, Joint]:
@@ -60,58 +51,6 @@ def find_joints(model: nn.Module, names: Sequence[str], example: Any, run: Run) 
         for handle in handles:
             handle.remove()
     return {name: watch.joint(name) for name in names}
-
-
-def tap(model: nn.Module, name: str, joint: Joint, images: Any, run: Run) -> Seen:
-    """Input and output of a layer, and what its output is added to; nothing runs that comes after these."""
-    layer = model.get_submodule(name)
-    branch = layer if joint.norm is None else model.get_submodule(joint.norm)
-    seen: list[Tensor] = []
-    watch = _Until()
-
-    def keep(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        seen.extend((args[0], y))
-        if not joint.added:
-            raise _Reached
-
-    def follow(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        watch.branch = y
-
-    handles = [layer.register_forward_hook(keep)]
-    if joint.added:
-        handles.append(branch.register_forward_hook(follow))
-    try:
-        if joint.added:
-            with watch:
-                run(model, images)
-        else:
-            run(model, images)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Seen(seen[0], seen[1], watch.addend)
-
-
-class _Reached(Exception):
-    """All has been seen; what follows is not needed."""
-
-
-class _Until(TorchFunctionMode):
-    """Ends a pass where a tensor is added to another one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch: Tensor | None = None
-        self.addend: Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for one, other in _summands(func, args, kwargs):
-            if one is self.branch:
-                self.addend = other
-                raise _Reached
-        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -145,7 +84,7 @@ class _Survey(TorchFunctionMode):
         self.fates: dict[str, _Fate] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for one, other in _summands(func, args, kwargs):
+        for one, other in summands(func, args, kwargs):
             branch = self.branches.get(id(one))
             if branch is not None and self.born.get(id(other), 0) < branch.since:
                 fate = self.fates[branch.layer]
@@ -191,7 +130,7 @@ class _Survey(TorchFunctionMode):
         self.branches.pop(id(tensor), None)
 
 
-def _summands(func: Any, args: Any, kwargs: Any) -> list[tuple[Tensor, Tensor]]:
+def summands(func: Any, args: Any, kwargs: Any) -> list[tuple[Tensor, Tensor]]:
     """Both orders of the two tensors of one shape that are about to be added; none if nothing of the kind is."""
     if getattr(func, "__name__", "") not in _ADDITIONS or len(args) != 2 or kwargs:
         return []

@@ -14,7 +14,8 @@ behind a layer absorbs the mean, neither a bias nor a norm, moments are not cent
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,14 +24,15 @@ from torch import Tensor, nn
 
 from hybridprune.batch import Batch
 from hybridprune.curvature.geometry import geometry_of
-from hybridprune.engine.batchnorm import batch_statistics
+from hybridprune.engine.batchnorm import FEW, normalised_by_batch
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, form
-from hybridprune.nested import some_images
+from hybridprune.nested import images_in, joined, some_images
 from hybridprune.precision import full_precision
 from hybridprune.progress_bar import Steps
 from hybridprune.pruning.directions.compensation import Compensation
-from hybridprune.pruning.directions.joints import Joint, find_joints, tap
+from hybridprune.pruning.directions.joints import Joint, find_joints
+from hybridprune.pruning.directions.tapped_pass import Seen, TappedPass
 from hybridprune.pruning.prunable import Run
 
 Refitted = nn.Conv2d | nn.Linear | FactoredLayer
@@ -40,6 +42,8 @@ RIDGE = 1e-3
 
 ROWS_PER_INPUT = 10
 """A core with fewer observations than that for each of its coefficients stays as cut: it would learn the images."""
+PASS_BYTES = 2**31
+"""What passes that stop at a layer may take, beyond the first one."""
 COLUMN_BYTES = 2**28
 """What unfolded inputs may take, beyond those of a single image."""
 METRIC_DAMPING = 1e-6
@@ -63,9 +67,12 @@ def refit(
     sums behind a layer are taken into account.
 
     Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
-    then those of ``model`` use the batch's (`batch_statistics`). ``metrics`` are the output metrics G of ``[C_out,
-    C_out]`` by name; a layer without one, or with 0, has the identity. The ``batches`` are gone through once
-    for every layer, and not kept.
+    then those of ``model`` use the batch's (`normalised_by_batch`). ``metrics`` are the output metrics G of ``[C_out,
+    C_out]`` by name; a layer without one, or with 0, has the identity.
+
+    The ``batches`` are gone through once. Their passes stop at every layer and go on behind it. At each there are as
+    many as `PASS_BYTES` hold, all of them where activations are small. Where they are large, a layer reads so many
+    pixels of every image that it needs fewer images.
     """
     if not names:
         return
@@ -76,24 +83,64 @@ def refit(
         order = _forward_order(reference, names, example, run)
         joints = find_joints(reference, names, example, run) if whole else {}
         first = next(i for i, name in enumerate(order) if isinstance(model.get_submodule(name), FactoredLayer))
-        for name in Steps(order[first:], "refitting", "layer"):
-            layer, joint = model.get_submodule(name), joints.get(name, Joint())
-            assert isinstance(layer, Refitted)
-            compensation = Compensation.of(model, reference, joint)
-            absorbed = not whole or joint.norm is not None or _last(layer).bias is not None
-            regression = _Regression(centred=absorbed)
-            with batch_statistics(model):
-                for batch in batches:
-                    ours, theirs = (tap(net, name, joint, batch.images, run) for net in (model, reference))
-                    x, y = (each.to(_core(layer).weight.dtype) for each in (ours.x, theirs.y))
+        passes = _Passes(model, reference, _mixed(batches), run)
+        with normalised_by_batch(model):
+            for name in Steps(order[first:], "refitting", "layer"):
+                layer, joint = model.get_submodule(name), joints.get(name, Joint())
+                assert isinstance(layer, Refitted)
+                compensation = Compensation.of(model, reference, joint)
+                absorbed = not whole or joint.norm is not None or _last(layer).bias is not None
+                regression = _Regression(centred=absorbed)
+                for ours, theirs in passes.at(name, joint):
+                    x, y = (each.value.to(_core(layer).weight.dtype) for each in (ours, theirs))
                     if ours.addend is not None and theirs.addend is not None:
                         y = compensation.target(y, theirs.addend - ours.addend)
                     chunk = max(1, COLUMN_BYTES // _column_bytes(layer, x, y))
                     for some_x, some_y in zip(x.split(chunk), y.split(chunk), strict=True):
                         regression.add(_inputs(layer, some_x), _outputs(layer, some_y))
                     del x, y, ours, theirs
-            if regression.count >= ROWS_PER_INPUT * _core(layer).weight[0].numel():
-                compensation.settle(_solve(layer, regression, metrics.get(name)))
+                if regression.count >= ROWS_PER_INPUT * _core(layer).weight[0].numel():
+                    compensation.settle(_solve(layer, regression, metrics.get(name)))
+
+
+@dataclass
+class _Passes:
+    """The passes of batches through both networks, each pair of them at the same layer."""
+
+    model: nn.Module
+    reference: nn.Module
+    batches: Iterator[Any]
+    run: Run
+    pairs: list[tuple[TappedPass, TappedPass]] = field(default_factory=list)
+
+    def at(self, name: str, joint: Joint) -> Iterator[tuple[Seen, Seen]]:
+        """What ``model`` and the reference see at a layer, batch by batch; for each layer once, in forward order."""
+        held = number = 0
+        while True:
+            if number == len(self.pairs):
+                if number and held + held // number > PASS_BYTES:
+                    return
+                if (images := next(self.batches, None)) is None:
+                    return
+                self.pairs.append(
+                    (TappedPass(self.model, images, self.run), TappedPass(self.reference, images, self.run))
+                )
+            ours, theirs = self.pairs[number]
+            yield ours.input_of(name, joint), theirs.output_of(name, joint)
+            held, number = held + ours.nbytes + theirs.nbytes, number + 1
+            if held > PASS_BYTES:
+                del self.pairs[number:]
+
+
+def _mixed(batches: Iterable[Batch]) -> Iterator[Any]:
+    """The images of the batches; those of which a norm could take no statistics join the batch before them."""
+    waiting: list[Any] = []
+    for batch in batches:
+        if sum(images_in(x) or 0 for x in waiting) >= FEW <= (images_in(batch.images) or 0):
+            yield from joined(waiting)
+            waiting = []
+        waiting.append(batch.images)
+    yield from joined(waiting)
 
 
 class _Regression:
