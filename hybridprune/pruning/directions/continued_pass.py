@@ -46,7 +46,7 @@ class _Result:
 class _Call:
     function: Any
     result: Any
-    """What it gave, with a `_Result` for each tensor."""
+    """What it gave, with a `_Result` for each tensor of this pass."""
     of_tensors: bool
     """Whether it took or gave a tensor. Others, such as switches of torch's own, are called again."""
 
@@ -108,8 +108,10 @@ class PassMemory(TorchFunctionMode):
         elif self.place == self.marked == len(self.calls):
             self._release()
         result = func(*args, **kwargs)
-        of_tensors = any(isinstance(value, Tensor) for value in tree_leaves((args, kwargs, result)))
-        self.calls.append(_Call(func, tree_map_only(Tensor, self._noted, result), of_tensors))
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        noted = tree_map_only(Tensor, lambda tensor: self._noted(tensor, given), result)
+        of_tensors = bool(given) or any(isinstance(value, Tensor) for value in tree_leaves(result))
+        self.calls.append(_Call(func, noted, of_tensors))
         self.place += 1
         return result
 
@@ -118,7 +120,11 @@ class PassMemory(TorchFunctionMode):
         if call.function != func:
             raise OtherWay(f"{func} in the place of {call.function}")
         self.place += 1
-        return tree_map_only(_Result, _Result.again, call.result) if call.of_tensors else func(*args, **kwargs)
+        if not call.of_tensors:
+            return func(*args, **kwargs)
+        if isinstance(call.result, _Result):
+            return call.result.again()
+        return tree_map_only(_Result, _Result.again, call.result) if isinstance(call.result, tuple | list) else call.result
 
     def _release(self) -> None:
         """Where the pass goes on: what it still needs is in its own hands."""
@@ -128,9 +134,12 @@ class PassMemory(TorchFunctionMode):
         for result in self.results.values():
             result.held = None
 
-    def _noted(self, tensor: Tensor) -> _Result:
+    def _noted(self, tensor: Tensor, given: list[Tensor]) -> _Result | Tensor:
+        """The tensor that a function gave; one that it was ``given``, and no function before, is not of this pass."""
         found = self.results.get(id(tensor))
         if found is None or found.tensor() is not tensor:
+            if any(tensor is each for each in given):
+                return tensor
             found = self.results[id(tensor)] = _Result(weakref.ref(tensor), tensor.shape, tensor.dtype)
         return found
 
