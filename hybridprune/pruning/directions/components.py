@@ -42,10 +42,11 @@ def components(tensor: Tensor, rank: int, sweeps: int) -> Components:
     tensor = tensor.float() if tensor.numel() > WIDE else tensor.double()
     total = float(tensor.double().square().sum())
     factors = _start(tensor, rank)
+    layouts = [tensor.permute(order).contiguous() for order in _LAYOUTS]
     pull = PULL
     for _ in range(sweeps):
         for mode in range(3):
-            factors[mode] = _solved(tensor, factors, mode, pull)
+            factors[mode] = _solved(layouts[mode], factors, mode, pull)
         pull = max(pull * DECAY, REST)
         factors = balanced(factors)
     left = (tensor - torch.einsum("or,ir,kr->oik", *factors)).double().square().sum()
@@ -73,24 +74,24 @@ def left_vectors(unfolding: Tensor) -> Tensor:
     return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 
+_LAYOUTS = ((0, 2, 1), (1, 2, 0), (2, 1, 0))
+"""The tensor's axes as each mode needs them: its own first, and that which is multiplied out last."""
+
+
 def _solved(tensor: Tensor, factors: list[Tensor], mode: int, pull: float) -> Tensor:
-    """The factor of one mode that fits best, given the others and a pull towards what it is."""
-    first, second = (factor for other, factor in enumerate(factors) if other != mode)
-    gram = ((first.T @ first) * (second.T @ second)).double()
+    """The factor of one mode that fits best, given the others and a pull towards what it is.
+
+    ``tensor`` has the layout of the mode.
+    """
+    _, middle, last = (factors[axis] for axis in _LAYOUTS[mode])
+    gram = ((middle.T @ middle) * (last.T @ last)).double()
     damping = pull * gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    right = _products(tensor, factors, mode).double() + damping * factors[mode].double()
-    gram = gram + damping * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram, right.T).T.to(tensor)
-
-
-def _products(tensor: Tensor, factors: list[Tensor], mode: int) -> Tensor:
-    """The tensor's products with the other two factors ``[size of the mode, R]``, one kernel offset at a time."""
-    outputs, inputs, offsets = factors
-    if mode == 2:
-        return torch.stack([((tensor[:, :, k].T @ outputs) * inputs).sum(0) for k in range(len(offsets))])
-    if mode == 0:
-        return sum((tensor[:, :, k] @ inputs) * offsets[k] for k in range(len(offsets)))  # type: ignore[return-value]
-    return sum((tensor[:, :, k].T @ outputs) * offsets[k] for k in range(len(offsets)))  # type: ignore[return-value]
+    right = ((tensor @ last) * middle).sum(1).double() + damping * factors[mode].double()
+    gram.diagonal().add_(damping)
+    root, failed = torch.linalg.cholesky_ex(gram)
+    if failed:  # of products in single precision, an eigenvalue may round to less than nothing
+        return torch.linalg.solve(gram, right.T).T.to(tensor)
+    return torch.cholesky_solve(right.T, root).T.to(tensor)
 
 
 def balanced(factors: list[Tensor]) -> list[Tensor]:

@@ -70,8 +70,8 @@ class PassMemory(TorchFunctionMode):
         self.marked = self.place = 0
         self.is_marked = False
         """Whether this pass has set its mark."""
-        self.versions: list[int] | None = []
-        """How often each held tensor had been changed in place at the mark; None: that has not been read yet."""
+        self.versions: list[int] = []
+        """How often each held tensor had been changed in place at the mark."""
 
     def held(self) -> list[Tensor]:
         """The tensors that are kept for the next pass."""
@@ -81,9 +81,11 @@ class PassMemory(TorchFunctionMode):
         """Here, between two functions, the next pass goes on; once in a pass."""
         if self.place < self.marked:
             raise OtherWay("a mark in front of the last one")
-        self.is_marked, self.marked, self.versions = True, len(self.calls), None
-        for result in self.results.values():
-            result.held = result.tensor()
+        with torch._C.DisableTorchFunction():  # this is not a part of the pass
+            self._check()
+            for result in self.results.values():
+                result.held = result.tensor()
+            self.is_marked, self.marked, self.versions = True, len(self.calls), self._versions()
 
     def __enter__(self) -> PassMemory:
         self.place, self.is_marked = 0, False
@@ -93,20 +95,18 @@ class PassMemory(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         del self.calls[self.marked :]
-        now = self._versions()
-        if not self.is_marked or self.versions not in (None, now):  # what came behind the mark has changed what is held
+        if (
+            not self.is_marked or self.versions != self._versions()
+        ):  # what came behind the mark has changed what is held
             self.forget()
-        else:
-            self.versions = now
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.is_marked:
-            self.versions = self.versions or self._versions()
-        elif self.place < self.marked:
-            return self._repeated(func, args, kwargs)
-        elif self.place == self.marked == len(self.calls):
-            self._release()
+        if not self.is_marked:
+            if self.place < self.marked:
+                return self._repeated(func, args, kwargs)
+            if self.place == self.marked:
+                self._release()
         result = func(*args, **kwargs)
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         noted = tree_map_only(Tensor, lambda tensor: self._noted(tensor, given), result)
@@ -124,15 +124,21 @@ class PassMemory(TorchFunctionMode):
             return func(*args, **kwargs)
         if isinstance(call.result, _Result):
             return call.result.again()
-        return tree_map_only(_Result, _Result.again, call.result) if isinstance(call.result, tuple | list) else call.result
+        return (
+            tree_map_only(_Result, _Result.again, call.result) if isinstance(call.result, tuple | list) else call.result
+        )
 
     def _release(self) -> None:
         """Where the pass goes on: what it still needs is in its own hands."""
-        if self.versions != self._versions():
-            raise OtherWay("a tensor was changed by a function that torch does not tell of")
+        self._check()
         self.results = {key: result for key, result in self.results.items() if result.held is not None}
         for result in self.results.values():
             result.held = None
+        self.versions = []
+
+    def _check(self) -> None:
+        if self.versions != self._versions():
+            raise OtherWay("a tensor was changed by a function that torch does not tell of")
 
     def _noted(self, tensor: Tensor, given: list[Tensor]) -> _Result | Tensor:
         """The tensor that a function gave; one that it was ``given``, and no function before, is not of this pass."""
