@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from hybridprune.data import Batch, EvalBatches
 from hybridprune.engine.modes import always_on as without_gates
@@ -123,9 +124,7 @@ def batch_statistics(net: nn.Module) -> Iterator[Mapping[_BatchNorm, Moments]]:
     Where fewer than `FEW` images arrive, by those of all that has arrived so far: a single image has no statistics,
     and a block that a gate skips for most images sees few at a time. Their running statistics are restored on leaving.
     """
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    norms = _with_statistics(net)
     seen = {norm: Moments.none(norm.running_mean) for norm in norms if norm.running_mean is not None}
 
     def enter(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
@@ -145,19 +144,10 @@ def batch_statistics(net: nn.Module) -> Iterator[Mapping[_BatchNorm, Moments]]:
             seen[norm] += Moments(count, norm.running_mean.double(), norm.running_var.double() * (count - 1))
         norm.training = False
 
-    handles = [norm.register_forward_pre_hook(enter, with_kwargs=True) for norm in norms]
-    handles += [norm.register_forward_hook(leave) for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 1.0  # the running statistics are the last batch's
+    with _restored(norms, momentum=1.0) as hooks:  # the running statistics are the last batch's
+        hooks += [norm.register_forward_pre_hook(enter, with_kwargs=True) for norm in norms]
+        hooks += [norm.register_forward_hook(leave) for norm in norms]
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
-            norm.momentum = momentum
-            for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
-                buffer.copy_(value)
 
 
 @contextmanager
@@ -166,9 +156,7 @@ def normalised_by_batch(net: nn.Module) -> Iterator[None]:
 
     By their own where fewer than `FEW` images arrive. Unlike `batch_statistics` it takes no note of what arrives.
     """
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    norms = _with_statistics(net)
 
     def enter(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         assert isinstance(norm, _BatchNorm)
@@ -178,16 +166,30 @@ def normalised_by_batch(net: nn.Module) -> Iterator[None]:
         if mixed and not norm.training:
             Moments.of(x).write(norm)
 
-    handles = [norm.register_forward_pre_hook(enter, with_kwargs=True) for norm in norms]
+    with _restored(norms, momentum=0.0) as hooks:
+        hooks += [norm.register_forward_pre_hook(enter, with_kwargs=True) for norm in norms]
+        yield
+
+
+def _with_statistics(net: nn.Module) -> list[_BatchNorm]:
+    return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def _restored(norms: Sequence[_BatchNorm], momentum: float) -> Iterator[list[RemovableHandle]]:
+    """Inside, norms in eval mode have a momentum; then mode, momentum and statistics are as before, and hooks gone."""
+    momenta = [norm.momentum for norm in norms]
+    before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    hooks: list[RemovableHandle] = []
     try:
         for norm in norms:
-            norm.momentum = 0.0
-        yield
+            norm.momentum = momentum
+        yield hooks
     finally:
-        for handle in handles:
-            handle.remove()
-        for norm, momentum, buffers in zip(norms, momenta, before, strict=True):
-            norm.momentum, norm.training = momentum, False
+        for hook in hooks:
+            hook.remove()
+        for norm, own, buffers in zip(norms, momenta, before, strict=True):
+            norm.momentum, norm.training = own, False
             for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
                 buffer.copy_(value)
 

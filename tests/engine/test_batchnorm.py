@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hybridprune.data import Batch, EvalBatches, LabelledImages
-from hybridprune.engine.batchnorm import batch_statistics, recalibrate, recalibrate_by
+from hybridprune.engine.batchnorm import batch_statistics, normalised_by_batch, recalibrate, recalibrate_by
 from hybridprune.processes import count as processes
 from hybridprune.processes import rank
 from tests.networks_and_images import batches_of, random_images, random_net
@@ -264,3 +264,22 @@ def test_processes_that_share_the_batches_join_their_statistics(tmp_path: Path) 
     assert [each[0] for each in ended] == [0, 0], ended[0][3] + ended[1][3]
     for _, found, *_ in ended:
         torch.testing.assert_close(found, statistics(0, 1))
+
+
+@torch.no_grad()
+def test_norms_by_the_batch_keep_their_own_statistics_for_few_images() -> None:
+    torch.manual_seed(0)
+    net = Plain().eval()
+    nn.init.uniform_(net.norm.running_var, 1, 2)  # type: ignore[arg-type]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images, expected = random_images(8), net(random_images(8)[:3])
+    with normalised_by_batch(net):
+        few = net(images[:3])
+        many = net(images)
+        assert torch.equal(net.norm.running_mean, before["norm.running_mean"])  # type: ignore[arg-type]
+    assert torch.equal(few, expected)
+    inside = net.conv(images)
+    by_batch = nn.functional.batch_norm(inside, None, None, net.norm.weight, net.norm.bias, training=True)
+    torch.testing.assert_close(many, net.head(by_batch.mean((2, 3))))
+    assert not net.norm.training and net.norm.momentum == 0.3 and not net.norm._forward_pre_hooks
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.models.resnet import BasicBlock
-from hybridprune.pruning.directions.joints import Joint, find_joints, tap
+from hybridprune.pruning.directions.joints import Joint, find_joints
+from hybridprune.pruning.directions.tapped_pass import TappedPass
 from tests.pruning.random_curvature import source
 
 
@@ -99,10 +100,12 @@ def test_what_is_tapped_is_what_ran(name: str) -> None:
     way, joint = JOINTS[name]
     block = Block(way).eval()
     x = torch.randn(3, 4, 5, 5, generator=source(1))
-    seen = tap(block, "conv", joint, x, run)
-    assert torch.equal(seen.x, x) and torch.equal(seen.y, block.conv(x))
-    assert seen.addend is not None and torch.equal(seen.addend, x)
-    assert tap(block, "conv", Joint("bn"), x, run).addend is None
+    read = TappedPass(block, x, run).input_of("conv", joint)
+    written = TappedPass(block, x, run).output_of("conv", joint)
+    assert torch.equal(read.value, x) and torch.equal(written.value, block.conv(x))
+    for seen in (read, written):
+        assert seen.addend is not None and torch.equal(seen.addend, x)
+    assert TappedPass(block, x, run).output_of("conv", Joint("bn")).addend is None
 
 
 def test_features_that_are_not_the_norms_channels_have_no_norm() -> None:
