@@ -52,7 +52,7 @@ class _Call:
 
 
 class PassMemory(TorchFunctionMode):
-    """What the functions gave in a pass up to a mark. Inside, a pass repeats that, goes on, and sets the mark anew.
+    """The memory of a pass: what its functions gave up to a mark. Inside, a pass repeats that, goes on, and marks anew.
 
     It has to be the innermost mode. Functions that torch tells modes nothing of (scripted ones) run again. A pass that
     thereby, or by what its network is, takes another way raises `OtherWay`, or ends with tensors on the meta device.
@@ -95,9 +95,8 @@ class PassMemory(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         del self.calls[self.marked :]
-        if (
-            not self.is_marked or self.versions != self._versions()
-        ):  # what came behind the mark has changed what is held
+        changed = self.versions != self._versions()  # by what came behind the mark
+        if changed or not self.is_marked:
             self.forget()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -16,7 +16,7 @@ from hybridprune.pruning.prunable import Run
 
 
 class Seen(NamedTuple):
-    """What a tap gives of a layer."""
+    """A layer's input or output in a pass, and its addend."""
 
     value: Tensor
     """Its input, or its output."""
@@ -47,7 +47,7 @@ class TappedPass:
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory while it is at rest."""
+        """Bytes that it takes in memory while it is at rest."""
         held = (*tensors_in(self.images), *self.memory.held())
         return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in held}.values())
 

@@ -121,6 +121,54 @@ def test_a_layer_that_changes_between_taps_is_run_as_it_is_then() -> None:
         assert torch.equal(going.input_of(following, joints[following]).value, expected.value)
 
 
+class Recording(nn.Module):
+    """Its second layer runs while gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        with torch.enable_grad():
+            return self.second(x)
+
+
+@torch.no_grad()
+def test_switches_of_torch_are_set_again() -> None:
+    net, images, modes = Recording(), torch.randn(4, 3, 8, 8), list[bool]()
+    net.second.register_forward_pre_hook(lambda *_: modes.append(torch.is_grad_enabled()))
+    going = TappedPass(net, images, run)
+    for _ in range(3):
+        going.input_of("second", Joint())
+    assert modes == [True] * 3 and not torch.is_grad_enabled()
+
+
+class ChangedBehind(nn.Module):
+    """A layer's input changes in place before the sum that its output enters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = self.second(x)
+        return self.last(y + x.relu_())
+
+
+@torch.no_grad()
+def test_what_changes_behind_a_tap_is_not_taken_for_what_it_was() -> None:
+    torch.manual_seed(0)
+    net, images = ChangedBehind().eval(), torch.randn(4, 3, 8, 8)
+    going = TappedPass(net, images, run)
+    for _ in range(2):
+        assert going.input_of("second", Joint(None, added=True)).addend is not None
+    inside = net.first(images)
+    expected = net.second(inside) + inside.relu()
+    assert torch.equal(going.input_of("last", Joint()).value, expected)
+
+
 @torch.no_grad()
 def test_only_what_is_in_use_is_kept() -> None:
     torch.manual_seed(0)
