@@ -95,8 +95,7 @@ class PassMemory(TorchFunctionMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         del self.calls[self.marked :]
-        changed = self.versions != self._versions()  # by what came behind the mark
-        if changed or not self.is_marked:
+        if not self.is_marked:
             self.forget()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
