@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hybridprune.ambient import seeded
 from hybridprune.engine.modes import kept_modes
 from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, factored
 
@@ -49,8 +50,7 @@ class Geometry:
     def layer(self, ranks: Ranks = DENSE, inputs: int | None = None, outputs: int | None = None) -> nn.Module:
         """A layer of this geometry with random weights, in the form of ``ranks`` or with fewer channels."""
         inputs, outputs = inputs or self.inputs, outputs or self.outputs
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0):
             if not self.kernel:
                 dense: nn.Module = nn.Linear(inputs, outputs)
             else:

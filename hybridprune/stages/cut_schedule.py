@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridprune.ambient import seeded
 from hybridprune.config import PruneConfig
 from hybridprune.errors import UserError
 from hybridprune.latency.network_clock import DeployedClock
@@ -158,7 +159,7 @@ def _clock(config: PruneConfig, images: RunImages, network: NetworkSpec, net: Ga
     """The clock of the backbone, all of its blocks executed, beside the unpruned one: its weights do not matter."""
     dense = copied(net)
     if network.edits:
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):
             dense = to_device(dataclasses.replace(network, edits=()).build(), images.device, images.channels_last)
     image = torch.zeros(1, 3, config.data.resize, config.data.resize, device=images.device)
     backbone = attrgetter("backbone")

@@ -53,7 +53,7 @@ def ctrl_c() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "target", "function"),
     [
-        ("sp", result, "summary"),  # the last evaluation
+        ("sp", result.Readings, "of"),  # the last evaluation
         ("prune", Pipeline, "make_plan"),  # curvature
         ("prune", prune, "load_selected"),
         ("rl", rl_prune, "share_weights"),  # statistics
@@ -101,7 +101,7 @@ def test_a_reader_that_has_gone_is_no_success(finished: Path, tmp_path: Path) ->
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     with pytest.MonkeyPatch.context() as patch:
-        before(result, "summary", gone, patch)
+        before(result.Readings, "of", gone, patch)
         failed = run("sp", finished, tmp_path / "a")
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("failed: nobody reads this output any more; give the same command")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -122,14 +121,3 @@ def test_the_margin_alone_gives_the_logits_of_gates_as_they_start(classes: int) 
     answers = torch.randn(500, classes, generator=draw) * torch.logspace(-1, 3, 500).view(-1, 1)
     with torch.no_grad():
         torch.testing.assert_close(_going_on(answers), ConfidenceGate(1, classes)(0, answers, None)[0])
-
-
-@pytest.mark.full
-def test_thirty_networks_take_seconds() -> None:
-    found = networks([10**7 + 3 * 10**6 * k for k in range(30)], 5000, classes=100)
-    start = time.process_time()
-    scores = search(found, 0.6 * found.macs[-1])
-    assert len(scores) > 3000
-    for size in (2, 3):
-        assert best_cascade(found, scores, size, 0.6 * found.macs[-1]) is not None
-    assert time.process_time() - start < 30 * torch.get_num_threads()

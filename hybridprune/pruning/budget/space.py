@@ -89,14 +89,15 @@ class Budget:
         return self.macs, self.params, self.ns
 
 
-UNITS = {"--target_flops": "FLOPs", "--target_params": "parameters", "--target_latency": "ms"}
+UNITS = {"target_flops": "FLOPs", "target_params": "parameters", "target_latency": "ms"}
 """Of targets above 1."""
 
 
 def taken_as(targets: Mapping[str, float | None]) -> str:
     """The hint for targets, by their flags, that look like percent and are not: "50 is taken as 50 FLOPs, ..."."""
     return "".join(
-        f"{target:g} is taken as {target:g} {UNITS[flag]}, for {target:g} % give {flag} {target / 100:g}; "
+        f"{target:g} is taken as {target:g} {UNITS[flag.removeprefix('--')]}, for {target:g} % give {flag} "
+        f"{target / 100:g}; "
         for flag, target in targets.items()
         if target is not None and 1 < target <= 100
     )
