@@ -15,7 +15,6 @@ from tests.processes import run_forked
 pytestmark = pytest.mark.full
 
 STAGES = {
-    "supervised": ("sp", "--gate_noise", "1"),
     "pruned": ("prune", "--kd_weight", "0.5"),
     "gumbel": ("rl", "--estimator", "gumbel", "--epochs", "1"),
     "rollouts": ("rl", "--rl_warmup", "0", "--target_flops", "0.55"),

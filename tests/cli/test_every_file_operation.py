@@ -114,7 +114,8 @@ def test_killed_at_every_file_operation(
     assert done.returncode == 0, done.stderr
     whole, states = outcome(run), list(recorder.states)
     assert len(states) > 20 and states[0] == {}
-    for state in states:
+    step = 1 if case in ("sp", "rl") else 3  # the others take long, and do the same after each of their epochs
+    for state in states[::step]:
         shutil.rmtree(run)
         run.mkdir()
         for file, content in state.items():
