@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.cascade_tables import plot, show
 from benchmarks.converged import MEAN, OURS, STD, Bench, Cell, commit, shared_parser
@@ -29,7 +29,7 @@ from hybridprune.config import DataOptions
 from hybridprune.engine.run_data import load_images
 from hybridprune.measure.cost import count_module
 from hybridprune.models.cascade import Answer, Cascade
-from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, macs_of_stops
+from hybridprune.routing.fit_cascade import MemberLogits, cross_fitted, fit, macs_of_stops, without_members
 from hybridprune.store.provenance import hardware, versions
 
 RESULTS = Path(__file__).parent / "results" / "cascade_arms.jsonl"
@@ -85,7 +85,7 @@ class Found:
 
 def empty(members: Sequence[Member], answer: Answer = "average") -> Cascade:
     """A cascade without its members, of which there are logits."""
-    return Cascade([nn.Identity() for _ in members], members[0].logits.shape[1], answer)
+    return without_members(len(members), members[0].logits.shape[1], answer)
 
 
 def costs(members: Sequence[Member]) -> Tensor:

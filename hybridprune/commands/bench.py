@@ -2,11 +2,10 @@
 
 Times the dense ancestor, the run's statically pruned ancestor, the run and the run as deployed on the same test images:
 eager, compiled, in ONNX Runtime and, with --int8, quantised there. A cascade's ancestors are those of its dearest
-member. All take turns, so that what disturbs the machine
-disturbs all of them alike. The predicted speed-up is that of the FLOPs, the realised one that of the medians, both over
-the dense network in the same form. What is predicted of the deployed network is what the run promised: deploying may
-spend more FLOPs to save time. Prints a table for each batch size and writes bench.json into RUN (over an older one),
-which the report reads. Energy is not claimed.
+member. All take turns, so that what disturbs the machine disturbs all of them alike. The predicted speed-up is that of
+the FLOPs, the realised one that of the medians, both over the dense network in the same form. What is predicted of the
+deployed network is what the run promised: deploying may spend more FLOPs to save time. Prints a table for each batch
+size and writes bench.json into RUN (over an older one), which the report reads. Energy is not claimed.
 """
 
 from __future__ import annotations

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridprune.models.cascade import Cascade
 from hybridprune.models.confidence import LEAST, START, STEEP
 from hybridprune.routing.fit_cascade import (
     MemberLogits,
@@ -26,6 +25,7 @@ from hybridprune.routing.fit_cascade import (
     halves,
     macs_of_stops,
     within,
+    without_members,
 )
 from hybridprune.routing.stopping import mean_macs_at, nearest, rates_by_threshold
 
@@ -92,13 +92,14 @@ def best_cascade(
     if not own:
         return None
     group = _best(own)
+    empty = without_members(size, networks.logits.shape[2])
     right: dict[Group, Tensor] = {}
     for each in {group, *(_best(own, half) for half in (0, 1))}:
         said = networks.said(each)
-        right[each] = cross_fitted(_empty(said), said, float(_within(said.macs, budget_macs)), train)[1]
+        right[each] = cross_fitted(empty, said, float(_within(said.macs, budget_macs)), train)[1]
     said = networks.said(group)
     budget = float(_within(said.macs, budget_macs))
-    stops = fit(_empty(said), said, budget, train)
+    stops = fit(empty, said, budget, train)
     rates = [float((stops >= k).double().mean()) for k in range(size)]
     return Chosen(group, right[group], _judged(right, own), rates, float(said.macs[stops].mean()), budget, len(own))
 
@@ -188,8 +189,3 @@ def _judged(right: Mapping[Group, Tensor], scores: Scores) -> Tensor:
     for half, images in enumerate(halves(len(found))):
         found[images] = right[_best(scores, 1 - half)][images]
     return found
-
-
-def _empty(said: MemberLogits) -> Cascade:
-    """A cascade without its members, of which there are logits."""
-    return Cascade([nn.Identity() for _ in said.logits], said.logits.shape[2])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.measure.cost import cost_of, somewhere
-from hybridprune.models.cascade import Cascade
+from hybridprune.models.cascade import Answer, Cascade
 from hybridprune.routing.price import TOLERANCE
 from hybridprune.routing.stopping import StoppingTable, stop_macs, threshold_at, train_gates
 
@@ -60,7 +60,7 @@ def fit(net: Cascade, said: MemberLogits, target_macs: float, train: bool = True
     Without ``train`` every gate is the same threshold on the margin. The threshold becomes part of the gates, which
     then decide at 0.
     """
-    fitted = _without_members(net)
+    fitted = without_members(len(net.members), net.classes, net.answer)
     fitted.temperatures.copy_(torch.tensor([fit_temperature(each, said.labels) for each in said.logits]))
     table = said.table(fitted)
     if train:
@@ -84,7 +84,7 @@ def cross_fitted(
     stops, right = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
     first, second = halves(count, seed)
     for own, other in ((first, second), (second, first)):
-        fitted = _without_members(net)
+        fitted = without_members(len(net.members), net.classes, net.answer)
         fit(fitted, said.part(own), target_macs, train)
         with torch.no_grad():
             table = said.part(other).table(fitted)
@@ -107,15 +107,15 @@ def macs_of_stops(member_macs: Sequence[int], classes: int) -> Tensor:
 @functools.cache
 def _gate_macs(members: int, classes: int) -> Tensor:
     """MACs of the gates alone, ``[K]``: they depend on nothing else, and are counted once."""
-    net = Cascade([nn.Identity() for _ in range(members)], classes)
+    net = without_members(members, classes)
     return stop_macs(
         somewhere(net, lambda found: cost_of(found, torch.zeros(1, classes, device=found.temperatures.device)))
     )
 
 
-def _without_members(net: Cascade) -> Cascade:
-    """A new cascade of the same kind for what needs no more than its members' logits."""
-    return Cascade([nn.Identity() for _ in net.members], net.classes, net.answer)
+def without_members(members: int, classes: int, answer: Answer = "average") -> Cascade:
+    """A new cascade of so many members for what needs no more than their logits."""
+    return Cascade([nn.Identity() for _ in range(members)], classes, answer)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

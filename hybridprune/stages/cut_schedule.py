@@ -157,10 +157,11 @@ def _between(start: int, target: float | None, share: float) -> float | None:
 
 def _clock(config: PruneConfig, images: RunImages, network: NetworkSpec, net: GatedNetwork) -> DeployedClock:
     """The clock of the backbone, all of its blocks executed, beside the unpruned one: its weights do not matter."""
-    dense = copied(net)
     if network.edits:
         with seeded(0):
             dense = to_device(dataclasses.replace(network, edits=()).build(), images.device, images.channels_last)
+    else:
+        dense = copied(net)
     image = torch.zeros(1, 3, config.data.resize, config.data.resize, device=images.device)
     backbone = attrgetter("backbone")
     return DeployedClock.of(backbone(dense), backbone, image, config.latency, config.cut.method)

@@ -135,8 +135,8 @@ class _Trainer(Trainer[GatedNetwork]):
 
     def planned(self, plan: Plan) -> None:
         """Say it."""
-        if (told := notice(plan.left_alone)) is not None:
-            say(told)
+        if (remark := notice(plan.left_alone)) is not None:
+            say(remark)
 
     def timed(self, record: Mapping[str, Any]) -> None:
         """Say it."""
