@@ -4,8 +4,10 @@ Times the dense ancestor, the run's statically pruned ancestor, the run and the 
 eager, compiled, in ONNX Runtime and, with --int8, quantised there. A cascade's ancestors are those of its dearest
 member. All take turns, so that what disturbs the machine disturbs all of them alike. The predicted speed-up is that of
 the FLOPs, the realised one that of the medians, both over the dense network in the same form. What is predicted of the
-deployed network is what the run promised: deploying may spend more FLOPs to save time. Prints a table for each batch
-size and writes bench.json into RUN (over an older one), which the report reads. Energy is not claimed.
+deployed network is what the run promised: deploying may spend more FLOPs to save time. Memory is that of the weights
+and the most that tensors between layers take at once; what kernels need beside is not in it. Prints what was gained in
+one sentence, then a table for each batch size, and writes bench.json into RUN (over an older one), which the report
+reads. Energy is not claimed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 
 from hybridprune.commands.bench_arms import Bench
 from hybridprune.commands.bench_rows import markdown
+from hybridprune.commands.bench_sentence import sentence
 from hybridprune.commands.finished_run import FinishedRun, Parser
 from hybridprune.deployment.onnx import need_onnx
 from hybridprune.engine.device import device_of
@@ -64,8 +67,10 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
     run.need_deployable()
     run.run.refuse_links(FILE)
     bench = Bench(run, forms, arguments.int8, arguments.rounds, arguments.threads)
+    dense, own = bench.accuracies()
     tables = [bench.table(batch) for batch in dict.fromkeys(arguments.batch)]
     write_json(run.run.path / FILE, tables)
+    print(f"{sentence(tables, dense, own)}\n")
     for table in tables:
         print(markdown(table))
     say(f"written: {run.run.path / FILE}")

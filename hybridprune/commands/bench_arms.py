@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -23,6 +23,7 @@ from hybridprune.deployment.quantise import quantised
 from hybridprune.engine.modes import always_on
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
+from hybridprune.measure.memory import activation_bytes, weight_bytes
 from hybridprune.models.routed import RoutedNetwork
 from hybridprune.stages.console import say
 from hybridprune.store.provenance import hardware, versions
@@ -81,6 +82,8 @@ class Bench:
         if self.int8:
             for name, (call, facts) in (("dense", self._dense_int8), ("deployed", self._quantised(exported(False)))):
                 arms[f"{name}/{INT8}"], more[f"{name}/{INT8}"] = call, facts
+        for candidate in candidates:
+            more[f"{candidate.name}/eager"] = memory(candidate.module, images)
         found = self._times(arms, images)
         macs = {candidate.name: (candidate.macs, candidate.promised_macs) for candidate in candidates}
         return {
@@ -91,6 +94,13 @@ class Bench:
             "versions": versions(),
             "hardware": hardware(device),
         }
+
+    def accuracies(self) -> tuple[float, float]:
+        """Of the dense ancestor and of the run as it is deployed, on the test images, as their results have them."""
+        *_, eldest = self.run.run.lineage()
+        routed = self._lineage[-1][2]
+        dense = eldest.result("test.always_on.accuracy", float, 0, 1)
+        return dense, self.run.run.result(f"test.{'routed' if routed else 'always_on'}.accuracy", float, 0, 1)
 
     @cached_property
     def _lineage(self) -> list[tuple[str, RoutedNetwork, bool]]:
@@ -164,7 +174,7 @@ class Bench:
             int((np.asarray(call(each.images)[0]).argmax(1) == each.labels.cpu().numpy()).sum())
             for each in run.batches("test")
         )
-        return call, {"bytes": len(content), "accuracy": correct / len(run.dataset.test)}
+        return call, {"weight_bytes": len(content), "accuracy": correct / len(run.dataset.test)}
 
     def _images(self, batch: int) -> list[Tensor]:
         """Test images in batches of this size, about `IMAGES` of them."""
@@ -183,6 +193,12 @@ class _Executed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images, mode="executed").logits
+
+
+def memory(module: nn.Module, images: Iterable[Tensor]) -> dict[str, int]:
+    """Bytes of the weights, and of the tensors alive at once in the forward pass of the images that need the most."""
+    activations = max(activation_bytes(module, each) for each in images)
+    return {"weight_bytes": weight_bytes(module), "activation_bytes": activations}
 
 
 def runtime(content: bytes, threads: int) -> Callable[[Tensor], Any]:

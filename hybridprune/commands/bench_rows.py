@@ -48,14 +48,16 @@ def rows(
 def markdown(table: Mapping[str, Any]) -> str:
     """One batch size as a table."""
     head = ("Network", "Form", "ms (quartiles)", "Images/s", "Predicted", "Realised", "Realised / predicted")
+    head += ("Weights MiB", "Activations MiB", "Accuracy")
     body = []
     for row in table["rows"]:
         spread = f"{row['median_ms']:.3f} ({row['lower_quartile_ms']:.3f} to {row['upper_quartile_ms']:.3f})"
         realised = row["realised_speedup"]
         gains = (f"{realised:.2f}", f"{realised / row['predicted_speedup']:.2f}") if realised else ("", "")
-        size = f"{row['bytes'] / 1024:.0f} KiB, {row['accuracy']:.2%}" if "bytes" in row else ""
+        memory = [f"{row[key] / 2**20:.3f}" if key in row else "" for key in ("weight_bytes", "activation_bytes")]
+        accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
         speed, predicted = f"{row['images_per_second']:.0f}", f"{row['predicted_speedup']:.2f}"
-        body.append((row["network"], row["form"], spread, speed, predicted, *gains, size))
+        body.append((row["network"], row["form"], spread, speed, predicted, *gains, *memory, accuracy))
     threads = f"{table['threads']} thread{'s' if table['threads'] > 1 else ''}"
-    shown = Table((*head, "Size, accuracy"), "llrrrrrl", body).markdown()
+    shown = Table(head, "llrrrrrrrr", body).markdown()
     return f"batch {table['batch']}, {table['device']}, {threads}\n\n{shown}\n"

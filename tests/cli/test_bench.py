@@ -6,12 +6,14 @@ import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hybridprune.commands.bench import FILE, _forms
 from hybridprune.commands.bench_rows import markdown, rows
+from hybridprune.commands.bench_sentence import sentence
 from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency
@@ -36,14 +38,33 @@ def test_speed_ups_are_over_the_dense_network_in_the_same_form() -> None:
         "deployed/compiled": latency(4.0),
     }
     macs = {"dense": (1000.0, 1000.0), "rl": (250.0, 250.0), "deployed": (400.0, 250.0)}  # two layers recomposed
-    table = rows(found, macs, 32, {"deployed/int8": {"bytes": 2048, "accuracy": 0.5}})
+    table = rows(found, macs, 32, {"deployed/int8": {"weight_bytes": 2**21, "accuracy": 0.5}})
     assert [row["realised_speedup"] for row in table] == [1, 2, 1, 3, 4, None]
     assert [row["predicted_speedup"] for row in table] == [1, 4, 1, 4, 4, 4]
     assert [row["macs"] for row in table] == [1000, 250, 1000, 400, 400, 400]
     assert [row["images_per_second"] for row in table][:2] == [3200, 6400]
     shown = markdown({"batch": 32, "device": "cpu", "threads": 2, "rows": table})
-    assert "| rl | eager | 5.000 (2.500 to 10.000) | 6400 | 4.00 | 2.00 | 0.50 |  |" in shown
-    assert "| deployed | int8 | 1.500 (0.750 to 3.000) | 21333 | 4.00 | 4.00 | 1.00 | 2 KiB, 50.00% |" in shown
+    assert "| rl | eager | 5.000 (2.500 to 10.000) | 6400 | 4.00 | 2.00 | 0.50 |  |  |  |" in shown
+    assert "| deployed | int8 | 1.500 (0.750 to 3.000) | 21333 | 4.00 | 4.00 | 1.00 | 2.000 |  | 50.00% |" in shown
+
+
+def test_the_sentence_compares_the_fastest_of_each() -> None:
+    """Not int8, whose accuracy is another one; the dense network in its own best form."""
+
+    def table(batch: int, **times: float) -> dict[str, Any]:
+        rows = [
+            {"network": n.replace("_", " "), "form": f, "median_ms": t}
+            for k, t in times.items()
+            for n, f in (k.split("__"),)
+        ]
+        return {"batch": batch, "device": "cpu", "threads": 2, "rows": rows}
+
+    one = table(1, dense__eager=4.0, dense_deployed__eager=3.0, deployed__eager=2.0, deployed__int8=0.5, rl__eager=1.0)
+    other = table(32, dense__eager=9.0, dense__onnx=6.0, deployed__eager=4.0, deployed__onnx=5.0)
+    assert sentence([one, other], 0.7016, 0.6953) == (
+        "Deployed, its speed over that of the dense network is 1.50 x at batch 1 (eager), 1.50 x at batch 32 (eager; "
+        "dense: onnx) on this machine (cpu, 2 threads); accuracy 70.16% -> 69.53%."
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,6 +83,12 @@ def test_a_run_is_timed_beside_its_ancestors(stage: str, networks: list[str], re
     assert [row["network"] for row in table["rows"]] == networks
     assert (table["batch"], table["device"], table["threads"]) == (3, "cpu", 1)
     assert done.stdout.count("\n| ") == 1 + 1 + len(networks)
+    accuracies = [json.loads((each / "result.json").read_text())["test"] for each in (folder_of(results, "sp"), run)]
+    dense, own = accuracies[0]["always_on"]["accuracy"], accuracies[1]["always_on" if stage == "prune" else "routed"]
+    assert done.stdout.startswith("Deployed, its speed over that of the dense network is ")
+    assert done.stdout.splitlines()[0].endswith(f"accuracy {dense:.2%} -> {own['accuracy']:.2%}.")
+    memory = {row["network"]: (row["weight_bytes"], row["activation_bytes"]) for row in table["rows"]}
+    assert all(weights > 0 and activations > 3 * 1024 for weights, activations in memory.values())
     (row,) = [row for row in collect(results) if row.lineage[-1][0] == stage]
     reported = {setting.deployed: speed for setting, speed in shown(row).items()}
     assert set(reported) == {False, True} and all(speed.batch == 3 for speed in reported.values())
