@@ -96,7 +96,7 @@ class Bench:
         }
 
     def accuracies(self) -> tuple[float, float]:
-        """Of the dense ancestor and of the run as it is deployed, on the test images, as their results have them."""
+        """The accuracy of the dense ancestor, and of the run as deployed, on the test images (from result.json)."""
         *_, eldest = self.run.run.lineage()
         routed = self._lineage[-1][2]
         dense = eldest.result("test.always_on.accuracy", float, 0, 1)

@@ -9,7 +9,7 @@ from hybridprune.commands.bench_rows import INT8
 
 
 def sentence(tables: Sequence[Mapping[str, Any]], dense: float, run: float) -> str:
-    """How many times faster the deployed network is than the dense one, at each batch size, and both accuracies.
+    """The speed of the deployed network over that of the dense one, at each batch size, and both accuracies.
 
     Each of the two counts in the form that is fastest for it, and the dense network is deployed as well where that
     helps it; int8, which costs accuracy, is left to the table.
