@@ -248,6 +248,20 @@ class LossOptions(Checked):
 
 
 @dataclass(frozen=True)
+class AveragingOptions(Checked):
+    """Averaged weights, in the supervised stages (1 and 2)."""
+
+    ema_decay: float = option(
+        0.0,
+        "decay a step of a moving average of the weights, e.g. 0.995; after each epoch both are validated, and the "
+        "better ones can be selected (0: none, which saves the validation)",
+        low=0,
+        high=0.99999,
+        source="Polyak & Juditsky 1992",
+    )
+
+
+@dataclass(frozen=True)
 class CompileOptions(Checked):
     """Stages whose step is one forward pass."""
 
@@ -906,6 +920,7 @@ class SpConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    averaging: AveragingOptions = field(default_factory=AveragingOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: SupervisedOptions = field(default_factory=SupervisedOptions)
@@ -921,6 +936,7 @@ class PruneConfig:
     network: NetworkOptions = field(default_factory=NetworkOptions)
     optim: OptimOptions = field(default_factory=lambda: OptimOptions(RECIPES["default"]["lr"], scheduler_id="up-down"))
     loss: LossOptions = field(default_factory=LossOptions)
+    averaging: AveragingOptions = field(default_factory=AveragingOptions)
     compiler: CompileOptions = field(default_factory=CompileOptions)
     curvature: CurvatureOptions = field(default_factory=CurvatureOptions)
     cut: CutOptions = field(default_factory=lambda: CutOptions(prune_ratio=0.5))

@@ -34,6 +34,7 @@ from hybridprune.engine.progress import Progress, Validation
 from hybridprune.engine.rates import lr_factors
 from hybridprune.engine.schedule import factor
 from hybridprune.engine.step_means import StepMeans
+from hybridprune.engine.weight_average import WeightAverage
 from hybridprune.errors import Interrupted, UserError
 from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.shakedrop import ShakeDrop
@@ -45,6 +46,8 @@ from hybridprune.store.seeds import stream_seed
 
 N = TypeVar("N", bound=RoutedNetwork)
 GO_ON = "the state is saved; give the same command with --resume to go on"
+AVERAGED = "averaged_"
+"""Begins the names of the averaged weights' figures."""
 SAVE = 1
 """A wish to save within an epoch; signals, which are larger numbers, also end the training."""
 
@@ -86,7 +89,9 @@ class Fit(Generic[N]):
     drive: Drive | None = None
     """What drives the training towards sparsity."""
     keep_last: bool = False
-    """The last epoch's weights are the selected ones, and not the best on validation."""
+    """The last epoch's weights are the selected ones, averaged if they are, and not the best on validation."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, by which the best ones may be averages; 0: there is none."""
 
     def __post_init__(self) -> None:
         gates, body = list(self.net.gate.parameters()), self.net.body
@@ -111,6 +116,7 @@ class Fit(Generic[N]):
         )
         self._remedy = f"start anew with a lower --lr (now {self.optim.lr}) and another --exp_name"
         self._loop = Loop(self.objective, descent, len(self.batches), self._remedy, joined=True)
+        self._average: WeightAverage[N] | None = None
         self._saved = time.monotonic()
 
     def _trained(self, part: str) -> list[tuple[str, nn.Parameter]]:
@@ -128,6 +134,10 @@ class Fit(Generic[N]):
             self.net.load_state_dict(state["network"])
             self._loop.load_state_dict(state)
         share_weights(self.net)
+        if self.ema_decay:
+            self._average = WeightAverage(self.net, self.ema_decay)
+            if state is not None and "average" in state:  # not in one from before the first step
+                self._average.load_state_dict(state["average"])
         self.run.rewind_metrics(progress.phase, progress.epoch if progress.step or progress.epoch else -1)
         with (
             seeded(0, self.device),  # every step has its own
@@ -153,15 +163,23 @@ class Fit(Generic[N]):
             if (signum := wish()) > SAVE:  # while validating
                 raise Interrupted(GO_ON, signum)
         self.run.save_weights("last.safetensors", self.net)
-        losses = dict(json_from_first(lambda: self._validation_losses(progress.phase)))
+        losses = dict(json_from_first(lambda: self._validation_losses(progress)))
         if (warning := check_losses(losses, progress.best_epoch, self._remedy)) is not None and is_first():
             print(warning, file=sys.stderr)
         return progress
 
-    def _validation_losses(self, phase: int) -> list[tuple[int, float | None]]:
-        """Epochs of this training and their validation losses, None where one is not finite; no others are told."""
-        lines = [line for line in self.run.read_metrics() if line.get("phase") == phase and "validation_loss" in line]
-        return [(line["epoch"], line["validation_loss"]) for line in lines]
+    def _validation_losses(self, progress: Progress) -> list[tuple[int, float | None]]:
+        """Epochs of this training and their validation losses, None where one is not finite; no others are told.
+
+        At the selected epoch it is the loss of the weights that were selected.
+        """
+
+        def name(line: dict[str, Any]) -> str:
+            averaged = progress.best_averaged and line["epoch"] == progress.best_epoch
+            return f"validation_{AVERAGED if averaged else ''}loss"
+
+        lines = [line for line in self.run.read_metrics() if line.get("phase") == progress.phase]
+        return [(line["epoch"], line[name(line)]) for line in lines if name(line) in line]
 
     def _epoch(self, forward: Any, progress: Progress, wish: Callable[[], int]) -> None:
         self.train_mode(self.net)
@@ -171,17 +189,25 @@ class Fit(Generic[N]):
         with bar(description=description, total=steps, start=progress.step) as shown:
             for _ in self._loop(forward, self._batches(progress), progress.epoch * steps + progress.step):
                 progress.step += 1
+                if self._average is not None:
+                    self._average.update()
                 shown.update()
                 if progress.step % self.log_interval == 0:
                     shown.set_postfix({name: f"{value:.4f}" for name, value in self._loop.read().items()})
                 if wished := wish():
-                    self._loop.read()
+                    self._read()
                     progress.seconds = time.monotonic() - started
                     self.save(progress)
                     if wished > SAVE:
                         raise Interrupted(GO_ON, wished)
-        self._loop.read()
+        self._read()
         progress.seconds = time.monotonic() - started
+
+    def _read(self) -> None:
+        """Wait for the device, and make what is about to be saved or validated that of all processes."""
+        self._loop.read()
+        if self._average is not None:
+            self._average.join()
 
     def _batches(self, progress: Progress) -> Iterator[Batch]:
         try:
@@ -206,12 +232,19 @@ class Fit(Generic[N]):
         reseed(stream_seed(self.batches.seed, "dropout", *place), self.device)
 
     def _finish_epoch(self, progress: Progress, curves: Curves | None, train: dict[str, float]) -> None:
-        validation = self.validate(self.net)
-        score = validation.score if math.isfinite(validation.score) else -math.inf
-        # The first one has to do where no score is a number.
-        if self.keep_last or progress.best_epoch < 0 or score > progress.best_score:
-            progress.best_score, progress.best_epoch = score, progress.epoch
-            self.run.save_weights(self.run.selected_file.name, self.net)
+        candidates = {"": self.net}
+        if self._average is not None and progress.epoch > 0:  # before, it is the network itself
+            candidates[AVERAGED] = self._average.net
+        found: dict[str, float] = {}
+        for kind, net in candidates.items():
+            validation = self.validate(net)
+            found |= {f"validation_{kind}{name}": value for name, value in validation.metrics.items()}
+            score = validation.score if math.isfinite(validation.score) else -math.inf
+            # The first one has to do where no score is a number.
+            if self.keep_last or progress.best_epoch < 0 or score > progress.best_score:
+                progress.best_score, progress.best_epoch = score, progress.epoch
+                progress.best_averaged = kind == AVERAGED
+                self.run.save_weights(self.run.selected_file.name, net)
         record = {
             "phase": progress.phase,
             "epoch": progress.epoch,
@@ -219,7 +252,7 @@ class Fit(Generic[N]):
             "seconds": round(progress.seconds, 3),
             **{f"train_{name}": value for name, value in train.items()},
             **{f"train_{name}": value for name, value in (self.drive.metrics() if self.drive else {}).items()},
-            **{f"validation_{name}": value for name, value in validation.metrics.items()},
+            **found,
         }
         self._loop.means = StepMeans()
         # The line first: a kill in between repeats the epoch, and rewinding drops the line.
@@ -239,6 +272,7 @@ class Fit(Generic[N]):
                 "progress": asdict(progress),
                 "network": self.net.state_dict(),
                 **self._loop.state_dict(),
+                **({} if self._average is None else {"average": self._average.state_dict()}),
                 "extra": json.dumps(self.extra_state),
             }
         )

@@ -15,6 +15,8 @@ class Progress:
     step: int = 0
     best_score: float = -math.inf
     best_epoch: int = -1
+    best_averaged: bool = False
+    """Whether the best weights are the averaged ones of that epoch."""
     seconds: float = 0.0
 
     def next_phase(self) -> Progress:

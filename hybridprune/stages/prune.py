@@ -222,6 +222,8 @@ class _Trainer(Trainer[GatedNetwork]):
             save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
+            # Towards sparsity it is the last weights that count.
+            ema_decay=0.0 if phase.sparse else config.averaging.ema_decay,
             lr_factor=self.cutting.lr_factor(phase.cut, compression),
             frozen=rotation_parameters(model) if options.fix_rotation else (),
             extra_state={"edits": [edit.to_json() for edit in setup.spec.network.edits], "cut": state.to_json()},

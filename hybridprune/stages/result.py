@@ -89,6 +89,7 @@ def finish(
         "validation": validation,
         "epochs": epochs,
         "selected_epoch": progress.best_epoch,
+        "selected_averaged": progress.best_averaged,
         "seconds": round(progress.seconds, 1),
         "versions": versions(),
         "hardware": hardware(images.device),

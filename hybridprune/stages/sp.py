@@ -63,6 +63,7 @@ def run(invocation: Invocation[SpConfig]) -> dict[str, Any] | None:
             save_every=config.run.save_every,
             compile=config.compiler.compile,
             sync_batchnorm=config.optim.sync_batchnorm,
+            ema_decay=config.averaging.ema_decay,
         )
         progress = fit(progress, state)
         load_selected(net, folder)

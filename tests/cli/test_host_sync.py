@@ -62,7 +62,7 @@ def test_what_is_looked_for_is_what_python_does() -> None:
 
 
 STAGES: dict[str, tuple[str, ...]] = {
-    "supervised": ("sp", "--gate_noise", "1"),
+    "supervised": ("sp", "--gate_noise", "1", "--ema_decay", "0.9"),
     "soft": ("sp", "--gating", "soft"),
     "pruned": ("prune", "--kd_weight", "0.5", "--fix_rotation"),
     "gumbel": ("rl", "--estimator", "gumbel", "--rate_bound", "0.4"),

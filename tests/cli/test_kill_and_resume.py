@@ -20,10 +20,11 @@ from tests.processes import Forked, start_cli
 pytestmark = pytest.mark.full
 PATIENCE = 600.0
 LONG = {
-    "sp": ("--epochs", "4", "--bs", "4", "--gate_noise", "1"),
+    "sp": ("--epochs", "4", "--bs", "4", "--gate_noise", "1", "--ema_decay", "0.9"),
     "prune": (
         *("--bs", "4", "--epochs_start", "1", "--epochs_end", "1", "--max_iter", "2", "--refit_images", "64"),
         *("--back_ratio", "0.3", "--pool_momentum", "0.5", "--interpolation", "--kd_weight", "0.3", "--lr", "0.002"),
+        *("--ema_decay", "0.9"),
     ),
     "rl": (
         *("--epochs", "4", "--bs", "4", "--baseline", "moving_average", "--target_flops", "0.55", "--rl_warmup", "0"),

@@ -30,7 +30,7 @@ from tests.process_groups import FORWARD, on_shards, together
 
 PARENT = {"prune": "sp", "rl": "prune"}
 MORE: dict[str, tuple[str, ...]] = {
-    "sp": ("--gate_noise", "1"),
+    "sp": ("--gate_noise", "1", "--ema_decay", "0.8"),
     "prune": (
         "--max_iter",
         "2",

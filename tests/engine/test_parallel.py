@@ -162,7 +162,7 @@ def fit_of(path: Path, kind: type[Supervised], frozen_norms: bool = False, ctrl_
     return Fit(
         run=RunFolder(path, writes=is_first()), net=net, objective=kind(**vars(supervised)), batches=Batches(ctrl_c),
         validate=validate, optim=OptimOptions(lr=0.05, scheduler_id="up-down", scheduler_params={"1": 0.1}), epochs=2,
-        device=CPU, log_interval=3, gate_grad_norm=0.1,
+        device=CPU, log_interval=3, gate_grad_norm=0.1, ema_decay=0.7,
         train_mode=nn.Module.eval if frozen_norms else nn.Module.train,
     )  # fmt: skip
 
