@@ -189,8 +189,9 @@ class NetworkOptions(Checked):
     )
     gate: str = option(
         "rnn",
-        "what decides: rnn (one LSTM cell shared by all gates), ff1 or ff2 (SkipNet's feed-forward gates I and II)",
-        choices=("rnn", "ff1", "ff2"),
+        "what decides: rnn (one LSTM cell shared by all gates), ff1 or ff2 (SkipNet's feed-forward gates I and II), or "
+        "none (all blocks run: a member of a cascade needs no gates within, and trains faster without)",
+        choices=("rnn", "ff1", "ff2", "none"),
         source="Wang et al. 2018",
     )
 
@@ -253,8 +254,8 @@ class AveragingOptions(Checked):
 
     ema_decay: float = option(
         0.0,
-        "decay a step of a moving average of the weights, e.g. 0.995; after each epoch both are validated, and the "
-        "better ones can be selected (0: none, which saves the validation)",
+        "share of itself that a moving average of the weights keeps in a step, e.g. 0.995; both are validated after "
+        "each epoch, and the better ones are selected (0: no average)",
         low=0,
         high=0.99999,
         source="Polyak & Juditsky 1992",

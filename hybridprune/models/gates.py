@@ -122,6 +122,8 @@ GATES: Mapping[str, Callable[[Sequence[int]], Gate]] = {
     "ff2": feed_forward_2,
 }
 """Kinds of gates by the names that ``--gate`` takes."""
+UNGATED = "none"
+"""Names no kind: a network whose blocks all run."""
 
 
 class _Threshold(torch.autograd.Function):

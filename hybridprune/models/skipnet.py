@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.backbone import Backbone, ResidualBlock
-from hybridprune.models.gates import GATES
+from hybridprune.models.gates import GATES, UNGATED, RecurrentGate
 from hybridprune.models.routed import Mode, RoutedNetwork, images_at
 
 LARGE = 8 << 20
@@ -19,7 +19,7 @@ LARGE = 8 << 20
 class RoutingState(NamedTuple):
     """Between two blocks: the features ``[B, C, H, W]`` and how many blocks are behind us.
 
-    Without blocks, the images themselves.
+    Without gates, the images themselves.
     """
 
     features: Tensor
@@ -34,24 +34,26 @@ class RoutingState(NamedTuple):
 class GatedNetwork(RoutedNetwork):
     """``backbone`` with a gate after each block but the last; block 0 always runs.
 
-    A module that is no `Backbone` has no blocks and so no gates (N = 0): it is run as it is.
+    Without gates (N = 0) the backbone is run as it is: one that is no `Backbone` has no blocks to stand at, and for any
+    other it may be asked.
     """
 
     body = "backbone"
 
     def __init__(self, backbone: nn.Module, gate: str = "rnn") -> None:
-        """``gate`` names one of `GATES`."""
+        """``gate`` names one of `GATES`, or is `UNGATED`."""
         super().__init__()
         # Any: beyond the protocol, backbones have layers of their own.
         self.backbone: Any = backbone
-        self._has_blocks = isinstance(backbone, Backbone)
+        channels = backbone.block_channels[:-1] if isinstance(backbone, Backbone) and gate != UNGATED else None
+        self._routes = channels is not None
         # Any: kinds of gates have layers of their own.
-        self.gate: Any = GATES[gate](backbone.block_channels[:-1] if isinstance(backbone, Backbone) else ())
+        self.gate: Any = RecurrentGate(()) if channels is None else GATES[gate](channels)
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the backbone, gated or not."""
-        return len(self.backbone.blocks) if self._has_blocks else 0
+        """Blocks of the backbone that are run one by one; 0 where it is run as it is."""
+        return len(self.backbone.blocks) if self._routes else 0
 
     @property
     def num_gates(self) -> int:
@@ -69,7 +71,7 @@ class GatedNetwork(RoutedNetwork):
 
     def start(self, images: Tensor) -> RoutingState:
         """Run the stem and block 0 on ``[B, 3, H, W]`` images."""
-        if not self._has_blocks:
+        if not self._routes:
             return RoutingState(images, 0)
         return RoutingState(self.block(0)(self.backbone.stem(images)), 1)
 
@@ -94,7 +96,7 @@ class GatedNetwork(RoutedNetwork):
     def finish(self, state: RoutingState) -> Tensor:
         """Logits ``[B, classes]`` after the last block."""
         assert state.blocks_done == self.num_blocks
-        return self.backbone.head(state.features) if self._has_blocks else self.backbone(state.features)
+        return self.backbone.head(state.features) if self._routes else self.backbone(state.features)
 
 
 def execute_chosen(block: ResidualBlock, x: Tensor, decision: Tensor) -> Tensor:

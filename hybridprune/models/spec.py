@@ -15,7 +15,7 @@ from hybridprune.errors import UserError
 from hybridprune.json_text import short, value_at
 from hybridprune.models.architectures import allow, architecture, is_network
 from hybridprune.models.edits import Edit, apply_edits, edit_from_json
-from hybridprune.models.gates import GATES
+from hybridprune.models.gates import GATES, UNGATED
 from hybridprune.models.own_network import READABLE
 from hybridprune.models.skipnet import GatedNetwork
 
@@ -136,7 +136,7 @@ class NetworkSpec:
             value_at(values, name, int, low, high)
         value_at(values, "bottleneck", bool)
         value_at(values, "shakedrop", float, 0, 1)
-        if values["gate"] not in GATES:
+        if values["gate"] not in (*GATES, UNGATED):
             raise ValueError(f"unknown gate {short(values['gate'])}")
         values["edits"] = tuple(edit_from_json(edit) for edit in value_at({"edits": record["edits"]}, "edits", list))
         return NetworkSpec(**values)

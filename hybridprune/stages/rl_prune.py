@@ -19,6 +19,7 @@ from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.progress import Validation
 from hybridprune.errors import UserError
 from hybridprune.models.architectures import gated_networks
+from hybridprune.models.gates import UNGATED
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.precision import Precision, full_precision
 from hybridprune.routing.gumbel import GumbelRouting
@@ -59,6 +60,11 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
     options = invocation.config.stage
     setup = StageSetup.descendant(invocation, "rl", of="prune", also=("sp", "rl"))
     images, net, cost = setup.images, setup.gated, setup.cost
+    if setup.spec.gated.gate == UNGATED:
+        raise UserError(
+            f"--gate {UNGATED}: the parent has no gates to decide by; join it to others with --routing cascade, or "
+            "train one with gates"
+        )
     if net.num_gates == 0:
         raise UserError(
             f"--network {invocation.config.network.network}: has no residual blocks to skip, hence no gates; "

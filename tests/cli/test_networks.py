@@ -21,6 +21,7 @@ NETWORKS = {
         *("--network", "pyramidnet", "--depth", "8", "--width", "4", "--pyramid_alpha", "6", "--shakedrop", "0.5"),
     ),
     "torchvision_resnet18": ("--network", "torchvision:resnet18"),
+    "resnet8-w4-none": ("--network", "resnet", "--depth", "8", "--width", "4", "--gate", "none"),
 }
 
 
@@ -31,7 +32,7 @@ def test_a_short_run(label: str, flags: tuple[str, ...], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     run = tmp_path / "results" / "default" / f"digits-{label}-sp-seed0"
     result = json.loads((run / "result.json").read_text())
-    gates = 2 if "resnet8" in label or "pyramid" in label or "bottleneck" in label else 0
+    gates = 2 if "preresnet8" in label or "pyramid" in label or "bottleneck" in label else 0
     routed = result["test"]["routed"]
     assert len(routed["block_rates"]) == gates and (result["params"]["gates"] > 0) == (gates > 0)
     if not gates:
@@ -44,12 +45,19 @@ def test_a_short_run(label: str, flags: tuple[str, ...], tmp_path: Path) -> None
 
 
 @pytest.mark.full
-def test_the_gates_stage_wants_gates(tmp_path: Path) -> None:
-    made = run_here("main_sp.py", *DIGITS, *NETWORKS["vgg11-w4"])
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("vgg11-w4", ("--network vgg", "no residual blocks", "use resnet, preresnet, pyramidnet")),
+        ("resnet8-w4-none", ("--gate none", "--routing cascade")),
+    ],
+)
+def test_the_gates_stage_wants_gates(label: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    made = run_here("main_sp.py", *DIGITS, *NETWORKS[label])
     assert made.returncode == 0, made.stderr
-    parent = tmp_path / "results" / "default" / "digits-vgg11-w4-sp-seed0"
-    refused = run_here("main_rl_prune.py", *DIGITS, *NETWORKS["vgg11-w4"], "--checkpoint_file", parent)
-    assert_refused(refused, "--network vgg", "no residual blocks", "use resnet, preresnet, pyramidnet")
+    parent = tmp_path / "results" / "default" / f"digits-{label}-sp-seed0"
+    refused = run_here("main_rl_prune.py", *DIGITS, *NETWORKS[label], "--checkpoint_file", parent)
+    assert_refused(refused, *words)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ BAD_VALUES: list[tuple[Config, str, Any, str]] = [
     (PruneConfig(), "back_ratio", 1.1, "must be at most 1"),
     (PruneConfig(), "exclude", "backbone.conv", "must be a list of names or patterns"),
     (PruneConfig(), "exclude", ["backbone.conv", 3], "must be a list of names or patterns"),
-    (SpConfig(), "gate", "lstm", "must be one of rnn, ff1, ff2"),
+    (SpConfig(), "gate", "lstm", "must be one of rnn, ff1, ff2, none"),
     (SpConfig(), "gating", "harder", "did you mean hard?"),
     (PruneConfig(), "gate_noise", -1.0, "must be at least 0"),
     (RlConfig(), "target_flops", 0, "must be above 0"),

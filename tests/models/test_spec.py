@@ -9,6 +9,7 @@ import torch
 
 from hybridprune.config import NetworkOptions
 from hybridprune.errors import UserError
+from hybridprune.measure.cost import count
 from hybridprune.models.architectures import gated_networks, is_network
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.factored import FactoredConv2d
@@ -156,6 +157,22 @@ def test_what_is_a_network_and_what_has_gates() -> None:
     assert gated_networks() == ["resnet", "preresnet", "pyramidnet"]
     for label, spec in OTHERS.items():
         assert (spec.build().num_gates > 0) == (spec.network in gated_networks()), label
+
+
+def test_a_network_may_be_without_gates() -> None:
+    spec = NetworkSpec("resnet", 8, 4, 5, gate="none")
+    assert spec.label == "resnet8-w4-none" and NetworkSpec.from_json(spec.to_json()) == spec
+    assert NetworkSpec.of(NetworkOptions("resnet", 8, 4, gate="none"), 5) == spec
+    net, images = spec.build().eval(), random_images(3)
+    assert net.num_gates == 0 and not list(net.gate.parameters())
+    gated = NetworkSpec("resnet", 8, 4, 5).build().eval()
+    gated.backbone.load_state_dict(net.backbone.state_dict())
+    routed = net(images)
+    assert routed.decisions.shape == (3, 0) and routed.mean_rate == 1
+    torch.testing.assert_close(routed.logits, gated(images, torch.ones(3, 2)).logits)
+    own, other = count(net, 8), count(gated, 8)
+    assert (own.backbone_macs, own.backbone_params) == (other.backbone_macs, other.backbone_params)
+    assert own.expected_macs([]) == own.backbone_macs
 
 
 @pytest.mark.parametrize("gate", ["ff1", "ff2"])
