@@ -5,6 +5,10 @@
 #
 #     benchmarks/reproduce_published.sh                   # takes all GPUs that nvidia-smi lists
 #     GPUS=2 RESULTS=/data/results benchmarks/reproduce_published.sh
+#     benchmarks/reproduce_published.sh --fast            # shorter schedules and a cascade: one GPU, 15 minutes a seed
+#
+# --fast is another experiment with the same table: benchmarks/fast_row.py says what it does, its FLOPs (21 PFLOP a seed
+# in bf16), what a GPU has to sustain for them (42 TFLOP/s), and its own variables. All below is of the full schedules.
 #
 # Interrupted or failed, the same command goes on: finished runs are kept, begun ones resumed.
 #
@@ -38,11 +42,17 @@ if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python3
     [[ -x $root/.venv/bin/python ]] && PYTHON=$root/.venv/bin/python
 fi
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [[ ${1:-} == --fast ]]; then
+    exec "$PYTHON" -m benchmarks.fast_row
+elif [[ $# -gt 0 ]]; then
+    echo "error: $1: unknown; the one flag is --fast" >&2
+    exit 2
+fi
 if [[ -z ${GPUS:-} ]]; then
     GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || GPUS=0
     GPUS=$((GPUS > 1 ? GPUS : 1))
 fi
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export RESULTS=${RESULTS:-results/published} ROOT=$root
 
 mkdir -p "$RESULTS"
