@@ -35,7 +35,9 @@ the environment may change, with its default:
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shlex
 import sys
 import threading
@@ -47,7 +49,7 @@ from typing import Any
 
 from benchmarks.results_log import append_line, read_lines
 from hybridprune.commands.grid import LOCK
-from hybridprune.errors import Interrupted, RunFailed, run_command, signal_of
+from hybridprune.errors import Interrupted, RunFailed, UserError, run_command, signal_of
 from hybridprune.grid.grid import Run
 from hybridprune.grid.processes import run_processes
 from hybridprune.grid.state import check, command, find
@@ -75,6 +77,20 @@ class Settings:
         """The value of a variable; an empty one is not there."""
         return self.environment.get(name) or default
 
+    def number(self, name: str, default: str) -> float:
+        """The value of a variable that holds a number above or at 0; UserError if it is none."""
+        try:
+            value = float(self(name, default))
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name}={self(name, default)}: must be a number from 0, e.g. {default}")
+        return value
+
+    def count(self, name: str, default: str) -> int:
+        """The same of a whole number, without what stands behind the point."""
+        return int(self.number(name, default))
+
     @property
     def results(self) -> Path:
         """The folder of all runs."""
@@ -82,8 +98,11 @@ class Settings:
 
     @property
     def seeds(self) -> list[int]:
-        """One row each."""
-        return [int(seed) for seed in self("SEEDS", "0").split(",")]
+        """One row each; UserError if they are no whole numbers."""
+        given = self("SEEDS", "0")
+        if not re.fullmatch(r"\d+(,\d+)*", given):
+            raise UserError(f"SEEDS={given}: must be whole numbers with commas between, e.g. 0,1,2")
+        return [int(seed) for seed in given.split(",")]
 
     @property
     def images(self) -> dict[str, Any]:
@@ -93,29 +112,29 @@ class Settings:
             "dataset": dataset,
             "data_dir": self("DATA_DIR", "data"),
             "download": dataset.startswith("cifar"),
-            "resize": int(self("RESIZE", "32")),
+            "resize": self.count("RESIZE", "32"),
             "device": self("DEVICE", "auto"),
         }
 
     def networks(self, seed: int) -> list[Run]:
         """Stages 1 and 2 of both networks, the small one first: parents before children."""
-        batch, epochs = int(self("BATCH", "512")), int(self("EPOCHS_PRUNE", "8"))
+        batch, epochs = self.count("BATCH", "512"), self.count("EPOCHS_PRUNE", "8")
         made = []
         for experiment, depth, target in (
-            ("small", self("SMALL_DEPTH", "20"), self("SMALL_FLOPS", "0.25e9")),
-            ("default", self("DEPTH", "32"), self("STATIC_FLOPS", "0.51e9")),
+            ("small", self.count("SMALL_DEPTH", "20"), self.number("SMALL_FLOPS", "0.25e9")),
+            ("default", self.count("DEPTH", "32"), self.number("STATIC_FLOPS", "0.51e9")),
         ):
             common = {
                 **self.images,
-                "depth": int(depth),
-                "width": int(self("WIDTH", "64")),
+                "depth": depth,
+                "width": self.count("WIDTH", "64"),
                 "gate": "none",
                 "alpha": 0,
                 "precision": self("PRECISION", "bf16"),
             }
             train = {
                 **common,
-                "epochs": int(self("EPOCHS_SP", "40")),
+                "epochs": self.count("EPOCHS_SP", "40"),
                 "bs": batch,
                 "lr": 0.1 * batch / 128,
                 "scheduler_id": "cosine",
@@ -127,7 +146,7 @@ class Settings:
             cut = {
                 **common,
                 "config_path": str(ROOT / "config.json"),
-                "target_flops": float(target),
+                "target_flops": target,
                 "epochs_start": epochs,
                 "epochs_end": epochs,
                 "bs": batch // 2,
@@ -146,7 +165,7 @@ class Settings:
             **self.images,
             "routing": "cascade",
             "members": members,
-            "target_flops": float(self("DYNAMIC_FLOPS", "0.40e9")),
+            "target_flops": self.number("DYNAMIC_FLOPS", "0.40e9"),
         }
         return Run("rl", self.results, "default", cuts[0].seed, tuple(flags.items()), None)
 
@@ -179,57 +198,58 @@ def _training(folder: RunFolder) -> list[str]:
 def main() -> None:
     """All runs of all seeds, or as many as the time limit allows, and the tables."""
     settings = Settings(os.environ)
-    results, seeds = settings.results, settings.seeds
+    results, minutes = settings.results, settings.number("MINUTES", str(15 * len(settings.seeds)))
+    rows = [settings.networks(seed) for seed in settings.seeds]
+    runs = [run for networks in rows for run in (*networks, settings.cascade(networks))]
     if settings("DRY_RUN", ""):
-        for seed in seeds:
-            networks = settings.networks(seed)
-            for run in (*networks, settings.cascade(networks)):
-                print(shlex.join(command(run)))
+        print(*(shlex.join(command(run)) for run in runs), sep="\n")
         return
-    minutes = float(settings("MINUTES", str(15 * len(seeds))))
+    for run in runs:  # what is refused is so before the first one starts
+        check(run)
+    started = time.monotonic()
     results.mkdir(parents=True, exist_ok=True)
-    log, failed, late, worker = results / TIMES, list[str](), threading.Event(), Worker()
+    with exclusive(results, f"RESULTS {results}: another command is at work there; wait for it or end it", LOCK):
+        late, failed = _work(settings, rows, minutes)
+    if any(find(run).finished for run in runs):
+        print(render(build_rows(read_runs(results)), "markdown"))
+    print(times(runs, read_lines(results / TIMES)).markdown())
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
+    if failed:
+        why = f"the limit of MINUTES={minutes:g} is reached" if late else f"{failed[0]} failed"
+        raise RunFailed(f"{why}; give the same command to go on")
+
+
+def _work(settings: Settings, rows: Sequence[Sequence[Run]], minutes: float) -> tuple[bool, Sequence[str]]:
+    """Do what is left to do, row by row; give whether the time was over, and the names of runs that did not finish."""
+    failed, late, worker = list[str](), threading.Event(), Worker()
 
     def stop() -> None:
         late.set()
         worker.stop()
 
     def tell(outcome: Outcome) -> None:
-        append_line(log, {"run": outcome.run.name, "seconds": round(outcome.seconds, 1)})
-        how = outcome.error or "finished"
-        print(f"{outcome.run.name}: {how} ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
+        append_line(settings.results / TIMES, {"run": outcome.run.name, "seconds": round(outcome.seconds, 1)})
+        print(f"{outcome.run.name}: {outcome.error or 'finished'} ({outcome.seconds:.0f} s)", file=sys.stderr)
         if outcome.error:
             failed.append(outcome.run.name)
 
     def work(runs: Sequence[Run]) -> None:
-        todo = [run for run in runs if not check(run).finished]
         if not failed:
-            run_processes(todo, worker, tell, jobs=int(settings("JOBS", "1")))
+            todo = [run for run in runs if not find(run).finished]
+            run_processes(todo, worker, tell, jobs=max(1, settings.count("JOBS", "1")))
 
-    started, timer = time.monotonic(), threading.Timer(60 * minutes, stop)
+    timer = threading.Timer(60 * minutes, stop)
     timer.daemon = True
-    runs = []
-    with exclusive(results, f"RESULTS {results}: another command is at work there; wait for it or end it", LOCK):
-        timer.start()
-        try:
-            for seed in seeds:
-                networks = settings.networks(seed)
-                work(networks)
-                joined = settings.cascade(networks)
-                work([joined])
-                runs += [*networks, joined]
-        except KeyboardInterrupt as error:
-            saved = "the runs' states are saved; give the same command to go on"
-            raise Interrupted(saved, signal_of(error)) from error
-        finally:
-            timer.cancel()
-    if any(find(run).finished for run in runs):
-        print(render(build_rows(read_runs(results)), "markdown"))
-    print(times(runs, read_lines(log)).markdown())
-    print(f"{(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
-    if failed:
-        why = f"the limit of MINUTES={minutes:g} is reached" if late.is_set() else f"{failed[0]} failed"
-        raise RunFailed(f"{why}; give the same command to go on")
+    timer.start()
+    try:
+        for networks in rows:
+            work(networks)
+            work([settings.cascade(networks)])
+    except KeyboardInterrupt as error:
+        raise Interrupted("the runs' states are saved; give the same command to go on", signal_of(error)) from error
+    finally:
+        timer.cancel()
+    return late.is_set(), failed
 
 
 if __name__ == "__main__":

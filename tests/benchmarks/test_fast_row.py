@@ -15,7 +15,7 @@ import pytest
 from benchmarks import fast_row
 from benchmarks.fast_row import Settings, training_flops
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
-from hybridprune.errors import RunFailed
+from hybridprune.errors import RunFailed, UserError
 from hybridprune.grid.grid import Run
 from hybridprune.grid.state import command, find
 from hybridprune.grid.work import Outcome
@@ -92,6 +92,24 @@ def test_the_work_and_the_speed_stated_follow_from_the_flops() -> None:
     assert whole == pytest.approx(4 + slow + total / 100e12 / 60, abs=0.06)
     head = (ROOT / "benchmarks" / "reproduce_published.sh").read_text()
     assert f"({round(float(bf16))} PFLOP a seed" in head and f"({needed:.0f} TFLOP/s)" in head
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("MINUTES", "soon", "MINUTES=soon: must be a number"),
+        ("STATIC_FLOPS", "-1", "STATIC_FLOPS=-1: must be"),
+        ("BATCH", "inf", "BATCH=inf: must be"),
+        ("SEEDS", "0;1", "SEEDS=0;1: must be whole numbers"),
+    ],
+)
+def test_a_value_that_is_none_is_refused(
+    name: str, value: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{re.escape(words)}"):
+        fast_row.main()
 
 
 def test_another_flag_is_refused(tmp_path: Path) -> None:

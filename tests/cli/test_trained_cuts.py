@@ -13,7 +13,7 @@ from hybridprune.stages import prune
 from tests import ROOT
 from tests.cli.tiny_runs import DIGITS, SCRIPTS, Result, assert_refused, folder_of, run_here, weights
 
-SHORT = ("--sparse_epochs", "2", "--epochs_start", "1", "--epochs_end", "1", "--lr", "0.02")
+SHORT = ("--sparse_epochs", "2", "--epochs_start", "1", "--epochs_end", "1", "--lr", "0.02", "--ema_decay", "0.8")
 JOINED = ("--use_out_dependencies", "--prune_ratio_limit", "0.75")
 
 
@@ -53,6 +53,8 @@ def test_masksparsity_trains_twice_from_the_parent_and_cuts_what_was_voted(finis
     validations = [{k: v for k, v in r.items() if k.startswith("validation")} for r in (parent, again)]
     assert validations[0] == validations[1] and len(validations[0]) > 1
     assert result["gap"]["before"] == {name: trained[f"validation_{name}"] for name in ("accuracy", "loss")}
+    # What is cut is the last weights of these trainings, so only those of the fine-tuning are averaged.
+    assert {r["phase"] for r in records(run) if "validation_averaged_accuracy" in r} == {2}
     assert result["gap"]["after"]["loss"] != result["gap"]["before"]["loss"]
     assert json.loads((run / "spec.json").read_text())["network"]["edits"]
     shown = next(line for line in done.stderr.splitlines() if line.startswith("the cut alone: "))

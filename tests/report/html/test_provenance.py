@@ -50,6 +50,13 @@ def test_the_precision_of_training_and_figures(tmp_path: Path) -> None:
         assert provenance(read_run(path), {**data, "precision": record}).precision == shown
 
 
+def test_averaged_weights_are_said_to_be_such(tmp_path: Path) -> None:
+    data = result("sp", "r")
+    path = write(tmp_path / "run", data)
+    assert provenance(read_run(path), data).epochs == "12, epoch 11 selected"
+    assert provenance(read_run(path), {**data, "selected_averaged": True}).epochs == "12, averages of epoch 11 selected"
+
+
 def test_little_is_enough(tmp_path: Path) -> None:
     data = result("rl", "r")
     path = write(tmp_path / "run", data)
