@@ -69,7 +69,7 @@ HEAD = ("Run", "Minutes", "of training", "PFLOP", "TFLOP/s")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says."""
+    """Settings of the row, from variables of the environment."""
 
     environment: Mapping[str, str]
 
@@ -88,7 +88,7 @@ class Settings:
         return value
 
     def count(self, name: str, default: str) -> int:
-        """The same of a whole number, without what stands behind the point."""
+        """The whole number in a variable; what stands behind a point is left out."""
         return int(self.number(name, default))
 
     @property
