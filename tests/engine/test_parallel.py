@@ -187,6 +187,9 @@ def records(path: Path) -> list[dict[str, float]]:
 def assert_close_runs(one: Path, other: Path) -> None:
     for name in ("selected.safetensors", "last.safetensors"):
         torch.testing.assert_close(load_file(one / name), load_file(other / name), rtol=1e-4, atol=1e-5)
+    states = [RunFolder(path).load_state() for path in (one, other)]
+    assert states[0] is not None and states[1] is not None
+    torch.testing.assert_close(states[0]["average"], states[1]["average"], rtol=1e-4, atol=1e-5)
     assert len(records(one)) == len(records(other)) == 3
     for here, there in zip(records(one), records(other), strict=True):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-5)
