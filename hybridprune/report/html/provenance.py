@@ -46,12 +46,13 @@ def provenance(run: RunRecord, result: Mapping[str, Any]) -> Provenance:
     config = result.get("config")
     epochs, selected = result.get("epochs"), result.get("selected_epoch")
     averages = "averages of " if result.get("selected_averaged") is True else ""
+    chosen = "" if selected is None else f", {averages}epoch {selected} selected"
     seconds = result.get("seconds")
     return Provenance(
         folder=str(run.path.parent),
         seed=run.seed,
         finished=datetime.fromtimestamp(run.modified_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        epochs="" if epochs is None else f"{epochs}" + ("" if selected is None else f", {averages}epoch {selected} selected"),
+        epochs="" if epochs is None else f"{epochs}{chosen}",
         seconds=f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
         budget=_budget(result.get("target")),
         weights=str(result.get("model_sha256", "")),
