@@ -236,11 +236,9 @@ def test_pruned_again_shares_are_those_of_what_is_given(machine: Machine) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime", "openvino"])
 def test_by_a_real_clock(engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Loose, for machines that do other work: it runs, and says what it came to. The second time tables are there."""
-    if engine == "onnxruntime":
-        pytest.importorskip("onnxruntime")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = batches()
     model = settle(plain(), data[0][0])
