@@ -6,6 +6,7 @@ Needs packages of the extra ``deploy``: onnx and onnxscript, whose models OpenVI
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,9 +36,19 @@ def converted(content: bytes, metadata: str = "") -> tuple[bytes, bytes]:
     Weights stay in fp32, and the batch size is as free as in the ONNX model. ``metadata`` (JSON) is kept in the runtime
     information of the model under ``hybridprune``.
     """
-    model = core().read_model(content, b"")
+    model = model_of(content)
     model.set_rt_info(metadata, ["hybridprune"])
     return serialised(model)
+
+
+def model_of(content: bytes) -> Any:
+    """The ONNX model ``content`` as an ``openvino.Model``.
+
+    What is constant is computed. ``Core.read_model`` leaves that undone: each bias is then given its shape in each
+    call, and after a quantisation OpenVINO 2026.4 loses some of them.
+    """
+    with without_telemetry():
+        return openvino().convert_model(io.BytesIO(content))
 
 
 def serialised(model: Any) -> tuple[bytes, bytes]:
@@ -49,7 +60,7 @@ def serialised(model: Any) -> tuple[bytes, bytes]:
     return xml, weights
 
 
-def opened(model: bytes, weights: bytes = b"", *, threads: int | None = None) -> Run:
+def opened(model: bytes, weights: bytes | None = None, *, threads: int | None = None) -> Run:
     """OpenVINO on the CPU, running an ONNX model, or an ``.xml`` with the ``weights`` of its ``.bin``.
 
     It computes in fp32, with as many threads as torch has by default.
@@ -62,7 +73,8 @@ def opened(model: bytes, weights: bytes = b"", *, threads: int | None = None) ->
         # Threads bound to a core would stay there while another engine's take their turn.
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = core().compile_model(core().read_model(model, weights), "CPU", how)
+    read = model_of(model) if weights is None else core().read_model(model, weights)
+    compiled = core().compile_model(read, "CPU", how)
     return partial(_run, compiled.create_infer_request())
 
 

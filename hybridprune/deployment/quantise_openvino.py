@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hybridprune.deployment.openvino import PACKAGES, core, openvino, serialised, without_telemetry
+from hybridprune.deployment.openvino import PACKAGES, model_of, openvino, serialised, without_telemetry
 from hybridprune.deployment.program import INPUT
 from hybridprune.deployment.quiet import quiet
 from hybridprune.errors import need_packages
@@ -28,23 +28,23 @@ def quantised_openvino(content: bytes, calibration: Iterable[Tensor]) -> tuple[b
     block, or member of a cascade, is calibrated on the images that choose it and on the first one of each batch: NNCF
     can't take the mean of none.
     """
+    batches = [{INPUT: images.contiguous().cpu().numpy()} for images in calibration]
+    model = model_of(content)
+    _with_the_first_image(model)
     with without_telemetry():
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-    batches = [{INPUT: images.contiguous().cpu().numpy()} for images in calibration]
-    model = core().read_model(content, b"")
-    _with_the_first_image(model)
-    with quiet("nncf", "torch.utils.cpp_extension"):  # the latter where a compiler for CUDA is, but no GPU
-        quantised: Any = nncf.quantize(
-            model,
-            nncf.Dataset(batches),
-            # Weights symmetric, activations not: those behind no ReLU have both signs in unequal parts.
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(batches),
-            # Seven bits of weight: with eight, sums of two products saturate on processors with AVX2 but no VNNI.
-            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
-        )
+        with quiet("nncf", "torch.utils.cpp_extension"):  # the latter where a compiler for CUDA is, but no GPU
+            quantised: Any = nncf.quantize(
+                model,
+                nncf.Dataset(batches),
+                # Weights symmetric, activations not: those behind no ReLU have both signs in unequal parts.
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(batches),
+                # Seven bits of weight: with eight, sums of two products saturate on processors with AVX2 but no VNNI.
+                advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+            )
     _as_the_gates_say(quantised)
     return serialised(quantised)
 

@@ -64,6 +64,7 @@ def test_the_sentence_compares_the_fastest_of_each() -> None:
         return {"batch": batch, "device": "cpu", "threads": 2, "rows": rows}
 
     one = table(1, dense__eager=4.0, dense_deployed__eager=3.0, deployed__eager=2.0, deployed__int8=0.5, rl__eager=1.0)
+    one["rows"] += table(1, deployed__openvino_int8=0.4)["rows"]
     other = table(32, dense__eager=9.0, dense__onnx=6.0, deployed__eager=4.0, deployed__onnx=5.0)
     assert sentence([one, other], 0.7016, 0.6953) == (
         "Deployed, its speed over that of the dense network is 1.50 x at batch 1 (eager), 1.50 x at batch 32 (eager; "

@@ -27,6 +27,7 @@ from hybridprune.deployment import (
 )
 from hybridprune.deployment.agreement import compare
 from hybridprune.deployment.batch_splitting import InPieces, in_one
+from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.deployment.onnx import onnx_bytes, opened, session
 from hybridprune.deployment.program import export_program
 from hybridprune.errors import UserError
@@ -238,8 +239,9 @@ def test_exported_cascades_are_the_same(single: bool) -> None:
     module = deploy(net, x, time=preferring("16", "two-sided")).module
     content, program = onnx_bytes(module, x, single=single), export_program(module, x, single=single).module()
     for batch in (1,) if single else (1, 7, 40):
-        found = compare(run, module, x.split(batch))
-        assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found
+        for engine in ENGINES.values():
+            found = compare(engine.opened(*engine.files(content, "")), module, x.split(batch))
+            assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found
         for some in x.split(batch):
             logits, decisions = program(some)
             expected = net(some, mode="executed")

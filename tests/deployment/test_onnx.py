@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
-from hybridprune.deployment import DeployedNetwork, deploy, onnx, openvino
+from hybridprune.deployment import DeployedNetwork, deploy, onnx
 from hybridprune.deployment.agreement import compare
+from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.deployment.onnx import need_onnx, onnx_bytes, opened, session
 from hybridprune.deployment.program import METADATA, export_program, program_bytes
 from hybridprune.errors import UserError
@@ -88,8 +89,8 @@ def test_engines_agree_on_real_images(name: str) -> None:
     module, images = deployed(shallow(SPECS[name])), digits(40)
     for single in (False, True):
         content = onnx_bytes(module, images, single=single)
-        in_openvino = openvino.converted(content)
-        for run in (opened(content), openvino.opened(*in_openvino), openvino.opened(content)):
+        for engine in ENGINES.values():
+            run = engine.opened(*engine.files(content, ""))
             for batch in (1,) if single else (1, 7, 40):
                 found = compare(run, module, images.split(batch))
                 assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found

@@ -8,19 +8,27 @@ from functools import cache
 import pytest
 import torch
 
-from hybridprune.deployment import DeployedNetwork, openvino
+from hybridprune.deployment import DeployedNetwork, deploy, openvino
 from hybridprune.deployment.agreement import compare
 from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.errors import UserError
-from tests.deployment.test_onnx import SMALL, deployed, digits
+from tests.deployment.networks import built, preferring
+from tests.deployment.test_onnx import SMALL, digits
 
 
 @cache
+@torch.no_grad()
 def gated() -> tuple[DeployedNetwork, bytes]:
-    """A network with a factored layer and two gated blocks, and its ONNX model, which gathers images."""
-    module = deployed(SMALL)
+    """A network with a factored layer and two gated blocks, and its ONNX model, which gathers images.
+
+    Half of the images go through the first of them.
+    """
+    net, images = built(SMALL), digits(200)
+    logits = net(images, mode="executed").gate_logits[:, 0].sort().values
+    net.gate.shift(-float(logits[99:101].mean()))
+    module = deploy(net, images[:2], time=preferring("two-sided", "gather")).module
     assert isinstance(module, DeployedNetwork)
-    return module, onnx_bytes(module, digits(6))
+    return module, onnx_bytes(module, images[:6])
 
 
 @torch.no_grad()

@@ -34,10 +34,10 @@ def test_a_quantised_network_is_smaller_and_nearly_the_same() -> None:
 
 @torch.no_grad()
 def test_gates_decide_whoever_was_calibrated_on() -> None:
-    """Also where no image of the calibration goes through a block; and the first image of a batch is like the others."""
+    """Also where no image of the calibration goes through a block; the first image of a batch is like the others."""
     module, content = gated()
     images = digits(200)
-    skipping = images[module.route(images).decisions[:, 1] == 0]
+    skipping = images[module.route(images).decisions[:, 0] == 0]
     assert 16 < len(skipping) < len(images)
     run = opened(*quantised_openvino(content, skipping[:64].split(16)))
     logits, decisions = run(images.numpy())
@@ -47,4 +47,4 @@ def test_gates_decide_whoever_was_calibrated_on() -> None:
     np.testing.assert_allclose(np.concatenate([each[0] for each in alone]), logits[:20], rtol=1e-4, atol=1e-4)
     expected = module.route(images, torch.from_numpy(decisions)).logits.numpy()
     error = float(np.square(expected - logits).mean() / np.square(expected).mean()) ** 0.5
-    assert 0 < error < 0.2
+    assert 0 < error < 0.1
