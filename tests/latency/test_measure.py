@@ -120,7 +120,7 @@ def test_the_limit_knows_how_long_layers_take_to_open(tmp_path: Path) -> None:
     numbers = []
     for seconds in (0.0, 0.25):
         clock = itertools.count(step=seconds)
-        found = maker(tmp_path / str(seconds), seconds=30, now=lambda clock=clock: next(clock)).tables([CONV], "forms")
+        found = maker(tmp_path / str(seconds), seconds=20, now=lambda clock=clock: next(clock)).tables([CONV], "forms")
         numbers.append(points_of(found))
     assert numbers[1] < numbers[0]
 
