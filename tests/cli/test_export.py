@@ -41,7 +41,7 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     for engine in ("ONNX Runtime", "OpenVINO"):
-        assert f"{engine} on 89 validation images: logits differ by" in done.stdout
+        assert re.search(rf"{engine} on \d+ validation images: logits differ by", done.stdout), done.stdout
     assert {path: what for path, what in contents(run).items() if not path.startswith("deployed")} == before
     model = hybridprune.load(run)
     images = images_of(model, 2 * batch)
@@ -78,8 +78,8 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
     np.save(tmp_path / "pixels.npy", images.numpy())
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 3
-    code = "import sys\nsys.modules['hybridprune'] = None\nimport numpy\npixels = numpy.load('pixels.npy')\n"
-    code += "".join(blocks)
+    code = "import sys\nsys.modules |= {'hybridprune': None, 'openvino_telemetry': None}\n"
+    code += "import numpy\npixels = numpy.load('pixels.npy')\n" + "".join(blocks)
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     (expected,) = hybridprune.predict(model, list(images))

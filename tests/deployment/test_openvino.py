@@ -7,11 +7,13 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 
 from hybridprune.deployment import DeployedNetwork, deploy, openvino
 from hybridprune.deployment.agreement import compare
 from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.errors import UserError
+from hybridprune.latency.layer_graph import layer_graph
 from tests.deployment.networks import built, preferring
 from tests.deployment.test_onnx import SMALL, digits
 
@@ -31,6 +33,7 @@ def gated() -> tuple[DeployedNetwork, bytes]:
     return module, onnx_bytes(module, images[:6])
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_gated_blocks_are_the_same_whoever_goes() -> None:
     module, content = gated()
@@ -47,7 +50,7 @@ def test_gated_blocks_are_the_same_whoever_goes() -> None:
 
 
 def test_it_computes_in_fp32_with_the_threads_of_torch() -> None:
-    _, content = gated()
+    content = layer_graph(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8))
     for threads, expected in ((None, torch.get_num_threads()), (1, 1)):
         run = openvino.opened(content, threads=threads)
         compiled = run.args[0].get_compiled_model()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from tests.deployment.test_onnx import digits
 from tests.deployment.test_openvino import gated
 
 
+@pytest.mark.full
 def test_a_quantised_network_is_smaller_and_nearly_the_same() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -32,6 +34,7 @@ def test_a_quantised_network_is_smaller_and_nearly_the_same() -> None:
     assert float((outputs[0].argmax(1) == outputs[1].argmax(1)).mean()) > 0.85
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_gates_decide_whoever_was_calibrated_on() -> None:
     """Also where no image of the calibration goes through a block; the first image of a batch is like the others."""
