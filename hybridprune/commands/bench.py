@@ -1,13 +1,13 @@
 """Latencies of the stages' networks, side by side: ``hybridprune bench RUN``.
 
 Times the dense ancestor, the run's statically pruned ancestor, the run and the run as deployed on the same test images:
-eager, compiled, in ONNX Runtime and, with --int8, quantised there. A cascade's ancestors are those of its dearest
-member. All take turns, so that what disturbs the machine disturbs all of them alike. The predicted speed-up is that of
-the FLOPs, the realised one that of the medians, both over the dense network in the same form. What is predicted of the
-deployed network is what the run promised: deploying may spend more FLOPs to save time. Memory is that of the weights
-and the most that tensors between layers take at once; what kernels need beside is not in it. Prints what was gained in
-one sentence, then a table for each batch size, and writes bench.json into RUN (over an older one), which the report
-reads. Energy is not claimed.
+eager, compiled, in ONNX Runtime, in OpenVINO and, with --int8, quantised for these engines. A cascade's ancestors are
+those of its dearest member. All take turns, so that what disturbs the machine disturbs all of them alike. The predicted
+speed-up is that of the FLOPs, the realised one that of the medians, both over the dense network in the same form. What
+is predicted of the deployed network is what the run promised: deploying may spend more FLOPs to save time. Memory is
+that of the weights and the most that tensors between layers take at once; what kernels need beside is not in it. Prints
+what was gained in one sentence, then a table for each batch size, and writes bench.json into RUN (over an older one),
+which the report reads. Energy is not claimed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from collections.abc import Sequence
 
 import torch
 
-from hybridprune.commands.bench_arms import Bench
+from hybridprune.commands.bench_arms import Bench, quantised_in
 from hybridprune.commands.bench_rows import markdown
 from hybridprune.commands.bench_sentence import sentence
 from hybridprune.commands.finished_run import FinishedRun, Parser
-from hybridprune.deployment.onnx import need_onnx
+from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.engine.device import device_of
 from hybridprune.errors import UserError
 from hybridprune.report.bench import FILE
 from hybridprune.stages.console import say
 from hybridprune.store.files import write_json
 
-FORMS = ("eager", "compiled", "onnx")
+FORMS = ("eager", "compiled", *ENGINES)
 
 
 def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None:
@@ -44,11 +44,14 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
         metavar="FORM",
         nargs="+",
         choices=FORMS,
-        help='eager, compiled, onnx (CPUs only; pip install "hybridprune[deploy]"); default: eager and, on a CPU with '
-        "its packages, onnx",
+        help='eager, compiled, onnx, openvino (the last two on CPUs only; pip install "hybridprune[deploy]"); default: '
+        "eager and, on a CPU with their packages, onnx and openvino",
     )
     parser.add_argument(
-        "--int8", action="store_true", help="also quantise for ONNX Runtime, with its accuracy and size"
+        "--int8",
+        action="store_true",
+        help="also quantise, with accuracy and size, for those of onnx and openvino that are among the forms, else for "
+        "onnx: by ONNX Runtime's static quantisation and by NNCF",
     )
     parser.add_argument(
         "--rounds", metavar="N", type=int, default=15, help="measurements of each median (default: %(default)s)"
@@ -78,20 +81,24 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
 
 def _forms(given: Sequence[str] | None, int8: bool, device: torch.device) -> tuple[str, ...]:
     """The forms to time. UserError where one that was asked for cannot be; others are skipped, which is told."""
-    for flag, wanted in (("--int8", int8), ("--forms onnx", "onnx" in (given or ()))):
-        if wanted and device.type != "cpu":  # its times would stand beside those of the GPU as if they were its own
+    asked = [f"--forms {form}" for form in given or () if form in ENGINES] + ["--int8"] * int8
+    if device.type != "cpu":  # their times would stand beside those of the GPU as if they were its own
+        for flag in asked:
             raise UserError(
-                f"{flag}: ONNX Runtime is timed on CPUs only, not on {device}; leave it out or give --device cpu"
+                f"{flag}: ONNX Runtime and OpenVINO are timed on CPUs only, not on {device}; leave it out or give "
+                "--device cpu"
             )
-        if wanted:
-            need_onnx(flag)
-    if given:
-        return tuple(given)
-    if device.type != "cpu":
-        return ("eager",)
-    try:
-        need_onnx("onnx")
-    except UserError as error:
-        say(f"skipped {error}")
-        return ("eager",)
-    return ("eager", "onnx")
+        return tuple(given or ("eager",))
+    forms = tuple(given) if given else ("eager", *ENGINES)
+    for form in forms:
+        if form in ENGINES:
+            try:
+                ENGINES[form].need(f"--forms {form}" if given else form)
+            except UserError as error:
+                if given:
+                    raise
+                say(f"skipped {error}")
+                forms = tuple(each for each in forms if each != form)
+    for engine in quantised_in(forms) if int8 else ():
+        ENGINES[engine].need_int8("--int8")
+    return forms

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +16,8 @@ from hybridprune.commands.bench_rows import INT8, rows
 from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.deployment import deploy
 from hybridprune.deployment.cascade import RoutedModule
-from hybridprune.deployment.onnx import onnx_bytes, session
-from hybridprune.deployment.program import INPUT
-from hybridprune.deployment.quantise import quantised
+from hybridprune.deployment.exported_engines import ENGINES
+from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.engine.modes import always_on
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
@@ -33,7 +31,7 @@ IMAGES = 256
 """Test images that the calls go through in turn: routes differ, and so does what one image takes."""
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
 
-Call = Callable[[Tensor], object]
+Call = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,17 @@ class Bench:
 
         for candidate in candidates:
             for form in self.forms:
-                if form == "onnx" and candidate.module is deployed:
-                    call = runtime(exported(batch == 1 and isinstance(deployed, RoutedModule)), self.threads)
+                if form in ENGINES and candidate.module is deployed:
+                    call = self._opened(form, exported(batch == 1 and isinstance(deployed, RoutedModule)))
                 else:
                     call = self._call(candidate, form, images[0])
                 if call is not None:
                     arms[f"{candidate.name}/{form}"] = call
-        if self.int8:
-            for name, (call, facts) in (("dense", self._dense_int8), ("deployed", self._quantised(exported(False)))):
-                arms[f"{name}/{INT8}"], more[f"{name}/{INT8}"] = call, facts
+        for engine in quantised_in(self.forms) if self.int8 else ():
+            own = self._quantised(engine, exported(False))
+            for name, (call, facts) in (("dense", self._dense_int8[engine]), ("deployed", own)):
+                arm = f"{name}/{INT8[engine]}"
+                arms[arm], more[arm] = call, facts
         for candidate in candidates:
             more[f"{candidate.name}/eager"] = memory(candidate.module, images)
         found = self._times(arms, images)
@@ -113,8 +113,9 @@ class Bench:
         return {name: onnx_bytes(always_on(net), image) for name, net, routed in self._lineage if not routed}
 
     @cached_property
-    def _dense_int8(self) -> tuple[Call, dict[str, Any]]:
-        return self._quantised(self._static_onnx["dense"])
+    def _dense_int8(self) -> dict[str, tuple[Call, dict[str, Any]]]:
+        """By engine, for any batch size."""
+        return {engine: self._quantised(engine, self._static_onnx["dense"]) for engine in quantised_in(self.forms)}
 
     @torch.inference_mode()
     def _times(self, arms: Mapping[str, Call], images: Sequence[Tensor]) -> Mapping[str, Latency]:
@@ -153,8 +154,8 @@ class Bench:
             return candidate.module
         if isinstance(candidate.module, _Executed) or candidate.name == DENSE_DEPLOYED:
             return None  # the one is deployed before it is exported, the other is the dense one to an exporter
-        if form == "onnx":
-            return runtime(self._static_onnx[candidate.name], self.threads)
+        if form in ENGINES:
+            return self._opened(form, self._static_onnx[candidate.name])
         compiled = torch.compile(candidate.module)
         try:
             with torch.inference_mode():
@@ -164,17 +165,21 @@ class Bench:
             return None
         return compiled
 
-    def _quantised(self, content: bytes) -> tuple[Call, dict[str, Any]]:
-        """An ONNX model in int8, with its size and its accuracy on all test images."""
+    def _opened(self, engine: str, *files: bytes) -> Call:
+        """An exported network in its engine, on images ``[B, 3, H, W]``; gives its outputs."""
+        run = ENGINES[engine].opened(*files, threads=self.threads)
+        return lambda images: run(images.contiguous().cpu().numpy())
+
+    def _quantised(self, engine: str, content: bytes) -> tuple[Call, dict[str, Any]]:
+        """An ONNX model in int8 for an engine, with the size of its files and its accuracy on all test images."""
         run = self.run
         calibration = dataclasses.replace(run, batch_size=CALIBRATION_BATCH).training_sample(CALIBRATION_IMAGES)
-        content = quantised(content, (each.images for each in calibration))
-        call = runtime(content, self.threads)
+        files = ENGINES[engine].quantised(content, (each.images for each in calibration))
+        call = self._opened(engine, *files)
         correct = sum(
-            int((np.asarray(call(each.images)[0]).argmax(1) == each.labels.cpu().numpy()).sum())
-            for each in run.batches("test")
+            int((call(each.images)[0].argmax(1) == each.labels.cpu().numpy()).sum()) for each in run.batches("test")
         )
-        return call, {"weight_bytes": len(content), "accuracy": correct / len(run.dataset.test)}
+        return call, {"weight_bytes": sum(map(len, files)), "accuracy": correct / len(run.dataset.test)}
 
     def _images(self, batch: int) -> list[Tensor]:
         """Test images in batches of this size, about `IMAGES` of them."""
@@ -201,10 +206,9 @@ def memory(module: nn.Module, images: Iterable[Tensor]) -> dict[str, int]:
     return {"weight_bytes": weight_bytes(module), "activation_bytes": activations}
 
 
-def runtime(content: bytes, threads: int) -> Callable[[Tensor], Any]:
-    """ONNX Runtime on images ``[B, 3, H, W]`` of the CPU; gives its outputs."""
-    opened = session(content, threads)
-    return lambda images: opened.run(None, {INPUT: images.contiguous().cpu().numpy()})
+def quantised_in(forms: Sequence[str]) -> tuple[str, ...]:
+    """The engines that int8 is timed in beside these forms: those among them, else ONNX Runtime."""
+    return tuple(form for form in forms if form in ENGINES) or ("onnx",)
 
 
 def lineage(run: FinishedRun) -> list[tuple[str, RoutedNetwork, bool]]:

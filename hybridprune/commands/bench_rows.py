@@ -8,8 +8,8 @@ from typing import Any
 from hybridprune.measure.latency import Latency
 from hybridprune.tables import Table
 
-INT8 = "int8"
-"""The form of what ONNX Runtime has quantised."""
+INT8 = {"onnx": "int8", "openvino": "openvino_int8"}
+"""The forms of what an engine has quantised, by its form in fp32."""
 
 
 def rows(
@@ -24,9 +24,10 @@ def rows(
     Speed-ups are over the dense network in the same form, of quantised ones over the dense one in fp32.
     """
     table = []
+    fp32 = {int8: form for form, int8 in INT8.items()}
     for arm, latency in found.items():
         network, form = arm.split("/")
-        base = found.get(f"dense/{'onnx' if form == INT8 else form}")
+        base = found.get(f"dense/{fp32.get(form, form)}")
         executed, promised = macs[network]
         predicted = macs["dense"][1] / promised
         realised = base.median_ms / latency.median_ms if base else None

@@ -24,7 +24,7 @@ def sentence(tables: Sequence[Mapping[str, Any]], dense: float, run: float) -> s
 
 
 def _speed(table: Mapping[str, Any]) -> str:
-    rows = [row for row in table["rows"] if row["form"] != INT8]
+    rows = [row for row in table["rows"] if row["form"] not in INT8.values()]
     best = min((row for row in rows if row["network"] == "deployed"), key=lambda row: row["median_ms"])
     base = min((row for row in rows if row["network"].startswith("dense")), key=lambda row: row["median_ms"])
     engine = best["form"] if best["form"] == base["form"] else f"{best['form']}; dense: {base['form']}"

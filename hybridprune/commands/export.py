@@ -1,7 +1,8 @@
 """The network of a finished run in the form in which it is shipped: ``hybridprune export RUN``.
 
 Writes a folder with the deployed network, which load_deployed of hybridprune.deploy reads, and a report of what was
-done to it; an ONNX model with --onnx and a torch.export program with --program, which run without this package.
+done to it; an ONNX model with --onnx, an OpenVINO model with --openvino and a torch.export program with --program,
+which run without this package.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,8 +21,10 @@ from torch import Tensor
 from hybridprune.commands.finished_run import FinishedRun, Parser
 from hybridprune.data import EvalBatches
 from hybridprune.deployment import Deployed, Harden, deploy, save_deployed
-from hybridprune.deployment.onnx import compare, need_onnx, onnx_bytes
-from hybridprune.deployment.onnx_forms import fastest_onnx
+from hybridprune.deployment.agreement import compare
+from hybridprune.deployment.exported_engines import ENGINES
+from hybridprune.deployment.onnx import onnx_bytes
+from hybridprune.deployment.onnx_forms import fastest_model, onnx_models
 from hybridprune.deployment.program import export_program, program_bytes
 from hybridprune.deployment.store import FILES
 from hybridprune.errors import RunFailed, UserError
@@ -39,11 +42,12 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     if arguments.batch_size < 1:
         raise UserError(f"--batch {arguments.batch_size}: must be at least 1")
     harden = _harden(arguments)
-    for flag, suffix in (("onnx", ".onnx"), ("program", ".pt2")):
-        _check_writable(f"--{flag}", getattr(arguments, flag), suffix)
+    for flag, suffixes in {**{flag: each.suffixes for flag, each in ENGINES.items()}, "program": (".pt2",)}.items():
+        _check_writable(f"--{flag}", getattr(arguments, flag), *suffixes)
     _check_folder(arguments.output)
-    if arguments.onnx is not None:
-        need_onnx("--onnx")
+    for flag, engine in ENGINES.items():
+        if getattr(arguments, flag) is not None:
+            engine.need(f"--{flag}")
     run = FinishedRun.load(arguments)
     run.need_deployable()
     if harden is not None:
@@ -56,15 +60,15 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     example = _example(run)
     validation = dataclasses.replace(run, batch_size=EVALUATION_BATCH).batches("validation")
     deployed = deploy(run.net, example, run.device, harden=harden, validation=validation)
-    contents = _files(arguments, run, deployed, example, validation)
+    models = _models(arguments, run, deployed, example, validation)
     try:
         save_deployed(deployed, run.spec, folder)
     except OSError as error:
         raise UserError(f"--output {folder}: can't be written ({error.strerror}); choose another folder") from error
-    for path, content in contents.items():
-        write_bytes(path, content)
+    for files in models:
+        _write(files)
     print(deployed.report)
-    for path in (folder, *contents):
+    for path in (folder, *(path for files in models for path in files)):
         print(f"written: {path}")
 
 
@@ -75,11 +79,14 @@ def _example(run: FinishedRun) -> Tensor:
     return repeated.to(memory_format=torch.channels_last)
 
 
-def _files(
+def _models(
     arguments: argparse.Namespace, run: FinishedRun, deployed: Deployed, example: Tensor, validation: EvalBatches
-) -> dict[Path, bytes]:
-    """What --onnx and --program ask for, by path; the ONNX model is checked against the deployed network."""
-    module, single = deployed.module, arguments.batch_size == 1
+) -> list[dict[Path, bytes]]:
+    """What --onnx, --openvino and --program ask for: the contents of each model's files, the one that was named first.
+
+    Models are checked in their engines against the deployed network.
+    """
+    single = arguments.batch_size == 1
     metadata = json.dumps(
         {
             "classes": list(run.spec.class_names),
@@ -89,23 +96,41 @@ def _files(
             "centre_crop": run.spec.centre_crop,
         }
     )
-    files: dict[Path, bytes] = {}
+    found: list[dict[Path, bytes]] = []
     if arguments.program is not None:
-        files[arguments.program] = _made(
+        made = _made(
             f"--program {arguments.program}",
-            lambda: program_bytes(export_program(module, example, single=single), metadata),
+            lambda: program_bytes(export_program(deployed.module, example, single=single), metadata),
         )
-    if arguments.onnx is not None:
-        make = partial(onnx_bytes, example_input=example, single=single, metadata=metadata)
-        model = _made(f"--onnx {arguments.onnx}", lambda: fastest_onnx(run.net, deployed, example, make))
-        files[arguments.onnx] = model.content
-        if model.choice is not None:
-            print(f"forms in ONNX Runtime (ms): {model.choice}")
-        found = compare(model.content, model.module, _first(validation, arguments.batch_size))
-        if not found.good:
-            raise RunFailed(f"--onnx {arguments.onnx}: ONNX Runtime computes another network ({found}); not written")
-        print(f"ONNX Runtime on {found.images} validation images: {found}")
-    return files
+        found.append({arguments.program: made})
+    wanted = {flag: path for flag in ENGINES if (path := getattr(arguments, flag)) is not None}
+    if not wanted:
+        return found
+    make = partial(onnx_bytes, example_input=example, single=single, metadata=metadata)
+    flags = " ".join(f"--{flag} {path}" for flag, path in wanted.items())
+    models = _made(flags, lambda: onnx_models(run.net, deployed, example, make))
+    for flag, path in wanted.items():
+        engine, asked = ENGINES[flag], f"--{flag} {path}"
+        model, choice = _made(asked, partial(fastest_model, models, example, engine.opened))
+        if choice is not None:
+            print(f"forms in {engine.title} (ms): {choice}")
+        contents = _made(asked, partial(engine.files, model.content, metadata))
+        runs = _made(asked, partial(engine.opened, *contents))
+        agreement = compare(runs, model.module, _first(validation, arguments.batch_size), engine.title)
+        if not agreement.good:
+            raise RunFailed(f"{asked}: {engine.title} computes another network ({agreement}); not written")
+        print(f"{engine.title} on {agreement.images} validation images: {agreement}")
+        found.append(dict(zip(map(path.with_suffix, engine.suffixes), contents, strict=True)))
+    return found
+
+
+def _write(files: Mapping[Path, bytes]) -> None:
+    """Write the files of one model: the first, which is what one loads, is never beside others of another model."""
+    first, *others = files
+    if others:
+        first.unlink(missing_ok=True)
+    for path in (*others, first):
+        write_bytes(path, files[path])
 
 
 def _first(batches: EvalBatches, batch_size: int) -> Iterator[Tensor]:
@@ -142,7 +167,8 @@ def _harden(arguments: argparse.Namespace) -> Harden | None:
     return harden
 
 
-def _check_writable(flag: str, path: Path | None, suffix: str) -> None:
+def _check_writable(flag: str, path: Path | None, suffix: str, *others: str) -> None:
+    """UserError if a model can't be written to ``path``, or its file of another suffix is there and not its own."""
     if path is None:
         return
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -150,6 +176,9 @@ def _check_writable(flag: str, path: Path | None, suffix: str) -> None:
         raise UserError(f"{flag} {path}: {what}; name a file in an existing folder")
     if path.suffix != suffix:  # a run's files have other ones, so none is overwritten
         raise UserError(f"{flag} {path}: name a file that ends in {suffix}")
+    for other in map(path.with_suffix, others):
+        if other.exists() and not path.exists():
+            raise UserError(f"{flag} {path}: would overwrite {other}, which is there without it; name another file")
 
 
 def _check_folder(path: Path | None) -> None:
@@ -173,6 +202,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder of the network (default: RUN/deployed)")
     parser.add_argument("--onnx", metavar="FILE", type=Path, help="also an ONNX model, .onnx, checked (default: none)")
+    parser.add_argument(
+        "--openvino",
+        metavar="FILE",
+        type=Path,
+        help="also an OpenVINO model, .xml with its .bin beside it, checked (default: none)",
+    )
     parser.add_argument(
         "--program", metavar="FILE", type=Path, help="also a torch.export program, .pt2 (default: none)"
     )

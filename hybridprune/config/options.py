@@ -518,11 +518,11 @@ class LatencyTarget(Checked):
     )
     engine: str = option(
         "eager",
-        "what the network will run in: eager (PyTorch, as hybridprune.deploy makes it, on the device of the run) or "
-        "onnxruntime (ONNX Runtime on the CPU)",
+        "what the network will run in: eager (PyTorch, as hybridprune.deploy makes it, on the device of the run), "
+        "onnxruntime (ONNX Runtime on the CPU) or openvino (OpenVINO on the CPU)",
         flags=("latency_engine",),
         key="latency_engine",
-        choices=("eager", "onnxruntime"),
+        choices=("eager", "onnxruntime", "openvino"),
     )
     seconds: float = option(
         120.0,

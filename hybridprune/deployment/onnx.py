@@ -1,34 +1,28 @@
-"""The deployed network as an ONNX model, and whether ONNX Runtime computes the same with it.
+"""The deployed network as an ONNX model, and ONNX Runtime, which runs it.
 
 Needs the packages of the extra ``deploy``: onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hybridprune.deployment.agreement import Run
 from hybridprune.deployment.cascade import RoutedModule
 from hybridprune.deployment.program import DECISIONS, INPUT, export_program
+from hybridprune.deployment.quiet import quiet
 from hybridprune.errors import need_packages
-from hybridprune.progress_bar import Steps, bar
+from hybridprune.progress_bar import bar
 
 LOGITS = "logits"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CHANNEL_BLOCK = 8
 """Of depthwise convolutions of other multiples of channels ONNX Runtime computes each channel by itself."""
-TOLERANCE = 1e-3
-"""How far ONNX Runtime's logits may be off, relative to the largest of an image."""
 
 
 def need_onnx(flag: str) -> None:
@@ -49,7 +43,7 @@ def onnx_bytes(
     with bar(description="ONNX export", total=2) as shown:
         program = export_program(module, example_input, single=single, forced=forced, multiple=CHANNEL_BLOCK)
         shown.update()
-        with _quiet():
+        with quiet("torch.onnx", "onnxscript", "onnx_ir"):  # the exporter talks about its own future
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -61,30 +55,6 @@ def onnx_bytes(
     assert converted is not None
     converted.model.metadata_props["hybridprune"] = metadata
     return converted.model_proto.SerializeToString()
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """ONNX Runtime beside the deployed network on the same images."""
-
-    images: int
-    difference: float
-    """Largest difference of a logit relative to the largest logit of its image, where the decisions are the same."""
-    classes: int
-    """Images of another class."""
-    flips: int
-    """Decisions that differ: by rounding, where a gate's logit is next to 0."""
-
-    @property
-    def good(self) -> bool:
-        """Whether it is the same network."""
-        return self.difference <= TOLERANCE and self.classes <= self.flips <= self.images / 100
-
-    def __str__(self) -> str:
-        return (
-            f"logits differ by {self.difference:.1e} (relative, largest image), {self.classes} images of another class,"
-            f" {self.flips} other decisions"
-        )
 
 
 def session(content: bytes, threads: int | None = None, profile: str | None = None) -> Any:
@@ -102,41 +72,10 @@ def session(content: bytes, threads: int | None = None, profile: str | None = No
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-@torch.no_grad()
-def compare(content: bytes, module: nn.Module, batches: Iterable[Tensor]) -> Agreement:
-    """Run ONNX Runtime and ``module`` on the same batches of images ``[B, 3, H, W]``, both on the CPU.
-
-    There, because GPUs may round to TF32, which is as far off as what is looked for.
-    """
-    runtime, module = session(content), copy.deepcopy(module).cpu()
-    seen, worst, classes, flips = 0, 0.0, 0, 0
-    for images in Steps(batches, "ONNX Runtime"):
-        found = [torch.from_numpy(np.asarray(each)) for each in runtime.run(None, {INPUT: images.cpu().numpy()})]
-        same = torch.ones(len(images), dtype=torch.bool)
-        if isinstance(module, RoutedModule):
-            routed = module.route(images.cpu())
-            logits, differ = routed.logits, found[1] != routed.decisions
-            same, flips = ~differ.any(1), flips + int(differ.sum())
-        else:
-            logits = module(images.cpu())
-        difference = (found[0] - logits).abs().amax(1) / logits.abs().amax(1)
-        worst = max(worst, float(difference[same].max())) if same.any() else worst
-        classes += int((found[0].argmax(1) != logits.argmax(1)).sum())
-        seen += len(images)
-    return Agreement(seen, worst, classes, flips)
+def opened(content: bytes, *, threads: int | None = None) -> Run:
+    """ONNX Runtime on the CPU, running the model ``content``; with as many threads as torch has by default."""
+    return partial(_run, session(content, threads))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's talk, which is about its own future."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        names = ("torch.onnx", "onnxscript", "onnx_ir")
-        levels = {name: logging.getLogger(name).level for name in names}
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+def _run(runtime: Any, images: np.ndarray) -> list[np.ndarray]:
+    return runtime.run(None, {INPUT: images})

@@ -1,40 +1,37 @@
-"""ONNX models in the forms of layers that ONNX Runtime is faster with: PyTorch's, or those of the pruned network."""
+"""ONNX models in the forms of layers that an engine is faster with: PyTorch's, or those of the pruned network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hybridprune.deployment.agreement import Run
 from hybridprune.deployment.choice import Choice
 from hybridprune.deployment.deploy import Deployed, deploy
 from hybridprune.deployment.layer_variants import PRODUCTS
-from hybridprune.deployment.onnx import session
-from hybridprune.deployment.program import INPUT
 from hybridprune.measure.latency import Arms, Latency, stopwatch
 
 BY_PYTORCH, AS_PRUNED = "as PyTorch is fastest", "as pruned"
 
 
 class OnnxModel(NamedTuple):
-    """An ONNX model, the network that it is of, and which of two it is."""
+    """An ONNX model, and the network that it is of."""
 
     content: bytes
     module: nn.Module
-    choice: Choice | None
-    """By the clock of ONNX Runtime on the CPU; None: there was nothing to choose."""
 
 
-def fastest_onnx(
+def onnx_models(
     net: nn.Module, deployed: Deployed, example_input: Tensor, make: Callable[[nn.Module], bytes]
-) -> OnnxModel:
-    """The faster model of two: of the forms that ``deployed`` has, and of those that ``net`` itself has.
+) -> dict[str, OnnxModel]:
+    """One model or two by name: of the forms that ``deployed`` has, first, and of those that ``net`` itself has.
 
-    ``make`` exports a deployed network, and ``example_input [B, 3, H, W]`` is what both are timed on. Where decisions
-    were hardened there is nothing to choose.
+    ``make`` exports a deployed network for images as ``example_input [B, 3, H, W]``. Where decisions were hardened, or
+    the forms are the same, there is one.
     """
     report = deployed.report
     found = {BY_PYTORCH: deployed.module}
@@ -43,13 +40,22 @@ def fastest_onnx(
     if changed and not report.fixed:
         again = deploy(net, example_input, rates=report.rates or None, time=nothing_is_faster, progress=False)
         found[AS_PRUNED] = again.module
-    contents = {name: make(module) for name, module in found.items()}
-    if len(found) == 1:
-        return OnnxModel(contents[BY_PYTORCH], deployed.module, None)
-    images = {INPUT: example_input.cpu().numpy()}
-    arms = {name: partial(session(content).run, None, images) for name, content in contents.items()}
+    return {name: OnnxModel(make(module), module) for name, module in found.items()}
+
+
+def fastest_model(
+    models: Mapping[str, OnnxModel], example_input: Tensor, opened: Callable[[bytes], Run]
+) -> tuple[OnnxModel, Choice | None]:
+    """The model that an engine, which ``opened`` opens them in, is fastest with on ``example_input [B, 3, H, W]``.
+
+    The choice by its clock is None where there was nothing to choose.
+    """
+    if len(models) == 1:
+        return next(iter(models.values())), None
+    images = example_input.contiguous().cpu().numpy()
+    arms = {name: partial(opened(model.content), images) for name, model in models.items()}
     choice = Choice.fastest(stopwatch(torch.device("cpu"))(arms), before=BY_PYTORCH)
-    return OnnxModel(contents[choice.chosen], found[choice.chosen], choice)
+    return models[choice.chosen], choice
 
 
 def nothing_is_faster(arms: Arms) -> dict[str, Latency]:

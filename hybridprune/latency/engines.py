@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.deployment import deploy
+from hybridprune.deployment.exported_engines import ONNX_RUNTIME, OPENVINO, ExportedEngine
 from hybridprune.deployment.layer_variants import with_products
-from hybridprune.deployment.onnx import CHANNEL_BLOCK, need_onnx, onnx_bytes, session
+from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes
 from hybridprune.deployment.onnx_forms import nothing_is_faster
 from hybridprune.deployment.padding import pad_components
-from hybridprune.deployment.program import INPUT
 from hybridprune.latency.layer_graph import layer_graph
 from hybridprune.measure.latency import Arms, Stopwatch
 from hybridprune.store.provenance import hardware
@@ -103,13 +103,16 @@ class Eager(Engine):
         return {"engine": self.name, "torch": torch.__version__, "hardware": hardware(self.device)}
 
 
-class OnnxRuntime(Engine):
-    """ONNX Runtime on the CPU, as ``hybridprune export --onnx`` writes a network."""
+@dataclass(frozen=True)
+class Exported(Engine):
+    """An engine on the CPU, as ``hybridprune export`` writes a network for it."""
+
+    engine: ExportedEngine
 
     @property
     def name(self) -> str:
-        """The name, as in the option."""
-        return "onnxruntime"
+        """The name, as in the option, which is that of the package."""
+        return self.engine.package
 
     @property
     def multiple(self) -> int:
@@ -123,21 +126,20 @@ class OnnxRuntime(Engine):
     def arms(self, layer: nn.Module, x: Tensor) -> Arms:
         """The layer as a model of its own."""
         pad_components(layer, self.multiple)
-        run = session(layer_graph(layer, x)).run
-        return {"onnx": partial(run, None, {INPUT: x.numpy()})}
+        return {self.name: partial(self.engine.opened(layer_graph(layer, x)), x.numpy())}
 
     def running(self, network: nn.Module, images: Tensor, time: Stopwatch) -> Running:
         """The network in the forms that it has: they were chosen by this engine's clock."""
         del time
         images = self.input(images)
         found = deploy(network, images, "cpu", time=nothing_is_faster, progress=False)
-        run = session(onnx_bytes(found.module, images)).run
-        return Running(partial(run, None, {INPUT: images.numpy()}), len(images))
+        run = self.engine.opened(onnx_bytes(found.module, images))
+        return Running(partial(run, images.numpy()), len(images))
 
     @property
     def key(self) -> dict[str, Any]:
-        """Versions of torch, whose exporter it is, and of ONNX Runtime, and the processor with its threads."""
-        own = {"torch": torch.__version__, "onnxruntime": metadata.version("onnxruntime")}
+        """Versions of torch, whose exporter it is, and of the engine, and the processor with its threads."""
+        own = {"torch": torch.__version__, self.name: metadata.version(self.name)}
         return {"engine": self.name, **own, "hardware": hardware(torch.device("cpu"))}
 
 
@@ -146,14 +148,15 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
 
 
-ENGINES: dict[str, type[Engine]] = {"eager": Eager, "onnxruntime": OnnxRuntime}
+EXPORTED = {engine.package: engine for engine in (ONNX_RUNTIME, OPENVINO)}
 
 
 def engine_of(name: str, device: torch.device) -> Engine:
     """The engine of this name; UserError, naming the flag, if a package of it is missing."""
-    if name == "onnxruntime":
-        need_onnx(f"--latency_engine {name}")
-    return ENGINES[name](device)
+    if name not in EXPORTED:
+        return Eager(device)
+    EXPORTED[name].need(f"--latency_engine {name}")
+    return Exported(device, EXPORTED[name])
 
 
 @contextmanager

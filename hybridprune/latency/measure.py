@@ -5,7 +5,8 @@ from __future__ import annotations
 import time as wall
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,29 +51,30 @@ class TableMaker:
         if not missing:
             return found
         deadline = self.now() + self.seconds
-        dense = self._times({str(i): (each, Point("dense", ())) for i, each in enumerate(missing)})
-        costs = [self._seconds(each, kind, DENSITIES[-2], dense[str(i)]) for i, each in enumerate(missing)]
+        begun = self._begun({str(i): (each, Point("dense", ())) for i, each in enumerate(missing)})
+        dense, opening = self._times(begun), median(begun.opening)
+        costs = [self._seconds(each, kind, DENSITIES[-2], dense[str(i)], opening) for i, each in enumerate(missing)]
         with bar(description="timing layers in their forms", total=len(missing), unit="layer") as shown:
             for i, geometry in enumerate(missing):
                 allowed = (deadline - self.now()) * costs[i] / sum(costs[i:])
-                fits = (n for n in DENSITIES if self._seconds(geometry, kind, n, dense[str(i)]) <= allowed)
+                fits = (n for n in DENSITIES if self._seconds(geometry, kind, n, dense[str(i)], opening) <= allowed)
                 grids = self._measured(geometry, KINDS[kind](geometry, next(fits, DENSITIES[-1]), self.engine.multiple))
                 self.cache.write(self.key(geometry, kind), grids)
                 found[geometry] = grids
                 shown.update()
         return found
 
-    def _seconds(self, geometry: Geometry, kind: str, count: int, dense_ns: float) -> float:
-        """How long a table of so many points along each axis takes, about."""
+    def _seconds(self, geometry: Geometry, kind: str, count: int, dense_ns: float, opening: float) -> float:
+        """How long a table of so many points along each axis takes, about, each of them ``opening`` seconds to open."""
         axes = KINDS[kind](geometry, count, self.engine.multiple)
+        number = sum(1 for _ in points(axes))
         variants = 2 if self.engine.name == "eager" and geometry.kernel else 1
-        at_least = AT_LEAST * sum(1 for _ in points(axes))
-        each = max(expected_ns(geometry, axes, dense_ns) / 1e9, at_least)
-        return (ROUNDS + WARM_UP) * variants * each
+        each = max(expected_ns(geometry, axes, dense_ns) / 1e9, AT_LEAST * number)
+        return (ROUNDS + WARM_UP) * variants * each + opening * number
 
     def _measured(self, geometry: Geometry, axes: Axes) -> Grids:
         every = list(points(axes))
-        times = self._times({str(number): (geometry, point) for number, point in enumerate(every)})
+        times = self._times(self._begun({str(number): (geometry, point) for number, point in enumerate(every)}))
         by_grid: dict[str, list[float]] = {name: [] for name in axes}
         for number, point in enumerate(every):
             by_grid[point.grid].append(times[str(number)])
@@ -82,10 +84,9 @@ class TableMaker:
         }
 
     @torch.no_grad()
-    def _times(self, wanted: dict[str, tuple[Geometry, Point]]) -> dict[str, float]:
-        """Nanoseconds of each layer in its fastest variant; all take turns."""
-        arms: dict[str, Callable[[], object]] = {}
-        of: dict[str, list[str]] = {}
+    def _begun(self, wanted: dict[str, tuple[Geometry, Point]]) -> _Begun:
+        """Each layer, opened in the engine."""
+        found = _Begun({}, {}, [])
         # One for all that read as much: at 224 pixels one for each would be gigabytes.
         read: dict[tuple[Geometry, int], torch.Tensor] = {}
         for name, (geometry, point) in wanted.items():
@@ -93,9 +94,26 @@ class TableMaker:
             channels = outputs if geometry.depthwise else inputs
             if (geometry, channels) not in read:
                 read[geometry, channels] = self.engine.input(geometry.images(self.batch, channels))
+            before = self.now()
             layer = geometry.layer(point.ranks, inputs, outputs)
             variants: Arms = self.engine.arms(layer, read[geometry, channels])
-            of[name] = [f"{name} {variant}" for variant in variants]
-            arms |= {f"{name} {variant}": run for variant, run in variants.items()}
-        found = self.time(arms)
-        return {name: min(found[each].median_ms for each in variants) * NS_PER_MS for name, variants in of.items()}
+            found.opening.append(self.now() - before)
+            found.of[name] = [f"{name} {variant}" for variant in variants]
+            found.arms.update({f"{name} {variant}": run for variant, run in variants.items()})
+        return found
+
+    @torch.no_grad()
+    def _times(self, begun: _Begun) -> dict[str, float]:
+        """Nanoseconds of each layer in its fastest variant; all take turns."""
+        times = self.time(begun.arms)
+        return {name: min(times[each].median_ms for each in arms) * NS_PER_MS for name, arms in begun.of.items()}
+
+
+class _Begun(NamedTuple):
+    """Layers that are ready to be timed."""
+
+    arms: dict[str, Callable[[], object]]
+    of: dict[str, list[str]]
+    """The arms of each layer: its variants."""
+    opening: list[float]
+    """Seconds that it took to open each layer: a compiler's, where the engine has one."""

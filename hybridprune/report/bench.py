@@ -8,8 +8,8 @@ The file holds one object, or a list of them (one for each batch size)::
 
 ``network`` is ``dense`` (the unpruned ancestor, every block executed), ``sp``, ``prune`` or ``rl`` (the run itself, or
 its ancestor of that stage), ``deployed`` (the run as deployed) or ``dense deployed``; others stand in the page's table
-only. ``form`` is ``eager``, ``compiled``, ``onnx``, ... Speed-ups are over the dense network of the same form; null
-where there is none. ``threads`` and ``hardware`` may be missing; other keys are ignored.
+only. ``form`` is ``eager``, ``compiled``, ``onnx``, ``openvino``, ... Speed-ups are over the dense network of the same
+form; null where there is none. ``threads`` and ``hardware`` may be missing; other keys are ignored.
 """
 
 from __future__ import annotations

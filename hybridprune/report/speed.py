@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from hybridprune.report.bench import Measurement
 from hybridprune.report.rows import Row, Stat
 
-EXPORTED = ("onnx", "int8")
+EXPORTED = ("onnx", "int8", "openvino", "openvino_int8")
 """Forms in which the dense network is the deployed one: exporters fold BatchNorm, and that is all there is to do."""
-OTHER_ACCURACY = ("int8",)
+OTHER_ACCURACY = ("int8", "openvino_int8")
 """Forms that are not shown in the place of the network whose accuracy stands beside them."""
 
 

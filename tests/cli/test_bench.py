@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 import torch
 
 from hybridprune.commands.bench import FILE, _forms
+from hybridprune.commands.bench_arms import quantised_in
 from hybridprune.commands.bench_rows import markdown, rows
 from hybridprune.commands.bench_sentence import sentence
 from hybridprune.commands.finished_run import FinishedRun
+from hybridprune.deployment.openvino import TELEMETRY
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Latency
 from hybridprune.report import collect
@@ -36,12 +40,14 @@ def test_speed_ups_are_over_the_dense_network_in_the_same_form() -> None:
         "deployed/onnx": latency(2.0),
         "deployed/int8": latency(1.5),
         "deployed/compiled": latency(4.0),
+        "dense/openvino": latency(8.0),
+        "deployed/openvino_int8": latency(1.0),
     }
     macs = {"dense": (1000.0, 1000.0), "rl": (250.0, 250.0), "deployed": (400.0, 250.0)}  # two layers recomposed
     table = rows(found, macs, 32, {"deployed/int8": {"weight_bytes": 2**21, "accuracy": 0.5}})
-    assert [row["realised_speedup"] for row in table] == [1, 2, 1, 3, 4, None]
-    assert [row["predicted_speedup"] for row in table] == [1, 4, 1, 4, 4, 4]
-    assert [row["macs"] for row in table] == [1000, 250, 1000, 400, 400, 400]
+    assert [row["realised_speedup"] for row in table] == [1, 2, 1, 3, 4, None, 1, 8]
+    assert [row["predicted_speedup"] for row in table] == [1, 4, 1, 4, 4, 4, 1, 4]
+    assert [row["macs"] for row in table] == [1000, 250, 1000, 400, 400, 400, 1000, 400]
     assert [row["images_per_second"] for row in table][:2] == [3200, 6400]
     shown = markdown({"batch": 32, "device": "cpu", "threads": 2, "rows": table})
     assert "| rl | eager | 5.000 (2.500 to 10.000) | 6400 | 4.00 | 2.00 | 0.50 |  |  |  |" in shown
@@ -60,6 +66,7 @@ def test_the_sentence_compares_the_fastest_of_each() -> None:
         return {"batch": batch, "device": "cpu", "threads": 2, "rows": rows}
 
     one = table(1, dense__eager=4.0, dense_deployed__eager=3.0, deployed__eager=2.0, deployed__int8=0.5, rl__eager=1.0)
+    one["rows"] += table(1, deployed__openvino_int8=0.4)["rows"]
     other = table(32, dense__eager=9.0, dense__onnx=6.0, deployed__eager=4.0, deployed__onnx=5.0)
     assert sentence([one, other], 0.7016, 0.6953) == (
         "Deployed, its speed over that of the dense network is 1.50 x at batch 1 (eager), 1.50 x at batch 32 (eager; "
@@ -116,18 +123,23 @@ def test_expected_macs_are_those_of_the_images_that_are_timed(results: Path) -> 
 
 
 @pytest.mark.full
-def test_onnx_runtime_and_int8(results: Path) -> None:
-    pytest.importorskip("onnxruntime")
+def test_engines_and_int8(results: Path) -> None:
     run = folder_of(results, "rl")
-    done = run_here("hybridprune.bench", run, "--batch", "4", "--forms", "onnx", "--int8", *ONCE)
+    done = run_here("hybridprune.bench", run, "--batch", "4", "--forms", "onnx", "openvino", "--int8", *ONCE)
     assert done.returncode == 0, done.stderr
     (table,) = json.loads((run / FILE).read_text())
-    arms = [(row["network"], row["form"]) for row in table["rows"]]
-    assert arms == [("dense", "onnx"), ("prune", "onnx"), ("deployed", "onnx"), ("dense", "int8"), ("deployed", "int8")]
-    accuracy = json.loads((run / "result.json").read_text())["test"]["routed"]["accuracy"]
-    dense = json.loads((folder_of(results, "sp") / "result.json").read_text())["test"]["always_on"]["accuracy"]
-    assert table["rows"][3]["accuracy"] == pytest.approx(dense, abs=0.05)
-    assert table["rows"][4]["accuracy"] == pytest.approx(accuracy, abs=0.05)
+    rows = {(row["network"], row["form"]): row for row in table["rows"]}
+    fp32 = [(network, form) for network in ("dense", "prune", "deployed") for form in ("onnx", "openvino")]
+    int8 = [(network, form) for form in ("int8", "openvino_int8") for network in ("dense", "deployed")]
+    assert list(rows) == fp32 + int8
+    accuracy = {
+        "deployed": json.loads((run / "result.json").read_text())["test"]["routed"]["accuracy"],
+        "dense": json.loads((folder_of(results, "sp") / "result.json").read_text())["test"]["always_on"]["accuracy"],
+    }
+    for network, form in int8:
+        assert rows[network, form]["accuracy"] == pytest.approx(accuracy[network], abs=0.05), (network, form)
+        assert rows[network, form]["weight_bytes"] > 1000
+    assert "nncf" not in done.stdout.lower() and TELEMETRY not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -139,11 +151,13 @@ def test_what_cannot_be_timed(flags: tuple[str, ...], word: str, results: Path) 
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
 
 
-def test_onnx_runtime_is_not_timed_beside_a_gpu() -> None:
+def test_engines_for_cpus_are_not_timed_beside_a_gpu() -> None:
     cuda = torch.device("cuda")
-    assert _forms(None, False, cuda) == ("eager",) and _forms(None, False, torch.device("cpu")) == ("eager", "onnx")
+    assert _forms(None, False, cuda) == ("eager",)
+    assert _forms(None, False, torch.device("cpu")) == ("eager", "onnx", "openvino")
     assert _forms(["compiled"], False, cuda) == ("compiled",)
-    for given, int8, flag in ((["eager", "onnx"], False, "--forms onnx"), (None, True, "--int8")):
+    asked = ["eager", "onnx"], False, "--forms onnx"
+    for given, int8, flag in (asked, (["openvino"], False, "--forms openvino"), (None, True, "--int8")):
         with pytest.raises(UserError, match=f"^{flag}: .* on CPUs only, not on cuda; .*--device cpu"):
             _forms(given, int8, cuda)
 
@@ -153,11 +167,24 @@ def test_a_form_that_nobody_asked_for_is_skipped_where_it_cannot_run(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert _forms(None, False, torch.device("cpu")) == ("eager",)
-    told = "skipped onnx: needs onnx and onnxscript and onnxruntime; pip install 'hybridprune[deploy]'\n"
+    told = (
+        "skipped onnx: needs onnx and onnxscript and onnxruntime; pip install 'hybridprune[deploy]'\n"
+        "skipped openvino: needs onnx and onnxscript and openvino; pip install 'hybridprune[deploy]'\n"
+    )
     assert capsys.readouterr() == ("", told)
     for given, int8, flag in ((["eager", "onnx"], False, "--forms onnx"), (None, True, "--int8")):
         with pytest.raises(UserError, match=f"^{flag}: needs onnx and"):
             _forms(given, int8, torch.device("cpu"))
+
+
+def test_int8_is_for_the_engines_of_the_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quantised_in(("eager", "openvino")) == ("openvino",) and quantised_in(("eager",)) == ("onnx",)
+    assert quantised_in(("eager", "onnx", "openvino")) == ("onnx", "openvino")
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else there(name))
+    assert _forms(["onnx"], True, torch.device("cpu")) == ("onnx",)
+    with pytest.raises(UserError, match=r"^--int8: needs nncf; pip install 'hybridprune\[deploy\]'$"):
+        _forms(["openvino"], True, torch.device("cpu"))
 
 
 def test_weights_lie_as_the_images_do(results: Path) -> None:

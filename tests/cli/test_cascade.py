@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hybridprune
-from hybridprune.deployment import DeployedCascade, load_deployed
+from hybridprune.deployment import DeployedCascade, load_deployed, openvino
 from hybridprune.models.cascade import Cascade
 from tests.cli.tiny_runs import DIGITS, Result, assert_refused, contents, folder_of, run_here, stage
 from tests.deployment.networks import assert_close
@@ -137,15 +137,19 @@ def test_it_is_timed_beside_its_dearest_member(own: Path, members: Path) -> None
 
 
 @pytest.mark.full
-def test_it_is_timed_in_onnx_runtime_and_quantised(own: Path) -> None:
-    words = ("--batch", "1", "4", "--forms", "onnx", "--int8", "--rounds", "1", "--threads", "1")
+def test_it_is_timed_in_engines_and_quantised(own: Path) -> None:
+    words = ("--batch", "1", "4", "--forms", "onnx", "openvino", "--int8", "--rounds", "1", "--threads", "1")
     done = run_here("hybridprune.bench", own, *words)
     assert done.returncode == 0, done.stderr
     for table in json.loads((own / "bench.json").read_text()):
         arms = [(row["network"], row["form"]) for row in table["rows"]]
-        assert arms == [("dense", "onnx"), ("deployed", "onnx"), ("dense", "int8"), ("deployed", "int8")]
+        assert arms == [
+            *((network, form) for network in ("dense", "deployed") for form in ("onnx", "openvino")),
+            *((network, form) for form in ("int8", "openvino_int8") for network in ("dense", "deployed")),
+        ]
         accuracy = result_of(own)["test"]["routed"]["accuracy"]
-        assert table["rows"][3]["accuracy"] == pytest.approx(accuracy, abs=0.05)
+        for row in (table["rows"][5], table["rows"][7]):
+            assert row["accuracy"] == pytest.approx(accuracy, abs=0.05), row["form"]
 
 
 @torch.no_grad()
@@ -171,18 +175,23 @@ def test_it_is_exported_and_loaded_again(own: Path) -> None:
 @pytest.mark.parametrize("batch", [1, 16])
 @torch.no_grad()
 def test_it_is_exported_without_this_package(batch: int, own: Path, tmp_path: Path) -> None:
-    onnx, program = tmp_path / "net.onnx", tmp_path / "net.pt2"
-    done = run_here("hybridprune.export", own, "--batch", batch, "--onnx", onnx, "--program", program)
-    assert done.returncode == 0 and "0 other decisions" in done.stdout, done.stderr
+    onnx, xml, program = (tmp_path / f"net.{suffix}" for suffix in ("onnx", "xml", "pt2"))
+    files = "--onnx", onnx, "--openvino", xml, "--program", program
+    done = run_here("hybridprune.export", own, "--batch", batch, *files)
+    assert done.returncode == 0 and done.stdout.count("0 other decisions") == 2, done.stderr
     model, images = hybridprune.load(own), torch.randn(2 * batch, 3, 8, 8)
     expected = model.network(images, mode="executed")
     runtime = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
     about = json.loads(runtime.get_modelmeta().custom_metadata_map["hybridprune"])
     assert about["classes"] == list(model.classes)
     loaded = torch.export.load(program).module()
+    read = openvino.core().read_model(xml)
+    assert json.loads(read.get_rt_info("hybridprune").astype(str)) == about
+    in_openvino = openvino.core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for some, rows in zip(images.split(batch), torch.arange(2 * batch).split(batch), strict=True):
         exported = [torch.from_numpy(each) for each in runtime.run(None, {"images": some.numpy()})]
-        for logits, decisions in (exported, loaded(some)):
+        by_openvino = [torch.from_numpy(each) for each in in_openvino(some.numpy()).values()]
+        for logits, decisions in (exported, by_openvino, loaded(some)):
             assert_close(logits, expected.logits[rows])
             assert torch.equal(decisions, expected.decisions[rows])
 

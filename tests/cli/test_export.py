@@ -16,7 +16,7 @@ import torch
 import hybridprune
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
-from hybridprune.deployment import DeployedNetwork, load_deployed
+from hybridprune.deployment import DeployedNetwork, load_deployed, openvino
 from tests import ROOT
 from tests.cli.tiny_runs import assert_refused, contents, folder_of, run_here
 from tests.deployment.networks import assert_close
@@ -35,9 +35,13 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
     run = folder_of(results, name)
     before = contents(run)
     done = run_here(
-        "hybridprune.export", run, "--batch", batch, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2"
+        "hybridprune.export",
+        *(run, "--batch", batch, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2"),
+        *("--openvino", tmp_path / "net.xml"),
     )
     assert done.returncode == 0, done.stderr
+    for engine in ("ONNX Runtime", "OpenVINO"):
+        assert re.search(rf"{engine} on \d+ validation images: logits differ by", done.stdout), done.stdout
     assert {path: what for path, what in contents(run).items() if not path.startswith("deployed")} == before
     model = hybridprune.load(run)
     images = images_of(model, 2 * batch)
@@ -51,9 +55,11 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
 
     runtime = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     program = torch.export.load(tmp_path / "net.pt2").module()
+    in_openvino = openvino.core().compile_model(tmp_path / "net.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for some, rows in zip(images.split(batch), torch.arange(2 * batch).split(batch), strict=True):
         exported = [torch.from_numpy(each) for each in runtime.run(None, {"images": some.numpy()})]
-        for logits, decisions in (exported, program(some)):
+        read = [torch.from_numpy(each) for each in in_openvino(some.numpy()).values()]
+        for logits, decisions in (exported, read, program(some)):
             assert_close(logits, expected.logits[rows])
             assert torch.equal(decisions, expected.decisions[rows])
     assert (run / "deployed" / "report.txt").read_text() in done.stdout
@@ -65,18 +71,19 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
 @pytest.mark.full
 def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_path: Path) -> None:
     run = folder_of(results, "rl")
-    done = run_here("hybridprune.export", run, "--onnx", tmp_path / "net.onnx", "--program", tmp_path / "net.pt2")
+    files = "--onnx", tmp_path / "net.onnx", "--openvino", tmp_path / "net.xml", "--program", tmp_path / "net.pt2"
+    done = run_here("hybridprune.export", run, *files)
     assert done.returncode == 0, done.stderr
     model, images = hybridprune.load(run), all_pixels(load_digits(resize=8).test)[:1]
     np.save(tmp_path / "pixels.npy", images.numpy())
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 2
-    code = "import sys\nsys.modules['hybridprune'] = None\nimport numpy\npixels = numpy.load('pixels.npy')\n"
-    code += "".join(blocks)
+    assert len(blocks) == 3
+    code = "import sys\nsys.modules |= {'hybridprune': None, 'openvino_telemetry': None}\n"
+    code += "import numpy\npixels = numpy.load('pixels.npy')\n" + "".join(blocks)
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     (expected,) = hybridprune.predict(model, list(images))
-    assert ran.stdout.splitlines() == [str([expected.label])] * 2
+    assert ran.stdout.splitlines() == [str([expected.label])] * 3
 
 
 @pytest.mark.parametrize(
@@ -89,6 +96,7 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
         (("--harden", "--never", "0.6", "--always", "0.5"), ("--never 0.6", "--always 0.5")),
         (("--onnx", "no/such/folder.onnx"), ("--onnx", "no folder")),
         (("--program", "."), ("--program .", "is a folder")),
+        (("--openvino", "net.onnx"), ("--openvino net.onnx", "ends in .xml")),
         (("--output", "/dev/null/x"), ("--output /dev/null/x",)),
         (("--device", "cuda:99"), ("--device cuda:99",)),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from hybridprune.commands import export
 from hybridprune.deployment import load_deployed
 from hybridprune.errors import UserError
 from tests.cli.tiny_runs import assert_refused, contents, folder_of, run_here
@@ -21,6 +22,7 @@ from tests.cli.tiny_runs import assert_refused, contents, folder_of, run_here
         ("--output", ".", ("--output", "holds a run")),
         ("--output", "../digits-resnet8-w4-sp-seed0", ("--output", "holds a run")),
         ("--onnx", "model.safetensors", ("--onnx", "ends in .onnx")),
+        ("--openvino", "config.json", ("--openvino", "ends in .xml")),
         ("--program", "train_state.pt", ("--program", "ends in .pt2")),
     ],
 )
@@ -29,6 +31,32 @@ def test_no_run_is_overwritten(flag: str, place: str, words: tuple[str, ...], re
     before = contents(results)
     assert_refused(run_here("hybridprune.export", run, flag, run / place), *words)
     assert contents(results) == before
+
+
+def test_a_file_of_something_else_beside_the_named_one_stays(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes(b"images")
+    refused = run_here("hybridprune.export", folder_of(results, "rl"), "--openvino", tmp_path / "train.xml")
+    assert_refused(refused, "--openvino", "train.bin, which is there without it; name another file")
+    assert not (tmp_path / "train.xml").exists() and (tmp_path / "train.bin").read_bytes() == b"images"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_model_is_never_beside_the_weights_of_another(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xml, weights = tmp_path / "net.xml", tmp_path / "net.bin"
+    export._write({xml: b"old", weights: b"old"})
+    real, calls = export.write_bytes, iter(range(2))
+
+    def write(path: Path, content: bytes) -> None:
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, content)
+
+    monkeypatch.setattr(export, "write_bytes", write)
+    with pytest.raises(OSError, match="No space left"):
+        export._write({xml: b"new", weights: b"new"})
+    assert not xml.exists()
 
 
 @pytest.fixture(scope="module")

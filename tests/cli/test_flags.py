@@ -32,8 +32,8 @@ OWN_FLAGS = {
         "--data_dir --batch_size --bs --device --mode --split --target_flops --compare --no-compare"
     ),
     "hybridprune.export": (
-        "--data_dir --device --batch --bs --output --onnx --program --harden --never --always --unprofitable "
-        "--keep_state"
+        "--data_dir --device --batch --bs --output --onnx --openvino --program --harden --never --always "
+        "--unprofitable --keep_state"
     ),
     "recommend": "--target_flops --evaluate --network --data_dir --device --batch_size --bs",
     "hybridprune.reconfigure": "--output --data_dir --batch_size --bs --device",

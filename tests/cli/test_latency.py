@@ -72,7 +72,7 @@ def test_a_target_below_the_floor_leaves_nothing_behind(finished: Path, tmp_path
     ("flags", "words"),
     [
         (("--latency_batch", "0"), "--latency_batch 0: must be at least 1"),
-        (("--latency_engine", "tflite"), '--latency_engine "tflite": must be one of eager, onnxruntime'),
+        (("--latency_engine", "tflite"), '--latency_engine "tflite": must be one of eager, onnxruntime, openvino'),
         (("--target_latency", "0"), "--target_latency 0.0: must be above 0"),
         (("--method", "slimming"), "--target_latency: --method slimming trains towards its cut"),
     ],

@@ -25,8 +25,10 @@ from hybridprune.deployment import (
     load_deployed,
     save_deployed,
 )
+from hybridprune.deployment.agreement import compare
 from hybridprune.deployment.batch_splitting import InPieces, in_one
-from hybridprune.deployment.onnx import compare, onnx_bytes, session
+from hybridprune.deployment.exported_engines import ENGINES
+from hybridprune.deployment.onnx import onnx_bytes, opened, session
 from hybridprune.deployment.program import export_program
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count, count_module
@@ -237,8 +239,9 @@ def test_exported_cascades_are_the_same(single: bool) -> None:
     module = deploy(net, x, time=preferring("16", "two-sided")).module
     content, program = onnx_bytes(module, x, single=single), export_program(module, x, single=single).module()
     for batch in (1,) if single else (1, 7, 40):
-        found = compare(content, module, x.split(batch))
-        assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found
+        for engine in ENGINES.values():
+            found = compare(engine.opened(*engine.files(content, "")), module, x.split(batch))
+            assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found
         for some in x.split(batch):
             logits, decisions = program(some)
             expected = net(some, mode="executed")
@@ -246,7 +249,7 @@ def test_exported_cascades_are_the_same(single: bool) -> None:
             assert_close(logits, expected.logits)
     other = real()
     other.gate.shift(5)
-    assert not compare(content, deploy(other, x, time=preferring("dense")).module, x.split(1)).good
+    assert not compare(opened(content), deploy(other, x, time=preferring("dense")).module, x.split(1)).good
 
 
 def run_of(network: CascadeSpec) -> RunSpec:

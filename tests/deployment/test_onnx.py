@@ -17,7 +17,9 @@ from torch import Tensor
 from hybridprune.data import normalise
 from hybridprune.data.digits import load_digits
 from hybridprune.deployment import DeployedNetwork, deploy, onnx
-from hybridprune.deployment.onnx import compare, need_onnx, onnx_bytes, session
+from hybridprune.deployment.agreement import compare
+from hybridprune.deployment.exported_engines import ENGINES
+from hybridprune.deployment.onnx import need_onnx, onnx_bytes, opened, session
 from hybridprune.deployment.program import METADATA, export_program, program_bytes
 from hybridprune.errors import UserError
 from hybridprune.models.edits import FactorEdit
@@ -83,16 +85,18 @@ FULL = [name for name in SPECS if name != "vgg, factored"]
 
 @pytest.mark.parametrize("name", ["vgg, factored", *(pytest.param(name, marks=pytest.mark.full) for name in FULL)])
 @torch.no_grad()
-def test_onnx_runtime_agrees_on_real_images(name: str) -> None:
+def test_engines_agree_on_real_images(name: str) -> None:
     module, images = deployed(shallow(SPECS[name])), digits(40)
     for single in (False, True):
         content = onnx_bytes(module, images, single=single)
-        for batch in (1,) if single else (1, 7, 40):
-            found = compare(content, module, images.split(batch))
-            assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found
+        for engine in ENGINES.values():
+            run = engine.opened(*engine.files(content, ""))
+            for batch in (1,) if single else (1, 7, 40):
+                found = compare(run, module, images.split(batch))
+                assert found.good and found.images == 40 and found.difference < 1e-4 and not found.classes, found
     other = copy.deepcopy(module)
     list(other.parameters())[-1].add_(1)
-    assert not compare(content, other, images.split(1)).good
+    assert not compare(opened(content), other, images.split(1)).good
 
 
 @pytest.mark.parametrize("single", SINGLE)

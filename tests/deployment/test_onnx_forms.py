@@ -10,8 +10,16 @@ import torch
 from torch import nn
 
 from hybridprune.deployment import deploy, onnx_forms
-from hybridprune.deployment.onnx import compare, onnx_bytes
-from hybridprune.deployment.onnx_forms import AS_PRUNED, BY_PYTORCH, fastest_onnx, nothing_is_faster
+from hybridprune.deployment.agreement import compare
+from hybridprune.deployment.onnx import onnx_bytes, opened
+from hybridprune.deployment.onnx_forms import (
+    AS_PRUNED,
+    BY_PYTORCH,
+    OnnxModel,
+    fastest_model,
+    nothing_is_faster,
+    onnx_models,
+)
 from hybridprune.measure.latency import Arms, Latency
 from hybridprune.models.factored import FactoredConv2d
 from tests.deployment.networks import preferring
@@ -38,13 +46,14 @@ def test_the_forms_are_those_of_the_faster_model(name: str, monkeypatch: pytest.
     deployed = deploy(net, images, time=preferring("dense"))
     assert deployed.report.forms["0"].chosen == "dense"
     monkeypatch.setattr(onnx_forms, "stopwatch", fastest(name))
-    made = fastest_onnx(net, deployed, images, partial(onnx_bytes, example_input=images))
-    assert made.choice is not None and made.choice.chosen == name
+    models = onnx_models(net, deployed, images, partial(onnx_bytes, example_input=images))
+    made, choice = fastest_model(models, images, opened)
+    assert choice is not None and choice.chosen == name
     factored = [layer for layer in made.module.modules() if isinstance(layer, FactoredConv2d)]
     assert len(factored) == (name == AS_PRUNED)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in made.module.modules())
-    assert compare(made.content, made.module, [images]).difference < 1e-4
-    assert compare(made.content, deployed.module, [images]).difference < 1e-3
+    assert compare(opened(made.content), made.module, [images]).difference < 1e-4
+    assert compare(opened(made.content), deployed.module, [images]).difference < 1e-3
 
 
 @torch.no_grad()
@@ -52,8 +61,8 @@ def test_without_another_form_there_is_no_choice() -> None:
     net, images = network(), torch.randn(2, 3, 8, 8)
     for kept in ("separable", "separable with products"):
         deployed = deploy(net, images, time=preferring(kept))
-        made = fastest_onnx(net, deployed, images, lambda module: b"model")
-        assert made == (b"model", deployed.module, None)
+        models = onnx_models(net, deployed, images, lambda module: b"model")
+        assert fastest_model(models, images, opened) == (OnnxModel(b"model", deployed.module), None)
 
 
 def test_what_is_there_stays() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.deployment.padding import pad_components
-from hybridprune.deployment.program import INPUT
-from hybridprune.latency.engines import OnnxRuntime
+from hybridprune.latency.engines import engine_of
 from hybridprune.latency.layer_graph import layer_graph
 from hybridprune.models.factored import DENSE, Ranks
 from tests.latency.test_geometry import LAYERS, traced
@@ -15,10 +15,10 @@ from tests.latency.test_geometry import LAYERS, traced
 FORMS = [DENSE, Ranks(3, None), Ranks(None, 4), Ranks(3, 4), Ranks(5, 5, separable=True)]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("ranks", FORMS)
 @pytest.mark.parametrize("name", [name for name in LAYERS if "factored" not in name and name != "two-sided"])
-def test_the_model_is_the_layer(name: str, ranks: Ranks) -> None:
-    runtime = pytest.importorskip("onnxruntime")
+def test_the_model_is_the_layer(name: str, ranks: Ranks, engine: str) -> None:
     geometry = traced(name)["0"]
     if (geometry.depthwise and ranks != DENSE) or (ranks.separable and not geometry.kernel):
         return
@@ -26,15 +26,15 @@ def test_the_model_is_the_layer(name: str, ranks: Ranks) -> None:
     expected = layer(x)
     if ranks.separable:
         pad_components(layer, 8)
-    session = runtime.InferenceSession(layer_graph(layer, x), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {INPUT: x.numpy()})
+    (found,) = ENGINES[engine].opened(layer_graph(layer, x))(x.numpy())
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_engine_times_it_filled_up() -> None:
-    pytest.importorskip("onnxruntime")
-    engine, geometry = OnnxRuntime(torch.device("cpu")), traced("3x3")["0"]
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_engine_times_it_filled_up(name: str) -> None:
+    engine, geometry = engine_of(name, torch.device("cpu")), traced("3x3")["0"]
     layer = geometry.layer(Ranks(5, 5, separable=True))
     (run,) = engine.arms(layer, engine.input(geometry.images(2))).values()
     (found,) = run()  # type: ignore[misc]
+    assert engine.key["engine"] == name and engine.key[name]
     assert found.shape == (2, 9, 8, 8) and layer.core.out_channels == 8  # type: ignore[union-attr]

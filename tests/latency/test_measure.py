@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ def test_the_limit_decides_how_many_points_are_timed(tmp_path: Path) -> None:
         numbers.append(points_of(made.tables([CONV, FLAT], "forms")))
     assert numbers[0] < numbers[1] < numbers[2]
     assert numbers[0] == (1 + 2 + 2 + 4 + 2) + (1 + 2 + 2 + 4)  # the ends are always measured
+
+
+def test_the_limit_knows_how_long_layers_take_to_open(tmp_path: Path) -> None:
+    """An engine that compiles each layer for seconds gets fewer points in the same time."""
+    numbers = []
+    for seconds in (0.0, 0.25):
+        clock = itertools.count(step=seconds)
+        found = maker(tmp_path / str(seconds), seconds=20, now=lambda clock=clock: next(clock)).tables([CONV], "forms")
+        numbers.append(points_of(found))
+    assert numbers[1] < numbers[0]
 
 
 def test_channels_and_depthwise(tmp_path: Path) -> None:

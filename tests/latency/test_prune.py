@@ -236,16 +236,14 @@ def test_pruned_again_shares_are_those_of_what_is_given(machine: Machine) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
-def test_by_a_real_clock(engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "times"), [("eager", 2), ("onnxruntime", 2), ("openvino", 1)])
+def test_by_a_real_clock(engine: str, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Loose, for machines that do other work: it runs, and says what it came to. The second time tables are there."""
-    if engine == "onnxruntime":
-        pytest.importorskip("onnxruntime")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = batches()
     model = settle(plain(), data[0][0])
     how = LatencyTarget(batch=2, threads=1, engine=engine, seconds=2)
-    for _ in range(2):
+    for _ in range(times):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is missed
             try:

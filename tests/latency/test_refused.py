@@ -51,7 +51,7 @@ def test_what_cannot_be_timed_is_refused_before_any_work(
         ({"batch": 0}, "LatencyTarget.batch 0: must be at least 1"),
         ({"threads": 0}, "LatencyTarget.threads 0: must be at least 1"),
         ({"seconds": 0}, "LatencyTarget.seconds 0: must be above 0"),
-        ({"engine": "tflite"}, 'LatencyTarget.engine "tflite": must be one of eager, onnxruntime'),
+        ({"engine": "tflite"}, 'LatencyTarget.engine "tflite": must be one of eager, onnxruntime, openvino'),
     ],
 )
 def test_a_target_that_may_not_be(options: dict[str, Any], message: str) -> None:
@@ -60,11 +60,12 @@ def test_a_target_that_may_not_be(options: dict[str, Any], message: str) -> None
     assert str(error.value) == message
 
 
-def test_a_missing_engine_is_one_line(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_missing_engine_is_one_line(engine: str, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else there(name))
-    with pytest.raises(UserError, match=r"^latency.engine onnxruntime: needs onnxruntime; pip install '.*deploy\]'$"):
-        hybridprune.prune(plain(), batches(), target_latency=0.5, latency=LatencyTarget(engine="onnxruntime"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == engine else there(name))
+    with pytest.raises(UserError, match=rf"^latency.engine {engine}: needs {engine}; pip install '.*deploy\]'$"):
+        hybridprune.prune(plain(), batches(), target_latency=0.5, latency=LatencyTarget(engine=engine))
 
 
 def test_several_processes_would_disturb_each_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
