@@ -1,8 +1,7 @@
 """The network of a finished run in the form in which it is shipped: ``hybridprune export RUN``.
 
 Writes a folder with the deployed network, which load_deployed of hybridprune.deploy reads, and a report of what was
-done to it; an ONNX model with --onnx, an OpenVINO model with --openvino and a torch.export program with --program,
-which run without this package.
+done to it. --onnx, --openvino, --program, --aotinductor and --executorch add models that run without this package.
 """
 
 from __future__ import annotations
@@ -10,30 +9,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from hybridprune.commands.exported_models import SUFFIXES, Models, need
 from hybridprune.commands.finished_run import FinishedRun, Parser
 from hybridprune.data import EvalBatches
 from hybridprune.deployment import Deployed, Harden, deploy, save_deployed
-from hybridprune.deployment.agreement import compare
-from hybridprune.deployment.exported_engines import ENGINES
-from hybridprune.deployment.onnx import onnx_bytes
-from hybridprune.deployment.onnx_forms import fastest_model, onnx_models
-from hybridprune.deployment.program import export_program, program_bytes
 from hybridprune.deployment.store import FILES
-from hybridprune.errors import RunFailed, UserError
+from hybridprune.errors import UserError
 from hybridprune.models.cascade import Cascade
 from hybridprune.store.files import write_bytes
 
-T = TypeVar("T")
 EVALUATION_BATCH = 128
-CHECKED_IMAGES = 256
 
 
 def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> None:
@@ -42,12 +33,14 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     if arguments.batch_size < 1:
         raise UserError(f"--batch {arguments.batch_size}: must be at least 1")
     harden = _harden(arguments)
-    for flag, suffixes in {**{flag: each.suffixes for flag, each in ENGINES.items()}, "program": (".pt2",)}.items():
+    for flag, suffixes in SUFFIXES.items():
         _check_writable(f"--{flag}", getattr(arguments, flag), *suffixes)
+    if arguments.program is not None and arguments.program == arguments.aotinductor:
+        raise UserError(f"--aotinductor {arguments.aotinductor}: is the file of --program; name another one")
     _check_folder(arguments.output)
-    for flag, engine in ENGINES.items():
+    for flag in SUFFIXES:
         if getattr(arguments, flag) is not None:
-            engine.need(f"--{flag}")
+            need(flag)
     run = FinishedRun.load(arguments)
     run.need_deployable()
     if harden is not None:
@@ -82,46 +75,20 @@ def _example(run: FinishedRun) -> Tensor:
 def _models(
     arguments: argparse.Namespace, run: FinishedRun, deployed: Deployed, example: Tensor, validation: EvalBatches
 ) -> list[dict[Path, bytes]]:
-    """What --onnx, --openvino and --program ask for: the contents of each model's files, the one that was named first.
+    """What the flags ask for: the contents of each model's files, the one that was named first.
 
     Models are checked in their engines against the deployed network.
     """
-    single = arguments.batch_size == 1
-    metadata = json.dumps(
-        {
-            "classes": list(run.spec.class_names),
-            "input_size": run.spec.input_size,
-            "mean": list(run.spec.mean),
-            "std": list(run.spec.std),
-            "centre_crop": run.spec.centre_crop,
-        }
-    )
-    found: list[dict[Path, bytes]] = []
-    if arguments.program is not None:
-        made = _made(
-            f"--program {arguments.program}",
-            lambda: program_bytes(export_program(deployed.module, example, single=single), metadata),
-        )
-        found.append({arguments.program: made})
-    wanted = {flag: path for flag in ENGINES if (path := getattr(arguments, flag)) is not None}
-    if not wanted:
-        return found
-    make = partial(onnx_bytes, example_input=example, single=single, metadata=metadata)
-    flags = " ".join(f"--{flag} {path}" for flag, path in wanted.items())
-    models = _made(flags, lambda: onnx_models(run.net, deployed, example, make))
-    for flag, path in wanted.items():
-        engine, asked = ENGINES[flag], f"--{flag} {path}"
-        model, choice = _made(asked, partial(fastest_model, models, example, engine.opened))
-        if choice is not None:
-            print(f"forms in {engine.title} (ms): {choice}")
-        contents = _made(asked, partial(engine.files, model.content, metadata))
-        runs = _made(asked, partial(engine.opened, *contents))
-        agreement = compare(runs, model.module, _first(validation, arguments.batch_size), engine.title)
-        if not agreement.good:
-            raise RunFailed(f"{asked}: {engine.title} computes another network ({agreement}); not written")
-        print(f"{engine.title} on {agreement.images} validation images: {agreement}")
-        found.append(dict(zip(map(path.with_suffix, engine.suffixes), contents, strict=True)))
-    return found
+    about = {
+        "classes": list(run.spec.class_names),
+        "input_size": run.spec.input_size,
+        "mean": list(run.spec.mean),
+        "std": list(run.spec.std),
+        "centre_crop": run.spec.centre_crop,
+    }
+    wanted = {flag: path for flag in SUFFIXES if (path := getattr(arguments, flag)) is not None}
+    make = Models(run, deployed, example, validation, arguments.batch_size, json.dumps(about))
+    return [make.files(flag, path) for flag, path in wanted.items()]
 
 
 def _write(files: Mapping[Path, bytes]) -> None:
@@ -131,20 +98,6 @@ def _write(files: Mapping[Path, bytes]) -> None:
         first.unlink(missing_ok=True)
     for path in (*others, first):
         write_bytes(path, files[path])
-
-
-def _first(batches: EvalBatches, batch_size: int) -> Iterator[Tensor]:
-    """The first images of ``batches`` in batches of another size."""
-    images = torch.cat([batch.images.cpu() for _, batch in zip(range(CHECKED_IMAGES // 128), batches, strict=False)])
-    return iter(images[:CHECKED_IMAGES].contiguous().split(batch_size))
-
-
-def _made(flag: str, make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except Exception as error:  # whatever the exporters raise on a network that they cannot express
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError(f"{flag}: this network can't be exported ({reason}); leave the flag out") from error
 
 
 def _harden(arguments: argparse.Namespace) -> Harden | None:
@@ -210,6 +163,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--program", metavar="FILE", type=Path, help="also a torch.export program, .pt2 (default: none)"
+    )
+    parser.add_argument(
+        "--aotinductor",
+        metavar="FILE",
+        type=Path,
+        help="also a package of native code for this machine, .pt2, by torch's compiler, checked (default: none)",
+    )
+    parser.add_argument(
+        "--executorch",
+        metavar="FILE",
+        type=Path,
+        help='also a program for phones, .pte, which takes one image, checked (pip install "hybridprune[mobile]"; '
+        "default: none)",
     )
     hardening = parser.add_argument_group("hardening (changes decisions; measured on the validation images)")
     hardening.add_argument(
