@@ -13,8 +13,8 @@ import hybridprune
 from tests import ROOT
 
 OPTIONAL = {
-    "gymnasium", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "ray", "scipy", "sklearn",
-    "tensorboardX", "torch_pruning", "torchvision",
+    "executorch", "gymnasium", "matplotlib", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "ray", "scipy",
+    "sklearn", "tensorboardX", "torch_pruning", "torchvision",
 }  # fmt: skip
 
 

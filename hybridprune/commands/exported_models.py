@@ -15,7 +15,9 @@ from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.data import EvalBatches
 from hybridprune.deployment import Deployed
 from hybridprune.deployment.agreement import Run, compare
+from hybridprune.deployment.cascade import DeployedCascade
 from hybridprune.deployment.exported_engines import ENGINES
+from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.deployment.onnx_forms import OnnxModel, fastest_model, onnx_models
 from hybridprune.deployment.program import export_program, program_bytes
@@ -49,18 +51,19 @@ class Models:
     """Images as they will come, ``[B, 3, H, W]``."""
     validation: EvalBatches
     batch_size: int
-    """Images at a time; at 1 a network that decides for each image branches, and takes no more."""
+    """Images at a time."""
     metadata: str
 
     def files(self, flag: str, path: Path) -> dict[Path, bytes]:
         """The contents of the files of one model. UserError or RunFailed, naming the flag, if there is none."""
         asked = f"--{flag} {path}"
         if flag == "program":
-            return {path: _made(asked, lambda: program_bytes(self._program(self.batch_size == 1), self.metadata))}
+            return {path: _made(asked, lambda: program_bytes(self._program(self._branches), self.metadata))}
         if flag in PROGRAM_ENGINES:
             engine = PROGRAM_ENGINES[flag]
             batch = 1 if engine.one_image else self.batch_size
-            content = _made(asked, lambda: engine.content(self._program(batch == 1), self.metadata))
+            single = engine.one_image or self._branches
+            content = _made(asked, lambda: engine.content(self._program(single), self.metadata))
             self._check(asked, engine.title, _made(asked, partial(engine.opened, content)), self.deployed.module, batch)
             return {path: content}
         engine = ENGINES[flag]
@@ -72,9 +75,14 @@ class Models:
         self._check(asked, engine.title, _made(asked, partial(engine.opened, *contents)), model.module, self.batch_size)
         return dict(zip(map(path.with_suffix, engine.suffixes), contents, strict=True))
 
+    @property
+    def _branches(self) -> bool:
+        """Whether the network decides for each image, and is for one at a time: others take any number."""
+        return self.batch_size == 1 and decides(self.deployed.module)
+
     @cached_property
     def _onnx(self) -> Mapping[str, OnnxModel]:
-        make = partial(onnx_bytes, example_input=self.example, single=self.batch_size == 1, metadata=self.metadata)
+        make = partial(onnx_bytes, example_input=self.example, single=self._branches, metadata=self.metadata)
         return onnx_models(self.run.net, self.deployed, self.example, make)
 
     def _program(self, single: bool) -> torch.export.ExportedProgram:
@@ -88,6 +96,13 @@ class Models:
                 "another engine may do it right, or --harden leaves it without gates that never decide"
             )
         print(f"{engine} on {agreement.images} validation images: {agreement}")
+
+
+def decides(module: nn.Module) -> bool:
+    """Whether a deployed network asks gates which of its parts an image runs through."""
+    if isinstance(module, DeployedNetwork):
+        return any(module.step(i).decides for i in range(len(module.steps)))
+    return isinstance(module, DeployedCascade)
 
 
 def _first(batches: EvalBatches, batch_size: int) -> Iterator[Tensor]:

@@ -29,8 +29,8 @@ def pte_bytes(program: torch.export.ExportedProgram, metadata: str = "") -> byte
     Convolutions and linear layers are XNNPACK's, in fp32. Whatever the exporter raises on what it cannot express.
     """
     with quiet(*LOGGERS):
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+        from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
 
         methods = {"hybridprune": metadata}
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=methods)
@@ -40,7 +40,7 @@ def pte_bytes(program: torch.export.ExportedProgram, metadata: str = "") -> byte
 def opened(content: bytes) -> Run:
     """A program in ExecuTorch's Python runtime."""
     with quiet(*LOGGERS):
-        from executorch.runtime import Runtime
+        from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
         program = Runtime.get().load_program(content)
     return partial(_run, program, program.load_method("forward"))

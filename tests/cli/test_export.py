@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -69,6 +70,28 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
 
 
 @pytest.mark.full
+@torch.no_grad()
+def test_a_network_that_decides_nothing_takes_any_number_of_images(results: Path, tmp_path: Path) -> None:
+    """Also when it was exported for one; ExecuTorch alone takes no more, and cannot do one that decides."""
+    run, phone = folder_of(results, "rl"), importlib.util.find_spec("executorch") is not None
+    wanted = ("--onnx", tmp_path / "net.onnx", *(("--executorch", tmp_path / "net.pte") if phone else ()))
+    harden = ("--harden", "--never", "0.49", "--always", "0.5")
+    done = run_here("hybridprune.export", run, *harden, "--output", tmp_path / "deployed", *wanted)
+    assert done.returncode == 0, done.stderr
+    module, images = load_deployed(tmp_path / "deployed")[0], images_of(hybridprune.load(run), 3)
+    runtime = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert_close(torch.from_numpy(runtime.run(None, {"images": images.numpy()})[0]), module(images))
+    if phone:
+        from hybridprune.deployment import executorch
+
+        logits = executorch.opened((tmp_path / "net.pte").read_bytes())(images[:1].numpy())[0]
+        assert_close(torch.from_numpy(logits), module(images[:1]))
+        refused = run_here("hybridprune.export", run, "--executorch", tmp_path / "gated.pte")
+        assert refused.returncode == 1 and "ExecuTorch computes another network" in refused.stderr
+        assert not (tmp_path / "gated.pte").exists()
+
+
+@pytest.mark.full
 def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_path: Path) -> None:
     run = folder_of(results, "rl")
     files = "--onnx", tmp_path / "net.onnx", "--openvino", tmp_path / "net.xml", "--program", tmp_path / "net.pt2"
@@ -97,6 +120,8 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
         (("--onnx", "no/such/folder.onnx"), ("--onnx", "no folder")),
         (("--program", "."), ("--program .", "is a folder")),
         (("--openvino", "net.onnx"), ("--openvino net.onnx", "ends in .xml")),
+        (("--aotinductor", "net.so"), ("--aotinductor net.so", "ends in .pt2")),
+        (("--program", "net.pt2", "--aotinductor", "net.pt2"), ("--aotinductor net.pt2", "file of --program")),
         (("--output", "/dev/null/x"), ("--output /dev/null/x",)),
         (("--device", "cuda:99"), ("--device cuda:99",)),
     ],
