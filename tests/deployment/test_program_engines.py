@@ -50,9 +50,10 @@ def test_executorch_takes_one_image() -> None:
     assert engine.one_image and found.good and found.images == 9 and found.difference < 1e-5
     with pytest.raises(RuntimeError):
         run(IMAGES.numpy())
-    from executorch.runtime import Runtime
+    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
-    assert Runtime.get().load_program(content).load_method("hybridprune").execute([]) == [ABOUT]
+    about = Runtime.get().load_program(content).load_method("hybridprune")
+    assert about is not None and about.execute([]) == [ABOUT]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
