@@ -23,7 +23,7 @@ HEADLINE = (
     (OURS, "resnet56", 0.55, "ResNet-56 to 0.55: `fisher-tucker`"),
     (OURS, "resnet32", 0.59, "ResNet-32 to 0.59: `fisher-tucker`"),
     (OURS, "resnet56", 0.32, "ResNet-56 to 0.32: `fisher-tucker`"),
-    ("taylor", "resnet56", 0.32, "the same by `taylor`"),
+    ("bn-scale", "resnet56", 0.32, "the same by `bn-scale`"),
     ("torch-pruning group-l2", "resnet56", 0.32, "the same by torch-pruning (group-l2)"),
 )
 
