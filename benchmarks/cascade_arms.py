@@ -37,7 +37,7 @@ OF, BUDGETS = 56, (0.4, 0.55, 0.75)
 """Budgets are shares of this published network's FLOPs."""
 MEMBERS = ("56@0.32", "32@0.59", "20", "56@0.55", "32", "44", "56")
 EPOCHS, MOST = 10, 3
-TO_BUDGET = {0.25: "56@0.25", 0.4: "56@0.4x20"}
+TO_BUDGET = {0.25: "56@0.25x20", 0.4: "56@0.4x20"}
 """A network that is cut to the whole budget, and trained for as many epochs as a cascade's members together."""
 SINGLE, RANDOM, SHUFFLED, ALL = "one network", "at random", "shuffled within classes", "averaged for all images"
 WHOLE = "one network, cut to the budget"
