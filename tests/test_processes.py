@@ -98,6 +98,7 @@ def test_all_end_with_the_first_failures_code_and_one_message(
     assert sorted(each[3] for each in ended) == ["", message]
 
 
+@pytest.mark.full
 def test_a_process_that_dies_without_a_word(tmp_path: Path) -> None:
     def wait_or_die() -> None:
         if rank() == 1:

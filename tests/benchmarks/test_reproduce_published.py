@@ -43,6 +43,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.full
 def test_three_seeds_of_all_stages_are_started_by_torchrun(published: list[list[str]]) -> None:
     stages = [words[words.index("hybridprune") + 1] for words in published]
     assert sorted(stages) == sorted([*CONFIGS] * 3)

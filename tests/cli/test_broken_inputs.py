@@ -197,6 +197,7 @@ def test_an_unfinished_parent(results: Path) -> None:
     assert_refused(prune(results, "--checkpoint_file", folder_of(results, "sp")), "not finished", "--resume")
 
 
+@pytest.mark.full
 def test_parents_of_several_seeds(results: Path) -> None:
     assert stage("sp", "--result_dir", results, "--seed", 7, "--epochs", 1).returncode == 0
     assert_refused(prune(results, "--seed", 3), "0, 7", "--seed 3", "--checkpoint_file")

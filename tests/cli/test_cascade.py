@@ -120,6 +120,7 @@ def own(members: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(members / "default" / NAME, tmp_path / NAME))
 
 
+@pytest.mark.full
 def test_it_is_timed_beside_its_dearest_member(own: Path, members: Path) -> None:
     done = run_here("hybridprune.bench", own, "--batch", "300", "--forms", "eager", "--rounds", "1", "--threads", "1")
     assert done.returncode == 0, done.stderr

@@ -67,6 +67,7 @@ def result_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "result.json").read_text())
 
 
+@pytest.mark.full
 def test_members_that_make_it_better_are_kept(members: Path, plain: Path) -> None:
     """Those of the best epoch: in the last one the learning rate ruins them."""
     late = ("--scheduler_id", "stair", "--scheduler_params", '{"0.6": 2000}', "--epochs", "3")
@@ -87,6 +88,7 @@ def test_members_that_make_it_better_are_kept(members: Path, plain: Path) -> Non
     assert spent == pytest.approx(result["target"]["macs"], rel=0.02), "gates are fitted for the new members"
 
 
+@pytest.mark.full
 def test_members_that_are_ruined_stay_as_they_were_and_the_run_says_so(members: Path, plain: Path) -> None:
     done = route(members, "--exp_name", "ruined", *RUIN)
     assert done.returncode == 0, done.stderr
@@ -100,6 +102,7 @@ def test_members_that_are_ruined_stay_as_they_were_and_the_run_says_so(members: 
     assert "the members stay as they were" in route(members, "--exp_name", "ruined", *RUIN, "--resume").stdout
 
 
+@pytest.mark.full
 def test_a_trunk_is_shared_frozen_and_counted_once(members: Path, plain: Path) -> None:
     run = trained(members, "trunk", *TRUNK)
     result, large = result_of(run), runs(members)[1]

@@ -88,6 +88,7 @@ def wider(record: dict[str, Any]) -> None:
     record["run"]["network"]["width"] = 8
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("spoil", [one_block_more, unknown_action, unknown_form, misfit, wider])
 def test_a_spoilt_record_is_refused(spoil: Callable[[dict[str, Any]], None], deploy_json: Path) -> None:
     whole = deploy_json.read_text()

@@ -60,6 +60,7 @@ def test_iterations_and_a_cut_network(finished: Path, tmp_path: Path, machine: M
     assert record["met"] and record["threads"] == 1
 
 
+@pytest.mark.full
 def test_a_target_below_the_floor_leaves_nothing_behind(finished: Path, tmp_path: Path, machine: Machine) -> None:
     before = contents(finished)
     where = ("--checkpoint_file", folder_of(finished, "sp"), "--result_dir", tmp_path / "timed")

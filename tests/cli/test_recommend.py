@@ -189,6 +189,7 @@ def test_the_command_names_the_images_as_their_run_did(spoilt: Path) -> None:
     ]
 
 
+@pytest.mark.full
 def test_it_says_all_static_where_no_cascade_is_ahead(trained: Path) -> None:
     before = contents(trained)
     done = asked(trained)
@@ -202,6 +203,7 @@ def test_it_says_all_static_where_no_cascade_is_ahead(trained: Path) -> None:
     assert contents(trained) == before  # and no image was opened
 
 
+@pytest.mark.full
 def test_it_gives_the_command_where_a_cascade_pays(spoilt: Path, tmp_path: Path) -> None:
     make_a_cascade_pay(spoilt)
     done = asked(spoilt, target=0.7)
@@ -239,6 +241,7 @@ def test_a_tie_is_static(spoilt: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(runs(spoilt)[0])
 
 
+@pytest.mark.full
 def test_times_are_those_of_the_bench(spoilt: Path) -> None:
     small, middle, large = runs(spoilt)
     write_bench(small, {("prune", "eager"): 2.0, ("deployed", "onnx"): 1.0}, batch=32)

@@ -69,6 +69,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.full
 def test_the_budget_is_met_by_masks_that_the_run_keeps(whole: Path) -> None:
     result = result_of(whole)
     assert 0.98 * 0.5 <= result["macs"]["backbone"] / result["dense"]["macs"] <= 0.5
@@ -115,6 +116,7 @@ def test_a_resumed_run_keeps_its_masks(
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.full
 def test_frozen_masks_are_the_same_bits_to_the_end(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_frozen_masks_are_the_same_bits_to_the_end(
     assert any(not torch.equal(seen[19][name], value) for name, value in stored.items())
 
 
+@pytest.mark.full
 def test_the_small_network_is_the_masked_one(whole: Path, tmp_path: Path) -> None:
     before = contents(whole)
     output = tmp_path / "small"
@@ -191,6 +194,7 @@ def test_an_excluded_layer_keeps_its_channels(parent: Path, tmp_path: Path) -> N
     assert narrowed and narrowed.get(excluded, 4) == 4
 
 
+@pytest.mark.full
 def test_what_is_not_lossless_is_not_written(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = method.unread_channels
     monkeypatch.setattr(

@@ -211,6 +211,7 @@ def test_without_a_compiler_training_goes_on(estimator: str, parent: Path, monke
     assert all(torch.equal(after[name], plain[name]) for name in plain)
 
 
+@pytest.mark.full
 def test_distillation_is_from_the_dense_networks_run_and_needs_it(
     parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_an_unfinished_run_is_taken_up_with_resume_only(name: str, results: Path
     assert (run / "result.json").is_file() and weights(run) == expected
 
 
+@pytest.mark.full
 def test_two_cuts_in_two_iterations(results: Path) -> None:
     done = stage("prune", "--result_dir", results, "--exp_name", "two", "--max_iter", 2)
     assert done.returncode == 0, done.stderr
@@ -212,6 +213,7 @@ def test_dense_weights_as_they_are(results: Path) -> None:
     assert result["test"]["always_on"] == before["test"]["always_on"]
 
 
+@pytest.mark.full
 def test_image_tree_from_end_to_end(image_tree: Path, tmp_path: Path) -> None:
     data = (*TINY, "--data_dir", str(image_tree), "--resize", "16")
     for name in STAGES:

@@ -28,6 +28,7 @@ def read(results: Path, name: str, file: str) -> dict[str, Any]:
     return json.loads((folder_of(results, name) / file).read_text())
 
 
+@pytest.mark.full
 def test_all_stages_choose_on_a_fifth_of_the_test_images_and_train_on_all_training_images(runs: Path) -> None:
     data = load_digits(resize=8)
     held = len(make_split(data.test.labels, 0.2, seed=0).validation)

@@ -291,6 +291,7 @@ def test_unknown_image_type_is_named(root: Path) -> None:
 # --- real data ---
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     "HYBRIDPRUNE_CIFAR100_PNG" not in os.environ,
     reason="HYBRIDPRUNE_CIFAR100_PNG names no CIFAR-100 PNG tree",

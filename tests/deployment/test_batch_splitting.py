@@ -107,6 +107,7 @@ def test_static_networks_are_wrapped_stored_and_exported(tmp_path: Path) -> None
             load_deployed(tmp_path)
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_gated_networks_are_stored_and_exported(tmp_path: Path) -> None:
     spec = SPECS["resnet, ff1"]

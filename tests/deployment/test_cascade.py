@@ -214,6 +214,7 @@ def test_images_that_the_members_do_not_take_are_refused() -> None:
         deploy(real(), torch.randn(2, 1, SIZE, SIZE))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("single", SINGLE)
 @torch.no_grad()
 def test_exporters_run_what_the_images_need(single: bool, tmp_path: Path) -> None:
@@ -267,6 +268,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(module(x), deployed.module(x))
 
 
+@pytest.mark.full
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_folder_of_a_stranger(data: st.DataObject, tmp_path: Path) -> None:

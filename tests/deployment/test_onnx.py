@@ -53,6 +53,7 @@ def executed(content: bytes, folder: Path, inputs: Mapping[str, Tensor]) -> list
 SINGLE = [pytest.param(True, id="branch", marks=pytest.mark.full), pytest.param(False, id="gather")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("single", SINGLE)
 @torch.no_grad()
 def test_skipped_blocks_are_not_executed(single: bool, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_broken_folders(tmp_path: Path) -> None:
         load_deployed(tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet, factored", "vgg, factored"])
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

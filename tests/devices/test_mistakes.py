@@ -44,6 +44,7 @@ HARMLESS = {
 """What a GPU forgives: it takes such numbers from the CPU."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mover", INDICES)
 def test_an_index_on_the_cpu_is_seen(mover: str) -> None:
     file = mover.partition(" ")[0]
@@ -58,6 +59,7 @@ def test_measurements_on_the_cpu_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
         CASES["measuring: factors, offsets"](device)
 
 
+@pytest.mark.full
 def test_plans_on_the_device_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = directions.Decomposition.losses
     monkeypatch.setattr(directions.Decomposition, "losses", lambda self: losses(self).to(self.core))

@@ -145,6 +145,7 @@ def test_the_shipped_config_holds_all_published_keys_and_only_available_values()
     assert resolve(RlConfig(), ["--config_path", str(path)], prog="", description="").config.stage.reward_scale == 0.1
 
 
+@pytest.mark.full
 def test_the_tables_of_trained_networks_are_what_was_measured() -> None:
     tables = dict(all_tables(read_lines(ROOT / "benchmarks/results/converged.jsonl")))
     assert len(tables) >= 7
@@ -154,6 +155,7 @@ def test_the_tables_of_trained_networks_are_what_was_measured() -> None:
         assert title == "headline" or table.strip() in PAGES["docs/trained_networks.md"], title
 
 
+@pytest.mark.full
 def test_the_tables_of_cascades_are_what_was_measured() -> None:
     tables = dict(cascades(read_lines(ROOT / "benchmarks/results/cascade_arms.jsonl")))
     assert len(tables) == 6

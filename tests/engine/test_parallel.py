@@ -212,6 +212,7 @@ def test_without_batch_statistics_two_processes_are_one(tmp_path: Path) -> None:
     assert_close_runs(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("frozen_norms", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_one_process_is_interrupted_and_another_number_goes_on(frozen_norms: bool, tmp_path: Path) -> None:
     both(tmp_path, lambda: trained(tmp_path / "whole", Supervised, frozen_norms))

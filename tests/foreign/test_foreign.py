@@ -13,7 +13,7 @@ from tests.foreign.network import goes_all_the_way
 FAMILIES = (shared_layers, tokens, training, tasks, convolutions, wrapped)
 NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
-SLOW = {"compiled"}
+SLOW = {"compiled", "retinanet"}
 """Compiling takes a second."""
 
 

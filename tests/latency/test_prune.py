@@ -160,6 +160,7 @@ def _forms(pruned: hybridprune.Pruned) -> dict[str, str]:
     }
 
 
+@pytest.mark.full
 def test_two_budgets_are_both_kept(machine: Machine) -> None:
     pruned = cut("shortcuts", 0.8, target_flops=0.4)
     assert pruned.spec.latency is not None and pruned.spec.macs <= 0.4 * pruned.spec.dense_macs

@@ -32,6 +32,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in said
 
 
+@pytest.mark.full
 def test_mistake_exits_2_with_one_line(tmp_path: Path) -> None:
     done = run_forked("hybridprune.report", tmp_path, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -67,6 +67,7 @@ def test_networks_of_equal_cost_are_not_joined_nor_any_below_a_first_one_that_is
     assert best_cascade(found, {}, 2, 1004.0) is None
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("size", "budget"), [(2, 2500.0), (3, 4200.0), (2, 20_000.0)])
 def test_the_best_cascade_is_fitted_as_stage_3_does_and_each_half_judges_the_choice_of_the_other(
     size: int, budget: float

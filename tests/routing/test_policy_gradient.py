@@ -162,6 +162,7 @@ def exact_one_gate_gradient(
     return gate_gradient(net)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_the_mean_of_sampled_gradients_is_the_exact_gradient(baseline: str) -> None:
     net = three_gates()
@@ -276,6 +277,7 @@ def flip_by_hand(net: GatedNetwork, images: Tensor, route: Tensor, gate: Tensor,
     return other
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scaled", [False, True], ids=["unscaled", "scaled"])
 @pytest.mark.parametrize("flip_from", ["greedy", "sampled"])
 def test_counterfactual_credit_of_a_batch_spelt_out(flip_from: str, scaled: bool) -> None:

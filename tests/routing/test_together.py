@@ -86,6 +86,7 @@ def both(folder: Path, command: Callable[[], Any]) -> tuple[Any, Any]:
     return ended[0][1], ended[1][1]
 
 
+@pytest.mark.full
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     first, second = both(tmp_path, lambda: [trained(options) for options in OPTIONS])
     for options, one, other in zip(OPTIONS, first, second, strict=True):

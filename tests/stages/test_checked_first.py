@@ -15,6 +15,7 @@ from hybridprune.store.run_folder import RunFolder, RunSpec
 from tests.cli.tiny_runs import STAGES, folder_of, stage
 
 
+@pytest.mark.full
 def test_a_network_that_cannot_be_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     built, checked, result_dir, parent = NetworkSpec.build, RunFolder.check_weights, tmp_path / "results", ()

@@ -43,6 +43,7 @@ def widths(run: Path) -> dict[str, int]:
     return {n: m.out_channels for n, m in network.backbone.named_modules() if isinstance(m, nn.Conv2d)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["peel", pytest.param("adapruner", marks=pytest.mark.full)])
 def test_widths_are_multiples_and_the_budget_is_spent(method: str, parent: Path, tmp_path: Path) -> None:
     flags = ("--method", method, "--use_out_dependencies", "--target_flops", "0.5", "--round_to", "4")

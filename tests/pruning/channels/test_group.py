@@ -91,6 +91,7 @@ def test_a_sum_without_a_second_layer_counts_as_coupled() -> None:
     assert [g.name for g in groups_of(net, coupled=False)] == ["head.0"]
 
 
+@pytest.mark.full
 def test_padded_shortcuts_leave_the_inner_channels() -> None:
     groups = groups_of(PyramidNet(14, 4, 5, 12), 32)
     assert [g.name for g in groups] == [f"blocks.{i}.residual.conv1" for i in range(6)]

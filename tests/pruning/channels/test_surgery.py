@@ -130,6 +130,7 @@ def test_edits_rebuild_the_cut_network() -> None:
         assert torch.equal(logits(fresh, SIZE), logits(net, SIZE)), name
 
 
+@pytest.mark.full
 def test_a_second_cut_of_the_same_network() -> None:
     net = resnet()
     for seed in range(2):

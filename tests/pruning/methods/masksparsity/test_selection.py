@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -93,6 +94,7 @@ def test_a_budget_is_met_and_nothing_more_goes(seed: int, share: float) -> None:
         assert number == CHANNELS[group] or not budget.allows(space.cost(more))
 
 
+@pytest.mark.full
 @hypothesis.settings(max_examples=100)
 @hypothesis.given(seed=st.integers(0, 1000), share=st.floats(0.2, 0.9))
 def test_what_a_budget_takes_is_voted_out_where_the_budget_is_just_met(seed: int, share: float) -> None:

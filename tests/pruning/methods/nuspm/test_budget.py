@@ -29,6 +29,7 @@ def test_settling_meets_the_budget_and_moves_what_is_nearest(share: float) -> No
     assert settle(masked.masks, masked.space, target) == 0
 
 
+@pytest.mark.full
 def test_masks_within_two_percent_are_left_alone() -> None:
     masked = Masked(seed=1)
     macs = mask_macs(masked.masks, masked.space)
