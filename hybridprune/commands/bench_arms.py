@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hybridprune.commands.bench_rows import INT8, rows
 from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.deployment import deploy
-from hybridprune.deployment.cascade import RoutedModule
+from hybridprune.deployment.cascade import RoutedModule, decides
 from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.engine.modes import always_on
@@ -72,7 +72,7 @@ class Bench:
         for candidate in candidates:
             for form in self.forms:
                 if form in ENGINES and candidate.module is deployed:
-                    call = self._opened(form, exported(batch == 1 and isinstance(deployed, RoutedModule)))
+                    call = self._opened(form, exported(batch == 1 and decides(deployed)))
                 else:
                     call = self._call(candidate, form, images[0])
                 if call is not None:
@@ -82,7 +82,7 @@ class Bench:
             for name, (call, facts) in (("dense", self._dense_int8[engine]), ("deployed", own)):
                 arm = f"{name}/{INT8[engine]}"
                 arms[arm], more[arm] = call, facts
-        for candidate in candidates:
+        for candidate in candidates if "eager" in self.forms else ():
             more[f"{candidate.name}/eager"] = memory(candidate.module, images)
         found = self._times(arms, images)
         macs = {candidate.name: (candidate.macs, candidate.promised_macs) for candidate in candidates}
@@ -200,9 +200,10 @@ class _Executed(nn.Module):
         return self.net(images, mode="executed").logits
 
 
-def memory(module: nn.Module, images: Iterable[Tensor]) -> dict[str, int]:
-    """Bytes of the weights, and of the tensors alive at once in the forward pass of the images that need the most."""
-    activations = max(activation_bytes(module, each) for each in images)
+def memory(module: nn.Module, images: Sequence[Tensor]) -> dict[str, int]:
+    """Bytes of the weights, and of the tensors alive at once in the forward pass of the batch that needs the most."""
+    differ = isinstance(module, _Executed | RoutedModule)  # else one batch is like the other
+    activations = max(activation_bytes(module, each) for each in (images if differ else images[:1]))
     return {"weight_bytes": weight_bytes(module), "activation_bytes": activations}
 
 

@@ -59,6 +59,10 @@ def markdown(table: Mapping[str, Any]) -> str:
         accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
         speed, predicted = f"{row['images_per_second']:.0f}", f"{row['predicted_speedup']:.2f}"
         body.append((row["network"], row["form"], spread, speed, predicted, *gains, *memory, accuracy))
-    threads = f"{table['threads']} thread{'s' if table['threads'] > 1 else ''}"
     shown = Table(head, "llrrrrrrrr", body).markdown()
-    return f"batch {table['batch']}, {table['device']}, {threads}\n\n{shown}\n"
+    return f"batch {table['batch']}, {place(table)}\n\n{shown}\n"
+
+
+def place(table: Mapping[str, Any]) -> str:
+    """The device and the threads that a table was measured with."""
+    return f"{table['device']}, {table['threads']} thread{'s' if table['threads'] > 1 else ''}"

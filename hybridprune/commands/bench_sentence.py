@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybridprune.commands.bench_rows import INT8
+from hybridprune.commands.bench_rows import INT8, place
 
 
 def sentence(tables: Sequence[Mapping[str, Any]], dense: float, run: float) -> str:
@@ -15,10 +15,8 @@ def sentence(tables: Sequence[Mapping[str, Any]], dense: float, run: float) -> s
     helps it; int8, which costs accuracy, is left to the table.
     """
     speeds = ", ".join(_speed(table) for table in tables)
-    threads = tables[0]["threads"]
-    place = f"{tables[0]['device']}, {threads} thread{'s' if threads > 1 else ''}"
     return (
-        f"Deployed, its speed over that of the dense network is {speeds} on this machine ({place}); "
+        f"Deployed, its speed over that of the dense network is {speeds} on this machine ({place(tables[0])}); "
         f"accuracy {dense:.2%} -> {run:.2%}."
     )
 

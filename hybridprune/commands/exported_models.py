@@ -15,9 +15,8 @@ from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.data import EvalBatches
 from hybridprune.deployment import Deployed
 from hybridprune.deployment.agreement import Run, compare
-from hybridprune.deployment.cascade import DeployedCascade
+from hybridprune.deployment.cascade import decides
 from hybridprune.deployment.exported_engines import ENGINES
-from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.deployment.onnx import onnx_bytes
 from hybridprune.deployment.onnx_forms import OnnxModel, fastest_model, onnx_models
 from hybridprune.deployment.program import export_program, program_bytes
@@ -93,16 +92,9 @@ class Models:
         if not agreement.good:
             raise RunFailed(
                 f"{asked}: {engine} computes another network ({agreement}); not written. If it decides for each image, "
-                "another engine may do it right, or --harden leaves it without gates that never decide"
+                "another engine may do it right; --harden removes gates that never differ"
             )
         print(f"{engine} on {agreement.images} validation images: {agreement}")
-
-
-def decides(module: nn.Module) -> bool:
-    """Whether a deployed network asks gates which of its parts an image runs through."""
-    if isinstance(module, DeployedNetwork):
-        return any(module.step(i).decides for i in range(len(module.steps)))
-    return isinstance(module, DeployedCascade)
 
 
 def _first(batches: EvalBatches, batch_size: int) -> Iterator[Tensor]:

@@ -106,6 +106,13 @@ RoutedModule = DeployedNetwork | DeployedCascade
 """Deployed networks that decide for each image, and tell by ``route``."""
 
 
+def decides(module: nn.Module) -> bool:
+    """Whether a deployed network asks gates which of its parts an image runs through; hardened ones need not."""
+    if isinstance(module, DeployedNetwork):
+        return any(module.step(i).decides for i in range(len(module.steps)))
+    return isinstance(module, DeployedCascade)
+
+
 def _with_member(member: nn.Module, temperature: Tensor, share: float, images: Tensor, answer: Tensor) -> Tensor:
     return torch.lerp(answer, member(images).float() / temperature, share)
 

@@ -32,25 +32,26 @@ class ExportedEngine:
     """The contents of its files in int8, made of an ONNX model and of batches of training images."""
 
 
-ONNX_RUNTIME = ExportedEngine(
-    "ONNX Runtime",
-    "onnxruntime",
-    (".onnx",),
-    onnx.need_onnx,
-    onnx.need_onnx,
-    lambda content, metadata: (content,),
-    onnx.opened,
-    lambda content, calibration: (quantised(content, calibration),),
-)
-OPENVINO = ExportedEngine(
-    "OpenVINO",
-    "openvino",
-    (".xml", ".bin"),
-    openvino.need_openvino,
-    need_nncf,
-    openvino.converted,
-    openvino.opened,
-    quantised_openvino,
-)
-ENGINES = {"onnx": ONNX_RUNTIME, "openvino": OPENVINO}
+ENGINES = {
+    "onnx": ExportedEngine(
+        "ONNX Runtime",
+        "onnxruntime",
+        (".onnx",),
+        onnx.need_onnx,
+        onnx.need_onnx,
+        lambda content, metadata: (content,),
+        onnx.opened,
+        lambda content, calibration: (quantised(content, calibration),),
+    ),
+    "openvino": ExportedEngine(
+        "OpenVINO",
+        "openvino",
+        (".xml", ".bin"),
+        openvino.need_openvino,
+        need_nncf,
+        openvino.converted,
+        openvino.opened,
+        quantised_openvino,
+    ),
+}
 """The engines by the flag of export and the form of bench."""

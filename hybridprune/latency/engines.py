@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.deployment import deploy
-from hybridprune.deployment.exported_engines import ONNX_RUNTIME, OPENVINO, ExportedEngine
+from hybridprune.deployment.exported_engines import ENGINES, ExportedEngine
 from hybridprune.deployment.layer_variants import with_products
 from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes
 from hybridprune.deployment.onnx_forms import nothing_is_faster
@@ -148,7 +148,7 @@ def on_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
 
 
-EXPORTED = {engine.package: engine for engine in (ONNX_RUNTIME, OPENVINO)}
+EXPORTED = {engine.package: engine for engine in ENGINES.values()}
 
 
 def engine_of(name: str, device: torch.device) -> Engine:

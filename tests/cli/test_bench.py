@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hybridprune.commands.bench import FILE, _forms
-from hybridprune.commands.bench_arms import quantised_in
+from hybridprune.commands.bench_arms import _Executed, memory, quantised_in
 from hybridprune.commands.bench_rows import markdown, rows
 from hybridprune.commands.bench_sentence import sentence
 from hybridprune.commands.finished_run import FinishedRun
@@ -52,6 +53,22 @@ def test_speed_ups_are_over_the_dense_network_in_the_same_form() -> None:
     shown = markdown({"batch": 32, "device": "cpu", "threads": 2, "rows": table})
     assert "| rl | eager | 5.000 (2.500 to 10.000) | 6400 | 4.00 | 2.00 | 0.50 |  |  |  |" in shown
     assert "| deployed | int8 | 1.500 (0.750 to 3.000) | 21333 | 4.00 | 4.00 | 1.00 | 2.000 |  | 50.00% |" in shown
+
+
+class Copies(_Executed):
+    """As many copies of the images as their first value says: a network that some images need more of than others."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.repeat(int(images.flatten()[0]), 1)
+
+
+def test_memory_is_that_of_the_batch_that_needs_the_most() -> None:
+    batches = [torch.full((2, 5), float(copies)) for copies in (1, 3, 2)]
+    assert memory(Copies(), batches) == {"weight_bytes": 0, "activation_bytes": 3 * 2 * 5 * 4}
+    assert memory(nn.Linear(5, 4), batches) == {"weight_bytes": 4 * 24, "activation_bytes": 2 * 4 * 4}
 
 
 def test_the_sentence_compares_the_fastest_of_each() -> None:
