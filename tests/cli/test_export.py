@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -55,6 +56,8 @@ def test_a_run_is_exported(name: str, batch: int, results: Path, tmp_path: Path)
     assert_close(routed.logits, expected.logits)
 
     runtime = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    assert ("If" in kinds, "NonZero" in kinds) == (batch == 1, batch > 1)
     program = torch.export.load(tmp_path / "net.pt2").module()
     in_openvino = openvino.core().compile_model(tmp_path / "net.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for some, rows in zip(images.split(batch), torch.arange(2 * batch).split(batch), strict=True):
