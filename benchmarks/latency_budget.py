@@ -32,8 +32,8 @@ from hybridprune.curvature import likelihood_of
 from hybridprune.errors import UserError
 from hybridprune.latency.network_clock import DeployedClock
 from hybridprune.models.spec import NetworkSpec
-from hybridprune.pruning.budget.space import NS_PER_MS, Budget, Space
-from hybridprune.pruning.directions.space import DirectionCell
+from hybridprune.pruning.budget.space import NS_PER_MS, Budget
+from hybridprune.pruning.calibrate import random_cut
 from hybridprune.pruning.make_plan import make_plan
 from hybridprune.store.provenance import hardware
 from hybridprune.tables import Table
@@ -89,31 +89,12 @@ def predictions(net: nn.Module, how: LatencyTarget, method: str, plans: int) -> 
     predicted, realised, flops = [], [], []
     whole = plan.space.cost(plan.space.everything())
     for _ in range(plans):
-        kept = random_cut(plan.space, draw)
+        kept = random_cut(plan.space, draw.uniform(0.0, 1.0), draw)
         cost = plan.space.cost(kept)
         predicted.append(cost.ns / clock.dense_ns)
         realised.append(clock.read(plan.sketch(kept)).share)
         flops.append(cost.macs / whole.macs)
     return {"predicted": predicted, "realised": realised, "flops": flops, "dense_ms": clock.dense_ns / NS_PER_MS}
-
-
-def random_cut(space: Space, draw: np.random.Generator) -> list[int]:
-    """Kept units of each set: some plans cut much, some little, and each layer by its own share.
-
-    A layer whose directions are cut takes one of the forms that a plan would take: those faster than what it is.
-    """
-    low, kept = draw.uniform(0.0, 1.0), space.everything()
-    if not isinstance(space.cells[0], DirectionCell):
-        return [max(s.least, round(draw.uniform(low, 1.0) * len(s.scores))) for s in space.sets]
-    for cell in space.cells:
-        assert isinstance(cell, DirectionCell)
-        choices = cell.choices()
-        order = choices.ns.argsort(stable=True)
-        order = order[choices.ns[order] <= choices.ns[0]]  # the first is the layer as it is
-        choice = order[round(draw.uniform(low, 1.0) * (len(order) - 1))]
-        for place, units in zip(cell.sets, (choices.kept_in, choices.kept_out, choices.components), strict=False):
-            kept[place] = int(units[choice])
-    return kept
 
 
 def _clock(net: nn.Module, how: LatencyTarget, method: str) -> DeployedClock:

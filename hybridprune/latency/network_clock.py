@@ -92,6 +92,11 @@ class DeployedClock:
         return self._dense[1]
 
     @property
+    def seconds(self) -> float:
+        """Half of those for tables."""
+        return self.options.seconds / 2
+
+    @property
     def setting(self) -> Mapping[str, Any]:
         """The engine, batch, threads, hardware, and the number of points in the tables."""
         with threads_of(self.options.threads):

@@ -63,6 +63,11 @@ class NetworkClock(Protocol):
         ...
 
     @property
+    def seconds(self) -> float:
+        """Seconds that may be spent on timing a few whole networks, beside those for tables."""
+        ...
+
+    @property
     def setting(self) -> Mapping[str, Any]:
         """The engine, batch, threads, hardware, and the number of points in the tables."""
         ...

@@ -6,6 +6,7 @@ from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
 from hybridprune.progress_bar import Steps
 from hybridprune.pruning.budget.space import Budget
+from hybridprune.pruning.calibrate import calibrated
 from hybridprune.pruning.clock import NetworkClock
 from hybridprune.pruning.directions.layers import leaves_in_place, survey
 from hybridprune.pruning.directions.separation import SEPARABLE
@@ -31,7 +32,8 @@ def plan_directions(
 ) -> DirectionPlan:
     """Score all directions of the network; UserError if no layer is left to prune.
 
-    ``budget`` is what is to be met, if not a ratio of the directions goes. With a ``clock`` forms are chosen by time.
+    ``budget`` is what is to be met, if not a ratio of the directions goes. With a ``clock`` forms are chosen by time,
+    as whole networks have it.
     """
     found = survey(network.model, lambda: network.run(network.model, network.example), network.exclude)
     layers, failed = replaceable(network, found.layers)
@@ -81,7 +83,7 @@ def plan_directions(
         price=FormPrice.of_budget(budget),
     )
 
-    return DirectionPlan(
+    plan = DirectionPlan(
         network=network,
         allocation=allocation,
         left_alone={**left_alone, **unmeasured},
@@ -95,3 +97,4 @@ def plan_directions(
         # The metric is that of the whole layer's output, which a layer cut before has in other coordinates.
         metrics={x.name: factors[x.name].gradient_factor for x in layers if x.rotate_out is None},
     )
+    return plan if clock is None else calibrated(plan, clock)

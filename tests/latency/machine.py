@@ -34,6 +34,8 @@ class Machine:
     """One of a 1x1 convolution or a product."""
     wholes: float = 1.0
     """What lies beyond the layers: a factor on all times of networks of more than `LAYERS` operations."""
+    crowded: float = 0.0
+    """Nanoseconds more of each operation of such a network."""
     timed: list[str] = field(default_factory=list)
 
     def __call__(self, arms: Arms) -> dict[str, Latency]:
@@ -44,7 +46,9 @@ class Machine:
         """Milliseconds of one call."""
         with _Watch(self) as watch:
             run()
-        return watch.ns * (self.wholes if watch.operations > LAYERS else 1.0) / 1e6
+        if watch.operations > LAYERS:
+            return (watch.ns * self.wholes + watch.operations * self.crowded) / 1e6
+        return watch.ns / 1e6
 
     def of(self, kind: str, args: Sequence[Any], out: Any) -> float:
         """Nanoseconds of one operation."""

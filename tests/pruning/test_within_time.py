@@ -71,6 +71,7 @@ class FakeClock:
     drift: Callable[[int], float] = lambda number: 1.0
     """The machine is slower by this factor, all of it, at each reading."""
     dense_ns: int = DENSE_NS
+    seconds: float = 1.0
     setting: Mapping[str, Any] = field(
         default_factory=lambda: {"engine": "eager", "batch": 4, "threads": 1, "hardware": "none", "points": 3}
     )
