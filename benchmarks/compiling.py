@@ -1,9 +1,9 @@
-"""After how many steps of training compiling is paid back: the trial of ``--compile auto``, whatever it is expected to give.
+"""After how many steps of training compiling is paid back, by the trial of ``--compile auto``.
 
     python -m benchmarks.compiling [--width 16] [--stage 1] [--batch 128] [--threads N]
 
-Twice: with nothing compiled before, and with what the compiler keeps on disk of the first time. Each time it prints what
-the trial of a run says.
+Twice: with nothing compiled before, and with what the compiler has kept on disk of the first time. What is printed is
+what a training says, whose trial is made whatever is expected of it.
 """
 
 from __future__ import annotations

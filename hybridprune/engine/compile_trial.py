@@ -91,11 +91,11 @@ class Trial:
             if self._shape is None:
                 self._shape, self._course = shape, self._plan(shape)
                 self._advance(None)
-            if self._next == REHEARSAL:
+            self._usual = shape == self._shape
+            if self._next == REHEARSAL and json_from_first(lambda usual=self._usual: usual):
                 fetching = self.clock() - self._started
                 self._advance(self._rehearsed(lambda batch=batch: rehearse(batch)))
                 self._started = self.clock() - fetching
-            self._usual = shape == self._shape
             self.switch.on = self._usual and self._next == COMPILED
             yield batch
 
@@ -107,7 +107,7 @@ class Trial:
     def stepped(self) -> None:
         """A step has ended."""
         self.left -= 1
-        if self._course is not None:
+        if self._course is not None and self._next != REHEARSAL:
             self._advance(self.clock() - self._started if self._usual else None)
 
     def _advance(self, seconds: float | None) -> None:
