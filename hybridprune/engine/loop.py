@@ -81,9 +81,8 @@ class Loop:
         try:
             with self._norms(batch), without_trace(self.descent.net, self.descent.device):
                 self._loss(forward, batch)[0].backward()
-        finally:
+        finally:  # the next step begins without gradients
             self.objective.load_state_dict(state)
-            self.descent.optimizer.zero_grad(set_to_none=True)
 
     def read(self) -> dict[str, float]:
         """The means so far, by name; it waits for the device. RunFailed if the loss is not finite."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridprune.batch import Batch
@@ -149,6 +149,7 @@ def test_steps_that_compiled_are_no_faster_are_not_compiled_again(capsys: pytest
     assert lines(capsys)[1].endswith(f"the {1000 - TRIAL} left are not compiled") and "no steps save" not in ran
 
 
+@settings(max_examples=40)
 @given(
     st.floats(0.1, 10), st.floats(0.01, 20), st.floats(0, 500), st.integers(0, 400),
     st.none() | st.builds(Cost, st.floats(0, 500), st.floats(0.1, 2)),
