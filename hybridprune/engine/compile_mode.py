@@ -1,4 +1,4 @@
-"""What ``--compile`` asks for: nothing, all of a training, or what pays."""
+"""The choices of ``--compile``: nothing of a training, all of it, or what pays."""
 
 from __future__ import annotations
 

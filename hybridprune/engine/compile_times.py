@@ -1,4 +1,4 @@
-"""What compiling took and saved before, on disk: a file for all networks that one machine trained in one way."""
+"""Costs of compiling on disk, as measured: a file for all networks that one machine trained in one way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CompileTimes:
 
     @staticmethod
     def of(net: nn.Module, device: torch.device, **how: str) -> CompileTimes:
-        """Those of trainings on ``device``, ``how`` being what else tells them from other ones."""
+        """The costs in trainings on ``device``, ``how`` being what else tells these from other ones."""
         software = {name: version for name, version in versions().items() if name in ("hybridprune", "python", "torch")}
         return CompileTimes(net, {"hardware": hardware(device), "versions": software, **how}, default_cache())
 

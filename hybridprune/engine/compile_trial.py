@@ -24,7 +24,7 @@ Shape = tuple[tuple[int, ...], ...]
 
 
 class Cost(NamedTuple):
-    """What compiling takes, and what it leaves of a step."""
+    """Seconds that compiling takes, and the share of a step that it leaves."""
 
     seconds: float
     share: float
@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
 
 class Known(Protocol):
-    """What was measured before."""
+    """Costs that were measured before."""
 
     def expected(self, shape: Shape) -> Cost | None:
         """The cost of compiling for batches of this shape; None if nothing is known."""
