@@ -19,7 +19,7 @@ from tests.processes import run_forked
 pytestmark = pytest.mark.full
 
 STAGES = {
-    "gumbel": ("rl", "--estimator", "gumbel", "--epochs", "1"),
+    "pruned": ("prune", "--kd_weight", "0.5"),
     "rollouts": ("rl", "--rl_warmup", "0", "--target_flops", "0.55"),
     "routes of rollouts": ("rl", "--batchnorm", "trained", "--rl_warmup", "0", "--epochs", "1"),
 }
@@ -58,9 +58,8 @@ def test_what_pays_by_earlier_runs_is_compiled_on_the_way(results: Path) -> None
     """Another network on this machine compiled at once, and its steps took next to no time."""
     how = {"precision": "fp32", "tf32": "False", "loss": "Supervised"}
     CompileTimes.of(nn.Linear(1, 1), torch.device("cpu"), **how).keep(((1,),), Cost(0.0, 0.1))
-    flags = "--kd_weight", "0.5", "--epochs_start", "4", "--epochs_end", "4"
-    plain, _ = train("prune", "plain", *flags)
-    auto, messages = train("prune", "auto", *flags, "--compile", "auto", TORCHINDUCTOR_CACHE_DIR="kernels")
+    plain, _ = train("sp", "plain", "--epochs", "4")
+    auto, messages = train("sp", "auto", "--epochs", "4", "--compile", "auto", TORCHINDUCTOR_CACHE_DIR="kernels")
     tried, measured = (line for line in messages.splitlines() if line.startswith("compile auto: "))
     assert tried.endswith("s and to leave 10% of a step: compiling") and "compiling took" in measured
     assert len(list(Path("kernels").rglob("*.so"))) > 10, "more than the probe's"

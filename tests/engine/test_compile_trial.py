@@ -112,7 +112,7 @@ def test_what_pays_is_compiled_to_the_end(capsys: pytest.CaptureFixture[str]) ->
     known = Known(Cost(100.0, 0.5))
     ran = Machine().train(300, known)
     assert ran == "e" * (WARM_UP + STEPS) + "c" + "ec" * STEPS + "c" * (300 - TRIAL)
-    assert known.kept == [Cost(pytest.approx(100.0), pytest.approx(0.5))]
+    assert known.kept == [pytest.approx((100.0, 0.5))]
     decided, measured = lines(capsys)
     assert "289 steps of 1 s" in decided and "100.0 s and to leave 50%" in decided and decided.endswith(": compiling")
     assert "took 100.0 s, which 200 steps save" in measured and "the 272 left are compiled" in measured
