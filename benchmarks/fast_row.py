@@ -145,7 +145,7 @@ class Settings:
                 "scheduler_params": {"0": 0.02, "0.1": 1, "1": 0},
                 "label_smoothing": 0.1,
                 "ema_decay": 0.995,
-                "compile": self("COMPILE", "1") == "1",
+                "compile": "on" if self("COMPILE", "1") == "1" else "off",
             }
             cut = {
                 **common,

@@ -108,7 +108,7 @@ class Loops:
                     epochs=1,
                     device=self.device,
                     log_interval=50,
-                    compile=self.compile,
+                    compile="on" if self.compile else "off",
                     gate_grad_norm=1.0 if frozen_norms else None,
                     train_mode=nn.Module.eval if frozen_norms else nn.Module.train,
                 )

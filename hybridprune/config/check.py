@@ -106,7 +106,10 @@ def check(o: Option, value: Any, source: str) -> Any:
     elif typing.get_origin(base) is tuple:
         value = _names(value, source)
     elif type(value) is not base:
-        hint = " (without quotes)" if isinstance(value, str) and base is not str else ""
+        if base is str and isinstance(metadata["choices"], tuple):
+            hint = f", one of {', '.join(metadata['choices'])}"
+        else:
+            hint = " (without quotes)" if isinstance(value, str) and base is not str else ""
         raise UserError(f"{source} {told}: must be {_article(kind_name(o))}{hint}")
     if metadata["choices"] is not None and value not in metadata["choices"]:
         listed = ", ".join(str(choice) for choice in metadata["choices"])

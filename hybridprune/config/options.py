@@ -44,6 +44,7 @@ def option(
     key: str | None = None,
     choices: Collection[Any] | None = None,
     aliases: Mapping[Any, Any] | None = None,
+    bare: str | None = None,
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
@@ -57,6 +58,7 @@ def option(
 
     ``key`` is its name in config.json and ``flags`` are its names on the command line (default: the field's name).
     Values lie in ``[low, high]`` and strictly above ``above``; ``aliases`` maps other spellings to a choice.
+    ``bare`` is what the flag means without a value (None: it needs one).
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
     ``follows`` names an earlier option of the same concern, and gives for its value the default that goes with it.
     ``names`` is where its names are found; one that says what is imported is taken from a flag, not from a file.
@@ -70,6 +72,7 @@ def option(
         "key": key,
         "choices": choices,
         "aliases": aliases or {},
+        "bare": bare,
         "low": low,
         "high": high,
         "above": above,
@@ -266,7 +269,15 @@ class AveragingOptions(Checked):
 class CompileOptions(Checked):
     """Stages whose step is one forward pass."""
 
-    compile: bool = option(False, "torch.compile the network for training (pays on long runs only)")
+    compile: str = option(
+        "off",
+        "torch.compile the network for training: on, off, or auto (once steps are timed, if that is expected to take "
+        "less time than it saves; rounding, and so the last bits of a result, depend on when)",
+        choices=("off", "on", "auto"),
+        bare="on",
+        identity=False,
+        measured="results.md#when-compiling-pays",
+    )
 
 
 @dataclass(frozen=True)
@@ -965,10 +976,10 @@ class RlConfig:
 
     def contradictions(self) -> Iterator[str]:
         """The contradictions between two concerns."""
-        if self.stage.train == "gates" and self.stage.estimator == "reinforce" and self.compiler.compile:
+        if self.stage.train == "gates" and self.stage.estimator == "reinforce" and self.compiler.compile != "off":
             yield (
-                "--compile: with --train gates all rollouts skip blocks, which does not compile; leave it out, or use "
-                "--estimator gumbel"
+                f"--compile {self.compiler.compile}: with --train gates all rollouts skip blocks, which does not "
+                "compile; leave it out, or use --estimator gumbel"
             )
         if self.cascade.routing == "cascade":
             if self.stage.target_flops is None:

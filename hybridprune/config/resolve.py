@@ -166,7 +166,8 @@ def _parser(options: list[Option], prog: str, description: str, config_path: str
         if o.kind is bool:
             group.add_argument(*spellings, action=argparse.BooleanOptionalAction, **common)
         else:
-            group.add_argument(*spellings, metavar=kind_name(o).upper(), **common)
+            optional = {} if o.metadata["bare"] is None else {"nargs": "?", "const": o.metadata["bare"]}
+            group.add_argument(*spellings, metavar=kind_name(o).upper(), **optional, **common)
     parser.flags = frozenset(parser._option_string_actions)
     return parser
 

@@ -13,26 +13,49 @@ from tqdm import tqdm
 from hybridprune.processes import is_first
 
 
-def compiled(run: Callable[..., Any], device: torch.device) -> Any:
-    """``run`` compiled or, where the compiler of ``device`` is missing or broken, as it is, which one line says.
+class Switch:
+    """A network or a function that runs as it is or, once `compile` was called and while it is ``on``, compiled."""
 
-    It is a network or a function.
-    """
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
+        self._compiled = run
+        self.on = False
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return (self._compiled if self.on else self._run)(*args, **options)
+
+    def compile(self) -> None:
+        """Have a compiled form, which is compiled when it is called, and be ``on``."""
+        self._compiled = torch.compile(self._run)
+        self.on = True
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether there is a compiler for ``device`` that works; one line says why not."""
     try:
         torch.compile(_probe)(torch.ones(8, device=device))
     except Exception as error:  # whatever the back end raises
-        if is_first():
-            reason = _first_sentence(str(error)) or type(error).__name__
-            tqdm.write(f"warning: --compile is left out, torch.compile does not work here: {reason}", file=sys.stderr)
-        return run
-    return torch.compile(run)
+        say(f"warning: --compile is left out, torch.compile does not work here: {reason(error)}")
+        return False
+    return True
+
+
+def compiled(run: Callable[..., Any], device: torch.device) -> Any:
+    """``run``, a network or a function, compiled or, where nothing compiles for ``device``, as it is."""
+    return torch.compile(run) if compiles(device) else run
+
+
+def say(line: str) -> None:
+    """Tell the user, once, beside any progress bar."""
+    if is_first():
+        tqdm.write(line, file=sys.stderr)
+
+
+def reason(error: Exception) -> str:
+    """An error in one line: the first one of its message; and the next one as well where it only announces that."""
+    lines = str(error).strip().splitlines()[:2]
+    return " ".join(lines if lines and lines[0].endswith(":") else lines[:1]) or type(error).__name__
 
 
 def _probe(x: Tensor) -> Tensor:
     return (x + 1).relu().sum()
-
-
-def _first_sentence(message: str) -> str:
-    """The first line; and the next one as well where it only announces that."""
-    lines = message.strip().splitlines()[:2]
-    return " ".join(lines if lines and lines[0].endswith(":") else lines[:1])

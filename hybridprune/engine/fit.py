@@ -20,7 +20,9 @@ from hybridprune.ambient import reseed, seeded
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, TrainBatches
 from hybridprune.engine.batchnorm import synchronised
-from hybridprune.engine.compiler import compiled
+from hybridprune.engine.compile_mode import arranged
+from hybridprune.engine.compile_times import CompileTimes
+from hybridprune.engine.compiler import Switch
 from hybridprune.engine.curves import Curves
 from hybridprune.engine.descent import Descent
 from hybridprune.engine.divergence import check_losses
@@ -71,7 +73,10 @@ class Fit(Generic[N]):
     log_interval: int
     save_every: float = 0.0
     """Minutes after which the state is saved within an epoch; 0: only between epochs."""
-    compile: bool = False
+    compile: str = "off"
+    """Whether ``switch`` is compiled: ``off``, ``on`` or ``auto``."""
+    switch: Switch | None = None
+    """What the objective learns from; by default it is passes through ``net``."""
     lr_factor: float = 1.0
     """This training's learning rate over that of ``optim``; not part of the saved state."""
     frozen: Collection[str] = ()
@@ -147,7 +152,10 @@ class Fit(Generic[N]):
             synchronised(self.net) if self.sync_batchnorm else nullcontext(),
         ):
             passes = Precision.of(self.optim.precision, self.device)
-            forward = passes(compiled(self.net, self.device) if self.compile else self.net)
+            switch = self.switch or Switch(self.net)
+            forward = passes(switch if self.switch is None else self.net)
+            left = (self.epochs - progress.epoch) * len(self.batches) - progress.step
+            self._loop.trial = arranged(self.compile, switch, self.device, self._compile_times, left)
 
             def wish() -> int:
                 due = 0 < 60 * self.save_every <= time.monotonic() - self._saved
@@ -167,6 +175,10 @@ class Fit(Generic[N]):
         if (warning := check_losses(losses, progress.best_epoch, self._remedy)) is not None and is_first():
             print(warning, file=sys.stderr)
         return progress
+
+    def _compile_times(self) -> CompileTimes:
+        how = {"precision": self.optim.precision, "tf32": str(self.optim.tf32), "loss": type(self.objective).__name__}
+        return CompileTimes.of(self.net, self.device, **how)
 
     def _validation_losses(self, progress: Progress) -> list[tuple[int, float | None]]:
         """Epochs of this training and their validation losses, None where one is not finite; no others are told.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from hybridprune.data import Batch
 from hybridprune.engine.batchnorm import average_statistics
+from hybridprune.engine.compile_trial import Trial
 from hybridprune.engine.descent import Descent
-from hybridprune.engine.modes import norms_at_rest
+from hybridprune.engine.modes import norms_at_rest, without_trace
 from hybridprune.engine.objective import Objective, Pass
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import RunFailed
@@ -40,6 +45,8 @@ class Loop:
     """Of the loss and of what the objective logs, since they were last set back."""
     done: int = 0
     """Steps so far."""
+    trial: Trial | None = None
+    """Decides, step by step, what runs compiled."""
 
     def __call__(self, forward: Pass, batches: Iterable[Batch], start: int = 0) -> Iterator[int]:
         """A step for each of the ``batches``, the first of which is step ``start``; gives how many are done.
@@ -47,18 +54,35 @@ class Loop:
         ``forward`` runs the network on what the objective hands to it.
         """
         self.done = start
+        if self.trial is not None:
+            batches = self.trial.timed(batches, partial(self._rehearse, forward))
         for batch in batches:
-            passes, place = divmod(self.done, self.per_pass)
-            with norms_at_rest(self.descent.net) if self._rests(batch) else nullcontext():
-                loss, metrics = self.objective(forward, batch, passes + place / self.per_pass)
+            with self._norms(batch):
+                loss, metrics = self._loss(forward, batch)
                 # Until the gradient is there: checkpointing runs parts of the network once more.
                 self.descent.step(loss, batch.weight, self.done)
             self.means.add({"loss": loss.detach(), **metrics}, batch.weight)
             self.done += 1
+            if self.trial is not None:
+                self.trial.stepped()
             yield self.done
 
-    def _rests(self, batch: Batch) -> bool:
-        return self.lone_at_rest and images_in(batch.images) == 1
+    def _loss(self, forward: Pass, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        passes, place = divmod(self.done, self.per_pass)
+        return self.objective(forward, batch, passes + place / self.per_pass)
+
+    def _norms(self, batch: Batch) -> AbstractContextManager[None]:
+        rests = self.lone_at_rest and images_in(batch.images) == 1
+        return norms_at_rest(self.descent.net) if rests else nullcontext()
+
+    def _rehearse(self, forward: Pass, batch: Batch) -> None:
+        """The passes of the next step, forward and backward, and nothing of what they change."""
+        state = copy.deepcopy(self.objective.state_dict())
+        try:
+            with self._norms(batch), without_trace(self.descent.net, self.descent.device):
+                self._loss(forward, batch)[0].backward()
+        finally:  # the next step begins without gradients
+            self.objective.load_state_dict(state)
 
     def read(self) -> dict[str, float]:
         """The means so far, by name; it waits for the device. RunFailed if the loss is not finite."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,6 +49,19 @@ def norms_at_rest(net: nn.Module) -> Iterator[None]:
         for norm in norms:
             norm.training = False
         yield
+
+
+@contextmanager
+def without_trace(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, ``net`` may be run: afterwards its buffers, and torch's generators, are as they were."""
+    before = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, kept in before:
+                    buffer.copy_(kept)
 
 
 def take_modes(net: nn.Module, original: nn.Module) -> nn.Module:

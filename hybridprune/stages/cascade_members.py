@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hybridprune.config import RlConfig
-from hybridprune.engine.compiler import compiled
+from hybridprune.engine.compiler import Switch
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.modes import kept_modes
 from hybridprune.engine.parallel import gather
@@ -76,10 +76,10 @@ def train_members(
     options, config, device = given.config.stage, given.config, given.device
     net, policy = cast(Cascade, candidate.net), cast(Cascade, given.net)
     precision = Precision.of(config.optim.precision, device)
-    own = precision(net.own_logits)
+    own = Switch(precision(net.own_logits))
     objective = MemberTraining(
         policy=policy.eval(),
-        learn_from=compiled(own, device) if config.compiler.compile else own,
+        learn_from=own,
         teach=precision(policy.own_logits),
         kd_shares=kd_shares_of(len(net.members), config.cascade.kd_small, config.cascade.kd_large).to(device),
         temperature=options.kd_temperature,
@@ -107,6 +107,8 @@ def train_members(
         device=device,
         log_interval=config.run.log_interval,
         save_every=config.run.save_every,
+        compile=config.compiler.compile,
+        switch=own,
         frozen=[name for name, _ in net.named_parameters() if name.startswith(("gate.", *shared))],
         train_mode=_train if options.batchnorm == "trained" else nn.Module.eval,
         sync_batchnorm=config.optim.sync_batchnorm,

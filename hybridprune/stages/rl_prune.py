@@ -11,7 +11,7 @@ from torch import nn
 
 from hybridprune.config import Invocation, RlConfig
 from hybridprune.data import EvalBatches
-from hybridprune.engine.compiler import compiled
+from hybridprune.engine.compiler import Switch
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.objective import Objective
@@ -26,7 +26,7 @@ from hybridprune.routing.gumbel import GumbelRouting
 from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.policy_gradient import PolicyGradient
 from hybridprune.routing.price import Price
-from hybridprune.routing.rollout import rollout
+from hybridprune.routing.rollout import Rollout, rollout
 from hybridprune.stages.cascade import run_cascade
 from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import say, show_plan
@@ -136,7 +136,7 @@ def _training(
     """The training of this stage; validation tells ``price`` what share of the FLOPs is spent."""
     config, options, net, images = setup.config, setup.config.stage, setup.gated, setup.images
     # Where the backbone learns from rollouts there is no other pass to compile.
-    rollouts = config.compiler.compile and options.estimator == "reinforce" and options.batchnorm == "frozen"
+    rollouts = Switch(rollout) if options.estimator == "reinforce" and options.batchnorm == "frozen" else None
 
     def validate(candidate: GatedNetwork) -> Validation:
         found = score(candidate, images.validation())
@@ -146,7 +146,7 @@ def _training(
     return Fit(
         run=folder,
         net=net,
-        objective=_objective(setup, price, distillation, compile_rollouts=rollouts),
+        objective=_objective(setup, price, distillation, learn_from=rollouts or rollout),
         batches=images.training("rl"),
         validate=validate,
         optim=config.optim,
@@ -154,7 +154,8 @@ def _training(
         device=setup.device,
         log_interval=config.run.log_interval,
         save_every=config.run.save_every,
-        compile=config.compiler.compile and not rollouts,
+        compile=config.compiler.compile,
+        switch=rollouts,
         frozen=[name for name, _ in net.named_parameters() if name.startswith("backbone.")]
         if options.train == "gates"
         else (),
@@ -166,7 +167,7 @@ def _training(
 
 
 def _objective(
-    setup: StageSetup[RlConfig], price: Price, distillation: Distillation | None, compile_rollouts: bool
+    setup: StageSetup[RlConfig], price: Price, distillation: Distillation | None, learn_from: Callable[..., Rollout]
 ) -> Objective:
     """The estimator that was asked for."""
     config, options, device = setup.config, setup.config.stage, setup.device
@@ -175,7 +176,6 @@ def _objective(
     images, seed = len(setup.images.dataset.train), config.run.seed
     if options.estimator == "gumbel":
         return GumbelRouting(terms, images=images, seed=seed)
-    learn_from = compiled(rollout, device) if compile_rollouts else rollout
     return PolicyGradient(setup.gated, terms, images=images, seed=seed, learn_from=learn_from)
 
 

@@ -48,13 +48,17 @@ def test_the_settings_are_those_of_the_head() -> None:
         assert config.optim.precision == "bf16" and config.optim.channels_last and config.data.dataset == "cifar100"
         if isinstance(config, SpConfig):
             assert (config.data.batch_size, config.stage.epochs, config.loss.label_smoothing) == (512, 40, 0.1)
-            assert config.optim.scheduler_id == "cosine" and config.averaging.ema_decay > 0 and config.compiler.compile
+            assert (
+                config.optim.scheduler_id == "cosine"
+                and config.averaging.ema_decay > 0
+                and config.compiler.compile == "on"
+            )
             assert config.stage.rate_penalty == 0
             sp.append(config.network.depth)
         else:
             assert isinstance(config, PruneConfig)
             assert (config.stage.epochs_start, config.stage.epochs_end, config.stage.kd_weight) == (8, 8, 0.7)
-            assert not config.compiler.compile
+            assert config.compiler.compile == "off"
             cut.append((config.network.depth, config.cut.target_flops))
     assert sp == [20, 32] and cut == [(20, 0.25e9), (32, 0.51e9)]
     joined = Settings({}).cascade(networks)

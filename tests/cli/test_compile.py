@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from hybridprune.engine.compile_times import CompileTimes
+from hybridprune.engine.compile_trial import Cost
 from tests.cli.tiny_runs import DIGITS, OWN, SCRIPTS, folder_of
 from tests.processes import run_forked
 
@@ -16,7 +20,6 @@ pytestmark = pytest.mark.full
 
 STAGES = {
     "pruned": ("prune", "--kd_weight", "0.5"),
-    "gumbel": ("rl", "--estimator", "gumbel", "--epochs", "1"),
     "rollouts": ("rl", "--rl_warmup", "0", "--target_flops", "0.55"),
     "routes of rollouts": ("rl", "--batchnorm", "trained", "--rl_warmup", "0", "--epochs", "1"),
 }
@@ -33,7 +36,10 @@ def train(which: str, name: str, *flags: str, **env: str) -> tuple[list[dict[str
     return [json.loads(line) for line in lines], done.stderr
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", STAGES)
 def test_a_compiled_stage_trains_what_it_trains_without(name: str, results: Path) -> None:
     which, *flags = STAGES[name]
@@ -45,6 +51,20 @@ def test_a_compiled_stage_trains_what_it_trains_without(name: str, results: Path
     for one, other in zip(compiled[1:], plain[1:], strict=True):  # nothing is trained before the first
         for quantity in ("train_loss", "validation_loss"):
             assert one[quantity] == pytest.approx(other[quantity], rel=1e-3), (one["epoch"], quantity)
+
+
+@needs_compiler
+def test_what_pays_by_earlier_runs_is_compiled_on_the_way(results: Path) -> None:
+    """Another network on this machine compiled at once, and its steps took next to no time."""
+    how = {"precision": "fp32", "tf32": "False", "loss": "Supervised"}
+    CompileTimes.of(nn.Linear(1, 1), torch.device("cpu"), **how).keep(((1,),), Cost(0.0, 0.1))
+    plain, _ = train("sp", "plain", "--epochs", "4")
+    auto, messages = train("sp", "auto", "--epochs", "4", "--compile", "auto", TORCHINDUCTOR_CACHE_DIR="kernels")
+    tried, measured = (line for line in messages.splitlines() if line.startswith("compile auto: "))
+    assert tried.endswith("s and to leave 10% of a step: compiling") and "compiling took" in measured
+    assert len(list(Path("kernels").rglob("*.so"))) > 10, "more than the probe's"
+    for one, other in zip(auto[1:], plain[1:], strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
 
 
 def test_without_a_compiler_a_stage_trains_all_the_same(results: Path) -> None:

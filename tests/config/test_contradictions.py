@@ -25,7 +25,7 @@ def _resolve(default: SpConfig | RlConfig, flags: str) -> SpConfig | RlConfig:
         (SpConfig, "--epochs 0", "--epochs 0", ("--weights", "at least 1")),
         (RlConfig, "--train gates --batchnorm trained", "--batchnorm trained", ("--batchnorm frozen",)),
         (RlConfig, "--train gates --kd_weight 0.5", "--kd_weight", ("--estimator gumbel",)),
-        (RlConfig, "--train gates --compile", "--compile", ("--estimator gumbel",)),
+        (RlConfig, "--train gates --compile", "--compile on", ("--estimator gumbel",)),
         (RlConfig, "--gate_start subset", "--gate_start subset", ("--target_flops",)),
         (RlConfig, "--target_flops 0.5 --alpha 0", "--alpha 0", ("positive",)),
         (RlConfig, "--routing cascade --target_flops 0.5", "--routing cascade", ("--members RUN,RUN",)),
@@ -78,8 +78,8 @@ def test_what_goes_together(make: type[SpConfig] | type[RlConfig], flags: str) -
         (lambda: RoutingOptions(gate_start="subset"), "RoutingOptions: gate_start subset: .* give target_flops"),
         (lambda: RoutingOptions(target_flops=0.5, reward_scale=0), "RoutingOptions: reward_scale 0: .* positive start"),
         (
-            lambda: RlConfig(stage=RoutingOptions(train="gates"), compiler=CompileOptions(compile=True)),
-            "RlConfig: compile: with train gates .* use estimator gumbel",
+            lambda: RlConfig(stage=RoutingOptions(train="gates"), compiler=CompileOptions(compile="on")),
+            "RlConfig: compile on: with train gates .* use estimator gumbel",
         ),
     ],
 )

@@ -198,6 +198,8 @@ BAD_VALUES: list[tuple[Config, str, Any, str]] = [
     (SpConfig(), "scheduler_id", 4, "must be a text"),
     (SpConfig(), "scheduler_id", "stairs", "did you mean stair?"),
     (SpConfig(), "precision", "float16", "must be one of fp32, bf16, fp16"),
+    (SpConfig(), "compile", True, "must be a text, one of off, on, auto"),
+    (SpConfig(), "compile", "yes", "must be one of off, on, auto"),
     (SpConfig(), "scheduler_params", [0.5, 0.1], "must map shares of the epochs"),
     (SpConfig(), "scheduler_params", {"0.5": "0.1"}, "must map shares of the epochs"),
     (SpConfig(), "scheduler_params", {"0.5": True}, "must map shares of the epochs"),

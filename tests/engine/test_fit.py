@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hybridprune.config import OptimOptions
 from hybridprune.data import Batch, LabelledImages, TrainBatches
+from hybridprune.engine import compile_trial
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.evaluate import evaluate, evaluate_routes
 from hybridprune.engine.fit import Fit
@@ -190,6 +191,35 @@ def test_the_first_best_weights_on_validation_are_kept(scores: list[float], best
 def test_equal_runs_are_bit_identical(whole: Path, tmp_path: Path) -> None:
     resume(tmp_path / "again")
     assert_same_run(whole, tmp_path / "again")
+
+
+def test_a_trial_of_compiling_changes_nothing_and_is_made_again_after_a_resume(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "compile", lambda run: run)
+    monkeypatch.setattr(compile_trial, "WARM_UP", 1)
+    monkeypatch.setattr(compile_trial, "STEPS", 1)
+    monkeypatch.setattr(compile_trial, "pays", lambda *_: True)
+    with pytest.raises(Interrupted):
+        resume(tmp_path / "auto", on_step((1, 0), ctrl_c), compile="auto")
+    resume(tmp_path / "auto", compile="auto")
+    assert_same_run(whole, tmp_path / "auto")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compile auto: ")]
+    # After two steps each, the first time of all twelve, the second time of what was left.
+    assert "10 steps of" in told[0] and f"{12 - 5 - 2} steps of" in told[2] and len(told) == 4
+    assert len(list((tmp_path / "cache/hybridprune/compiling").iterdir())) == 1
+
+
+@pytest.mark.parametrize("mode", ["off", "on"])
+def test_what_learns_is_compiled_from_the_start_or_never(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda run: compiled.append(run) or run)
+    fit = make_fit(tmp_path, compile=mode, epochs=1)
+    fit(Progress(), None)
+    assert compiled[1:] == ([fit.net] if mode == "on" else []), "after the probe"
 
 
 def test_train_mode_is_the_stages_choice(tmp_path: Path) -> None:

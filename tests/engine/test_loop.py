@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from hybridprune.curvature import CROSS_ENTROPY
 from hybridprune.data import Batch
+from hybridprune.engine import compile_trial
+from hybridprune.engine.compile_trial import Cost, Trial
+from hybridprune.engine.compiler import Switch
 from hybridprune.engine.descent import Descent
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.loop import Loop
@@ -114,6 +118,51 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step() -> None:
     with pytest.raises(RunFailed, match=r"^the loss is not finite at epoch 2, step 2; do better$"):
         for _ in steps_of(loop, poisoned):
             loop.read()
+
+
+class Known:
+    def expected(self, shape: object) -> Cost | None:
+        return None
+
+    def keep(self, shape: object, cost: Cost) -> None:
+        assert cost.share == 1
+
+
+class Counting(LikelihoodLoss):
+    """A loss that depends on how often it was asked for."""
+
+    asked: int = 0
+
+    def __call__(self, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        object.__setattr__(self, "asked", self.asked + 1)
+        loss, metrics = super().__call__(*args)
+        return loss * self.asked, metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "asked", state["asked"])
+
+
+def test_a_trial_of_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of BatchNorm, masks of dropout, what the loss remembers and gradients are those without it."""
+    monkeypatch.setattr(torch, "compile", lambda run: run)
+    monkeypatch.setattr(compile_trial, "WARM_UP", 1)
+    monkeypatch.setattr(compile_trial, "STEPS", 1)
+    monkeypatch.setattr(compile_trial, "pays", lambda *_: True)
+    found = []
+    for tried in (False, True):
+        net = network().append(nn.Dropout(0.5))
+        loop = a_loop(net)
+        loop.objective = Counting(CROSS_ENTROPY)
+        switch, clock, known = Switch(net), itertools.count().__next__, Known()
+        if tried:
+            loop.trial = Trial(switch, STEPS, known, clock, lambda: True)
+        torch.manual_seed(2)
+        assert len(list(loop(switch, BATCHES))) == STEPS and loop.objective.asked == STEPS
+        found.append((bits(net), loop.read()))
+    assert found[0] == found[1] and loop.trial is not None and loop.trial.over
 
 
 @pytest.mark.parametrize("rests", [True, False])

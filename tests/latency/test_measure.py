@@ -75,7 +75,7 @@ def test_a_file_of_other_hardware_is_not_used_whatever_its_name(tmp_path: Path) 
     elsewhere.tables([FLAT], "forms")
     (file,) = tmp_path.glob("*.json")
     key = here.key(FLAT, "forms")
-    shutil.copy(file, here.cache._path(key))
+    shutil.copy(file, here.cache._records.path(key))
     assert here.cache.read(key) is None and here.cache.read(elsewhere.key(FLAT, "forms")) is not None
 
 
