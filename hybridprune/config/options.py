@@ -591,8 +591,11 @@ class SparsityOptions(Checked):
         high=0.95,
         source="Lee et al. 2024",
     )
-    rni_shift: float = option(
-        3.0, "rni: the b of its regulariser; larger values push weaker channels only", source="Suteu & Guo 2022"
+    rni_shift: float | None = option(
+        None,
+        "rni: the b of its regulariser; larger values push weaker channels only (default: the published 3, or 0 in a "
+        "network with residual sums)",
+        source="Suteu & Guo 2022",
     )
 
 

@@ -25,7 +25,7 @@ from hybridprune.pruning.channels import (
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
 from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
-from hybridprune.pruning.left_alone import COSTS, listed
+from hybridprune.pruning.left_alone import COSTS, JOINED, listed
 from hybridprune.pruning.measure import differentiable, measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
@@ -110,7 +110,8 @@ def _target(
     space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)
-    return Target(network.model, groups, space, budget, removed, network.seed)
+    residual = JOINED in found.left_alone.values() or any(group.coupled for group in groups)
+    return Target(network.model, groups, space, budget, removed, network.seed, residual)
 
 
 def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:

@@ -33,6 +33,8 @@ class Target:
     """The channels that were selected to go; empty before the selection."""
     seed: int = 0
     """Of what is drawn at random."""
+    residual: bool = False
+    """Whether sums join some of its channels, as in a ResNet; also where these may not go."""
 
 
 @dataclass(frozen=True)
