@@ -548,6 +548,12 @@ class SparsityOptions(Checked):
         choices=("auto", "parent", "scratch"),
         source="Lee et al. 2024, scratch",
     )
+    sparse_lr: float | None = option(
+        None,
+        "learning rate of these trainings (default: lr, that of the fine-tuning)",
+        above=0,
+        source="Jiang et al. 2022",
+    )
     sparsity_weight: float | None = option(
         None, "weight of the regulariser in them (default: the method's published one)", low=0, source="Liu et al. 2017"
     )
@@ -571,6 +577,13 @@ class SparsityOptions(Checked):
         None,
         "masksparsity without a budget: the largest that goes (default: |gamma| of 0.01, energy of 1e-4)",
         low=0,
+        source="Jiang et al. 2022",
+    )
+    mask_final: str = option(
+        "auto",
+        "masksparsity: what goes after the second training: threshold (what is then at most the threshold, by the vote "
+        "again), mask (what was chosen before it), or auto (threshold without a budget, else mask)",
+        choices=("auto", "threshold", "mask"),
         source="Jiang et al. 2022",
     )
     alpha_mac: float = option(
@@ -649,8 +662,9 @@ class PruneOptions(Checked):
     )
     recipe: str = option(
         "default",
-        "values of lr and kd_weight: default (distillation from the dense parent) or published (that of EigenDamage: "
-        "lr 0.02, without distillation). A flag's recipe goes before the keys of a file, and flags before all",
+        "values of lr and kd_weight: default (distillation from the dense parent), published (that of EigenDamage: "
+        "lr 0.02, without distillation) or masksparsity (of its authors: also 40 epochs). A flag's recipe goes before "
+        "the keys of a file, and flags before all",
         choices=tuple(RECIPES),
         measured="results.md#networks-that-others-trained-to-the-end",
     )

@@ -58,8 +58,10 @@ def plan_channels(
     """Score all channels of the network; UserError if no group is left to prune."""
     groups, left_alone = found = _groups(network, method, options)
     removal = wish.removed
-    if removal is None and method.sparsity is not None and method.sparsity.select is not None:
-        removal = method.sparsity.select(_target(network, method, options, found, wish.budget, {}), wish.options)
+    if method.sparsity is not None:
+        select = method.sparsity.select if removal is None else method.sparsity.select_again
+        if select is not None:
+            removal = select(_target(network, method, options, found, wish.budget, removal or {}), wish.options)
     statistics = _statistics(network, groups, method, options, curvature) if removal is None else None
     unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in unmeasured]

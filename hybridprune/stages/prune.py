@@ -199,6 +199,13 @@ class _Trainer(Trainer[GatedNetwork]):
             f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {self.epochs} epochs"
         )
 
+    def _lr_factor(self, phase: Phase, compression: float) -> float:
+        """The learning rate of a phase over ``lr``."""
+        options, sparse_lr = self.setup.config.optim, self.setup.config.sparsity.sparse_lr
+        if phase.sparse is None:
+            return self.cutting.lr_factor(phase.cut, compression)
+        return 1.0 if sparse_lr is None else sparse_lr / options.lr
+
     def _fit(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> Fit[GatedNetwork]:
         setup, config, phase = self.setup, self.setup.config, self.phases[number]
         options, images, cost = config.stage, setup.images, setup.cost
@@ -224,7 +231,7 @@ class _Trainer(Trainer[GatedNetwork]):
             sync_batchnorm=config.optim.sync_batchnorm,
             # Towards sparsity it is the last weights that count.
             ema_decay=0.0 if phase.sparse else config.averaging.ema_decay,
-            lr_factor=self.cutting.lr_factor(phase.cut, compression),
+            lr_factor=self._lr_factor(phase, compression),
             frozen=rotation_parameters(model) if options.fix_rotation else (),
             extra_state={"edits": [edit.to_json() for edit in setup.spec.network.edits], "cut": state.to_json()},
             drive=drive,

@@ -42,7 +42,7 @@ def first_and_last(run: Path, phase: int) -> tuple[dict[str, Any], dict[str, Any
 def test_masksparsity_trains_twice_from_the_parent_and_cuts_what_was_voted(finished: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text("{}")  # without a budget: the threshold decides, here one that some scales are below
-    flags = ("--method", "masksparsity", "--mask_threshold", "0.97", "--sparsity_weight", "0.02")
+    flags = ("--method", "masksparsity", "--mask_threshold", "0.97", "--sparsity_weight", "0.02", "--sparse_lr", "0.08")
     done = start(finished, tmp_path, *flags, "--config_path", str(config))
     assert done.returncode == 0, done.stderr
     run = folder_of(tmp_path, "prune")
@@ -53,6 +53,9 @@ def test_masksparsity_trains_twice_from_the_parent_and_cuts_what_was_voted(finis
     validations = [{k: v for k, v in r.items() if k.startswith("validation")} for r in (parent, again)]
     assert validations[0] == validations[1] and len(validations[0]) > 1
     assert result["gap"]["before"] == {name: trained[f"validation_{name}"] for name in ("accuracy", "loss")}
+    for phase, lr in ((0, 0.08), (1, 0.08), (2, 0.02)):
+        assert max(r["lr"] for r in records(run) if r["phase"] == phase and "lr" in r) <= lr
+        assert any(r.get("lr", 0) > 0.5 * lr for r in records(run) if r["phase"] == phase)
     # What is cut is the last weights of these trainings, so only those of the fine-tuning are averaged.
     assert {r["phase"] for r in records(run) if "validation_averaged_accuracy" in r} == {2}
     assert result["gap"]["after"]["loss"] != result["gap"]["before"]["loss"]

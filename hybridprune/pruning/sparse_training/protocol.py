@@ -65,6 +65,8 @@ class Sparsity:
     """Turns what ``prepare`` made into plain layers again, in place; the function of the network stays the same."""
     select: Callable[[Target, SparsityOptions], Removal | None] | None = None
     """Selects from a concluded network in the place of scores and allocation; None where these decide."""
+    select_again: Callable[[Target, SparsityOptions], Removal] | None = None
+    """Selects what is cut from the network that ``after`` has left; by default what was selected before it goes."""
     keeps: str | None = None
     """The name of the files of a run (.safetensors and .json, its specification) in which the network stays as it was
     trained, before ``conclude``."""

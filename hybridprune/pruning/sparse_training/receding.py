@@ -28,7 +28,7 @@ class Setting(NamedTuple):
         return Setting(1e-4, 0.0) if residual else Setting(1e-3, 3.0)
 
     def or_given(self, weight: float | None, b: float | None) -> Setting:
-        """These numbers, but for those that somebody gave."""
+        """A setting of the given numbers, with its own where one is None."""
         return Setting(self.weight if weight is None else weight, self.b if b is None else b)
 
 
