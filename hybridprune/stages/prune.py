@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hybridprune.config import Invocation, PruneConfig
+from hybridprune.engine.curves import Curves
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit
@@ -37,6 +40,7 @@ from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.within_time import told
 from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import name_configuration, say, show_plan
+from hybridprune.stages.cut_curves import cut_points
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
@@ -98,6 +102,8 @@ def _prune(
             folder.write_json("spec.json", setup.spec.to_json())
         trainer = _Trainer(folder, cutting, pipeline.phases, distillation, setup, progress, saved)
         trainer.place(setup.gated)
+        if saved is None:
+            trainer.add_curves(setup.gated, 0)
         try:
             net, state = pipeline.run(trainer, setup.gated, state, start=progress.phase, resumed=saved is not None)
         except UserError:
@@ -178,12 +184,25 @@ class _Trainer(Trainer[GatedNetwork]):
             fit.save(self.progress)
             self.folder.write_json("spec.json", spec.to_json())
             self._tell(phase, state)
+            if phase.sparse is None:
+                self.add_curves(model, phase.cut + 1)
         self.progress, self.saved = fit(self.progress, self.saved), None
         if phase.sparse is None:
             load_selected(model, self.folder)
         elif (name := self.cutting.sparsity.keeps) is not None:
             self.folder.save_weights(f"{name}.safetensors", model)
             self.folder.write_json(f"{name}.json", spec.to_json())
+
+    def add_curves(self, model: GatedNetwork, cuts: int) -> None:
+        """Add a point after so many cuts to the curves of tensorboard, in the first process."""
+        if is_first():
+            setup, size = self.setup, self.setup.spec.input_size
+            images = torch.zeros(setup.config.latency.batch, 3, size, size, device=setup.device)
+            if setup.images.channels_last:
+                images = images.to(memory_format=torch.channels_last)
+            points = cut_points(model, unpruned(setup.spec.gated), images)
+            with Curves(self.folder.path / "tb") as curves:
+                curves.add({**points, "cut/flops": setup.cost.backbone_macs / self.cutting.dense["macs"]}, cuts)
 
     def _tell(self, phase: Phase, state: CutState) -> None:
         cost, dense = self.setup.cost, self.cutting.dense
