@@ -123,12 +123,13 @@ class DataOptions(Checked):
     dataset: str = option(
         "tree",
         "tree (image folders under data_dir, decoded once into memory), imagefolder (the same or ImageNet's, streamed: "
-        "random resized crops), cifar10, cifar100 (torchvision's files) or digits (embedded)",
+        "random resized crops), cifar10, cifar100, svhn, svhn-extra (torchvision's files; extra: 531,131 more training "
+        "images) or digits (embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
     resize: int = option(32, "height and width of the network's input in pixels", low=8, high=LARGEST_INPUT)
-    download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
+    download: bool = option(False, "let torchvision download the set it reads into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
     num_workers: int = option(
         4,
@@ -788,6 +789,14 @@ class RoutingOptions(Checked):
         choices=("parent", "subset"),
         measured="dynamic.md",
     )
+    gate_sharpen: float = option(
+        1.0,
+        "reinforce, gumbel: a temperature that divides the gates' logits once, before training, e.g. 0.05 after stages "
+        "with --gating soft: their probabilities become nearly 0 or 1, and greedy decisions stay (1: as they are)",
+        above=0,
+        high=1,
+        source="Wang et al. 2018, code",
+    )
     price_step: float = option(
         0.02,
         "step of that adaptation: change of log(reward_scale) at 100 % excess",
@@ -919,6 +928,11 @@ class RoutingOptions(Checked):
             )
         if self.target_flops is None and self.gate_start == "subset":
             yield "--gate_start subset: needs the budget that it has to meet; give --target_flops as well"
+        if self.gate_start == "subset" and self.gate_sharpen != 1:
+            yield (
+                f"--gate_sharpen {self.gate_sharpen}: is for the parent's gates, which --gate_start subset teaches "
+                "anew; leave one of them out"
+            )
         if self.target_flops is not None and self.reward_scale == 0:
             yield "--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1"
 
@@ -993,7 +1007,7 @@ class RlConfig:
             if self.parent.checkpoint_file is not None:
                 yield "--checkpoint_file: a cascade starts from its --members; leave it out"
             blocks, members = RoutingOptions(), self.stage.train == "members"
-            for name in ("estimator", "gate_start", *(() if members else ("train", "batchnorm"))):
+            for name in ("estimator", "gate_start", "gate_sharpen", *(() if members else ("train", "batchnorm"))):
                 if (value := getattr(self.stage, name)) != getattr(blocks, name):
                     yield f"--{name} {value}: is for gates at blocks; leave it out with --routing cascade"
             if self.cascade.trunk and not members:
