@@ -158,6 +158,7 @@ def test_gates_start_from_a_subset_that_meets_the_budget(parent: Path) -> None:
     assert started["target"]["macs"] == pytest.approx(0.8 * started["dense"]["macs"])
 
 
+@pytest.mark.full
 def test_gates_are_sharpened_once_before_they_learn(parent: Path) -> None:
     flags = ("--train", "gates", "--gate_sharpen", "0.05", "--epochs", "1", "--lr", "1e-12")
     fine_tune(parent, *flags)

@@ -26,4 +26,4 @@ def test_points_are_of_each_layer_and_of_the_whole() -> None:
         p.numel() for p in unpruned.backbone.parameters()
     )
     untouched = {name for name, value in points.items() if name.startswith("ratio/") and value == 1}
-    assert "ratio/linear" in untouched and len(untouched) == len([n for n in points if n.startswith("ratio/")]) - 3
+    assert "ratio/classifier" in untouched and len(untouched) == len([n for n in points if n.startswith("ratio/")]) - 3
