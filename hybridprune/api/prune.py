@@ -123,7 +123,8 @@ def prune(
             the pruned module.
         kd_weight: share of the loss of this training that is distilled from ``model``; by default that of stage 2, 0.7,
             and 0 where ``loss`` is a function.
-        sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``.
+        sparsity: of a method that trains towards sparsity before it cuts; these trainings, too, are SGD at ``lr``,
+            unless its ``sparse_lr`` says otherwise.
         latency: batch, threads and engine of ``target_latency``.
         seed: of the sampled targets, of new weights, and of what else is drawn from torch's own generators (dropout, a
             loader that shuffles by them); afterwards these go on as before.
@@ -263,13 +264,14 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
 
     def train(self, model: nn.Module, number: int, state: CutState, drive: Drive | None) -> None:
         """Towards sparsity."""
-        self.fine_tune(model, self.sparsity.sparse_epochs, drive=drive)
+        self.fine_tune(model, self.sparsity.sparse_epochs, lr=self.sparsity.sparse_lr, drive=drive)
 
-    def fine_tune(self, model: nn.Module, epochs: float, **options: Any) -> None:
+    def fine_tune(self, model: nn.Module, epochs: float, lr: float | None = None, **options: Any) -> None:
         """Train by the task's loss; the other options are those of `finetune`."""
         task, device = self.batches.task, self.batches.device
         common: dict[str, Any] = {"likelihood": task.likelihood, "forward": task.output}
-        finetune(model, self.batches, epochs=epochs, lr=self.lr, device=device, **common, **options)
+        lr = self.lr if lr is None else lr
+        finetune(model, self.batches, epochs=epochs, lr=lr, device=device, **common, **options)
 
 
 def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:

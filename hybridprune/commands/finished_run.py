@@ -44,7 +44,9 @@ class Parser(CommandParser):
         )
         self.add_argument("--data_dir", help="where the images lie now (default: where they lay in training)")
         self.add_argument("--cache_dir", help="folder for decoded images (default: the user's cache)")
-        self.add_argument("--download", action="store_true", help="fetch cifar10 or cifar100 if it is not there")
+        self.add_argument(
+            "--download", action="store_true", help="fetch a set that torchvision reads, if it is not there"
+        )
         self.add_argument("--device", default="auto", help="of the network, default: %(default)s")
 
 

@@ -126,12 +126,13 @@ class DataOptions(Checked):
     dataset: str = option(
         "tree",
         "tree (image folders under data_dir, decoded once into memory), imagefolder (the same or ImageNet's, streamed: "
-        "random resized crops), cifar10, cifar100 (torchvision's files) or digits (embedded)",
+        "random resized crops), cifar10, cifar100, svhn, svhn-extra (torchvision's files; extra: 531,131 more training "
+        "images) or digits (embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
     resize: int = option(32, "height and width of the network's input in pixels", low=8, high=LARGEST_INPUT)
-    download: bool = option(False, "let torchvision download cifar10 or cifar100 into data_dir", identity=False)
+    download: bool = option(False, "let torchvision download the set it reads into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
     num_workers: int = option(
         4,
@@ -559,6 +560,12 @@ class SparsityOptions(Checked):
         choices=("auto", "parent", "scratch"),
         source="Lee et al. 2024, scratch",
     )
+    sparse_lr: float | None = option(
+        None,
+        "learning rate of these trainings (default: lr, that of the fine-tuning)",
+        above=0,
+        source="Jiang et al. 2022",
+    )
     sparsity_weight: float | None = option(
         None, "weight of the regulariser in them (default: the method's published one)", low=0, source="Liu et al. 2017"
     )
@@ -584,6 +591,13 @@ class SparsityOptions(Checked):
         low=0,
         source="Jiang et al. 2022",
     )
+    mask_final: str = option(
+        "auto",
+        "masksparsity: what goes after the second training: threshold (what is then at most the threshold, by the vote "
+        "again), mask (what was chosen before it), or auto (threshold without a budget, else mask)",
+        choices=("auto", "threshold", "mask"),
+        source="Jiang et al. 2022",
+    )
     alpha_mac: float = option(
         0.5,
         "nuspm: weight of the squared distance of the masks' share of the FLOPs from the budget's (times 3.73^2, which "
@@ -596,14 +610,17 @@ class SparsityOptions(Checked):
     )
     nuclear_interval: int = option(1, "nuspm: steps between two decompositions of the filters", low=1, measured=STAGE_2)
     freeze_at: float = option(
-        0.7,
-        "nuspm: share of sparse_epochs after which the masks do not change any more",
+        0.722,
+        "nuspm: share of sparse_epochs after which the masks do not change any more; the published 65 of 90 epochs",
         above=0,
         high=0.95,
         source="Lee et al. 2024",
     )
-    rni_shift: float = option(
-        3.0, "rni: the b of its regulariser; larger values push weaker channels only", source="Suteu & Guo 2022"
+    rni_shift: float | None = option(
+        None,
+        "rni: the b of its regulariser; larger values push weaker channels only (default: the published 3, or 0 in a "
+        "network with residual sums)",
+        source="Suteu & Guo 2022",
     )
 
 
@@ -657,8 +674,9 @@ class PruneOptions(Checked):
     )
     recipe: str = option(
         "default",
-        "values of lr and kd_weight: default (distillation from the dense parent) or published (that of EigenDamage: "
-        "lr 0.02, without distillation). A flag's recipe goes before the keys of a file, and flags before all",
+        "values of lr and kd_weight: default (distillation from the dense parent), published (that of EigenDamage: "
+        "lr 0.02, without distillation) or masksparsity (of its authors: also 40 epochs). A flag's recipe goes before "
+        "the keys of a file, and flags before all",
         choices=tuple(RECIPES),
         measured="results.md#networks-that-others-trained-to-the-end",
     )
@@ -781,6 +799,14 @@ class RoutingOptions(Checked):
         "blocks for target_flops, and are undecided about those at its edge)",
         choices=("parent", "subset"),
         measured="dynamic.md",
+    )
+    gate_sharpen: float = option(
+        1.0,
+        "reinforce, gumbel: a temperature that divides the gates' logits once, before training, e.g. 0.05 after stages "
+        "with --gating soft: their probabilities become nearly 0 or 1, and greedy decisions stay (1: as they are)",
+        above=0,
+        high=1,
+        source="Wang et al. 2018, code",
     )
     price_step: float = option(
         0.02,
@@ -913,6 +939,11 @@ class RoutingOptions(Checked):
             )
         if self.target_flops is None and self.gate_start == "subset":
             yield "--gate_start subset: needs the budget that it has to meet; give --target_flops as well"
+        if self.gate_start == "subset" and self.gate_sharpen != 1:
+            yield (
+                f"--gate_sharpen {self.gate_sharpen}: is for the parent's gates, which --gate_start subset teaches "
+                "anew; leave one of them out"
+            )
         if self.target_flops is not None and self.reward_scale == 0:
             yield "--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1"
 
@@ -987,7 +1018,7 @@ class RlConfig:
             if self.parent.checkpoint_file is not None:
                 yield "--checkpoint_file: a cascade starts from its --members; leave it out"
             blocks, members = RoutingOptions(), self.stage.train == "members"
-            for name in ("estimator", "gate_start", *(() if members else ("train", "batchnorm"))):
+            for name in ("estimator", "gate_start", "gate_sharpen", *(() if members else ("train", "batchnorm"))):
                 if (value := getattr(self.stage, name)) != getattr(blocks, name):
                     yield f"--{name} {value}: is for gates at blocks; leave it out with --routing cascade"
             if self.cascade.trunk and not members:

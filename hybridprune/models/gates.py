@@ -53,6 +53,13 @@ class Gate(nn.Module):
         for layer in self.scores():
             layer.bias.add_(by)
 
+    @torch.no_grad()
+    def sharpen(self, temperature: float) -> None:
+        """Divide every logit by ``temperature`` from now on: below 1, probabilities go towards 0 and 1."""
+        for layer in self.scores():
+            layer.weight.div_(temperature)
+            layer.bias.div_(temperature)
+
 
 class RecurrentGate(Gate):
     """SkipNet's recurrent gate (Wang et al. 2018, section 3.1): one LSTM cell shared by all gates.

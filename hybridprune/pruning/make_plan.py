@@ -31,9 +31,9 @@ def make_plan(
 ) -> Plan:
     """Score all units of the network by the method that the options name; UserError if it could cut nothing.
 
-    ``clock`` tells the times of a budget that bounds them. ``removed`` is what an earlier plan selected on this
-    network, which then decides alone. A method that selects by itself raises InfeasibleBudget here, and not when the
-    plan is asked to allocate.
+    ``clock`` tells the times of a budget that bounds them. ``removed`` is what an earlier plan selected, which
+    then decides alone unless the method selects again. A method that selects by itself raises InfeasibleBudget here,
+    and not when the plan is asked to allocate.
     """
     method = find(options.method)
     allocation = _allocation(method, options)

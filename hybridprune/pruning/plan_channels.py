@@ -25,7 +25,7 @@ from hybridprune.pruning.channels import (
 from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
 from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
-from hybridprune.pruning.left_alone import COSTS, listed
+from hybridprune.pruning.left_alone import COSTS, JOINED, listed
 from hybridprune.pruning.measure import differentiable, measure_factors
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
@@ -58,8 +58,10 @@ def plan_channels(
     """Score all channels of the network; UserError if no group is left to prune."""
     groups, left_alone = found = _groups(network, method, options)
     removal = wish.removed
-    if removal is None and method.sparsity is not None and method.sparsity.select is not None:
-        removal = method.sparsity.select(_target(network, method, options, found, wish.budget, {}), wish.options)
+    if method.sparsity is not None:
+        select = method.sparsity.select if removal is None else method.sparsity.select_again
+        if select is not None:
+            removal = select(_target(network, method, options, found, wish.budget, removal or {}), wish.options)
     statistics = _statistics(network, groups, method, options, curvature) if removal is None else None
     unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in unmeasured]
@@ -110,7 +112,8 @@ def _target(
     space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)
-    return Target(network.model, groups, space, budget, removed, network.seed)
+    residual = JOINED in found.left_alone.values() or any(group.coupled for group in groups)
+    return Target(network.model, groups, space, budget, removed, network.seed, residual)
 
 
 def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:

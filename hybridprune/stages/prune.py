@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from hybridprune.config import Invocation, PruneConfig
+from hybridprune.engine.curves import Curves
 from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit
@@ -37,6 +40,7 @@ from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.within_time import told
 from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import name_configuration, say, show_plan
+from hybridprune.stages.cut_curves import cut_points
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
@@ -98,6 +102,8 @@ def _prune(
             folder.write_json("spec.json", setup.spec.to_json())
         trainer = _Trainer(folder, cutting, pipeline.phases, distillation, setup, progress, saved)
         trainer.place(setup.gated)
+        if saved is None:
+            trainer.add_curves(setup.gated, 0)
         try:
             net, state = pipeline.run(trainer, setup.gated, state, start=progress.phase, resumed=saved is not None)
         except UserError:
@@ -178,12 +184,25 @@ class _Trainer(Trainer[GatedNetwork]):
             fit.save(self.progress)
             self.folder.write_json("spec.json", spec.to_json())
             self._tell(phase, state)
+            if phase.sparse is None:
+                self.add_curves(model, phase.cut + 1)
         self.progress, self.saved = fit(self.progress, self.saved), None
         if phase.sparse is None:
             load_selected(model, self.folder)
         elif (name := self.cutting.sparsity.keeps) is not None:
             self.folder.save_weights(f"{name}.safetensors", model)
             self.folder.write_json(f"{name}.json", spec.to_json())
+
+    def add_curves(self, model: GatedNetwork, cuts: int) -> None:
+        """Add a point after so many cuts to the curves of tensorboard, in the first process."""
+        if is_first():
+            setup, size = self.setup, self.setup.spec.input_size
+            images = torch.zeros(setup.config.latency.batch, 3, size, size, device=setup.device)
+            if setup.images.channels_last:
+                images = images.to(memory_format=torch.channels_last)
+            points = cut_points(model, unpruned(setup.spec.gated), images)
+            with Curves(self.folder.path / "tb") as curves:
+                curves.add({**points, "cut/flops": setup.cost.backbone_macs / self.cutting.dense["macs"]}, cuts)
 
     def _tell(self, phase: Phase, state: CutState) -> None:
         cost, dense = self.setup.cost, self.cutting.dense
@@ -198,6 +217,13 @@ class _Trainer(Trainer[GatedNetwork]):
             f"cut {phase.cut + 1}/{self.cutting.cuts}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
             f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {self.epochs} epochs"
         )
+
+    def _lr_factor(self, phase: Phase, compression: float) -> float:
+        """The learning rate of a phase over ``lr``."""
+        options, sparse_lr = self.setup.config.optim, self.setup.config.sparsity.sparse_lr
+        if phase.sparse is None:
+            return self.cutting.lr_factor(phase.cut, compression)
+        return 1.0 if sparse_lr is None else sparse_lr / options.lr
 
     def _fit(self, model: GatedNetwork, number: int, state: CutState, drive: Drive | None) -> Fit[GatedNetwork]:
         setup, config, phase = self.setup, self.setup.config, self.phases[number]
@@ -224,7 +250,7 @@ class _Trainer(Trainer[GatedNetwork]):
             sync_batchnorm=config.optim.sync_batchnorm,
             # Towards sparsity it is the last weights that count.
             ema_decay=0.0 if phase.sparse else config.averaging.ema_decay,
-            lr_factor=self.cutting.lr_factor(phase.cut, compression),
+            lr_factor=self._lr_factor(phase, compression),
             frozen=rotation_parameters(model) if options.fix_rotation else (),
             extra_state={"edits": [edit.to_json() for edit in setup.spec.network.edits], "cut": state.to_json()},
             drive=drive,

@@ -84,6 +84,7 @@ def run(invocation: Invocation[RlConfig]) -> dict[str, Any] | None:
         progress, state = saved_progress(folder)
         if state is None:
             folder.check_weights(setup.spec, net)
+            net.gate.sharpen(options.gate_sharpen)
         price = _price(setup, budget, starts=state is None)
         progress = _training(setup, folder, score, price, distillation)(progress, state)
         load_selected(net, folder)

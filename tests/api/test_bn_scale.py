@@ -82,7 +82,7 @@ def test_a_seed_is_of_the_filters_and_of_the_gammas(digits: Dataset) -> None:
 
 def test_every_norm_is_bounded_and_weak_importances_recede(digits: Dataset) -> None:
     nets = [
-        train(digits, "resnet8-w8", "rni", reg_weight=weight, **{**QUICK, "epochs": epochs})[0]
+        train(digits, "resnet8-w8", "rni", reg_weight=weight, b=3, **{**QUICK, "epochs": epochs})[0]
         for weight, epochs in ((20.0, 2), (0.0, 2), (0.0, 0))
     ]
     norms = [m for m in nets[0].modules() if isinstance(m, SigmoidBatchNorm2d)]
@@ -157,6 +157,8 @@ def test_the_protocol_is_the_published_one(
         lambda: train(digits, "vgg11-w2", "ucs", device="cpu"),
         lambda: train(digits, "vgg11-w2", "slimming", device="cpu"),
         lambda: train(digits, "vgg11-w2", "rni", reg_weight=0.5, b=1.5, device="cpu"),
+        lambda: train(digits, "vgg11-w2", "rni", device="cpu"),
+        lambda: train(digits, "resnet8-w2", "rni", device="cpu"),
         lambda: prune_finetune(receded[0], digits, "rni", device="cpu"),
     ):
         run()
@@ -166,13 +168,15 @@ def test_the_protocol_is_the_published_one(
             [1, 1, 0.1, 0.1, 0.01, 0.01]
         )
         assert options.get("momentum", 0.9) == 0.9
-    assert epochs == [2] * 4  # batches of 64 of 108 images
+    assert epochs == [2] * 6  # batches of 64 of 108 images
     drives = [options["drive"] for options in calls]
     assert drives[0] is None and not drives[1].lr_factors and not drives[1].undecayed
-    assert len(drives[2].lr_factors) == 8 and len(drives[3].lr_factors) == 9  # every norm: 8 of the VGG, 9 here
+    assert len(drives[2].lr_factors) == 8 and len(drives[5].lr_factors) == 9  # every norm: 8 of the VGG, 9 here
     assert all(set(d.lr_factors.values()) == {10.0} and set(d.undecayed) == set(d.lr_factors) for d in drives[2:])
     assert (drives[2].pressure._weight, drives[2].pressure._b, len(drives[2].pressure._gammas)) == (0.5, 1.5, 8)
-    assert drives[3].pressure._gammas == []  # fine-tuning has no regulariser
+    assert [(d.pressure._weight, d.pressure._b) for d in drives[3:5]] == [(1e-3, 3.0), (1e-4, 0.0)]
+    assert drives[1].pressure._weight == 1e-5
+    assert drives[5].pressure._gammas == []  # fine-tuning has no regulariser
 
 
 def test_statistics_are_those_of_the_cut_network(

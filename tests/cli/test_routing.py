@@ -158,6 +158,22 @@ def test_gates_start_from_a_subset_that_meets_the_budget(parent: Path) -> None:
     assert started["target"]["macs"] == pytest.approx(0.8 * started["dense"]["macs"])
 
 
+@pytest.mark.full
+def test_gates_are_sharpened_once_before_they_learn(parent: Path) -> None:
+    flags = ("--train", "gates", "--gate_sharpen", "0.05", "--epochs", "1", "--lr", "1e-12")
+    fine_tune(parent, *flags)
+    before, after = (
+        {name: value for name, value in read_tensors(run / "model.safetensors").items() if name.startswith("gate.")}
+        for run in (folder_of(parent, "sp"), folder_of(Path("out"), "rl"))
+    )
+    assert before.keys() == after.keys() and any(name.startswith("gate.score.") for name in before)
+    for name, value in before.items():
+        sharpened = value / 0.05 if name.startswith("gate.score.") else value
+        torch.testing.assert_close(after[name], sharpened, msg=name)
+    first = json.loads((folder_of(Path("out"), "rl") / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["validation_accuracy"] > 0.1  # greedy decisions are those of the parent
+
+
 def test_a_subset_needs_a_budget(parent: Path) -> None:
     _, message = fine_tune(parent, "--gate_start", "subset", code=2)
     assert "--gate_start subset" in message and "--target_flops" in message

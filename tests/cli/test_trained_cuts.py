@@ -12,6 +12,7 @@ from hybridprune.errors import RunFailed
 from hybridprune.stages import prune
 from tests import ROOT
 from tests.cli.tiny_runs import DIGITS, SCRIPTS, Result, assert_refused, folder_of, run_here, weights
+from tests.engine.test_curves import points
 
 SHORT = ("--sparse_epochs", "2", "--epochs_start", "1", "--epochs_end", "1", "--lr", "0.02", "--ema_decay", "0.8")
 JOINED = ("--use_out_dependencies", "--prune_ratio_limit", "0.75")
@@ -42,7 +43,7 @@ def first_and_last(run: Path, phase: int) -> tuple[dict[str, Any], dict[str, Any
 def test_masksparsity_trains_twice_from_the_parent_and_cuts_what_was_voted(finished: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text("{}")  # without a budget: the threshold decides, here one that some scales are below
-    flags = ("--method", "masksparsity", "--mask_threshold", "0.97", "--sparsity_weight", "0.02")
+    flags = ("--method", "masksparsity", "--mask_threshold", "0.97", "--sparsity_weight", "0.02", "--sparse_lr", "0.08")
     done = start(finished, tmp_path, *flags, "--config_path", str(config))
     assert done.returncode == 0, done.stderr
     run = folder_of(tmp_path, "prune")
@@ -53,6 +54,14 @@ def test_masksparsity_trains_twice_from_the_parent_and_cuts_what_was_voted(finis
     validations = [{k: v for k, v in r.items() if k.startswith("validation")} for r in (parent, again)]
     assert validations[0] == validations[1] and len(validations[0]) > 1
     assert result["gap"]["before"] == {name: trained[f"validation_{name}"] for name in ("accuracy", "loss")}
+    for phase, lr in ((0, 0.08), (1, 0.08), (2, 0.02)):
+        assert max(r["lr"] for r in records(run) if r["phase"] == phase and "lr" in r) <= lr
+        assert any(r.get("lr", 0) > 0.5 * lr for r in records(run) if r["phase"] == phase)
+    curves = [(name, step) for name, step, _ in points(run / "tb") if name.startswith(("cut/", "ratio/"))]
+    assert {name for name, step in curves if step == 0} == {name for name, step in curves if step == 1}
+    (left,) = (value for name, step, value in points(run / "tb") if (name, step) == ("cut/flops", 1))
+    assert left == pytest.approx(result["macs"]["backbone"] / result["dense"]["macs"], rel=1e-6)
+    assert {step for _, step in curves} == {0, 1} and {("cut/inference_ms", 1), ("cut/params", 0)} <= {*curves}
     # What is cut is the last weights of these trainings, so only those of the fine-tuning are averaged.
     assert {r["phase"] for r in records(run) if "validation_averaged_accuracy" in r} == {2}
     assert result["gap"]["after"]["loss"] != result["gap"]["before"]["loss"]

@@ -27,6 +27,13 @@ def _resolve(default: SpConfig | RlConfig, flags: str) -> SpConfig | RlConfig:
         (RlConfig, "--train gates --kd_weight 0.5", "--kd_weight", ("--estimator gumbel",)),
         (RlConfig, "--train gates --compile", "--compile on", ("--estimator gumbel",)),
         (RlConfig, "--gate_start subset", "--gate_start subset", ("--target_flops",)),
+        (
+            RlConfig,
+            "--gate_start subset --target_flops 0.5 --gate_sharpen 0.05",
+            "--gate_sharpen 0.05",
+            ("--gate_start subset", "leave one"),
+        ),
+        (RlConfig, f"{CASCADE} --gate_sharpen 0.5", "--gate_sharpen 0.5", ("leave it out",)),
         (RlConfig, "--target_flops 0.5 --alpha 0", "--alpha 0", ("positive",)),
         (RlConfig, "--routing cascade --target_flops 0.5", "--routing cascade", ("--members RUN,RUN",)),
         (RlConfig, "--routing cascade --members a --target_flops 0.5", "--routing cascade", ("two or more",)),

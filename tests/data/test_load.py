@@ -39,8 +39,8 @@ def test_the_others_do(dataset: str) -> None:
         _load(dataset=dataset)
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_cifar_is_looked_for_under_its_own_name(dataset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "svhn", "svhn-extra"])
+def test_a_published_set_is_looked_for_under_its_own_name(dataset: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"fetch {dataset}$"):
         _load(dataset=dataset, data_dir=str(tmp_path))
 

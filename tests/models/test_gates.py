@@ -107,7 +107,7 @@ def test_feed_forward_gates_are_convolutions_and_a_linear_layer(kind: str, size:
 
 
 @pytest.mark.parametrize("kind", GATES)
-def test_a_shift_moves_every_logit(kind: str) -> None:
+def test_a_shift_moves_every_logit_and_sharpening_divides_it(kind: str) -> None:
     torch.manual_seed(0)
     gate = GATES[kind]([3, 6]).eval()
     features = [torch.randn(4, 3, 4, 4), torch.randn(4, 6, 4, 4)]
@@ -122,6 +122,8 @@ def test_a_shift_moves_every_logit(kind: str) -> None:
     before = logits()
     gate.shift(-1.5)
     torch.testing.assert_close(logits(), before - 1.5)
+    gate.sharpen(0.05)
+    torch.testing.assert_close(logits(), (before - 1.5) / 0.05)
     assert list(GATES[kind]([]).parameters()) == [] and list(GATES[kind]([]).scores()) == []
 
 

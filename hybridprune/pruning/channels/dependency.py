@@ -147,5 +147,7 @@ def _group(
         size = outputs_of(node.module) if role == "producer" else inputs_of(node.module)
         if len({len(p) for p in places}) != 1 or not all(0 <= index < size for index in item.idxs):
             return UNRULED
-        members.append(Member(names[node.module], role, torch.tensor(places)))
+        sources = [role_of(source.module, output=True) for source in node.inputs]
+        behind_depthwise = role == "norm" and "depthwise" in sources
+        members.append(Member(names[node.module], role, torch.tensor(places), behind_depthwise))
     return ChannelGroup(name, channels, joined, tuple(members))

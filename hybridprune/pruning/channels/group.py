@@ -23,6 +23,8 @@ class Member:
     role: Role
     index: Tensor
     """``[channels, m]``: the layer's own numbers of the outputs (of a consumer: inputs) that go with each channel"""
+    behind_depthwise: bool = False
+    """Whether it is a BatchNorm that reads a depthwise convolution, whose channels come from elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,8 @@ from hybridprune.models.sigmoid_norm import bound, conclude
 from hybridprune.pruning.channels.scores.scale import bn_scale, check_scaled
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity, Target
-from hybridprune.pruning.sparse_training.receding import receding_drive
+from hybridprune.pruning.sparse_training.receding import Setting, receding_drive
 from hybridprune.store.seeds import generator
-
-WEIGHT = 1e-4
-"""Of the authors' code."""
 
 
 def prepare(target: Target, options: SparsityOptions) -> Drive:
@@ -31,8 +28,8 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
     check_scaled(target.model, target.groups)
     norms = sorted({member.layer for group in target.groups for member in group.of("norm")})
     bound(target.model, norms, generator(target.seed, "gamma"))
-    weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight
-    return receding_drive(target.model, weight, options.rni_shift)
+    setting = Setting.published(target.residual).or_given(options.sparsity_weight, options.rni_shift)
+    return receding_drive(target.model, *setting)
 
 
 # Concluded, a scale is the importance sigmoid(gamma). Fine-tuning then has shifts again, which start at 0: nothing

@@ -33,6 +33,8 @@ class Target:
     """The channels that were selected to go; empty before the selection."""
     seed: int = 0
     """Of what is drawn at random."""
+    residual: bool = False
+    """Whether sums join some of its channels, as in a ResNet; also where these may not go."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Sparsity:
     """Turns what ``prepare`` made into plain layers again, in place; the function of the network stays the same."""
     select: Callable[[Target, SparsityOptions], Removal | None] | None = None
     """Selects from a concluded network in the place of scores and allocation; None where these decide."""
+    select_again: Callable[[Target, SparsityOptions], Removal] | None = None
+    """Selects what is cut from the network that ``after`` has left; by default what was selected before it goes."""
     keeps: str | None = None
     """The name of the files of a run (.safetensors and .json, its specification) in which the network stays as it was
     trained, before ``conclude``."""

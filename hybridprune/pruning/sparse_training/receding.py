@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,22 @@ from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
 
 LR_FACTOR = 10.0
 """Learning rate of gamma over that of the other parameters: a sigmoid has small derivatives."""
+
+
+class Setting(NamedTuple):
+    """The numbers of the regulariser."""
+
+    weight: float
+    b: float
+
+    @staticmethod
+    def published(residual: bool) -> Setting:
+        """The numbers behind the published figures: of VGG-16, or of ResNet-56 for networks with residual sums."""
+        return Setting(1e-4, 0.0) if residual else Setting(1e-3, 3.0)
+
+    def or_given(self, weight: float | None, b: float | None) -> Setting:
+        """A setting of the given numbers, with its own where one is None."""
+        return Setting(self.weight if weight is None else weight, self.b if b is None else b)
 
 
 def penalty(gamma: Tensor, b: float) -> Tensor:

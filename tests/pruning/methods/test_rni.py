@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.config import CutOptions, SparsityOptions
+from hybridprune.engine.pressure import Drive
 from hybridprune.errors import UserError
 from hybridprune.models.resnet import ResNet
 from hybridprune.models.sigmoid_norm import SigmoidBatchNorm2d
+from hybridprune.models.vgg import VGG
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_groups, remove_channels
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find, rni
-from hybridprune.pruning.sparse_training.protocol import Target
+from hybridprune.pruning.sparse_training.protocol import SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.scale_l1 import ScalePressure
 from tests.networks_and_images import random_images, randomise
 
 PIXELS = random_images(6).double()
@@ -88,17 +92,42 @@ def test_concluding_is_lossless_and_what_has_receded_goes_without_a_trace() -> N
 
 
 def test_the_weight_and_the_shift_are_those_of_the_options() -> None:
-    def push(**options: Any) -> Tensor:
+    def push(residual: bool, **options: Any) -> Tensor:
         net = network()
-        rni.prepare(target_of(net), SparsityOptions(**options)).pressure.add_gradients(0.0)
+        target = dataclasses.replace(target_of(net), residual=residual)
+        rni.prepare(target, SparsityOptions(**options)).pressure.add_gradients(0.0)
         return torch.cat([grad for gamma in gammas(net) if (grad := gamma.grad) is not None])
 
     net = network()
     rni.prepare(target_of(net), SparsityOptions())
     gamma = torch.cat([each.detach() for each in gammas(net)])
-    for options, weight, b in (({}, 1e-4, 3.0), ({"sparsity_weight": 0.5, "rni_shift": 1.0}, 0.5, 1.0)):
+    for residual, options, weight, b in (
+        (False, {}, 1e-3, 3.0),
+        (True, {}, 1e-4, 0.0),
+        (True, {"sparsity_weight": 0.5}, 0.5, 0.0),
+        (False, {"rni_shift": 0.0}, 1e-3, 0.0),
+    ):
         s = 1 / (1 + (-gamma - b).exp())
-        torch.testing.assert_close(push(**options), -weight * s * (1 - s) * s.log())
+        torch.testing.assert_close(push(residual, **options), -weight * s * (1 - s) * s.log())
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_method_knows_whether_sums_join_channels(coupled: bool) -> None:
+    seen: list[bool] = []
+
+    def prepare(target: Target, options: SparsityOptions) -> Drive:
+        seen.append(target.residual)
+        return Drive(ScalePressure([], 0.0))
+
+    method = dataclasses.replace(rni.METHOD, sparsity=Sparsity(before=SparseTraining(prepare)))
+    batches = [(random_images(8), torch.randint(5, (8,)))]
+    options: dict[str, Any] = {
+        "cut": CutOptions(prune_ratio=0.5, use_out_dependencies=coupled),
+        "sparsity": SparsityOptions(sparse_epochs=0),
+    }
+    for net in (network().float(), VGG(11, 4, 5)):
+        hybridprune.prune(net, batches, method=method, **options)
+    assert seen == [True, False]
 
 
 @pytest.mark.parametrize("method", ["rni", "ucs"])

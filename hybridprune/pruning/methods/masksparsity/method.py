@@ -1,7 +1,7 @@
 """MaskSparsity (Jiang et al. 2022): L1 on all scales finds the channels, L1 on theirs alone makes them superfluous.
 
 The first training only serves to find them: the second starts from the parent's weights again, so that nothing has
-pushed the channels that stay.
+pushed the channels that stay. What goes in the end is what that second training has made small, or exactly the mask.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ THRESHOLDS = {"magnitude": 0.01, "energy": 1e-4}
 def prepare_all(target: Target, options: SparsityOptions) -> Drive:
     """``lambda sum |gamma|`` over all BatchNorms of the network.
 
-    Raises UserError if a group has none that could vote afterwards.
+    Raises UserError if a group has none that could vote afterwards, or if what goes in the end could miss a budget.
     """
+    if target.budget is not None and options.mask_final == "threshold":
+        raise UserError(
+            "--mask_final threshold: knows no budget; leave it out, and the mask that meets the budget goes"
+        )
     for group in target.groups:
         scales(target.model, group)  # not after hours of training
     return Drive(ScalePressure(all_scales(target.model), _weight(options)))
@@ -65,25 +69,46 @@ def select(target: Target, options: SparsityOptions) -> Removal:
     return {group.name: channels.tolist() for group, channels in zip(target.groups, gone, strict=True)}
 
 
-def scales(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """The scales of a group's BatchNorms, ``[norms, channels]``; one with several places for a channel is several.
+def select_again(target: Target, options: SparsityOptions) -> Removal:
+    """The channels that go after the second training: voted out once more without a budget, else the mask.
 
-    Raises UserError if there is none.
+    That vote takes a masked channel that stayed large no more. Raises UserError if it takes none.
     """
-    rows = []
+    if target.budget is not None or options.mask_final == "mask":
+        return target.removed
+    gone = select(target, options)
+    if not any(gone.values()):
+        raise UserError(
+            f"--mask_final threshold: the second training has left no channel at --mask_threshold "
+            f"{_threshold(options):g} or below; raise --sparsity_weight or --sparse_epochs, or give --mask_final mask"
+        )
+    return gone
+
+
+def scales(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """The scales of a group's BatchNorms that vote, ``[norms, channels]``; a channel's several places are several.
+
+    BatchNorms behind depthwise convolutions take the mask of those before. They vote only where there is no other.
+    Raises UserError if there is none at all.
+    """
+    rows: dict[bool, list[Tensor]] = {False: [], True: []}
     for member in group.of("norm"):
         norm = model.get_submodule(member.layer)
         assert isinstance(norm, nn.BatchNorm2d)
         if norm.affine:
-            rows.append(norm.weight.detach().cpu()[member.index].T)
-    if not rows:
+            rows[member.behind_depthwise].append(norm.weight.detach().cpu()[member.index].T)
+    voting = rows[False] or rows[True]
+    if not voting:
         raise UserError(f"--method masksparsity: no BatchNorm scales the channels of {group.name}; add it to --exclude")
-    return torch.cat(rows)
+    return torch.cat(voting)
 
 
 METHOD = ChannelMethod(
     bn_scale,
     sparsity=Sparsity(
-        before=SparseTraining(prepare_all), after=SparseTraining(prepare_masked, start="parent"), select=select
+        before=SparseTraining(prepare_all),
+        after=SparseTraining(prepare_masked, start="parent"),
+        select=select,
+        select_again=select_again,
     ),
 )

@@ -13,15 +13,21 @@ def magnitude(gammas: Tensor) -> Tensor:
     return gammas.double().abs()
 
 
+DEAD = 1e-3
+"""A BatchNorm whose largest scale is below this wants to lose all channels but that one, by the energy rule."""
+
+
 def energy_share(gammas: Tensor) -> Tensor:
     """The share of a BatchNorm's ``gamma^2`` in its channels up to each one, smallest first; ``[norms, channels]``.
 
-    A BatchNorm then wants to lose those smallest channels that hold at most a threshold of its energy together.
+    A BatchNorm then wants to lose those smallest channels that hold at most a threshold of its energy together. Where
+    all scales are below `DEAD`, all shares but that of the largest scale are 0, as in the authors' code.
     """
     squares = gammas.double().square()
     ascending, order = squares.sort(dim=1, stable=True)
     # The largest is the whole, whatever the rounding, and so is everything where there is nothing.
     shares = ascending.cumsum(1) / ascending.sum(1, keepdim=True)
+    shares[gammas.abs().amax(1) < DEAD, :-1] = 0.0
     return torch.empty_like(squares).scatter_(1, order, shares.nan_to_num(0.0))
 
 

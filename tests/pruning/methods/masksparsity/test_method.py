@@ -94,7 +94,7 @@ def with_scales(net: nn.Module, group: ChannelGroup, rows: Sequence[Sequence[flo
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.fill_(-1.0)
-    for norm, row in zip(norms_of(net, group), rows, strict=True):
+    for norm, row in zip(norms_of(net, group), rows, strict=bool(rows)):
         norm.weight[: len(row)] = torch.tensor(row)
 
 
@@ -132,6 +132,66 @@ def test_a_budget_is_met() -> None:
         kept = [group.channels - len(removed[group.name]) for group in target.groups]
         assert target.budget is not None and target.budget.allows(target.space.cost(kept))
         assert target.space.cost(kept).macs > (budget - 0.05) * target.space.cost(target.space.everything()).macs
+
+
+def inverted(stem_norm: bool) -> nn.Sequential:
+    """A depthwise convolution between two others, as in MobileNets."""
+    widen = [nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, affine=stem_norm), nn.ReLU()]
+    narrow = [nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)]
+    return nn.Sequential(*widen, *narrow)
+
+
+@pytest.mark.parametrize("stem_norm", [True, False])
+def test_a_batchnorm_behind_a_depthwise_convolution_takes_the_mask_of_the_one_before(stem_norm: bool) -> None:
+    net = inverted(stem_norm)
+    small = {4: torch.tensor([1e-4, 1, 1, 1e-4, 1e-4, 1])} | (
+        {1: torch.tensor([1, 1e-4, 1, 1, 1, 1])} if stem_norm else {}
+    )
+    with torch.no_grad():
+        for place, scale in small.items():
+            net[place].get_parameter("weight").copy_(scale)
+    target = target_of(net)
+    removed = masksparsity.select(target, OPTIONS)
+    assert removed == {"0": [1] if stem_norm else [0, 3, 4]}  # it votes only where there is no other
+    pushed = masksparsity.doomed_scales(dataclasses.replace(target, removed=removed))
+    assert all(places.tolist() == removed["0"] for _, places in pushed) and len(pushed) == 1 + stem_norm
+
+
+@pytest.mark.parametrize("final", ["auto", "threshold", "mask"])
+def test_what_goes_in_the_end(final: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = random_net(8).backbone
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.fill_(1.0)
+    trained = iter([[1, 2, 5], [2, 4], []])  # what has receded: 1 and 5 stayed large, 4 was not pushed
+    rates: list[float] = []
+
+    def finetune(model: nn.Module, *args: Any, lr: float, **more: Any) -> None:
+        rates.append(lr)
+        with torch.no_grad():
+            model.get_submodule("blocks.1.bn1").get_parameter("weight")[next(trained)] = 0.01
+
+    monkeypatch.setattr(compress, "finetune", finetune)
+    options = SparsityOptions(mask_final=final, sparse_lr=0.25)
+    data = [(random_images(4), torch.zeros(4, dtype=torch.int64))]
+    pruned = hybridprune.prune(net, data, method="masksparsity", sparsity=options, fine_tune=1.0, lr=0.5, kd_weight=0)
+    gone = [1, 2, 5] if final == "mask" else [2, 4]
+    filters = net.get_submodule("blocks.1.conv1").get_parameter("weight")
+    kept = [channel for channel in range(len(filters)) if channel not in gone]
+    assert pruned.module.get_submodule("blocks.1.conv1").get_parameter("weight").equal(filters[kept])
+    assert rates == [0.25, 0.25, 0.5]
+
+
+def test_a_mask_that_has_to_be_and_need_not_be() -> None:
+    target = target_of(random_net(14).backbone)
+    with_scales(target.model, residual(target), [])
+    with pytest.raises(UserError, match=r"^--mask_final threshold: .* --mask_threshold 0.01 .*--mask_final mask"):
+        masksparsity.select_again(dataclasses.replace(target, removed={"conv": [0]}), OPTIONS)
+    bounded = target_of(target.model, budget=0.5, removed={"conv": [0]})
+    assert masksparsity.select_again(bounded, OPTIONS) == {"conv": [0]}
+    with pytest.raises(UserError, match=r"^--mask_final threshold: knows no budget"):
+        masksparsity.prepare_all(bounded, dataclasses.replace(OPTIONS, mask_final="threshold"))
 
 
 def test_channels_without_a_scale_are_refused() -> None:

@@ -61,6 +61,11 @@ def test_the_energy_rule_takes_the_smallest_that_fit_into_the_share(seed: int, s
         assert set(mine.nonzero().flatten().tolist()) == set(expected)
 
 
+def test_the_energy_rule_takes_all_but_the_largest_of_a_batchnorm_that_is_dead() -> None:
+    gammas = torch.tensor([[2e-4, -9.9e-4, 9e-4, 1e-4], [2e-4, -1.01e-3, 9e-4, 1e-4]])
+    assert wishes(energy_share(gammas), 0.0).tolist() == [[True, False, True, True], [False] * 4]
+
+
 @pytest.mark.parametrize("rule", sorted(RULES))
 @pytest.mark.parametrize("gammas", [torch.zeros(2, 3), torch.full((1, 3), 1e-30), torch.ones(1, 1)])
 def test_a_batchnorm_keeps_its_largest(rule: str, gammas: Tensor) -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
+from hybridprune.config import SparsityOptions
 from hybridprune.measure.cost import module_macs
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import ChannelGroup, channel_space
+from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.methods.nuspm.budget import mask_macs
 from hybridprune.pruning.methods.nuspm.masks import ChannelMask, attach_masks, mask_parameters, unmasked_weight
-from hybridprune.pruning.methods.nuspm.pressure import MaskPressure, masked_filters
+from hybridprune.pruning.methods.nuspm.pressure import GMACS_OF_RESNET50, MaskPressure, masked_filters
 from tests.networks_and_images import random_images
 from tests.pruning.channels.networks import NETS, groups_of
 
@@ -198,3 +201,14 @@ def test_what_has_been_masked_since_the_decomposition_gets_no_nuclear_gradient()
     assert float(second[channel]) == 0
     others = torch.arange(len(first)) != channel
     assert torch.equal(second[others], first[others])
+
+
+@pytest.mark.full
+def test_the_factor_is_resnet50s_macs_without_projections_and_classifier() -> None:
+    with torch.device("meta"):
+        net = torchvision.models.resnet50()
+    macs = layer_macs(net, lambda: net(torch.zeros(1, 3, 224, 224, device="meta")))
+    counted = {name: value for name, value in macs.items() if "downsample" not in name and name != "fc"}
+    assert round(sum(counted.values()) / 1e9, 3) == 3.727 and round(sum(macs.values()) / 1e9, 3) == 4.089
+    assert round(sum(counted.values()) / 1e9, 2) == GMACS_OF_RESNET50
+    assert SparsityOptions().freeze_at == round(65 / 90, 3)
