@@ -163,16 +163,16 @@ def _gather(run: Run, inputs: Tensor, answer: Tensor, going: Tensor) -> tuple[Te
         return (answer,)
     if len(chosen) == len(inputs):
         return run(inputs, answer)
-    return _in_place(answer, chosen, run(images_at(inputs, chosen), answer.index_select(0, chosen)))
+    return _put_back(answer, chosen, run(images_at(inputs, chosen), answer.index_select(0, chosen)))
 
 
 def _select(run: Run, inputs: Tensor, answer: Tensor, going: Tensor) -> tuple[Tensor, ...]:
     """`_gather` for any number of images, none included."""
     chosen = going.nonzero().squeeze(1)
-    return _in_place(answer, chosen, run(inputs.index_select(0, chosen), answer.index_select(0, chosen)))
+    return _put_back(answer, chosen, run(inputs.index_select(0, chosen), answer.index_select(0, chosen)))
 
 
-def _in_place(answer: Tensor, chosen: Tensor, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _put_back(answer: Tensor, chosen: Tensor, found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What a member gave for the ``chosen`` images, in their rows; others keep their answer, and have features of 0."""
     after, *features = found
     blank = (each.new_zeros(answer.shape[0], *each.shape[1:]) for each in features)
