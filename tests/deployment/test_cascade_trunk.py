@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
@@ -52,49 +53,63 @@ def forked(module: nn.Module) -> tuple[DeployedCascade, Forked]:
     return module, member
 
 
-@pytest.mark.parametrize(
-    ("network", "trunks"),
-    [
-        ("resnet", (0, 1)),
-        ("preresnet", (0, 1, 0)),
-        ("resnet", (0, 0, 1)),
-        ("pyramidnet", (0, 1, 2)),
-    ],
-)
-@torch.no_grad()
-def test_it_is_the_cascade(network: str, trunks: tuple[int, ...]) -> None:
-    net, _ = joined(network, trunks)
-    part_images(net)
-    x = random_images(12, SIZE).to(memory_format=torch.channels_last)
-    module = deploy(net, x, time=preferring("dense"), progress=False).module
+def assert_it_is(module: nn.Module, net: Cascade) -> None:
+    """For all routes, for those that the gates choose, and for images one by one."""
     assert isinstance(module, DeployedCascade)
-    assert [isinstance(member, Forked) for member in module.members] == [end > 0 for end in (*trunks[1:], 0)]
+    x = random_images(12, SIZE).to(memory_format=torch.channels_last)
     routes = torch.tensor(list(itertools.product([0.0, 1.0], repeat=net.num_gates)))
-    for some, wanted in ((x, None), (x[:5], None), *((one, None) for one in x.split(1)), (x[: len(routes)], routes)):
+    for some, wanted in ((x, None), *((one, None) for one in x[:4].split(1)), (x[: len(routes)], routes)):
         expected, found = net(some, wanted, "executed"), module.route(some, wanted)
         assert torch.equal(found.decisions, expected.decisions)
         assert_close(found.logits, expected.logits)
 
 
+@pytest.mark.parametrize("trunks", [(0, 1), (0, 1, 0), (0, 0, 1), (0, 1, 1), (0, 1, 2)])
 @torch.no_grad()
-def test_the_trunk_runs_once_and_the_rest_of_the_large_member_on_those_that_go_on() -> None:
+def test_it_goes_on_from_features_as_the_cascade_does(trunks: tuple[int, ...]) -> None:
+    net, _ = joined("pyramidnet", trunks)
+    part_images(net)
+    members = [Forked(*parts) if len(parts) > 1 else parts[0] for parts in net.parts()]
+    assert [isinstance(member, Forked) for member in members] == [end > 0 for end in (*trunks[1:], 0)]
+    assert_it_is(DeployedCascade.of(net, members), net)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("network", "trunks"), [("preresnet", (0, 1, 0)), ("pyramidnet", (0, 1, 2))])
+@torch.no_grad()
+def test_it_is_the_cascade(network: str, trunks: tuple[int, ...]) -> None:
+    net, _ = joined(network, trunks)
+    part_images(net)
+    assert_it_is(deploy(net, random_images(12, SIZE), time=preferring("dense"), progress=False).module, net)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Cascade, Deployed, Deployed]:
+    """A cascade with a trunk, as deployed, and the one of whole members of the same weights, as deployed."""
     net, apart = shared()
+    x = random_images(8, SIZE)
+    return net, *(deploy(each, x, rates=[0.25], time=nothing_is_faster, progress=False) for each in (net, apart))
+
+
+@torch.no_grad()
+def test_the_trunk_runs_once_and_the_rest_of_the_large_member_on_those_that_go_on(
+    pair: tuple[Cascade, Deployed, Deployed],
+) -> None:
+    net, deployed, apart = pair
     x = random_images(40, SIZE)
-    module, member = forked(deploy(net, x, time=preferring("dense"), progress=False).module)
+    module, member = forked(deployed.module)
     seen: dict[str, list[int]] = {"trunk": [], "rest": [], "tail": []}
-    for name, each in (("trunk", member.trunk), ("rest", member.rest), ("tail", module.members[1])):
-        each.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(len(inputs[0])))
+    with ExitStack() as stack:
+        for name, each in (("trunk", member.trunk), ("rest", member.rest), ("tail", module.members[1])):
+            note = each.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(len(inputs[0])))
+            stack.enter_context(note)
+        assert_close(module(x), apart.module(x))
     going = int(net(x, mode="executed").decisions.sum())
-    assert_close(module(x), apart(x, mode="executed").logits)
     assert seen == {"trunk": [40], "rest": [40], "tail": [going]} and 0 < going < 40
 
 
-@torch.no_grad()
-def test_macs_and_parameters_of_the_trunk_are_counted_once() -> None:
-    net, apart = shared()
-    x = random_images(8, SIZE)
-    module, report = deploy(net, x, rates=[0.25], time=nothing_is_faster, progress=False)
-    whole = deploy(apart, x, rates=[0.25], time=nothing_is_faster, progress=False).report
+def test_macs_and_parameters_of_the_trunk_are_counted_once(pair: tuple[Cascade, Deployed, Deployed]) -> None:
+    net, (module, report), (_, whole) = pair
     assert report.macs_before == report.macs_after == count(net, SIZE).expected_macs([0.25])
     trunk = report.members[0].trunk
     assert trunk is not None and trunk.macs_before == trunk.macs_after > 0
