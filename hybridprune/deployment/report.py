@@ -64,7 +64,7 @@ class DeployReport:
         )
 
     def parts(self) -> Iterator[DeployReport]:
-        """This report and those of all the parts that were deployed by themselves."""
+        """Reports of all the parts that were deployed by themselves, this one first."""
         yield self
         for part in (self.trunk, *self.members):
             if part is not None:

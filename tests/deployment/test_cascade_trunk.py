@@ -113,6 +113,8 @@ def test_macs_and_parameters_of_the_trunk_are_counted_once(pair: tuple[Cascade, 
     assert report.macs_before == report.macs_after == count(net, SIZE).expected_macs([0.25])
     trunk = report.members[0].trunk
     assert trunk is not None and trunk.macs_before == trunk.macs_after > 0
+    assert trunk in list(report.parts())
+    assert report.members[0].macs_before == report.members[0].macs_after == count(net, SIZE).start_macs
     assert whole.macs_after - report.macs_after == 0.25 * trunk.macs_after
     assert whole.params_after - report.params_after == trunk.params_after
     assert whole.params_before - report.params_before == trunk.params_before
