@@ -67,7 +67,6 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
     arguments.batch_size = max(arguments.batch)
     torch.set_num_threads(arguments.threads)
     run = FinishedRun.load(arguments)
-    run.need_deployable()
     run.run.refuse_links(FILE)
     bench = Bench(run, forms, arguments.int8, arguments.rounds, arguments.threads)
     dense, own = bench.accuracies()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,16 +34,14 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     if arguments.batch_size < 1:
         raise UserError(f"--batch {arguments.batch_size}: must be at least 1")
     harden = _harden(arguments)
-    for flag, suffixes in SUFFIXES.items():
-        _check_writable(f"--{flag}", getattr(arguments, flag), *suffixes)
-    if arguments.program is not None and arguments.program == arguments.aotinductor:
-        raise UserError(f"--aotinductor {arguments.aotinductor}: is the file of --program; name another one")
+    named = {flag: path for flag in SUFFIXES if (path := getattr(arguments, flag)) is not None}
+    for flag, path in named.items():
+        _check_writable(f"--{flag}", path, *SUFFIXES[flag])
+    _check_apart(named)
     _check_folder(arguments.output)
-    for flag in SUFFIXES:
-        if getattr(arguments, flag) is not None:
-            need(flag)
+    for flag in named:
+        need(flag)
     run = FinishedRun.load(arguments)
-    run.need_deployable()
     if harden is not None:
         run.need_gates()
         if isinstance(run.net, Cascade):
@@ -53,7 +52,7 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.export") -> Non
     example = _example(run)
     validation = dataclasses.replace(run, batch_size=EVALUATION_BATCH).batches("validation")
     deployed = deploy(run.net, example, run.device, harden=harden, validation=validation)
-    models = _models(arguments, run, deployed, example, validation)
+    models = _models(named, run, deployed, example, validation)
     try:
         save_deployed(deployed, run.spec, folder)
     except OSError as error:
@@ -73,9 +72,9 @@ def _example(run: FinishedRun) -> Tensor:
 
 
 def _models(
-    arguments: argparse.Namespace, run: FinishedRun, deployed: Deployed, example: Tensor, validation: EvalBatches
+    named: Mapping[str, Path], run: FinishedRun, deployed: Deployed, example: Tensor, validation: EvalBatches
 ) -> list[dict[Path, bytes]]:
-    """What the flags ask for: the contents of each model's files, the one that was named first.
+    """The contents of each model's files, the one that a flag has ``named`` first.
 
     Models are checked in their engines against the deployed network.
     """
@@ -86,9 +85,8 @@ def _models(
         "std": list(run.spec.std),
         "centre_crop": run.spec.centre_crop,
     }
-    wanted = {flag: path for flag in SUFFIXES if (path := getattr(arguments, flag)) is not None}
-    make = Models(run, deployed, example, validation, arguments.batch_size, json.dumps(about))
-    return [make.files(flag, path) for flag, path in wanted.items()]
+    make = Models(run, deployed, example, validation, run.batch_size, json.dumps(about))
+    return [make.files(flag, path) for flag, path in named.items()]
 
 
 def _write(files: Mapping[Path, bytes]) -> None:
@@ -120,10 +118,8 @@ def _harden(arguments: argparse.Namespace) -> Harden | None:
     return harden
 
 
-def _check_writable(flag: str, path: Path | None, suffix: str, *others: str) -> None:
+def _check_writable(flag: str, path: Path, suffix: str, *others: str) -> None:
     """UserError if a model can't be written to ``path``, or its file of another suffix is there and not its own."""
-    if path is None:
-        return
     if path.is_dir() or not path.absolute().parent.is_dir():
         what = "is a folder" if path.is_dir() else f"there is no folder {path.absolute().parent}"
         raise UserError(f"{flag} {path}: {what}; name a file in an existing folder")
@@ -132,6 +128,15 @@ def _check_writable(flag: str, path: Path | None, suffix: str, *others: str) -> 
     for other in map(path.with_suffix, others):
         if other.exists() and not path.exists():
             raise UserError(f"{flag} {path}: would overwrite {other}, which is there without it; name another file")
+
+
+def _check_apart(named: Mapping[str, Path]) -> None:
+    """UserError if two flags name one file, be it by different paths."""
+    taken: dict[str, str] = {}
+    for flag, path in named.items():
+        for file in map(path.with_suffix, SUFFIXES[flag]):
+            if (other := taken.setdefault(os.path.realpath(file), flag)) != flag:
+                raise UserError(f"--{flag} {path}: is the file of --{other}; name another one")
 
 
 def _check_folder(path: Path | None) -> None:

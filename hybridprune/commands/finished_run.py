@@ -15,7 +15,6 @@ from hybridprune.engine.run_data import load_dataset_of
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.architectures import allow
-from hybridprune.models.cascade import Cascade
 from hybridprune.models.routed import RoutedNetwork
 from hybridprune.stages.images import read_split
 from hybridprune.stages.setup import to_device
@@ -121,11 +120,6 @@ class FinishedRun:
     def dense_macs(self) -> int:
         """MACs of the unpruned backbone."""
         return self.run.result("dense.macs", int, low=1)
-
-    def need_deployable(self) -> None:
-        """UserError if the network is none that `deploy` takes."""
-        if isinstance(self.net, Cascade) and self.net.shares_trunk:
-            raise UserError(f"{self.run.path}: is a cascade whose members share a trunk; name one without")
 
     def need_gates(self) -> None:
         """UserError if the network has none."""

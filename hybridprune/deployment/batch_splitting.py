@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from hybridprune.deployment.cascade import DeployedCascade
+from hybridprune.deployment.cascade import DeployedCascade, Forked
 from hybridprune.deployment.network import DeployedNetwork
 
 SMALLEST = 16
@@ -44,6 +44,8 @@ def in_one(module: nn.Module) -> nn.Module:
     """The inverse of `in_pieces`: a module of the same weights that runs whole batches, as do a cascade's members."""
     if isinstance(module, DeployedCascade):
         return module.with_members([in_one(member) for member in module.members])
+    if isinstance(module, Forked):
+        return Forked(in_one(module.trunk), in_one(module.rest))
     return in_pieces(module.module if isinstance(module, InPieces) else module, None)
 
 

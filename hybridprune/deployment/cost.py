@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from hybridprune.deployment.cascade import DeployedCascade
+from hybridprune.deployment.cascade import DeployedCascade, outputs
 from hybridprune.deployment.network import DeployedNetwork
 from hybridprune.measure.cost import cost_of, count_module, counted, somewhere
 from hybridprune.models.backbone import ResidualBlock
@@ -34,8 +34,10 @@ def _beside(net: nn.Module, image: Tensor) -> Tensor:
 def _members(net: DeployedCascade, image: Tensor, rates: Sequence[float]) -> float:
     """Count each member, and the gate behind it, at the share of the images that come as far."""
     total = 0.0
+    features: list[Tensor] = []
     for k, rate in enumerate([1.0, *rates]):
-        logits, macs = counted(lambda k=k: net.members[k](image))
+        inputs = features[0] if features else image
+        (logits, *features), macs = counted(partial(outputs, net.members[k], inputs))
         total += rate * macs
         if k < net.num_gates:
             total += rate * counted(partial(net.gates[k], logits.float(), None))[1]

@@ -14,7 +14,7 @@ from hybridprune.config import argument_names
 from hybridprune.data import Batch
 from hybridprune.deployment.assembly import Assembly, all_of, exact_logits
 from hybridprune.deployment.batch_splitting import in_one
-from hybridprune.deployment.cascade import DeployedCascade
+from hybridprune.deployment.cascade import DeployedCascade, Forked
 from hybridprune.deployment.cost import expected_macs
 from hybridprune.deployment.fold import fold_scalings
 from hybridprune.deployment.harden import Harden
@@ -60,8 +60,8 @@ def deploy(
     BatchNorm is folded into the layers before it (or behind, where they do not pad), each factored layer and each 1x1
     convolution takes the form that is fastest on ``device`` (unless the whole network is faster with dense layers),
     large batches are run in pieces, each gated block is gathered or blended, whichever is faster, and recurrent gates
-    become two matrix products. Of a cascade each member is deployed by itself, on as many images as come as far. Only
-    ``harden`` changes decisions.
+    become two matrix products. Of a cascade each member is deployed by itself, on as many images as come as far, and a
+    trunk that two of them share as a part of its own, which runs once. Only ``harden`` changes decisions.
 
     Args:
         model: a gated network, a cascade or any other module of images (one tensor of logits), or what `prune`,
@@ -78,15 +78,12 @@ def deploy(
 
     Raises:
         UserError: if ``harden`` is given without ``validation``, without gates or for a cascade; if ``model`` takes or
-            gives something else than one tensor, or is a cascade whose members share a trunk; if ``rates`` are not a
-            share in [0, 1] for each gated block.
+            gives something else than one tensor; if ``rates`` are not a share in [0, 1] for each gated block.
         RunFailed: if folded layers give other logits than those of ``model``, as they may where code reaches a module
             by other ways than through its parents.
     """
     if not isinstance(given := network_of(model), nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; give a torch.nn.Module, or what prune or load returns")
-    if isinstance(given, Cascade) and given.shares_trunk:
-        raise UserError("model: is a cascade whose members share a trunk, which can't be deployed; give one without")
     if isinstance(given, Cascade) and harden is not None:
         raise UserError("harden: is for gated blocks; a cascade of which a member always or never runs does without it")
     if not isinstance(example_input, Tensor):
@@ -170,12 +167,13 @@ def _deploy_cascade(
     time: Stopwatch,
     progress: bool,
 ) -> Deployed:
-    """Each member by itself, on as many images as come as far."""
-    counts = [max(1, round(rate * len(images))) for rate in (1.0, *rates)]
-    found = [
-        deploy(member, images[:count], time=time, progress=progress)
-        for member, count in zip(net.members, counts, strict=True)
-    ]
+    """Each member by itself, on as many images as come as far, or their features."""
+    found: list[Deployed] = []
+    features: Tensor | None = None
+    for parts, rate in zip(net.parts(), (1.0, *rates), strict=True):
+        inputs = (images if features is None else features)[: max(1, round(rate * len(images)))]
+        member, features = _deploy_member(parts, inputs, time, progress)
+        found.append(member)
     module = DeployedCascade.of(net, [each.module for each in found])
     after = None if validation is None else evaluate_module(module, validation)
     report = DeployReport(
@@ -200,6 +198,18 @@ def _deploy_cascade(
         members=tuple(each.report for each in found),
     )
     return Deployed(module.requires_grad_(False), report)
+
+
+def _deploy_member(
+    parts: Sequence[nn.Module], inputs: Tensor, time: Stopwatch, progress: bool
+) -> tuple[Deployed, Tensor | None]:
+    """A member, part by part; and the features of ``inputs`` that the next one goes on from, if it does."""
+    first = deploy(parts[0], inputs, time=time, progress=progress)
+    if len(parts) == 1:
+        return first, None
+    features = first.module(inputs)
+    rest = deploy(parts[1], features, time=time, progress=progress)
+    return Deployed(Forked(first.module, rest.module), rest.report.behind(first.report)), features
 
 
 def _tried(module: nn.Module, images: Tensor) -> object:

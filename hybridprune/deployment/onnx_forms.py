@@ -35,7 +35,7 @@ def onnx_models(
     """
     report = deployed.report
     found = {BY_PYTORCH: deployed.module}
-    forms = [choice for each in (report, *report.members) for choice in each.forms.values()]
+    forms = [choice for each in report.parts() for choice in each.forms.values()]
     changed = any(_form(choice.chosen) != _form(choice.before) for choice in forms)
     if changed and not report.fixed:
         again = deploy(net, example_input, rates=report.rates or None, time=nothing_is_faster, progress=False)

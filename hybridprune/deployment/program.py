@@ -44,7 +44,7 @@ class Exportable(nn.Module):
                 step = self.module.step(i)
                 step.action = action if step.decides else step.action
         elif isinstance(self.module, DeployedCascade):
-            self.module.partition = "branch" if single else "select"
+            self.module.partition = "branch" if single and self.module.branches else "select"
 
     def forward(self, images: Tensor, decisions: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if not isinstance(self.module, RoutedModule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,26 @@ class DeployReport:
     params_after: int
     members: tuple[DeployReport, ...] = ()
     """A cascade's members, each on as many images as come as far."""
+    trunk: DeployReport | None = None
+    """Of the part of a member that the next one goes on from; names and choices here are then of the rest."""
+
+    def behind(self, trunk: DeployReport) -> DeployReport:
+        """The report of a member of which ``trunk`` runs first, and the part that this one is of then."""
+        return dataclasses.replace(
+            self,
+            trunk=trunk,
+            macs_before=trunk.macs_before + self.macs_before,
+            macs_after=trunk.macs_after + self.macs_after,
+            params_before=trunk.params_before + self.params_before,
+            params_after=trunk.params_after + self.params_after,
+        )
+
+    def parts(self) -> Iterator[DeployReport]:
+        """Reports of all the parts that were deployed by themselves, this one first."""
+        yield self
+        for part in (self.trunk, *self.members):
+            if part is not None:
+                yield from part.parts()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -56,6 +76,9 @@ class DeployReport:
 
     def __str__(self) -> str:
         lines = [f"batch {self.batch} on {self.device}; medians in ms"]
+        if self.trunk is not None:
+            lines.append("  trunk, which the next member goes on from:")
+            lines += [f"    {line}" for line in str(self.trunk).splitlines()]
         if self.pieces is not None:
             lines.append(f"  images at a time: {self.pieces}")
         if self.whole is not None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hybridprune.deployment.batch_splitting import in_one, in_pieces
-from hybridprune.deployment.cascade import DeployedCascade
+from hybridprune.deployment.cascade import DeployedCascade, Forked
 from hybridprune.deployment.deploy import Deployed
 from hybridprune.deployment.fold import fold_into
 from hybridprune.deployment.harden import drop_listeners, fix_step
@@ -80,8 +80,14 @@ def _in_pieces(module: nn.Module, report: Mapping[str, Any]) -> nn.Module:
     if not isinstance(module, DeployedCascade):
         return in_pieces(module, report.get("piece"))
     return module.with_members(
-        [in_pieces(member, each["piece"]) for member, each in zip(module.members, report["members"], strict=True)]
+        [_member_in_pieces(member, each) for member, each in zip(module.members, report["members"], strict=True)]
     )
+
+
+def _member_in_pieces(member: nn.Module, report: Mapping[str, Any]) -> nn.Module:
+    if isinstance(member, Forked):
+        return Forked(in_pieces(member.trunk, report["trunk"]["piece"]), in_pieces(member.rest, report["piece"]))
+    return in_pieces(member, report["piece"])
 
 
 def _refold(module: nn.Module, report: Mapping[str, Any]) -> None:
@@ -93,16 +99,23 @@ def _refold(module: nn.Module, report: Mapping[str, Any]) -> None:
         fold_into(module, name, layer, behind=False)
 
 
+def _refolded(parts: Sequence[nn.Module], report: Mapping[str, Any]) -> nn.Module:
+    """A cascade's member, of which these are the parts, folded as its report says."""
+    *trunk, rest = parts
+    _refold(rest, report)
+    if not trunk:
+        return rest
+    _refold(trunk[0], report["trunk"])
+    return Forked(trunk[0], rest)
+
+
 @torch.no_grad()
 def _rebuilt(spec: RunSpec, report: Mapping[str, Any]) -> nn.Module:
     """The deployed architecture: what the report says was done, done again to a fresh network."""
     if isinstance(spec.network, CascadeSpec):
         net = spec.network.build().eval()
-        if net.shares_trunk:
-            raise ValueError("its members share a trunk")
-        for member, each in zip(net.members, report["members"], strict=True):
-            _refold(member, each)
-        return DeployedCascade.of(net, list(net.members))
+        members = [_refolded(parts, each) for parts, each in zip(net.parts(), report["members"], strict=True)]
+        return DeployedCascade.of(net, members)
     gated = spec.network.build().eval()
     if not gated.num_gates:
         _refold(gated.backbone, report)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hybridprune.models.confidence import ConfidenceGate
 from hybridprune.models.gates import Hidden
 from hybridprune.models.routed import Mode, RoutedNetwork, images_at
-from hybridprune.models.trunk import Tail, run_until, trunk_names
+from hybridprune.models.trunk import Tail, fork, run_until, trunk_names
 
 Answer = Literal["average", "last"]
 
@@ -76,6 +76,11 @@ class Cascade(RoutedNetwork):
         return [
             f"members.{k}.{name}" for k, (member, end) in enumerate(pairs) if end for name in trunk_names(member, end)
         ]
+
+    def parts(self) -> list[tuple[nn.Module, ...]]:
+        """The modules that each member consists of: itself, or copies of the trunk of the next one and of the rest."""
+        ends = (*self.trunks[1:], 0)
+        return [fork(member, end) if end else (member,) for member, end in zip(self.members, ends, strict=True)]
 
     @property
     def observation_size(self) -> int:

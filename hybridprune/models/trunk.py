@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 from torch import Tensor, nn
@@ -27,6 +28,30 @@ class Tail(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return run_until(self, features, self.trunk)[1]
+
+
+class Trunk(nn.Module):
+    """The stem and the blocks before ``end`` of a backbone: images ``[B, 3, H, W]`` to features ``[B, C, H', W']``.
+
+    The other blocks are taken out of the backbone, and so are the head's weights: what the stem may run beside its
+    parts has none.
+    """
+
+    def __init__(self, backbone: Backbone, end: int) -> None:
+        """ValueError if there is no block ``end``, it is the first one, or the stem's parts are not known."""
+        super().__init__()
+        _check_trunk(backbone, end)
+        for name, child in list(backbone.named_children()):
+            if name not in ("blocks", *backbone.stem_parts) and child.state_dict():
+                delattr(backbone, name)
+        del backbone.blocks[end:]
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.backbone.stem(images)
+        for block in self.backbone.blocks:
+            x = block(x)
+        return x
 
 
 def run_until(net: nn.Module, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
@@ -65,6 +90,20 @@ def graft(onto: nn.Module, rest: nn.Module, trunk: int) -> tuple[Backbone, Tail]
     for index in range(trunk):
         first.blocks[index] = onto.blocks[index]
     return first, Tail(onto, trunk)
+
+
+def fork(net: nn.Module, block: int) -> tuple[nn.Module, Tail]:
+    """Split a copy of a backbone or of a tail: what gives the features before the given block, and what goes on.
+
+    Blocks are counted as `run_until` counts them. ValueError if a backbone has no such block, or it is the first one.
+    """
+    before, behind = copy.deepcopy(net), copy.deepcopy(net)
+    if not (isinstance(before, Tail) and isinstance(behind, Tail)):
+        return Trunk(cast(Backbone, before), block), Tail(cast(Backbone, behind), block)
+    shared = block - before.trunk
+    del behind.backbone.blocks[:shared]
+    behind.trunk = block
+    return nn.Sequential(*before.backbone.blocks[:shared]), behind
 
 
 def trunk_names(net: nn.Module, block: int) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import hybridprune
+from hybridprune.deployment import load_deployed
 from hybridprune.models.cascade import Cascade
 from hybridprune.store.run_folder import RunFolder
 from tests.cli.test_kill_and_resume import lines, moments, wait_for
@@ -126,8 +127,16 @@ def test_a_trunk_is_shared_frozen_and_counted_once(members: Path, plain: Path) -
     assert len(hybridprune.predict(hybridprune.load(run), torch.zeros(3, 3, 8, 8, dtype=torch.uint8))) == 3
     image = torch.zeros(1, 3, 8, 8)
     assert hybridprune.load(run).network(image, torch.zeros(1, 1)).logits.shape == (1, 10)
-    for command in ("hybridprune.bench", "hybridprune.export"):
-        assert_refused(run_here(command, run, "--device", "cpu"), str(run), "share a trunk")
+    onnx = members / "trunk.onnx"
+    done = run_here("hybridprune.export", run, "--device", "cpu", "--onnx", onnx)
+    assert done.returncode == 0 and "0 other decisions" in done.stdout, done.stderr
+    told = json.loads((run / "deployed" / "deploy.json").read_text())["report"]
+    assert told["members"][0]["trunk"]["macs_after"] == trunk
+    assert told["validated"]["changed_decisions"] == 0 and onnx.is_file()
+    module, _ = load_deployed(run / "deployed")
+    assert module(image).shape == (1, 10)
+    done = run_here("hybridprune.bench", run, "--device", "cpu", "--batch", "4", "--forms", "eager", "--rounds", "1")
+    assert done.returncode == 0 and "| deployed" in done.stdout, done.stderr
 
 
 @pytest.mark.full

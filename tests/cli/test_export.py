@@ -124,7 +124,6 @@ def test_the_documented_code_needs_nothing_of_this_package(results: Path, tmp_pa
         (("--program", "."), ("--program .", "is a folder")),
         (("--openvino", "net.onnx"), ("--openvino net.onnx", "ends in .xml")),
         (("--aotinductor", "net.so"), ("--aotinductor net.so", "ends in .pt2")),
-        (("--program", "net.pt2", "--aotinductor", "net.pt2"), ("--aotinductor net.pt2", "file of --program")),
         (("--output", "/dev/null/x"), ("--output /dev/null/x",)),
         (("--device", "cuda:99"), ("--device cuda:99",)),
     ],

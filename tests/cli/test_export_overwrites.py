@@ -40,6 +40,17 @@ def test_a_file_of_something_else_beside_the_named_one_stays(results: Path, tmp_
     assert not (tmp_path / "train.xml").exists() and (tmp_path / "train.bin").read_bytes() == b"images"
 
 
+@pytest.mark.parametrize("other", ["net.pt2", "sub/../net.pt2", "link/net.pt2", "linked.pt2"])
+def test_two_models_in_one_file_are_refused_however_it_is_spelt(other: str, results: Path, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "linked.pt2").symlink_to("net.pt2")
+    files = "--program", tmp_path / "net.pt2", "--aotinductor", tmp_path / other
+    refused = run_here("hybridprune.export", folder_of(results, "rl"), *files)
+    assert_refused(refused, f"--aotinductor {tmp_path / other}", "is the file of --program; name another one")
+    export._check_apart({"program": tmp_path / "net.pt2", "aotinductor": tmp_path / "sub" / "net.pt2"})
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_model_is_never_beside_the_weights_of_another(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

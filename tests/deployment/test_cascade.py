@@ -51,9 +51,16 @@ def real(names: tuple[str, ...] = NAMES, answer: Answer = "average") -> Cascade:
     """Whole networks, and gates that each send on half of the images that come as far."""
     net = Cascade([built(SPECS[name], seed).backbone for seed, name in enumerate(names)], 5, answer).eval()
     net.temperatures.uniform_(0.5, 2)
+    part_images(net)
+    return net
+
+
+@torch.no_grad()
+def part_images(net: Cascade) -> None:
+    """Let each gate send on half of the images that come as far."""
     for layer in net.gate.scores():
         nn.init.normal_(layer.weight)
-    x, everywhere = random_images(60, SIZE), torch.ones(60, len(names) - 1)
+    x, everywhere = random_images(60, SIZE), torch.ones(60, net.num_gates)
     scores = net(x, everywhere, "masked").gate_logits
     going = torch.ones(60, dtype=torch.bool)
     for k, layer in enumerate(net.gate.scores()):
@@ -61,7 +68,6 @@ def real(names: tuple[str, ...] = NAMES, answer: Answer = "average") -> Cascade:
         middle = ranked[len(ranked) // 2 - 1 :][:2].mean()  # between two, so that rounding changes no decision
         layer.bias -= middle
         going &= scores[:, k] > middle
-    return net
 
 
 def ungated(net: Cascade) -> DeployedCascade:
@@ -201,12 +207,6 @@ def test_rates_and_what_changed_are_those_of_validation() -> None:
 def test_what_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         deploy(real(), random_images(2, SIZE), **options)
-
-
-def test_members_that_share_a_trunk_are_refused() -> None:
-    spec = CascadeSpec((SPECS["resnet"], SPECS["resnet, ff2"]), trunks=(0, 1))
-    with pytest.raises(UserError, match="model: is a cascade whose members share a trunk"):
-        deploy(spec.build(), random_images(2, SIZE))
 
 
 def test_images_that_the_members_do_not_take_are_refused() -> None:
