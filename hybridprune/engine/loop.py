@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hybridprune.data import Batch
@@ -49,10 +50,12 @@ class Loop:
         self.done = start
         for batch in batches:
             passes, place = divmod(self.done, self.per_pass)
+            computed = partial(self.objective, forward, batch, passes + place / self.per_pass)
             with norms_at_rest(self.descent.net) if self._rests(batch) else nullcontext():
-                loss, metrics = self.objective(forward, batch, passes + place / self.per_pass)
+                loss, metrics = computed()
                 # Until the gradient is there: checkpointing runs parts of the network once more.
                 self.descent.step(loss, batch.weight, self.done)
+                self.descent.follow(lambda computed=computed: computed()[0], batch.weight, self.done)
             self.means.add({"loss": loss.detach(), **metrics}, batch.weight)
             self.done += 1
             yield self.done

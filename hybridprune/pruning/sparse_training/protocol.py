@@ -18,6 +18,15 @@ Removal = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
+class GroupTarget:
+    """A convolution whose filters are to be grouped."""
+
+    layer: str
+    in_elements: int
+    """Numbers that it reads of one image."""
+
+
+@dataclass(frozen=True)
 class Target:
     """The network that is to become sparse."""
 
@@ -33,6 +42,8 @@ class Target:
     """The channels that were selected to go; empty before the selection."""
     seed: int = 0
     """Of what is drawn at random."""
+    grouped: Sequence[GroupTarget] = ()
+    """The convolutions whose filters are to be grouped, in the place of groups of channels."""
 
 
 @dataclass(frozen=True)
