@@ -76,6 +76,18 @@ class BranchedConv2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @torch.no_grad()
+    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
+        """Make the layer give ``scale y + shift``, both ``[C_out]``, in place; it then has a bias."""
+        made = torch.empty_like(self.order[: sum(outputs for _, outputs in self.sizes)])
+        computed = self.order < len(made)
+        made[self.order[computed]] = computed.nonzero().flatten()
+        for branch, outputs in zip(self.branches, made.split([outputs for _, outputs in self.sizes]), strict=True):
+            weight = branch.get_parameter("weight")
+            weight.copy_(weight.double() * scale.double()[outputs].view(-1, 1, 1, 1))
+        before = 0 if self.bias is None else self.bias.double()
+        self.bias = nn.Parameter((before * scale.double() + shift.double()).to(self._first.weight))
+
     @property
     def weight(self) -> Tensor:
         """The kernel ``[C_out, C_in, kh, kw]`` of the dense convolution: 0 where a filter does not read an input."""
@@ -144,3 +156,26 @@ def branched(conv: nn.Conv2d, reads: Tensor) -> BranchedConv2d:
     if layer.bias is not None and conv.bias is not None:
         layer.bias.copy_(conv.bias)
     return layer
+
+
+@torch.no_grad()
+def unbranched(layer: BranchedConv2d) -> nn.Conv2d:
+    """The dense convolution that computes the same; its weights are 0 where a filter does not read an input."""
+    first = layer.branches[0].get_parameter("weight")
+    with torch.device("meta"):
+        dense = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            (int(layer.kernel_size[0]), int(layer.kernel_size[1])),
+            stride=(int(layer.stride[0]), int(layer.stride[1])),
+            padding=layer.padding,  # type: ignore[arg-type]
+            dilation=(int(layer.dilation[0]), int(layer.dilation[1])),
+            padding_mode=layer.padding_mode,
+            bias=layer.bias is not None,
+            dtype=first.dtype,
+        )
+    dense = dense.to_empty(device=first.device)
+    dense.weight.copy_(layer.weight)
+    if dense.bias is not None and layer.bias is not None:
+        dense.bias.copy_(layer.bias)
+    return dense.train(layer.training)

@@ -211,7 +211,7 @@ def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit
         if ranks != ranks_of(module) or (FactorEdit, name) in again:
             factors.append(FactorEdit(name, *ranks))
         sizes = branches_of(others[name])
-        if sizes != branches_of(module) or (BranchEdit, name) in again:
+        if sizes and (sizes != branches_of(module) or (BranchEdit, name) in again):
             branches.append(BranchEdit(name, sizes))
     inside = tuple(f"{name}." for name, module in others.items() if isinstance(module, FactoredLayer | BranchedConv2d))
     return tuple(edit for edit in (*factors, *resizes, *branches) if not edit.layer.startswith(inside))
@@ -250,7 +250,7 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
 
 
 def _branch(model: nn.Module, edit: BranchEdit, layer: nn.Module) -> None:
-    if branches_of(layer) == edit.branches:
+    if isinstance(layer, BranchedConv2d) and layer.sizes == edit.branches:
         return
     if not isinstance(layer, nn.Conv2d):
         raise ValueError(f"a {type(layer).__name__} cannot be given branches")

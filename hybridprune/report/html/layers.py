@@ -11,6 +11,7 @@ from markupsafe import Markup
 from torch import nn
 
 from hybridprune.measure.cost import module_macs
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.edits import channels_of
 from hybridprune.models.factored import FactoredConv2d, FactoredLinear, form, form_name
 from hybridprune.models.spec import NetworkSpec
@@ -26,7 +27,7 @@ class Layer:
 
     name: str
     form: str
-    """dense, narrower, two-sided, input-sided, output-sided or separable."""
+    """dense, narrower, two-sided, input-sided, output-sided, separable or branched."""
     before: tuple[int, int]
     """Input and output channels."""
     after: tuple[int, int]
@@ -63,6 +64,8 @@ def _total(macs: dict[str, int], name: str) -> int:
 def _form(edited: nn.Module, before: tuple[int, int], after: tuple[int, int]) -> str:
     if isinstance(edited, FactoredConv2d | FactoredLinear):
         return form_name(form(edited))
+    if isinstance(edited, BranchedConv2d):
+        return "branched"
     return "dense" if before == after else "narrower"
 
 

@@ -16,7 +16,7 @@ PUBLISHED_INPUT = 16 * 32 * 32
 """Elements of the input of CIFAR ResNets' first blocks, whose layers get no larger weight for what they read."""
 TINY = 1e-16
 """Added to squared norms: at 0 a norm has no gradient."""
-LEAST = 1e-12
+LEAST = 1e-30
 """Of a share, whose square root has no gradient at 0."""
 
 
