@@ -86,9 +86,7 @@ def layer_states(
     inside: set[nn.Module] = set()
     states: dict[str, LayerState] = {}
     for name, layer in model.named_modules():
-        if layer in inside or not isinstance(
-            layer, nn.Conv2d | nn.Linear | FactoredLayer | BranchedConv2d
-        ):
+        if layer in inside or not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer | BranchedConv2d):
             continue
         inside.update(layer.modules())
         own = {id(p): p.numel() for p in layer.parameters() if id(p) not in seen}

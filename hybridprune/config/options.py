@@ -536,7 +536,7 @@ class LatencyTarget(Checked):
 
 @dataclass(frozen=True)
 class SparsityOptions(Checked):
-    """Methods that train towards their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm, dsp)."""
+    """Methods that train before their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm, dsp)."""
 
     sparse_epochs: int = option(
         10, "epochs of each training towards sparsity, before the cut", low=0, measured="results_methods.md"
@@ -595,7 +595,10 @@ class SparsityOptions(Checked):
         3.0, "rni: the b of its regulariser; larger values push weaker channels only", source="Suteu & Guo 2022"
     )
     dsp_groups: int = option(
-        4, "dsp: groups of each layer's filters, at most; 1 is pruning of input channels", low=1, source="Park et al. 2023"
+        4,
+        "dsp: groups of each layer's filters, at most; 1 is pruning of input channels",
+        low=1,
+        source="Park et al. 2023",
     )
 
 

@@ -1,4 +1,4 @@
-"""Branched convolutions: groups of filters that read some of the inputs each, run as dense convolutions side by side."""
+"""Branched convolutions: groups of filters that read some of the inputs each, as dense convolutions side by side."""
 
 from __future__ import annotations
 
@@ -70,6 +70,16 @@ class BranchedConv2d(nn.Module):
         ]
         y = F.pad(torch.cat(parts, -3), (0, 0, 0, 0, 0, 1)).index_select(-3, self.order)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse indices of channels that there are not: files may be somebody else's."""
+        made = sum(outputs for _, outputs in self.sizes)
+        for name, size in (("inputs", self.in_channels), ("order", made + 1)):
+            index = state_dict.get(f"{prefix}{name}")
+            if index is not None and not index.is_meta and not bool(((index >= 0) & (index < size)).all()):
+                args[-1].append(f"{prefix}{name} has channels outside of 0 to {size - 1}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def reset_parameters(self) -> None:
         """Set the bias to 0; the branches have weights of their own."""

@@ -95,9 +95,7 @@ class BranchEdit:
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> BranchEdit:
         """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
-        sizes = [
-            {"inputs": inputs, "outputs": outputs} for inputs, outputs in value_at(record, "branches", list)
-        ]
+        sizes = [{"inputs": inputs, "outputs": outputs} for inputs, outputs in value_at(record, "branches", list)]
         branches = ((value_at(each, "inputs", int, low=1), value_at(each, "outputs", int, low=1)) for each in sizes)
         return BranchEdit(value_at(record, "layer", str), tuple(branches))
 
@@ -243,7 +241,9 @@ def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
             layer = model.get_submodule(edit.layer)
             if isinstance(edit, BranchEdit):
                 _branch(model, edit, layer)
-            elif not (isinstance(layer, BranchedConv2d) and channels_of(layer) == (edit.in_channels, edit.out_channels)):
+            elif not (
+                isinstance(layer, BranchedConv2d) and channels_of(layer) == (edit.in_channels, edit.out_channels)
+            ):
                 replace_module(model, edit.layer, resize(layer, edit.in_channels, edit.out_channels))
         except (AttributeError, ValueError) as error:
             raise ValueError(f"an edit of {short(edit.layer)} does not fit the network: {error}") from error

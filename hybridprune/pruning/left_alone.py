@@ -38,8 +38,8 @@ UNBOUNDED = "the search for what depends on its channels does not end"
 NAMED = 3
 """How many layers of one reason a message names."""
 BY_DESIGN = frozenset(
-    (GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL, AT_OUTPUT, JOINED, UNRULED, WIRED)
-    + (STEM, PROJECTION, LINEAR, BRANCHED)
+    {GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL, AT_OUTPUT, JOINED, UNRULED, WIRED}
+    | {STEM, PROJECTION, LINEAR, BRANCHED}
 )
 """What the documentation says of every network. Any other reason is one of this network, and is told."""
 

@@ -79,7 +79,8 @@ def _allocation(method: Method, options: CutOptions) -> str:
     allocation = method.allocation if options.allocation == "auto" else options.allocation
     if isinstance(method, BranchMethod) and options.normalize:
         raise UserError(
-            f"--normalize: the scores of --method {options.method} are shares of their group's energy already; leave it out"
+            f"--normalize: the scores of --method {options.method} are shares of their group's energy already; leave "
+            "it out"
         )
     if allocation not in BY_LAYER:
         return allocation

@@ -137,9 +137,7 @@ def _found(network: PrunableNetwork, options: CutOptions) -> _Found:
     linear = {layer.name: LINEAR for layer in surveyed.layers if not isinstance(layer.leaf, nn.Conv2d)}
     layers, failed = replaceable(network, convolutions)
     try:
-        channels = survey_channels(
-            network.model, network.run, network.example, exclude=network.exclude, coupled=False
-        )
+        channels = survey_channels(network.model, network.run, network.example, exclude=network.exclude, coupled=False)
     except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(

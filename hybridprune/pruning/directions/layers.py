@@ -20,7 +20,17 @@ from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, form, is_po
 from hybridprune.models.factored_weights import dense_form
 from hybridprune.models.replace import replace_module
 from hybridprune.pruning.directions.layer_forms import ConvShape
-from hybridprune.pruning.left_alone import BRANCHED, BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS, WHOLE
+from hybridprune.pruning.left_alone import (
+    BRANCHED,
+    BY_KEYWORD,
+    GROUPED,
+    NEVER,
+    PADDED,
+    SEVERAL,
+    SHARED,
+    SUBCLASS,
+    WHOLE,
+)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ class GroupLearning:
                        with v = W'' - c dR/dW(W'', p) - W', what the step after the push moves
         push           from W again, with each filter in the group of its largest logit: W - c dR/dW(W, one-hot)
 
-    ``v`` stands for minus the derivative of what that step minimises, so the sum is that of ``lr loss + c R`` at W' by p,
-    over c.
+    ``v`` stands for minus the derivative of what that step minimises, so the sum is the derivative by p of
+    ``lr loss + c R`` at W', over c.
     """
 
     def __init__(self, layers: Sequence[GroupedLayer], weight: float, seed: int) -> None:

@@ -21,7 +21,7 @@ WEIGHT = 2e-3
 
 
 def prepare(target: Target, options: SparsityOptions) -> Drive:
-    """Give each convolution logits of groups and press on them; UserError without an epoch to learn more than one in."""
+    """Give each convolution logits of groups and press on them; UserError without an epoch to learn groups in."""
     groups = options.dsp_groups
     if groups > 1 and not options.sparse_epochs:
         raise UserError(
