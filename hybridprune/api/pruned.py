@@ -94,8 +94,10 @@ class Pruned(NamedTuple):
         of the layer's core: its channels where a side has no rotation. MACs are those of one image. The expected loss
         is the rise in nats that the method has expected of the layer's cut alone, before recalibration and training;
         methods whose scores are in other units leave it out. A module that was not pruned just now has the totals
-        alone. """ spec = self.spec return summary_table(spec.layers, Cost(spec.dense_macs, spec.dense_params),
-        Cost(spec.macs, spec.params))
+        alone.
+        """
+        spec = self.spec
+        return summary_table(spec.layers, Cost(spec.dense_macs, spec.dense_params), Cost(spec.macs, spec.params))
 
     def __str__(self) -> str:
         spec = self.spec

@@ -536,7 +536,7 @@ class LatencyTarget(Checked):
 
 @dataclass(frozen=True)
 class SparsityOptions(Checked):
-    """Methods that train before their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm, dsp)."""
+    """Methods that train before a cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm, dsp)."""
 
     sparse_epochs: int = option(
         10, "epochs of each training towards sparsity, before the cut", low=0, measured="results_methods.md"

@@ -1,4 +1,4 @@
-"""The forms of factored and branched layers and 1x1 convolutions, which all compute the same: the fastest by the clock."""
+"""The forms of factored or branched layers and 1x1 convolutions, which compute the same, and the fastest by the clock."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def choose_forms(
     """The form in which each layer of ``model`` is fastest on the input that reaches it in ``run``; none is changed.
 
     The layers are the factored and branched ones and the 1x1 convolutions, where they are not computed with in other
-    ways and have no hooks. Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are
-    left alone.
+    ways and have no hooks. Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do
+    not run are left alone.
     """
     choices: dict[str, Choice] = {}
 
