@@ -1,4 +1,4 @@
-"""The forms of factored or branched layers and 1x1 convolutions, which compute the same, and the fastest by the clock."""
+"""The forms of factored or branched layers and 1x1 convolutions, which compute the same; the fastest by the clock."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class BranchedConv2d(nn.Module):
     inputs: Tensor
     """``[sum of the branches' inputs]``, int64: those of the first branch, ascending, then of the second, ..."""
     order: Tensor
-    """``[C_out]``, int64: the place of each output among those of all branches, behind which is a channel of zeros"""
+    """``[C_out]``, int64: the place of each output among those of all branches, behind which are zeros"""
 
     def __init__(self, conv: nn.Conv2d, branches: Sequence[Branch]) -> None:
         """A layer of the geometry of ``conv`` with branches of these sizes, its weights and indices uninitialised.
@@ -68,10 +68,13 @@ class BranchedConv2d(nn.Module):
             branch(x if len(read) == self.in_channels else x.index_select(-3, read))
             for branch, read in zip(self.branches, index, strict=True)
         ]
-        y = F.pad(torch.cat(parts, -3), (0, 0, 0, 0, 0, 1)).index_select(-3, self.order)
+        made = torch.cat(parts, -3)
+        if made.shape[-3] < self.out_channels:
+            made = F.pad(made, (0, 0, 0, 0, 0, 1))
+        y = made.index_select(-3, self.order)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any) -> None:  # type: ignore[override]
         """Refuse indices of channels that there are not: files may be somebody else's."""
         made = sum(outputs for _, outputs in self.sizes)
         for name, size in (("inputs", self.in_channels), ("order", made + 1)):
@@ -180,7 +183,7 @@ def unbranched(layer: BranchedConv2d) -> nn.Conv2d:
             stride=(int(layer.stride[0]), int(layer.stride[1])),
             padding=layer.padding,  # type: ignore[arg-type]
             dilation=(int(layer.dilation[0]), int(layer.dilation[1])),
-            padding_mode=layer.padding_mode,
+            padding_mode=layer.padding_mode,  # type: ignore[arg-type]
             bias=layer.bias is not None,
             dtype=first.dtype,
         )

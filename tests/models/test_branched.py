@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -13,10 +14,10 @@ from hybridprune.models.branched import BranchedConv2d, branched, unbranched
 from hybridprune.models.edits import BranchEdit, ResizeEdit, apply_edits, edit_from_json, edits_between
 
 CONVOLUTIONS = {
-    "padded": lambda: nn.Conv2d(5, 7, 3, padding=1, bias=False),
-    "strided, with bias": lambda: nn.Conv2d(5, 7, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
-    "strided 1x1": lambda: nn.Conv2d(5, 7, 1, stride=2),
-    "reflecting": lambda: nn.Conv2d(5, 7, 3, padding=1, padding_mode="reflect"),
+    "padded": lambda inputs: nn.Conv2d(inputs, 7, 3, padding=1, bias=False),
+    "strided, with bias": lambda inputs: nn.Conv2d(inputs, 7, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+    "strided 1x1": lambda inputs: nn.Conv2d(inputs, 7, 1, stride=2),
+    "reflecting": lambda inputs: nn.Conv2d(inputs, 7, 3, padding=1, padding_mode="reflect"),
 }
 READS = torch.tensor([[1, 1, 0, 0, 1], [0, 1, 1, 0, 0], [0] * 5, [1, 1, 0, 0, 1], [1] * 5, [0, 1, 1, 0, 0], [0] * 5])
 SIZES = ((3, 2), (2, 2), (5, 1))
@@ -25,8 +26,8 @@ SIZES = ((3, 2), (2, 2), (5, 1))
 def made(kind: str) -> tuple[nn.Conv2d, nn.Conv2d, BranchedConv2d]:
     """A convolution, the same masked, and in branches, in double precision."""
     torch.manual_seed(0)
-    conv = CONVOLUTIONS[kind]().double()
-    masked = CONVOLUTIONS[kind]().double()
+    conv = CONVOLUTIONS[kind](5).double()
+    masked = CONVOLUTIONS[kind](5).double()
     masked.load_state_dict(conv.state_dict())
     with torch.no_grad():
         masked.weight *= READS[:, :, None, None]
@@ -67,9 +68,9 @@ def test_its_macs_are_those_of_its_branches(kind: str) -> None:
 
 
 def test_its_edits_rebuild_it_through_json_from_what_it_was_made_of_and_from_itself() -> None:
-    conv, _, layer = made("strided, with bias")
+    _, _, layer = made("strided, with bias")
     net = nn.Sequential(nn.Conv2d(3, 5, 1).double(), layer)
-    original = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 7, **geometry(conv))).double()
+    original = nn.Sequential(nn.Conv2d(3, 6, 1), CONVOLUTIONS["strided, with bias"](6)).double()
     edits = edits_between(original, net)
     assert edits == (ResizeEdit("0", 3, 5), ResizeEdit("1", 5, 7), BranchEdit("1", SIZES))
     again = tuple(map(edit_from_json, json.loads(json.dumps([edit.to_json() for edit in edits]))))
@@ -80,10 +81,11 @@ def test_its_edits_rebuild_it_through_json_from_what_it_was_made_of_and_from_its
         original.load_state_dict(net.state_dict())
         assert torch.equal(original(x), net(x))
     assert edits_between(original, net, edits) == edits and not edits_between(original, net)
-
-
-def geometry(conv: nn.Conv2d) -> dict[str, object]:
-    return {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    for name, value in (("inputs", 5), ("inputs", -1), ("order", 6)):
+        state = copy.deepcopy(net.state_dict())
+        state[f"1.{name}"][0] = value
+        with pytest.raises(RuntimeError, match=f"1.{name} has channels outside of 0 to"):
+            original.load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,12 +118,11 @@ def _norms(model: nn.Module, group: ChannelGroup) -> int:
 def _sharing(network: PrunableNetwork, names: Sequence[str]) -> set[str]:
     """The layers that read memory which another of them reads as well, when an image passes."""
     read: dict[str, Tensor] = {}  # alive, so that no two have the same memory by chance
-    hooks = [
-        network.model.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: read.__setitem__(name, args[0])
-        )
-        for name in names
-    ]
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: read.update({name: args[0]})
+
+    hooks = [network.model.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
     with kept_modes(network.model):
         network.model.eval()
         try:

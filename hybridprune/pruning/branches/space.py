@@ -42,7 +42,7 @@ class BranchCell:
         if not len(self.ranks):
             return np.ones(len(self.group), dtype=bool)
         said = np.asarray(kept[self.groups :])
-        return (self.ranks < said[:, None]).any(0)
+        return np.any(self.ranks < said[:, None], axis=0)
 
     def cost(self, kept: tuple[int, ...]) -> Cost:
         """The cost of its branches: ``macs`` and ``area`` times the sum over groups of live filters x kept inputs."""

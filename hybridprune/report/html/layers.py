@@ -31,7 +31,7 @@ class Layer:
     before: tuple[int, int]
     """Input and output channels."""
     after: tuple[int, int]
-    """Kept channels or, where there is a rotation, directions or components."""
+    """Kept channels or, where there is a rotation, directions or components; of branches the inputs of the widest."""
     macs: tuple[int, int]
     """Before and after, rotations counted."""
 
@@ -53,6 +53,8 @@ def layers(network: NetworkSpec, input_size: int) -> list[Layer]:
             if isinstance(edited, FactoredConv2d | FactoredLinear):
                 ranks = form(edited)
                 after = (ranks.rank_in or after[0], ranks.rank_out or after[1])
+            if isinstance(edited, BranchedConv2d):
+                after = (max(inputs for inputs, _ in edited.sizes), sum(outputs for _, outputs in edited.sizes))
             found.append(Layer(name.removeprefix("backbone."), _form(edited, before, after), before, after, macs))
     return found
 

@@ -81,8 +81,8 @@ class GroupLearning:
             for layer, weight in zip(self._layers, before, strict=True):
                 layer.weight.copy_(weight)
         self._adam.zero_grad()
-        for layer, shares, *weights in zip(self._layers, soft, own, pushed, moved, strict=True):
-            assignment_loss(shares, *weights, rate * layer.scale).backward()
+        for layer, shares, w, w1, w2 in zip(self._layers, soft, own, pushed, moved, strict=True):
+            assignment_loss(shares, w, w1, w2, rate * layer.scale).backward()
         self._adam.step()
         self._push([hard_shares(logits.argmax(0), len(logits)) for logits in self._logits], rate)
         self._steps += 1

@@ -34,7 +34,7 @@ def prepare(target: Target, options: SparsityOptions) -> Drive:
         assert isinstance(conv, nn.Conv2d)
         filters, side = len(conv.weight), conv.weight[0, 0].numel() ** 0.5
         scale = scale_of(each.in_elements, side, groups, filters)
-        layers.append(GroupedLayer(conv.weight, attach_logits(conv, groups, filters), scale))
+        layers.append(GroupedLayer(conv.get_parameter("weight"), attach_logits(conv, groups, filters), scale))
     weight = WEIGHT if options.sparsity_weight is None else options.sparsity_weight
     learning = GroupLearning(layers, weight, target.seed)
     return Drive(learning, metrics=learning.metrics, after_step=learning.after_step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.methods.dsp.method import prepare
 from hybridprune.pruning.methods.dsp.regulariser import gradient, hard_shares, scale_of
 from hybridprune.pruning.sparse_training.protocol import GroupTarget, Target
+from hybridprune.pruning.sparse_training.scale_l1 import ScalePressure
 from tests.networks_and_images import random_images
 
 STEPS, LR, WEIGHT = 4, 0.1, 0.5
@@ -81,12 +81,7 @@ def test_a_trial_is_one_more_step_of_the_task() -> None:
             seen.append({k: v.clone() for k, v in net.state_dict().items()})
         assert step.lr == LR and step.done == 1 / STEPS
 
-    class Nothing:
-        add_gradients: Callable[[float], None] = staticmethod(lambda done: None)
-        state_dict: Callable[[], dict[str, Any]] = staticmethod(dict)
-        load_state_dict: Callable[[dict[str, Any]], None] = staticmethod(lambda state: None)
-
-    steps(loop_of(net, Drive(Nothing(), after_step=look)), 0, 1)
+    steps(loop_of(net, Drive(ScalePressure([], 0.0), after_step=look)), 0, 1)
     other = loop_of(twin, None)
     steps(other, 0, 1)
     before = copy.deepcopy(twin.state_dict())
