@@ -56,7 +56,7 @@ def test_it_is_saved_and_restored(pruned: hybridprune.Pruned, tmp_path: Path) ->
 def test_what_is_pruned_again_keeps_its_branches(pruned: hybridprune.Pruned, method: str, tmp_path: Path) -> None:
     cut = CutOptions(prune_ratio=0.2, refit_images=8)
     if method == "l1":  # every channel inside of a block is made or read by branches
-        with pytest.raises(UserError, match=r"has no channels that can go by themselves .*BranchedConv2d"):
+        with pytest.raises(UserError, match="has no channels that can go by themselves"):
             hybridprune.prune(pruned, BATCHES, method=method, cut=cut, sparsity=OPTIONS)
         return
     twice = hybridprune.prune(pruned, BATCHES, method=method, cut=cut, sparsity=OPTIONS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.engine.modes import kept_modes
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.left_alone import AT_OUTPUT, PROJECTION, STEM
@@ -66,7 +67,7 @@ def branch_layers(
     plain = {x.name: x for x in layers if isinstance(x.leaf, nn.Conv2d) and modules[x.name] is x.leaf}
     stem = next((name for name, module in modules.items() if isinstance(module, nn.Conv2d)), None)
     makers = {group.of("producer")[0].layer: group for group in groups if len(group.of("producer")) == 1}
-    shared = _sharing(network, list(plain))
+    shared = _sharing(network, [name for name, each in modules.items() if isinstance(each, nn.Conv2d | BranchedConv2d)])
     reasons: dict[str, str] = {}
     for name, layer in plain.items():
         if name == stem:

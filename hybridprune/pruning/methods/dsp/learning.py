@@ -111,7 +111,7 @@ class GroupLearning:
 
 
 def assignment_loss(shares: Tensor, own: Tensor, pushed: Tensor, moved: Tensor, rate: float) -> Tensor:
-    """What the assignment descends (0-d, differentiable in the shares ``[G, O]``), see `GroupLearning`.
+    """The loss that the assignment descends, 0-d and differentiable in the shares ``[G, O]``, see `GroupLearning`.
 
     Args:
         own: ``W [O, I, K]``
