@@ -121,7 +121,7 @@ def _sharing(network: PrunableNetwork, names: Sequence[str]) -> set[str]:
     read: dict[str, Tensor] = {}  # alive, so that no two have the same memory by chance
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: read.update({name: args[0]})
+        return lambda _, args: read.update({name: args[0]} if args else {})  # none where it is called by keyword
 
     hooks = [network.model.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
     with kept_modes(network.model):

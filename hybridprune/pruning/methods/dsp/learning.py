@@ -64,7 +64,7 @@ class GroupLearning:
         self._adam = torch.optim.Adam(self._logits, lr=ASSIGNMENT_LR)
 
     def add_gradients(self, done: float) -> None:
-        """Nothing: the push follows the step."""
+        """Add nothing: the push follows the step."""
         del done
 
     def after_step(self, step: Step) -> None:
