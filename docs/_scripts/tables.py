@@ -21,7 +21,7 @@ from hybridprune import config
 from hybridprune.commands.door import COMMANDS
 from hybridprune.config import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.check import Option, kind_name, options_of
-from hybridprune.pruning.method import DirectionMethod
+from hybridprune.pruning.method import BranchMethod, DirectionMethod
 from hybridprune.pruning.methods import find
 from hybridprune.tables import Table
 
@@ -111,6 +111,9 @@ def method_facts(names: Sequence[str]) -> str:
     if isinstance(method, DirectionMethod):
         about = "It cuts directions and needs no training before"
         facts = {"cuts": "directions of each layer", "trains before the cut": "no"}
+    elif isinstance(method, BranchMethod):
+        about = "It cuts inputs of groups of filters after a training"
+        facts = {"cuts": "inputs of groups of filters", "trains before the cut": "yes"}
     else:
         about = "It cuts channels" + (
             " and needs no training before" if method.sparsity is None else " after a training"

@@ -90,10 +90,11 @@ class Pruned(NamedTuple):
     def table(self) -> Table:
         """The layers before and after pruning, a row each, and the totals.
 
-        Kind and form (dense, or the sides that have rotations) are those of now. Ranks are inputs x outputs of the
-        layer's core: its channels where a side has no rotation. MACs are those of one image. The expected loss is the
-        rise in nats that the method has expected of the layer's cut alone, before recalibration and training; methods
-        whose scores are in other units leave it out. A module that was not pruned just now has the totals alone.
+        Kind and form (dense, the sides that have rotations, or branches) are those of now. Ranks are inputs x outputs
+        of the layer's core: its channels where a side has no rotation. MACs are those of one image. The expected loss
+        is the rise in nats that the method has expected of the layer's cut alone, before recalibration and training;
+        methods whose scores are in other units leave it out. A module that was not pruned just now has the totals
+        alone.
         """
         spec = self.spec
         return summary_table(spec.layers, Cost(spec.dense_macs, spec.dense_params), Cost(spec.macs, spec.params))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hybridprune.measure.cost import counted, somewhere
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.edits import ranks_of
 from hybridprune.models.factored import FactoredLayer, form_name
 from hybridprune.nested import on_device
@@ -39,7 +40,7 @@ class LayerState:
     kind: str
     """``Conv2d 3x3``, say, or ``Linear``."""
     form: str
-    """``dense``, or the side on which a factored layer has rotations."""
+    """``dense``, the side on which a factored layer has rotations, or the number of its branches."""
     inputs: int
     """Channels that its core reads: those of the layer where that side has no rotation, else the rank."""
     outputs: int
@@ -85,7 +86,7 @@ def layer_states(
     inside: set[nn.Module] = set()
     states: dict[str, LayerState] = {}
     for name, layer in model.named_modules():
-        if layer in inside or not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer):
+        if layer in inside or not isinstance(layer, nn.Conv2d | nn.Linear | FactoredLayer | BranchedConv2d):
             continue
         inside.update(layer.modules())
         own = {id(p): p.numel() for p in layer.parameters() if id(p) not in seen}
@@ -97,7 +98,7 @@ def layer_states(
         outputs = core.out_features if linear else core.out_channels
         states[name] = LayerState(
             kind=_kind(core),
-            form=form_name(ranks_of(layer)),
+            form=f"{len(layer.sizes)} branches" if isinstance(layer, BranchedConv2d) else form_name(ranks_of(layer)),
             inputs=inputs,
             outputs=outputs,
             macs=sum(value for part, value in macs.items() if part == name or part.startswith(f"{name}.")),
@@ -106,7 +107,7 @@ def layer_states(
     return states, Cost(total, sum(p.numel() for p in model.parameters()))
 
 
-def _kind(core: nn.Conv2d | nn.Linear) -> str:
+def _kind(core: nn.Conv2d | nn.Linear | BranchedConv2d) -> str:
     if isinstance(core, nn.Linear):
         return "Linear"
     kernel = "x".join(map(str, core.kernel_size))

@@ -31,6 +31,7 @@ METHODS = Registry(
         "nuspm": f"{_HOME}.nuspm.method:METHOD",
         "ucs": f"{_HOME}.by_score:UCS",
         "rni": f"{_HOME}.rni:METHOD",
+        "dsp": f"{_HOME}.dsp.method:METHOD",
     },
 )
 """The one list of them; pruning finds them through it, which these options cannot import."""

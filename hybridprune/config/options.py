@@ -548,7 +548,7 @@ class LatencyTarget(Checked):
 
 @dataclass(frozen=True)
 class SparsityOptions(Checked):
-    """Methods that train towards their cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm)."""
+    """Methods that train before a cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm, dsp)."""
 
     sparse_epochs: int = option(
         10, "epochs of each training towards sparsity, before the cut", low=0, measured="results_methods.md"
@@ -621,6 +621,12 @@ class SparsityOptions(Checked):
         "rni: the b of its regulariser; larger values push weaker channels only (default: the published 3, or 0 in a "
         "network with residual sums)",
         source="Suteu & Guo 2022",
+    )
+    dsp_groups: int = option(
+        4,
+        "dsp: groups of each layer's filters, at most; 1 is pruning of input channels",
+        low=1,
+        source="Park et al. 2023",
     )
 
 

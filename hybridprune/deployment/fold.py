@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hybridprune.deployment.pointwise import PointwiseProduct
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.replace import replace_module
 from hybridprune.models.shakedrop import ShakeDrop
 
-Layer = nn.Conv2d | nn.Linear
+Layer = nn.Conv2d | nn.Linear | BranchedConv2d
 # What only scales and shifts each channel in eval mode.
 Scaling = _BatchNorm | ShakeDrop
 ELSEWHERE = ""
@@ -162,6 +163,8 @@ def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, 
 
 def is_plain_layer(module: nn.Module) -> bool:
     """Whether it computes with the weight that it holds, and nothing else: no subclass, parametrization or hook."""
+    if isinstance(module, BranchedConv2d):
+        return not is_hooked(module) and not any(map(is_hooked, module.branches))
     plain = type(module) in (nn.Conv2d, nn.Linear, PointwiseProduct)
     return plain and "weight" in dict(module.named_parameters(recurse=False)) and not is_hooked(module)
 
@@ -181,9 +184,11 @@ def _fits(layer: nn.Module, scaling: nn.Module, behind: bool, axes: int) -> bool
     """Whether the channels that are scaled, axis 1 of ``axes``, are those of the layer, everywhere alike."""
     if isinstance(layer, nn.Linear):  # it has its own channels on the last axis
         return isinstance(scaling, nn.BatchNorm1d) and axes == 2
-    assert isinstance(layer, nn.Conv2d)
     if not isinstance(scaling, nn.BatchNorm2d | ShakeDrop):
         return False
+    if isinstance(layer, BranchedConv2d):
+        return behind
+    assert isinstance(layer, nn.Conv2d)
     return behind or (layer.padding in ((0, 0), "valid") and layer.groups == 1)
 
 
@@ -203,11 +208,16 @@ def _scale_and_shift(module: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def fold_into(model: nn.Module, name: str, layer_name: str, behind: bool) -> None:
     """Fold the scaling called ``name`` into a layer, in place; ``behind``: the layer comes first."""
-    layer = model.get_submodule(layer_name)
+    layer, scaling = model.get_submodule(layer_name), model.get_submodule(name)
     assert isinstance(layer, Layer), layer_name
+    if isinstance(layer, BranchedConv2d):
+        assert behind
+        scale, shift = _scale_and_shift(scaling, layer.out_channels)
+        layer.scale_outputs(scale.to(layer.order.device), shift.to(layer.order.device))
+        replace_everywhere(model, scaling, nn.Identity())
+        return
     weight = layer.weight.double()
     bias = layer.bias.double() if layer.bias is not None else weight.new_zeros(len(weight))
-    scaling = model.get_submodule(name)
     scale, shift = _scale_and_shift(scaling, weight.shape[0 if behind else 1])
     scale, shift = scale.to(weight.device), shift.to(weight.device)
     rest = [1] * (weight.ndim - 2)

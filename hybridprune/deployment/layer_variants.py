@@ -1,4 +1,4 @@
-"""The forms of a factored layer or a 1x1 convolution, which all compute the same, and the fastest by the clock."""
+"""The forms of factored or branched layers and 1x1 convolutions, which compute the same; the fastest by the clock."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hybridprune.deployment.choice import Choice
 from hybridprune.deployment.fold import is_hooked, is_plain_layer, replace_everywhere
 from hybridprune.deployment.pointwise import PointwiseProduct, has_channels_last, is_product
 from hybridprune.measure.latency import Stopwatch
+from hybridprune.models.branched import BranchedConv2d, unbranched
 from hybridprune.models.factored import DENSE as DENSE_RANKS
 from hybridprune.models.factored import FactoredLayer, Ranks, form, form_name
 from hybridprune.models.factored_weights import build_layer, dense_form, outline
@@ -23,19 +24,25 @@ from hybridprune.progress_bar import bar
 
 Layer = nn.Conv2d | nn.Linear
 DENSE = form_name(DENSE_RANKS)
+BRANCHED = "branches"
 PRODUCTS = " with products"
 """How the names of forms end whose 1x1 convolutions are matrix products."""
 
 
 @torch.no_grad()
 def forms_of(layer: nn.Module) -> dict[str, nn.Module]:
-    """Every form that a factored layer or a 1x1 convolution can take without loss, its own one (itself) first.
+    """Every form that a factored or branched layer or a 1x1 convolution can take without loss, its own (itself) first.
 
-    A rotation that is left out is multiplied into the core, in double precision. Then the same forms once more, those
+    A rotation that is left out is multiplied into the core, in double precision. Without branches there are zeros for
+    what a filter does not read. Then the same forms once more, those
     that have 1x1 convolutions, with matrix products in their place.
     """
-    assert isinstance(layer, FactoredLayer) or is_product(layer), type(layer)
-    forms = _factorings(layer) if isinstance(layer, FactoredLayer) else {DENSE: layer}
+    assert isinstance(layer, FactoredLayer | BranchedConv2d) or is_product(layer), type(layer)
+    if isinstance(layer, BranchedConv2d):
+        dense = unbranched(layer).to(memory_format=memory_format(layer.parameters()))  # type: ignore[call-overload]
+        forms = {BRANCHED: layer, DENSE: dense}
+    else:
+        forms = _factorings(layer) if isinstance(layer, FactoredLayer) else {DENSE: layer}
     products = {f"{name}{PRODUCTS}": with_products(each) for name, each in forms.items()}
     return forms | {name: each for name, each in products.items() if each is not None}
 
@@ -82,9 +89,9 @@ def choose_forms(
 ) -> dict[str, Choice]:
     """The form in which each layer of ``model`` is fastest on the input that reaches it in ``run``; none is changed.
 
-    The layers are the factored ones and the 1x1 convolutions, where they are not computed with in other ways and have
-    no hooks. Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do not run are
-    left alone.
+    The layers are the factored and branched ones and the 1x1 convolutions, where they are not computed with in other
+    ways and have no hooks. Of the batch a layer sees the share ``rate_of`` its name, at least one image. Layers that do
+    not run are left alone.
     """
     choices: dict[str, Choice] = {}
 
@@ -114,12 +121,12 @@ def choose_forms(
 
 
 def _layers_with_forms(model: nn.Module) -> dict[str, nn.Module]:
-    """The factored layers and the 1x1 convolutions that may be replaced, by name."""
+    """The factored and branched layers and the 1x1 convolutions that may be replaced, by name."""
     layers: dict[str, nn.Module] = {}
     inside: set[nn.Module] = set()
     for name, layer in model.named_modules():
-        if isinstance(layer, FactoredLayer):
-            inside.update(layer.children())
+        if isinstance(layer, FactoredLayer | BranchedConv2d):
+            inside.update(layer.modules())
             if is_hooked(layer):
                 continue
         elif layer in inside or not (is_product(layer) and is_plain_layer(layer)):
@@ -134,11 +141,11 @@ def dense_forms(choices: Mapping[str, Choice]) -> dict[str, Choice]:
 
 
 def recomposed(model: nn.Module) -> dict[str, str]:
-    """The name of the dense form for each factored layer that has one, and no hooks."""
+    """The name of the dense form for each factored or branched layer that has one, and no hooks."""
     layers = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, FactoredLayer) and not is_hooked(layer)
+        if isinstance(layer, FactoredLayer | BranchedConv2d) and not is_hooked(layer)
     }
     return {name: DENSE for name, layer in layers.items() if DENSE in forms_of(layer)}
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridprune.engine.parallel import average_gradients
-from hybridprune.engine.pressure import Drive
+from hybridprune.engine.pressure import Drive, Step
 
 
 @dataclass
@@ -53,18 +55,46 @@ class Descent:
 
     def step(self, loss: Tensor, weight: float, number: int) -> None:
         """Step ``number`` (from 0) down the gradient of ``loss`` (0-d), ``weight`` times that of a whole batch."""
-        rate = self.lr * self.schedule((number + self.rate_at) / self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss if weight == 1 else loss * weight).backward()
-        average_gradients(self.net.parameters())
+            group["lr"] = self._rate(number) * group["factor"]
+        self._differentiate(loss, weight)
         if self.drive is not None or self.clip is not None:
             self._scaler.unscale_(self.optimizer)
         if self.drive is not None:
             self.drive.pressure.add_gradients(number / self.steps)
         if self.clip is not None:
             self.clip()
+        self._move()
+
+    def follow(self, loss: Callable[[], Tensor], weight: float, number: int) -> None:
+        """Let the drive do what it does after step ``number``; ``loss`` computes that of the same batch anew."""
+        if self.drive is not None and self.drive.after_step is not None:
+            trial = partial(self._trial, loss, weight)
+            self.drive.after_step(Step(self._rate(number), (number + 1) / self.steps, trial))
+
+    @contextmanager
+    def _trial(self, loss: Callable[[], Tensor], weight: float) -> Iterator[None]:
+        momenta = [state["momentum_buffer"] for state in self.optimizer.state.values() if "momentum_buffer" in state]
+        kept = [each for each in (*self.net.state_dict().values(), *momenta) if each is not None]
+        before = [each.clone() for each in kept]
+        try:
+            self._differentiate(loss(), weight)
+            self._move()
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(kept, before, strict=True):
+                    tensor.copy_(value)
+
+    def _rate(self, number: int) -> float:
+        return self.lr * self.schedule((number + self.rate_at) / self.steps)
+
+    def _differentiate(self, loss: Tensor, weight: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss if weight == 1 else loss * weight).backward()
+        average_gradients(self.net.parameters())
+
+    def _move(self) -> None:
         self._scaler.step(self.optimizer)
         self._scaler.update()
 

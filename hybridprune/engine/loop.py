@@ -61,6 +61,7 @@ class Loop:
                 loss, metrics = self._loss(forward, batch)
                 # Until the gradient is there: checkpointing runs parts of the network once more.
                 self.descent.step(loss, batch.weight, self.done)
+                self.descent.follow(lambda batch=batch: self._loss(forward, batch)[0], batch.weight, self.done)
             self.means.add({"loss": loss.detach(), **metrics}, batch.weight)
             self.done += 1
             if self.trial is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +31,19 @@ class Pressure(Protocol):
 
 
 @dataclass(frozen=True)
+class Step:
+    """A step that has just been taken."""
+
+    lr: float
+    """Its learning rate."""
+    done: float
+    """The share of the training that is over with it, in (0, 1]."""
+    trial: Callable[[], AbstractContextManager[None]]
+    """Inside, the network has taken one step more, on the same batch and without pressure, from where its weights are
+    then; afterwards its weights, buffers and momenta are those of before."""
+
+
+@dataclass(frozen=True)
 class Drive:
     """A pressure, and how the parameters that it works on are optimised."""
 
@@ -40,6 +54,8 @@ class Drive:
     """Names of the parameters without weight decay."""
     metrics: Callable[[], Mapping[str, float]] = dict
     """What is worth logging after each epoch."""
+    after_step: Callable[[Step], object] | None = None
+    """Called after each step of the optimiser; it may change the weights. All processes must do the same."""
 
 
 def parameter_groups(

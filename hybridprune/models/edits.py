@@ -1,4 +1,4 @@
-"""Edits of a network: layers that became narrower, layers that became factored. From them a fresh one is rebuilt."""
+"""Edits of a network: layers that became narrower, factored or branched. From them a fresh one is rebuilt."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.json_text import short, value_at
+from hybridprune.models.branched import Branch, BranchedConv2d
 from hybridprune.models.factored import (
     DENSE,
     FactoredConv2d,
@@ -77,14 +78,38 @@ class ResizeEdit:
         return ResizeEdit(value_at(record, "layer", str), inputs, outputs)
 
 
-Edit = FactorEdit | ResizeEdit
+@dataclass(frozen=True)
+class BranchEdit:
+    """One edit of a network: a convolution becomes branches of these sizes; which channels they have, its weights say.
+
+    See `BranchedConv2d`.
+    """
+
+    layer: str
+    branches: tuple[Branch, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, of kind ``branch``."""
+        return {"kind": "branch", "layer": self.layer, "branches": [list(sizes) for sizes in self.branches]}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> BranchEdit:
+        """The inverse of ``to_json``; raises KeyError, TypeError or ValueError on anything else."""
+        sizes = [{"inputs": inputs, "outputs": outputs} for inputs, outputs in value_at(record, "branches", list)]
+        branches = ((value_at(each, "inputs", int, low=1), value_at(each, "outputs", int, low=1)) for each in sizes)
+        return BranchEdit(value_at(record, "layer", str), tuple(branches))
+
+
+Edit = FactorEdit | ResizeEdit | BranchEdit
 
 
 def edit_from_json(record: Mapping[str, Any]) -> Edit:
     """The edit that ``to_json`` wrote; raises KeyError, TypeError or ValueError on anything else."""
     if not isinstance(record, Mapping):
         raise TypeError(f"an edit is a {type(record).__name__}, not an object")
-    return ResizeEdit.from_json(record) if "kind" in record else FactorEdit.from_json(record)
+    if "kind" not in record:
+        return FactorEdit.from_json(record)
+    return BranchEdit.from_json(record) if record["kind"] == "branch" else ResizeEdit.from_json(record)
 
 
 def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
@@ -150,11 +175,19 @@ def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
         return module.num_features, module.num_features
     if isinstance(module, FactoredLayer):
         return module.channels
+    if isinstance(module, BranchedConv2d):
+        return module.in_channels, module.out_channels
     return None
 
 
+def branches_of(module: nn.Module) -> tuple[Branch, ...]:
+    """The sizes of a layer's branches; none of a layer without."""
+    return module.sizes if isinstance(module, BranchedConv2d) else ()
+
+
 def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit] = ()) -> tuple[Edit, ...]:
-    """The edits from the architecture of ``original`` to that of ``edited``: factored layers first, then resized ones.
+    """The edits from the architecture of ``original`` to that of ``edited``: first factored layers, then resized ones,
+    then branched ones.
 
     Edits say what a layer becomes, and not by how much it changes. So with the ``history`` of what had made
     ``original`` already, they lead to ``edited`` from ``original`` and from whatever that was made of. Layers that are
@@ -165,6 +198,7 @@ def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit
     others = dict(edited.named_modules())
     resizes: list[Edit] = []
     factors: list[Edit] = []
+    branches: list[Edit] = []
     for name, module in original.named_modules():
         before, after = channels_of(module), channels_of(others.get(name))
         if before is None or after is None:
@@ -174,8 +208,11 @@ def edits_between(original: nn.Module, edited: nn.Module, history: Sequence[Edit
         ranks = ranks_of(others[name])
         if ranks != ranks_of(module) or (FactorEdit, name) in again:
             factors.append(FactorEdit(name, *ranks))
-    inside = tuple(f"{name}." for name, module in others.items() if isinstance(module, FactoredLayer))
-    return tuple(edit for edit in (*factors, *resizes) if not edit.layer.startswith(inside))
+        sizes = branches_of(others[name])
+        if sizes and (sizes != branches_of(module) or (BranchEdit, name) in again):
+            branches.append(BranchEdit(name, sizes))
+    inside = tuple(f"{name}." for name, module in others.items() if isinstance(module, FactoredLayer | BranchedConv2d))
+    return tuple(edit for edit in (*factors, *resizes, *branches) if not edit.layer.startswith(inside))
 
 
 def factor_edits(model: nn.Module) -> tuple[FactorEdit, ...]:
@@ -193,19 +230,31 @@ def ranks_of(layer: nn.Module) -> Ranks:
 def apply_edits(model: nn.Module, edits: Sequence[Edit]) -> None:
     """Give ``model`` the edited architecture in place, with uninitialised weights in the edited layers.
 
-    A layer that is factored already gets other ranks, or without ranks becomes dense. Raises ValueError if an edit
-    names no layer that it could be applied to.
+    A layer that is factored already gets other ranks, or without ranks becomes dense; one that has its branches
+    already is left as it is. Raises ValueError if an edit names no layer that it could be applied to.
     """
     for edit in edits:
         if isinstance(edit, FactorEdit):
             _factor(model, edit)
             continue
         try:
-            replace_module(
-                model, edit.layer, resize(model.get_submodule(edit.layer), edit.in_channels, edit.out_channels)
-            )
+            layer = model.get_submodule(edit.layer)
+            if isinstance(edit, BranchEdit):
+                _branch(model, edit, layer)
+            elif not (
+                isinstance(layer, BranchedConv2d) and channels_of(layer) == (edit.in_channels, edit.out_channels)
+            ):
+                replace_module(model, edit.layer, resize(layer, edit.in_channels, edit.out_channels))
         except (AttributeError, ValueError) as error:
             raise ValueError(f"an edit of {short(edit.layer)} does not fit the network: {error}") from error
+
+
+def _branch(model: nn.Module, edit: BranchEdit, layer: nn.Module) -> None:
+    if isinstance(layer, BranchedConv2d) and layer.sizes == edit.branches:
+        return
+    if not isinstance(layer, nn.Conv2d):
+        raise ValueError(f"a {type(layer).__name__} cannot be given branches")
+    replace_module(model, edit.layer, inherit(BranchedConv2d(layer, edit.branches), layer, blank(layer)))
 
 
 def _factor(model: nn.Module, edit: FactorEdit) -> None:

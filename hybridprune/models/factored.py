@@ -151,12 +151,12 @@ class FactoredConv2d(_Factored[nn.Conv2d]):
 
 
 def subsample(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Every so many rows and columns of ``[B, C, H, W]``: before a 1x1 convolution, the same as a stride in it.
+    """Every so many rows and columns of ``[..., H, W]``: before a 1x1 convolution, the same as a stride in it.
 
     And safe: oneDNN's weight gradient of a strided 1x1 convolution with fewer channels than an AVX2 register holds
     writes out of bounds (uxlfoundation/oneDNN#6035), which ends in wrong gradients, a hang or a crash.
     """
-    return x if rows == columns == 1 else x[:, :, ::rows, ::columns]
+    return x if rows == columns == 1 else x[..., ::rows, ::columns]
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.factored import FactoredLayer
 
 SHOWN = 5
@@ -17,7 +18,7 @@ SHOWN = 5
 
 def check_excluded(model: nn.Module, patterns: Sequence[str]) -> None:
     """UserError, with names that are close, if a pattern matches no layer of ``model`` that could be cut."""
-    kinds = nn.Conv2d | nn.Linear | FactoredLayer
+    kinds = nn.Conv2d | nn.Linear | FactoredLayer | BranchedConv2d
     layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     for pattern in patterns:
         if any(fnmatchcase(layer, pattern) for layer in layers):

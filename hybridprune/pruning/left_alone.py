@@ -29,11 +29,18 @@ JOINED = "a sum joins its channels with those of other layers"
 NEEDED = "reads its channels and needs all of them"
 UNRULED = f"a layer {NEEDED}"
 WIRED = "without some of its channels others would not stay where they are"
+STEM = "it reads the images"
+PROJECTION = "it is the projection of a shortcut"
+LINEAR = "only the filters of convolutions are grouped"
+BRANCHED = "its filters are in branches already"
 UNBOUNDED = "the search for what depends on its channels does not end"
 
 NAMED = 3
 """How many layers of one reason a message names."""
-BY_DESIGN = frozenset({GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL, AT_OUTPUT, JOINED, UNRULED, WIRED})
+BY_DESIGN = frozenset(
+    {GROUPED, SUBCLASS, SHARED, WHOLE, PADDED, NEVER, SEVERAL, AT_OUTPUT, JOINED, UNRULED, WIRED}
+    | {STEM, PROJECTION, LINEAR, BRANCHED}
+)
 """What the documentation says of every network. Any other reason is one of this network, and is told."""
 
 

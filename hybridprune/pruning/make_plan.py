@@ -10,9 +10,10 @@ from hybridprune.precision import full_precision
 from hybridprune.pruning.allocate import BY_LAYER, allocate
 from hybridprune.pruning.budget.space import Budget
 from hybridprune.pruning.clock import NetworkClock
-from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
+from hybridprune.pruning.method import BranchMethod, ChannelMethod, DirectionMethod, Method
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.plan import Plan
+from hybridprune.pruning.plan_branches import branch_target, plan_branches
 from hybridprune.pruning.plan_channels import Wish, plan_channels, target
 from hybridprune.pruning.plan_directions import plan_directions
 from hybridprune.pruning.prunable import PrunableNetwork
@@ -41,6 +42,8 @@ def make_plan(
         network.model.eval()  # in training mode the mere look at a weight under spectral_norm would change it
         if isinstance(method, DirectionMethod):
             return plan_directions(network, method, allocation, options, curvature, budget, clock)
+        if isinstance(method, BranchMethod):
+            return plan_branches(network, allocation, options)
         wish = Wish(sparsity or SparsityOptions(), budget, removed, clock)
         return plan_channels(network, method, allocation, options, curvature, wish)
 
@@ -48,7 +51,7 @@ def make_plan(
 def sparsity_of(method: str | Extension) -> Sparsity:
     """The trainings and the selection of a method before it cuts; empty if it has none."""
     found = find(method)
-    return (found.sparsity if isinstance(found, ChannelMethod) else None) or Sparsity()
+    return (None if isinstance(found, DirectionMethod) else found.sparsity) or Sparsity()
 
 
 def sparse_target(network: PrunableNetwork, options: CutOptions, budget: Budget | None, removed: Removal) -> Target:
@@ -57,9 +60,12 @@ def sparse_target(network: PrunableNetwork, options: CutOptions, budget: Budget 
     Raises InfeasibleBudget if no cut could meet the budget, so that nobody trains in vain.
     """
     method = find(options.method)
-    if not isinstance(method, ChannelMethod):
+    if isinstance(method, DirectionMethod):
         raise UserError(f"--method {options.method}: does not train towards sparsity")
-    found = target(network, method, options, budget, removed)
+    if isinstance(method, BranchMethod):
+        found = branch_target(network, options, budget)
+    else:
+        found = target(network, method, options, budget, removed)
     allocate(found.space, _allocation(method, options), ratio=0.0, budget=None)  # refused now, not after the training
     return found
 
@@ -71,6 +77,11 @@ def _allocation(method: Method, options: CutOptions) -> str:
             f"--allocation {options.allocation}: --method {options.method} says itself which channels go; leave it out"
         )
     allocation = method.allocation if options.allocation == "auto" else options.allocation
+    if isinstance(method, BranchMethod) and options.normalize:
+        raise UserError(
+            f"--normalize: the scores of --method {options.method} are shares of their group's energy already; leave "
+            "it out"
+        )
     if allocation not in BY_LAYER:
         return allocation
     if options.normalize:
@@ -78,7 +89,7 @@ def _allocation(method: Method, options: CutOptions) -> str:
             f"--normalize: gives all layers the same mean score but for their widths, by which allocation {allocation} "
             "would share out the budget; leave it out"
         )
-    if isinstance(method, ChannelMethod) and method.relative:
+    if isinstance(method, BranchMethod) or (isinstance(method, ChannelMethod) and method.relative):
         raise UserError(
             f"--allocation {allocation}: shares the budget out by layers' mean scores, and those of --method "
             f"{options.method} are relative to their layer's; use another method, e.g. bn-scale or slimming"

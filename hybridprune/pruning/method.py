@@ -60,8 +60,20 @@ class ChannelMethod(Extension):
         return f"ChannelMethod({_called(self.score)})"
 
 
+@dataclass(frozen=True)
+class BranchMethod(Extension):
+    """Cuts inputs of groups of filters, which become branches of their layer; its training says which are a group."""
+
+    sparsity: Sparsity
+    """The training that groups the filters."""
+    allocation: str = "importance"
+
+    def __str__(self) -> str:
+        return f"BranchMethod({self.allocation})"
+
+
 def _called(function: object) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-Method = DirectionMethod | ChannelMethod
+Method = DirectionMethod | ChannelMethod | BranchMethod

@@ -93,4 +93,7 @@ def load_tensors(net: torch.nn.Module, tensors: Mapping[str, Tensor], source: Pa
     own = net.state_dict()
     state = OrderedDict(tensors)
     state._metadata = getattr(tensors, "_metadata", getattr(own, "_metadata", None))  # type: ignore[attr-defined]
-    net.load_state_dict(state, assign=assign)
+    try:
+        net.load_state_dict(state, assign=assign)
+    except RuntimeError as error:  # what a layer does not take for its own
+        raise UserError(f"{source}: {' '.join(str(error).split())}; restore it") from error

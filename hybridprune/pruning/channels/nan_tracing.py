@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.copies import copied
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
@@ -30,13 +31,16 @@ SEVERAL = -1
 
 
 def opaque_layers(model: nn.Module) -> list[nn.Module]:
-    """Torch's own layers that have weights but no role in a group, such as recurrent cells and other norms."""
+    """Layers that have weights but no role in a group: torch's recurrent cells and other norms, and branched ones."""
     return [
         module
         for module in model.modules()
-        if type(module).__module__.startswith("torch.nn.modules")
-        and any(True for _ in module.parameters(recurse=False))
-        and role_of(module, output=True) is None
+        if isinstance(module, BranchedConv2d)
+        or (
+            type(module).__module__.startswith("torch.nn.modules")
+            and any(True for _ in module.parameters(recurse=False))
+            and role_of(module, output=True) is None
+        )
     ]
 
 

@@ -15,11 +15,22 @@ from torch import Tensor, nn
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
 from hybridprune.measure.cost import plain_attention
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, form, is_pointwise
 from hybridprune.models.factored_weights import dense_form
 from hybridprune.models.replace import replace_module
 from hybridprune.pruning.directions.layer_forms import ConvShape
-from hybridprune.pruning.left_alone import BY_KEYWORD, GROUPED, NEVER, PADDED, SEVERAL, SHARED, SUBCLASS, WHOLE
+from hybridprune.pruning.left_alone import (
+    BRANCHED,
+    BY_KEYWORD,
+    GROUPED,
+    NEVER,
+    PADDED,
+    SEVERAL,
+    SHARED,
+    SUBCLASS,
+    WHOLE,
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,11 @@ def survey(model: nn.Module, run: Callable[[], object], exclude: Sequence[str] =
         if module in inside:
             continue
         leaf = own = module
+        if isinstance(module, BranchedConv2d):
+            inside |= set(module.modules())
+            if not any(fnmatchcase(name, pattern) for pattern in exclude):
+                found.left_alone[name] = BRANCHED
+            continue
         if isinstance(module, FactoredLayer):
             inside |= set(module.modules())
             own = module.core

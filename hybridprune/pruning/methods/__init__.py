@@ -6,7 +6,7 @@ from hybridprune.config.check import shown
 from hybridprune.config.methods import METHODS
 from hybridprune.config.registry import Extension
 from hybridprune.errors import UserError
-from hybridprune.pruning.method import ChannelMethod, DirectionMethod, Method
+from hybridprune.pruning.method import BranchMethod, ChannelMethod, DirectionMethod, Method
 
 
 def find(method: str | Extension, source: str = "--method") -> Method:
@@ -15,7 +15,7 @@ def find(method: str | Extension, source: str = "--method") -> Method:
     Raises UserError, which names ``source``, if there is none, it cannot be imported or is no method.
     """
     found = METHODS.load(method, source) if isinstance(method, str) else method
-    if not isinstance(found, DirectionMethod | ChannelMethod):
+    if not isinstance(found, BranchMethod | ChannelMethod | DirectionMethod):
         named = method if isinstance(method, str) else shown(method)
         raise UserError(
             f"{source} {named}: is a {type(found).__name__}; give a ChannelMethod or DirectionMethod of "

@@ -18,6 +18,15 @@ Removal = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
+class GroupTarget:
+    """A convolution whose filters are to be grouped."""
+
+    layer: str
+    in_elements: int
+    """Numbers that it reads of one image."""
+
+
+@dataclass(frozen=True)
 class Target:
     """The network that is to become sparse."""
 
@@ -35,6 +44,8 @@ class Target:
     """Of what is drawn at random."""
     residual: bool = False
     """Whether sums join some of its channels, as in a ResNet; also where these may not go."""
+    grouped: Sequence[GroupTarget] = ()
+    """The convolutions whose filters are to be grouped, in the place of groups of channels."""
 
 
 @dataclass(frozen=True)

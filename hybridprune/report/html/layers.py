@@ -11,6 +11,7 @@ from markupsafe import Markup
 from torch import nn
 
 from hybridprune.measure.cost import module_macs
+from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.edits import channels_of
 from hybridprune.models.factored import FactoredConv2d, FactoredLinear, form, form_name
 from hybridprune.models.spec import NetworkSpec
@@ -26,11 +27,11 @@ class Layer:
 
     name: str
     form: str
-    """dense, narrower, two-sided, input-sided, output-sided or separable."""
+    """dense, narrower, two-sided, input-sided, output-sided, separable or branched."""
     before: tuple[int, int]
     """Input and output channels."""
     after: tuple[int, int]
-    """Kept channels or, where there is a rotation, directions or components."""
+    """Kept channels or, where there is a rotation, directions or components; of branches the inputs of the widest."""
     macs: tuple[int, int]
     """Before and after, rotations counted."""
 
@@ -52,6 +53,8 @@ def layers(network: NetworkSpec, input_size: int) -> list[Layer]:
             if isinstance(edited, FactoredConv2d | FactoredLinear):
                 ranks = form(edited)
                 after = (ranks.rank_in or after[0], ranks.rank_out or after[1])
+            if isinstance(edited, BranchedConv2d):
+                after = (max(inputs for inputs, _ in edited.sizes), sum(outputs for _, outputs in edited.sizes))
             found.append(Layer(name.removeprefix("backbone."), _form(edited, before, after), before, after, macs))
     return found
 
@@ -63,6 +66,8 @@ def _total(macs: dict[str, int], name: str) -> int:
 def _form(edited: nn.Module, before: tuple[int, int], after: tuple[int, int]) -> str:
     if isinstance(edited, FactoredConv2d | FactoredLinear):
         return form_name(form(edited))
+    if isinstance(edited, BranchedConv2d):
+        return "branched"
     return "dense" if before == after else "narrower"
 
 

@@ -16,7 +16,7 @@ from hybridprune.config.methods import METHOD_NAMES, METHODS
 from hybridprune.errors import UserError
 from hybridprune.methods import ChannelMethod, names, register
 from hybridprune.pruning.channels.scores import magnitude
-from hybridprune.pruning.method import DirectionMethod
+from hybridprune.pruning.method import BranchMethod, DirectionMethod
 from hybridprune.pruning.methods import find
 
 MINE = ChannelMethod(magnitude.l1)
@@ -55,7 +55,7 @@ def point(name: str, value: str, package: str) -> EntryPoint:
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_every_name_has_a_method(name: str) -> None:
-    assert isinstance(find(name), DirectionMethod | ChannelMethod)
+    assert isinstance(find(name), DirectionMethod | ChannelMethod | BranchMethod)
 
 
 def test_no_two_names_have_one_method() -> None:
