@@ -10,7 +10,6 @@ from hybridprune.errors import UserError
 from tests.foreign import convolutions, shared_layers, tasks, tokens, training, wrapped
 from tests.foreign.network import goes_all_the_way
 
-pytestmark = pytest.mark.usefixtures("few_sweeps")
 FAMILIES = (shared_layers, tokens, training, tasks, convolutions, wrapped)
 NETS = {name: net for family in FAMILIES for name, net in family.NETS.items()}
 DIRECTIONS = "fisher-tucker"
