@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -10,10 +11,24 @@ import pytest
 import torch
 from PIL import Image
 
+from hybridprune.pruning.directions import decomposition
+
 # Tests run in parallel processes; more threads than cores make each of them slower.
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def few_sweeps() -> Iterator[None]:
+    """Components of separable layers are found in two sweeps of least squares, in this process and those it forks.
+
+    Another hundred would do the same again, for a better fit alone: for tests that do not ask how good it is.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SWEEPS", "PLANNING_SWEEPS"):
+            patch.setattr(decomposition, name, 2)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from hybridprune.store.weights import save_weights
 from tests.deployment.networks import preferring
 from tests.networks_and_images import random_images, random_net
 
+pytestmark = pytest.mark.usefixtures("few_sweeps")
 QUICK = CurvatureOptions(curvature_images=16, moment_images=16)
 LABELS = torch.arange(24) % 3
 
@@ -51,7 +52,8 @@ def network() -> nn.Module:
 class World:
     """What a caller has made before: nothing of it is made where settings may change it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pruned: bool = False) -> None:
+        """``pruned``: with a network that has been pruned."""
         self.path, self.net, self.fresh = path, network(), network()
         self.gated, self.small = random_net(8), random_net(8, 8, 3).backbone
         self.images = random_images(24, 8)
@@ -70,10 +72,12 @@ class World:
         (self.run / "spec.json").write_text(json.dumps(spec.to_json()))
         record = {"model_sha256": sha256(self.run / "model.safetensors")}
         (self.run / "result.json").write_text(json.dumps(record))
-        self.pruned = hybridprune.prune(self.net, self.loader, target_flops=0.6, curvature=QUICK, cut=UNFITTED)
+        if pruned:
+            self.pruned = hybridprune.prune(self.net, self.loader, target_flops=0.6, curvature=QUICK, cut=UNFITTED)
 
 
 UNFITTED = CutOptions(refit_images=0)
+SAVED = "save and load"
 TRAINING: dict[str, Any] = {"epochs": 1, "batch_size": 8, "device": "cpu"}
 
 
@@ -115,7 +119,7 @@ def deploy(world: World) -> nn.Module:
 PUBLIC: dict[str, Callable[[World], object]] = {
     "prune": prune,
     "prune, new weights": prune_from_scratch,
-    "save and load": saved_and_loaded,
+    SAVED: saved_and_loaded,
     "train": train,
     "prune_finetune": prune_finetune,
     "load": lambda world: hybridprune.load(world.run).network,
@@ -195,7 +199,7 @@ def test_what_torch_reseeds_is_seen(others: list[str]) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_all_is_as_it_was(name: str, tmp_path: Path, others: list[str]) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, pruned=name == SAVED)
     torch.manual_seed(1)
     before = flags(), of(world.net), of(world.gated), of(world.small)
     others.clear()
@@ -243,7 +247,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "meta device": lambda: torch.device("meta"),
     "TF32": medium,
 }
-RESULTS = ["prune", "prune, new weights", "save and load", "train", "prune_finetune", "load", "deploy", "count"]
+RESULTS = ["prune", "prune, new weights", SAVED, "train", "prune_finetune", "load", "deploy", "count"]
 
 
 def values(result: object) -> list[Tensor]:
@@ -253,7 +257,8 @@ def values(result: object) -> list[Tensor]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Tensor]]:
     """What a caller gets that has set nothing."""
-    return {name: values(PUBLIC[name](World(tmp_path_factory.mktemp("plain")))) for name in RESULTS}
+    worlds = {name: World(tmp_path_factory.mktemp("plain"), pruned=name == SAVED) for name in RESULTS}
+    return {name: values(PUBLIC[name](world)) for name, world in worlds.items()}
 
 
 PAIRS = [
@@ -267,7 +272,7 @@ PAIRS = [
 def test_a_callers_settings_change_nothing(
     name: str, setting: str, tmp_path: Path, plain: dict[str, list[Tensor]]
 ) -> None:
-    world = World(tmp_path)
+    world = World(tmp_path, pruned=name == SAVED)
     with SETTINGS[setting]():
         result = PUBLIC[name](world)
     for expected, found in zip(plain[name], values(result), strict=True):

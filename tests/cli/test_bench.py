@@ -130,7 +130,7 @@ def test_a_run_is_timed_beside_its_ancestors(stage: str, networks: list[str], re
 @pytest.mark.full
 def test_expected_macs_are_those_of_the_images_that_are_timed(results: Path) -> None:
     run = folder_of(results, "rl")
-    done = run_here("hybridprune.bench", run, "--batch", "1000", "--forms", "eager", *ONCE)
+    done = run_here("hybridprune.bench", run, "--batch", "400", "--forms", "eager", *ONCE)
     assert done.returncode == 0, done.stderr
     (table,) = json.loads((run / FILE).read_text())
     result = json.loads((run / "result.json").read_text())

@@ -24,6 +24,7 @@ from hybridprune.stages.images import RunImages
 from hybridprune.store.run_folder import RunFolder
 from tests.cli.tiny_runs import STAGES, folder_of, run_here, stage
 
+pytestmark = pytest.mark.usefixtures("few_sweeps")
 MODULES = {"sp": sp, "prune": prune, "rl": rl_prune}
 
 
@@ -58,16 +59,14 @@ def _strict(path: Path) -> list[Any]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("spoil", [_classifier, _stem])
 @pytest.mark.parametrize(
     ("name", "more"), [("sp", ()), ("prune", ()), ("rl", ()), ("rl", ("--target_flops", "0.5"))], ids=str
 )
 def test_the_run_fails_on_its_validation_images(
-    name: str, more: tuple[str, ...], spoil: Callable[[GatedNetwork], None], results: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    _spoil(monkeypatch, name, spoil)
-    for again in ((), ("--resume",)):
+    name: str, more: tuple[str, ...], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spoil, again in ((_classifier, ()), (_classifier, ("--resume",)), (_stem, ("--resume",))):
+        _spoil(monkeypatch, name, spoil)
         done = stage(name, "--result_dir", results, "--exp_name", "spoilt", *more, *again)
         assert done.returncode == 1 and done.stdout == ""
         told = (

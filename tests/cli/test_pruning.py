@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,10 @@ import pytest
 
 import hybridprune
 from hybridprune.config.methods import METHOD_NAMES
-from tests import ROOT
-from tests.cli.tiny_runs import DIGITS, OWN, assert_refused, contents, folder_of, stage
+from tests.cli.tiny_runs import COMMANDS, DIGITS, OWN, SCRIPTS, assert_refused, contents, folder_of, stage
+from tests.process_groups import together
 
+pytestmark = pytest.mark.usefixtures("few_sweeps")
 WIDE = ("--width", "8")
 SHORT = ("--epochs_start", "1", "--epochs_end", "1", "--refit_images", "64", "--sparse_epochs", "1")
 KEYS = [
@@ -159,18 +157,11 @@ def test_two_processes_make_the_plan_of_one(parent: Path, tmp_path: Path) -> Non
     flags = ("--max_iter", "2", "--method", "eigendamage", "--correct_eigenvalues", *untrained)
     alone, _ = pruned(parent, tmp_path, *flags)
     where = ("--checkpoint_file", str(run_of(parent, "sp")), "--result_dir", str(tmp_path / "two"), "--pruner_id", "1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "main_prune.py"]
-    done = subprocess.run(
-        [*command, *DIGITS, *OWN["prune"], *WIDE, *SHORT, *where, *flags],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / ".cache")},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    together = run_of(tmp_path / "two", "prune")
-    one, two = (json.loads((run / "spec.json").read_text())["network"]["edits"] for run in (alone, together))
+    words = [*DIGITS, *OWN["prune"], *WIDE, *SHORT, *where, *flags]
+    ended = together(tmp_path, lambda: COMMANDS[SCRIPTS["prune"]](words))
+    assert [code for code, *_ in ended] == [0, 0], ended[0][3] + ended[1][3]
+    two_run = run_of(tmp_path / "two", "prune")
+    one, two = (json.loads((run / "spec.json").read_text())["network"]["edits"] for run in (alone, two_run))
     assert one == two and one
-    results = [json.loads((run / "result.json").read_text())["test"]["always_on"] for run in (alone, together)]
+    results = [json.loads((run / "result.json").read_text())["test"]["always_on"] for run in (alone, two_run)]
     assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)

@@ -24,7 +24,7 @@ from hybridprune.store.run_folder import RunFolder
 from hybridprune.store.validation_logits import ValidationLogits
 from tests.cli.tiny_runs import DIGITS, OWN, Result, assert_refused, contents, folder_of, run_here, stage
 from tests.networks_and_images import batches_of, random_decisions, random_images, random_net
-from tests.processes import run_cli
+from tests.processes import run_forked
 
 MODEL = "model.safetensors"
 STEPS = 10
@@ -270,13 +270,13 @@ def test_without_a_budget_it_is_refused(parent: Path, tmp_path: Path) -> None:
 def test_as_a_user_runs_it(parent: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     flags = (*DIGITS, *OWN["prune"], "--checkpoint_file", parent, "--result_dir", results, *NUSPM)
-    trained = run_cli("main_prune.py", *flags, "--epochs_start", "0", "--epochs_end", "0", cwd=tmp_path)
+    trained = run_forked("main_prune.py", *flags, "--epochs_start", "0", "--epochs_end", "0", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     run = folder_of(results, "prune")
-    done = run_cli("hybridprune.reconfigure", run, cwd=tmp_path)
+    done = run_forked("hybridprune.reconfigure", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     small = run.with_name(f"{run.name}-reconfigured")
     assert f"written: {small}" in done.stdout
     assert result_of(small)["macs"] == result_of(run)["macs"]
-    again = run_cli("hybridprune.reconfigure", run, cwd=tmp_path)
+    again = run_forked("hybridprune.reconfigure", run, cwd=tmp_path)
     assert_refused(Result(again.returncode, again.stdout, again.stderr), "nothing is overwritten")

@@ -12,7 +12,7 @@ import pytest
 from hybridprune.store.run_folder import RunFolder
 from tests.cli.tiny_runs import ROOT, SCRIPTS, run_here
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("few_sweeps")]
 DATA = ("--dataset", "digits", "--resize", "8", "--max_train_samples", "40", "--bs", "8", "--device", "cpu")
 RESNET = ("--network", "resnet", "--depth", "8", "--width", "4")
 SHAKEN = ("--network", "pyramidnet", "--depth", "8", "--width", "4", "--pyramid_alpha", "6", "--shakedrop", "0.5")

@@ -20,7 +20,7 @@ from hybridprune.report import collect
 from hybridprune.store.lock import exclusive
 from tests import ROOT
 from tests.cli.tiny_runs import Result, contents, folder_of, run_here, stage
-from tests.processes import run_cli
+from tests.processes import run_cli, run_forked, start_cli
 
 COMMON = {
     "dataset": "digits", "resize": 8, "depth": 8, "width": 4, "bs": 20, "max_train_samples": 200, "num_workers": 0,
@@ -152,17 +152,17 @@ def test_a_sweep_ends_in_means_over_seeds_whatever_fails_or_interrupts_it(tmp_pa
     path = grid(
         tmp_path, seeds=[0, 1], sp={"epochs": 2, "lr": 0.05}, prune=PRUNE, rl={"epochs": 1, "lr": [0.001, 1e30]}
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "hybridprune.sweep_runs", str(path), "--jobs", "2"]
-    interrupted = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    command = ("hybridprune.sweep_runs", path, "--jobs", "2")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    interrupted = start_cli(*command, cwd=tmp_path, env=environment)
     begun = folder_of(tmp_path / "swept", "sp")
     while not (begun / "metrics.jsonl").is_file() and interrupted.poll() is None:
         time.sleep(0.01)
-    interrupted.send_signal(signal.SIGTERM)
+    os.kill(interrupted.pid, signal.SIGTERM)
     _, said = interrupted.communicate(timeout=120)
     assert interrupted.returncode == 143 and "give the same command to go on" in said
 
-    done = run_cli("hybridprune.sweep_runs", path, "--jobs", "2", cwd=tmp_path)
+    done = run_forked(*command, cwd=tmp_path, env=environment)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("failed: 2 of 8 runs: rl.lr=1e+30 rl seed 0, rl.lr=1e+30 rl seed 1;")
     assert done.stderr.count("the loss is not finite") == 2
@@ -177,7 +177,7 @@ def test_a_sweep_ends_in_means_over_seeds_whatever_fails_or_interrupts_it(tmp_pa
     # What an undisturbed command makes is the same to the last bit.
     alone = tmp_path / "alone"
     flags = [str(word) for key, value in COMMON.items() for word in (f"--{key}", value)]
-    made = run_cli("main_sp.py", *flags, "--epochs", "2", "--lr", "0.05", "--result_dir", alone, cwd=tmp_path)
+    made = run_forked("main_sp.py", *flags, "--epochs", "2", "--lr", "0.05", "--result_dir", alone, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     weights = [(folder_of(folder, "sp") / "model.safetensors").read_bytes() for folder in (alone, tmp_path / "swept")]
     assert weights[0] == weights[1]

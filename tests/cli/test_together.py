@@ -28,6 +28,7 @@ from tests import ROOT
 from tests.cli.tiny_runs import COMMANDS, DIGITS, OWN, SCRIPTS, folder_of, stage
 from tests.process_groups import FORWARD, on_shards, together
 
+pytestmark = pytest.mark.usefixtures("few_sweeps")
 PARENT = {"prune": "sp", "rl": "prune"}
 MORE: dict[str, tuple[str, ...]] = {
     "sp": ("--gate_noise", "1", "--ema_decay", "0.8"),

@@ -177,7 +177,7 @@ class _Claims:
 
     def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operator, note whether a GPU would, and place what it makes."""
-        inputs, arguments = list(tensors((args, kwargs))), [*args, *kwargs.values()]
+        inputs, arguments = tensors((args, kwargs)), [*args, *kwargs.values()]
         devices = [self.device(x) for x in inputs]
         storages = {x.untyped_storage()._cdata for x in inputs if x.layout == torch.strided}
         device = self._forced or self._made

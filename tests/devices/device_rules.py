@@ -17,6 +17,9 @@ SCALARS = {"fill", "index_fill", "index_put", "lerp", "masked_fill", "where"}
 PRODUCTS = {"addmm", "addmv", "baddbmm", "bmm", "dot", "mm", "mv"}
 """On GPUs not of integers."""
 
+PLAIN = {bool, float, int, str, type(None), torch.dtype}
+"""The usual arguments that are no tensors: asking torch whether they are takes longer."""
+
 
 def placed(func: Any, inputs: Sequence[Tensor], devices: Sequence[str], arguments: Sequence[Any]) -> str:
     """Where the outputs of an operator lie that has ``inputs``, some of its ``arguments``, on ``devices``."""
@@ -41,20 +44,29 @@ def refusals(func: Any, inputs: Sequence[Tensor], devices: Sequence[str], argume
         yield f"{func} of {', '.join(shown)}"
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Those in nested dictionaries, lists and tuples."""
-    if isinstance(tree, Tensor):
-        yield tree
+def tensors(tree: Any) -> list[Tensor]:
+    """Those in nested dictionaries, lists and tuples, in order."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[Tensor]) -> None:
+    if isinstance(tree, (list, tuple)):
+        for each in tree:
+            _gather(each, found)
     elif isinstance(tree, dict):
         for each in tree.values():
-            yield from tensors(each)
-    elif isinstance(tree, list | tuple):
-        for each in tree:
-            yield from tensors(each)
+            _gather(each, found)
+    elif type(tree) not in PLAIN and isinstance(tree, Tensor):
+        found.append(tree)
 
 
 def _together(func: Any, inputs: Iterable[Tensor], devices: Sequence[str], arguments: Sequence[Any]) -> set[str]:
     """The devices of the inputs, but for numbers on the CPU where they may be there."""
+    everywhere = set(devices)
+    if len(everywhere) == 1:  # the usual case, and there are many operators
+        return everywhere
     name = func.overloadpacket.__name__
     numbers = torch.Tag.pointwise in func.tags or name.rstrip("_") in SCALARS or name.startswith("_foreach")
     together = {
@@ -62,7 +74,7 @@ def _together(func: Any, inputs: Iterable[Tensor], devices: Sequence[str], argum
         for x, device in zip(inputs, devices, strict=True)
         if not (numbers and device == "cpu" and x.ndim == 0) or _written(func, arguments, x)
     }
-    return together or set(devices)
+    return together or everywhere
 
 
 def _written(func: Any, arguments: Sequence[Any], x: Tensor) -> bool:

@@ -8,6 +8,8 @@ import torch
 from benchmarks.device_cases import CASES, Values
 from tests.devices.claimed import claimed_cuda
 
+pytestmark = pytest.mark.usefixtures("few_sweeps")
+
 FAST = {
     "measuring: factors, full covariance",
     "measuring: moments, entries, offsets, centred",

@@ -9,6 +9,8 @@ from hybridprune.curvature import layer
 from hybridprune.pruning.directions import decomposition as directions
 from tests.devices.claimed import MixedDevices, claimed_cuda
 
+pytestmark = pytest.mark.usefixtures("few_sweeps")
+
 INDICES = {
     "hybridprune/curvature/factors.py (_weighted_moment)": "measuring: factors",
     "hybridprune/curvature/offsets.py (_offset_sum.<locals>.<genexpr>)": "measuring: factors, offsets",

@@ -17,7 +17,7 @@ from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
 from hybridprune.routing.env import GateRoutingVectorEnv
 from tests.networks_and_images import random_images, random_net
-from tests.processes import run_cli
+from tests.processes import run_forked
 
 BATCH = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
 
@@ -85,7 +85,7 @@ def test_every_way_in_refuses_them_in_one_line(name: str) -> None:
 @pytest.mark.parametrize("command", ["main_sp.py", "main_prune.py", "main_rl_prune.py"])
 def test_stages_refuse_them_before_they_begin(command: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    done = run_cli(command, "--dataset", "digits", "--resize", "8", "--device", "mps", cwd=tmp_path)
+    done = run_forked(command, "--dataset", "digits", "--resize", "8", "--device", "mps", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
         "error: --device mps: not supported, only cpu and cuda are (others may lack float64); use cpu"
