@@ -6,12 +6,13 @@ import copy
 import itertools
 import json
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybridprune.deployment import Deployed, DeployedCascade, deploy, load_deployed, save_deployed
 from hybridprune.deployment.agreement import compare
@@ -100,11 +101,13 @@ def test_the_trunk_runs_once_and_the_rest_of_the_large_member_on_those_that_go_o
     x = random_images(40, SIZE)
     module, member = forked(deployed.module)
     seen: dict[str, list[int]] = {"trunk": [], "rest": [], "tail": []}
+
+    def note(counts: list[int], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(len(inputs[0]))
+
     with ExitStack() as stack:
         for name, each in (("trunk", member.trunk), ("rest", member.rest), ("tail", module.members[1])):
-            counts = seen[name]
-            note = each.register_forward_pre_hook(lambda _, inputs, counts=counts: counts.append(len(inputs[0])))
-            stack.enter_context(note)
+            stack.enter_context(each.register_forward_pre_hook(partial(note, seen[name])))
         assert_close(module(x), apart.module(x))
     going = int(net(x, mode="executed").decisions.sum())
     assert seen == {"trunk": [40], "rest": [40], "tail": [going]} and 0 < going < 40
