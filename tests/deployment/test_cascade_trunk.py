@@ -6,12 +6,13 @@ import copy
 import itertools
 import json
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybridprune.deployment import Deployed, DeployedCascade, deploy, load_deployed, save_deployed
 from hybridprune.deployment.agreement import compare
@@ -69,7 +70,7 @@ def assert_it_is(module: nn.Module, net: Cascade) -> None:
 def test_it_goes_on_from_features_as_the_cascade_does(trunks: tuple[int, ...]) -> None:
     net, _ = joined("pyramidnet", trunks)
     part_images(net)
-    members = [Forked(*parts) if len(parts) > 1 else parts[0] for parts in net.parts()]
+    members = [Forked(*parts) if len(parts) == 2 else next(iter(parts)) for parts in net.parts()]
     assert [isinstance(member, Forked) for member in members] == [end > 0 for end in (*trunks[1:], 0)]
     assert_it_is(DeployedCascade.of(net, members), net)
 
@@ -88,7 +89,8 @@ def pair() -> tuple[Cascade, Deployed, Deployed]:
     """A cascade with a trunk, as deployed, and the one of whole members of the same weights, as deployed."""
     net, apart = shared()
     x = random_images(8, SIZE)
-    return net, *(deploy(each, x, rates=[0.25], time=nothing_is_faster, progress=False) for each in (net, apart))
+    ours, theirs = (deploy(each, x, rates=[0.25], time=nothing_is_faster, progress=False) for each in (net, apart))
+    return net, ours, theirs
 
 
 @torch.no_grad()
@@ -99,10 +101,13 @@ def test_the_trunk_runs_once_and_the_rest_of_the_large_member_on_those_that_go_o
     x = random_images(40, SIZE)
     module, member = forked(deployed.module)
     seen: dict[str, list[int]] = {"trunk": [], "rest": [], "tail": []}
+
+    def note(counts: list[int], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(len(inputs[0]))
+
     with ExitStack() as stack:
         for name, each in (("trunk", member.trunk), ("rest", member.rest), ("tail", module.members[1])):
-            note = each.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(len(inputs[0])))
-            stack.enter_context(note)
+            stack.enter_context(each.register_forward_pre_hook(partial(note, seen[name])))
         assert_close(module(x), apart.module(x))
     going = int(net(x, mode="executed").decisions.sum())
     assert seen == {"trunk": [40], "rest": [40], "tail": [going]} and 0 < going < 40
