@@ -17,7 +17,7 @@ from torch import Tensor
 from hybridprune.measure.latency import Clock
 from hybridprune.models.factored import Ranks
 from hybridprune.progress_bar import bar
-from hybridprune.pruning.budget.space import Space
+from hybridprune.pruning.budget.space import Cell, Space
 from hybridprune.pruning.clock import DirectionTimes, NetworkClock
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.plan import DirectionPlan
@@ -84,9 +84,14 @@ def calibrated(plan: DirectionPlan, clock: NetworkClock, now: Clock = wall.perf_
             realised.append(clock.read(plan.sketch(kept)).share * clock.dense_ns)
             shown.update()
     fit = fit_networks(plan.space.cost(plan.space.everything()).ns, expected, changed, realised)
-    timed = {id(cell): dataclasses.replace(cell, times=TimesInNetwork(cell.times, cell.form, fit)) for cell in cells}
-    space = dataclasses.replace(plan.directions, cells=[timed.get(id(cell), cell) for cell in plan.space.cells])
+    space = dataclasses.replace(plan.directions, cells=[_fitted(cell, fit) for cell in plan.space.cells])
     return dataclasses.replace(plan, directions=space)
+
+
+def _fitted(cell: Cell, fit: NetworkFit) -> Cell:
+    if not isinstance(cell, DirectionCell) or cell.times is None:
+        return cell
+    return dataclasses.replace(cell, times=TimesInNetwork(cell.times, cell.form, fit))
 
 
 def fit_networks(

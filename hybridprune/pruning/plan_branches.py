@@ -128,7 +128,7 @@ def branch_target(network: PrunableNetwork, options: CutOptions, budget: Budget 
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)
     grouped = [GroupTarget(x.name, x.in_elements) for x in found.layers if x.grouped]
-    return Target(network.model, [], space, budget, {}, network.seed, grouped)
+    return Target(network.model, [], space, budget, {}, network.seed, grouped=grouped)
 
 
 def _found(network: PrunableNetwork, options: CutOptions) -> _Found:

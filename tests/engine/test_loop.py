@@ -21,7 +21,7 @@ from hybridprune.engine.compiler import Switch
 from hybridprune.engine.descent import Descent
 from hybridprune.engine.distill import Distillation
 from hybridprune.engine.loop import Loop
-from hybridprune.engine.objective import LikelihoodLoss
+from hybridprune.engine.objective import LikelihoodLoss, Pass
 from hybridprune.engine.pressure import Drive, parameter_groups
 from hybridprune.engine.step_means import StepMeans
 from hybridprune.errors import RunFailed
@@ -133,9 +133,9 @@ class Counting(LikelihoodLoss):
 
     asked: int = 0
 
-    def __call__(self, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, forward: Pass, batch: Batch, passes: float) -> tuple[Tensor, dict[str, Tensor]]:
         object.__setattr__(self, "asked", self.asked + 1)
-        loss, metrics = super().__call__(*args)
+        loss, metrics = super().__call__(forward, batch, passes)
         return loss * self.asked, metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,12 +155,12 @@ def test_a_trial_of_compiling_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -
     for tried in (False, True):
         net = network().append(nn.Dropout(0.5))
         loop = a_loop(net)
-        loop.objective = Counting(CROSS_ENTROPY)
+        loop.objective = objective = Counting(CROSS_ENTROPY)
         switch, clock, known = Switch(net), itertools.count().__next__, Known()
         if tried:
             loop.trial = Trial(switch, STEPS, known, clock, lambda: True)
         torch.manual_seed(2)
-        assert len(list(loop(switch, BATCHES))) == STEPS and loop.objective.asked == STEPS
+        assert len(list(loop(switch, BATCHES))) == STEPS and objective.asked == STEPS
         found.append((bits(net), loop.read()))
     assert found[0] == found[1] and loop.trial is not None and loop.trial.over
 

@@ -34,7 +34,8 @@ def test_gain_and_cost_of_a_changed_layer_are_found(gain: float, each: float) ->
     draw = np.random.default_rng(0)
     changed = draw.integers(5, 30, 12)
     expected = NOW - draw.uniform(1e4, 6e5, 12)
-    found = fit_networks(NOW, expected, changed, NOW + gain * (expected - NOW) + each * changed)
+    realised = NOW + gain * (expected - NOW) + each * changed
+    found = fit_networks(NOW, expected.tolist(), changed.tolist(), realised.tolist())
     assert found.gain == pytest.approx(gain, abs=0.02) and found.each_ns == pytest.approx(each, abs=300)
 
 

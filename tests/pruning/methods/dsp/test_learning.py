@@ -37,7 +37,7 @@ def network() -> nn.Sequential:
 
 
 def drive_of(net: nn.Module, options: SparsityOptions = OPTIONS) -> Drive:
-    return prepare(Target(net, [], Space([], [], Cost(0, 0)), None, {}, 0, [GroupTarget("3", 4 * 36)]), options)
+    return prepare(Target(net, [], Space([], [], Cost(0, 0)), None, {}, 0, grouped=[GroupTarget("3", 4 * 36)]), options)
 
 
 def loop_of(net: nn.Module, drive: Drive | None) -> Loop:
