@@ -288,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     bench = Bench(data, arguments.weights, arguments.work)
     parts = data.parts
     images = Images(data.dataset.test.labels, parts.validation, parts.train)
-    members = [member(bench, name, arguments.seed) for name in arguments.members]
+    joins = any(arm != WHOLE for arm in arguments.arms)  # else no member has to be trained
+    members = [member(bench, name, arguments.seed) for name in arguments.members if joins]
     whole = member(bench, str(OF), 0).macs
     targets = {x: TO_BUDGET[x] for x in arguments.budgets if x in TO_BUDGET and WHOLE in arguments.arms}
     cut_to = {budget * whole: member(bench, name, arguments.seed) for budget, name in targets.items()}
