@@ -39,7 +39,7 @@ class Promising:
         return Cost(0.0, 0.0)
 
     def keep(self, shape: Shape, cost: Cost) -> None:
-        """Nothing is remembered."""
+        """Remember nothing."""
 
 
 def measure(width: int, stage: str, batch: int, device: torch.device) -> None:

@@ -32,7 +32,7 @@ GAINS = (0.1, 3.0)
 
 @dataclass(frozen=True)
 class NetworkFit:
-    """What whole networks say of times in tables: ``now + gain (time - now) + each_ns`` of a layer in another form."""
+    """The fit of times in tables to whole networks: ``now + gain (time - now) + each_ns`` of another form."""
 
     gain: float = 1.0
     """Of a nanosecond that a table says is saved, so much is."""
