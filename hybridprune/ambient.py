@@ -28,9 +28,16 @@ def reseed(number: int, device: torch.device) -> None:
 
 
 @contextmanager
+def kept_generators(device: torch.device = CPU) -> Iterator[None]:
+    """Inside, torch's own generators of the CPU and of ``device`` may draw; then they go on as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+        yield
+
+
+@contextmanager
 def seeded(number: int, device: torch.device = CPU) -> Iterator[None]:
     """Inside, torch's own generators of the CPU and of ``device`` start from ``number``; then they go on as before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+    with kept_generators(device):
         reseed(number, device)
         yield
 

@@ -153,7 +153,7 @@ class Fit(Generic[N]):
         ):
             passes = Precision.of(self.optim.precision, self.device)
             switch = self.switch or Switch(self.net)
-            forward = passes(switch if self.switch is None else self.net)
+            forward = passes(self.net if self.switch is not None or self.compile == "off" else switch)
             left = (self.epochs - progress.epoch) * len(self.batches) - progress.step
             self._loop.trial = arranged(self.compile, switch, self.device, self._compile_times, left)
 

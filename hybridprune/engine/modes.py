@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hybridprune.ambient import kept_generators
 from hybridprune.models.skipnet import GatedNetwork
 
 
@@ -55,7 +56,7 @@ def norms_at_rest(net: nn.Module) -> Iterator[None]:
 def without_trace(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside, ``net`` may be run: afterwards its buffers, and torch's generators, are as they were."""
     before = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+    with kept_generators(device):
         try:
             yield
         finally:

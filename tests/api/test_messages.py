@@ -193,7 +193,7 @@ BAD: dict[str, list[tuple[Bad, str]]] = {
         (lambda at: train("digits", "vgg11-w4", ["rni"]), r"method \['rni'\]: must be one of rni"),
         (lambda at: train("digits", "vgg11-w4", "rni", epochs="3"), 'epochs "3": must be a whole number'),
         (lambda at: train("digits", "vgg11-w4", "rni", batch_size=1), "batch_size 1: must be at least 2"),
-        (lambda at: train("digits", "vgg11-w4", "rni", reg_weight=None), "reg_weight null: must be a number"),
+        (lambda at: train("digits", "vgg11-w4", "rni", reg_weight="1"), 'reg_weight "1": must be a number'),
         (lambda at: train("digits", "vgg11-w4", "rni", device="tpu"), "device tpu: not available"),
     ],
     "prune_finetune": [

@@ -38,6 +38,7 @@ HARMLESS = {
     "hybridprune/routing/price.py (Price.__init__)": "numbers without dimensions",
     "hybridprune/curvature/collect.py (collect_second_moments)": "a number without dimensions",
     "hybridprune/engine/fit.py (Fit.__post_init__.<locals>.<lambda>)": "the norm of gradients, without dimensions",
+    "hybridprune/engine/descent.py (Descent._differentiate)": "the scale of the loss, without dimensions",
     "hybridprune/models/skipnet.py (Routed.mean_rate)": "a number without dimensions",
     "hybridprune/pruning/trial.py (_two_images)": "copied into its place",
     "hybridprune/pruning/trial.py (_stand_in)": "copied into its place",
