@@ -109,6 +109,21 @@ class Dataset:
     centre_crop: bool = False
     held_out: int = 0
 
+    @staticmethod
+    def in_memory(
+        name: str,
+        train: LabelledImages,
+        test: LabelledImages,
+        classes: tuple[str, ...],
+        *,
+        flippable: bool,
+        digest: str | None = None,
+    ) -> Dataset:
+        """The data set of images in memory, normalised by those of ``train``; ``digest``: by default of the arrays."""
+        mean, std = pixel_statistics(train.images)
+        digest = array_digest(classes, train, test) if digest is None else digest
+        return Dataset(name, train, test, classes, mean, std, flippable, digest)
+
 
 def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and population standard deviation of uint8 images ``[N, C, H, W]`` scaled to [0, 1].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hybridprune.data.dataset import Dataset, LabelledImages, array_digest, pixel_statistics
+from hybridprune.data.dataset import Dataset, LabelledImages
 from hybridprune.data.resize import resize_images
 from hybridprune.data.split import make_split
 
@@ -27,14 +27,4 @@ def load_digits(*, resize: int) -> Dataset:
     split = make_split(labels, _TEST_FRACTION, seed=_TEST_SEED)
     train, test = (LabelledImages(images[ids], labels[ids]) for ids in (split.train, split.validation))
     classes = tuple("0123456789")
-    mean, std = pixel_statistics(train.images)
-    return Dataset(
-        name="digits",
-        train=train,
-        test=test,
-        classes=classes,
-        mean=mean,
-        std=std,
-        flippable=False,
-        digest=array_digest(classes, train, test),
-    )
+    return Dataset.in_memory("digits", train, test, classes, flippable=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hybridprune.data.dataset import Dataset, LabelledImages, array_digest, pixel_statistics
+from hybridprune.data.dataset import Dataset, LabelledImages
 from hybridprune.data.resize import resize_images
 from hybridprune.data.torchvision_files import folder_of, reading
 
@@ -26,18 +26,8 @@ def load_cifar(name: str, data_dir: str | None, *, resize: int, download: bool) 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     with reading(name, root / dataset.base_folder, download):
         train, test = dataset(root, train=True, download=download), dataset(root, train=False)
-    sets = [_labelled(part, resize) for part in (train, test)]
-    classes = tuple(train.classes)
-    mean, std = pixel_statistics(sets[0].images)
-    return Dataset(
-        name=name,
-        train=sets[0],
-        test=sets[1],
-        classes=classes,
-        mean=mean,
-        std=std,
-        flippable=True,
-        digest=array_digest(classes, *sets),
+    return Dataset.in_memory(
+        name, _labelled(train, resize), _labelled(test, resize), tuple(train.classes), flippable=True
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybridprune.data.dataset import Dataset, LabelledImages, array_digest, pixel_statistics
+from hybridprune.data.dataset import Dataset, LabelledImages
 from hybridprune.data.resize import resize_images
 from hybridprune.data.torchvision_files import folder_of, reading
 
@@ -25,17 +25,7 @@ def load_svhn(name: str, data_dir: str | None, *, resize: int, download: bool) -
     root = folder_of(name, data_dir)
     train, test = (_read(name, root, parts, resize, download) for parts in (PARTS[name], ("test",)))
     classes = tuple(map(str, range(10)))
-    mean, std = pixel_statistics(train.images)
-    return Dataset(
-        name=name,
-        train=train,
-        test=test,
-        classes=classes,
-        mean=mean,
-        std=std,
-        flippable=False,
-        digest=array_digest(classes, train, test),
-    )
+    return Dataset.in_memory(name, train, test, classes, flippable=False)
 
 
 def _read(name: str, root: Path, parts: Sequence[str], resize: int, download: bool) -> LabelledImages:

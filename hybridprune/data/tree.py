@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from hybridprune.data.cache import default_cache_dir, read_cache, write_cache
-from hybridprune.data.dataset import Dataset, LabelledImages, pixel_statistics
+from hybridprune.data.dataset import Dataset, LabelledImages
 from hybridprune.data.decode import decode_files
 from hybridprune.data.listing import ClassFolder, list_tree
 from hybridprune.errors import UserError
@@ -77,17 +77,7 @@ def load_tree(
     data = {
         split: LabelledImages(images[split], torch.tensor([file.label for file in files[split]])) for split in files
     }
-    mean, std = pixel_statistics(data["train"].images)
-    return Dataset(
-        name=root.name,
-        train=data["train"],
-        test=data["test"],
-        classes=classes,
-        mean=mean,
-        std=std,
-        flippable=True,
-        digest=found,
-    )
+    return Dataset.in_memory(root.name, data["train"], data["test"], classes, flippable=True, digest=found)
 
 
 def _files(folder: ClassFolder) -> list[_File]:

@@ -55,8 +55,9 @@ class Descent:
 
     def step(self, loss: Tensor, weight: float, number: int) -> None:
         """Step ``number`` (from 0) down the gradient of ``loss`` (0-d), ``weight`` times that of a whole batch."""
+        rate = self._rate(number)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(number) * group["factor"]
+            group["lr"] = rate * group["factor"]
         self._differentiate(loss, weight)
         if self.drive is not None or self.clip is not None:
             self._scaler.unscale_(self.optimizer)

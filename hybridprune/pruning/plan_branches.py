@@ -19,10 +19,11 @@ from hybridprune.pruning.branches.assignment import detach_logits, group_of
 from hybridprune.pruning.branches.layers import BranchLayer, branch_layers
 from hybridprune.pruning.branches.space import BranchSpace, branch_space
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget, Space
-from hybridprune.pruning.channels import ChannelGroup, cut, remove_channels, survey_channels
+from hybridprune.pruning.channels import ChannelGroup, cut, remove_channels
 from hybridprune.pruning.directions.layers import survey
 from hybridprune.pruning.left_alone import LINEAR, listed
 from hybridprune.pruning.plan import Plan
+from hybridprune.pruning.plan_channels import followed
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.sparse_training.protocol import GroupTarget, Target
 from hybridprune.pruning.trial import replaceable
@@ -136,14 +137,7 @@ def _found(network: PrunableNetwork, options: CutOptions) -> _Found:
     convolutions = [layer for layer in surveyed.layers if isinstance(layer.leaf, nn.Conv2d)]
     linear = {layer.name: LINEAR for layer in surveyed.layers if not isinstance(layer.leaf, nn.Conv2d)}
     layers, failed = replaceable(network, convolutions)
-    try:
-        channels = survey_channels(network.model, network.run, network.example, exclude=network.exclude, coupled=False)
-    except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
-        said = (str(error).strip().splitlines() or [""])[0][:200]
-        raise UserError(
-            f"--method {options.method}: the channels' ways through the network cannot be followed "
-            f"({type(error).__name__}: {said}); use a method that cuts directions (fisher-tucker, eigendamage)"
-        ) from error
+    channels = followed(network, options, coupled=False)
     found, reasons = branch_layers(network, layers, channels.groups, channels.left_alone)
     left_alone = {**surveyed.left_alone, **linear, **failed, **reasons}
     if not any(layer.grouped for layer in found):

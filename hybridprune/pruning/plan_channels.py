@@ -116,17 +116,22 @@ def _target(
     return Target(network.model, groups, space, budget, removed, network.seed, residual)
 
 
-def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:
-    """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
-    coupled = options.use_out_dependencies or method.coupled
+def followed(network: PrunableNetwork, options: CutOptions, coupled: bool) -> Channels:
+    """The groups of channels of the network; UserError if the user's code cannot be followed on marked images."""
     try:
-        found = survey_channels(network.model, network.run, network.example, exclude=network.exclude, coupled=coupled)
+        return survey_channels(network.model, network.run, network.example, exclude=network.exclude, coupled=coupled)
     except Exception as error:  # of any kind: the user's code has to run on marked images, whatever it gives back
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise UserError(
             f"--method {options.method}: the channels' ways through the network cannot be followed "
             f"({type(error).__name__}: {said}); use a method that cuts directions (fisher-tucker, eigendamage)"
         ) from error
+
+
+def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:
+    """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
+    coupled = options.use_out_dependencies or method.coupled
+    found = followed(network, options, coupled)
 
     def check(groups: Sequence[ChannelGroup]) -> str | None:
         space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
