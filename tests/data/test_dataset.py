@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridprune.data import LabelledImages
-from hybridprune.data.dataset import array_digest, pixel_statistics
+from hybridprune.data.dataset import Dataset, array_digest, pixel_statistics
 
 
 def test_statistics_across_chunks_equal_those_of_the_whole() -> None:
@@ -34,3 +34,15 @@ def test_digest_sees_every_part(changed: str) -> None:
     else:
         images = images.view(2, 3, 8, 4)
     assert before != array_digest(classes, LabelledImages(images, labels))
+
+
+def test_a_set_in_memory_is_normalised_by_its_train_images_and_known_by_all() -> None:
+    """The order within a digest is part of it: runs made before know their images by it."""
+    train, test = (
+        LabelledImages(torch.full((n, 3, 2, 2), n, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+        for n in (2, 5)
+    )
+    found = Dataset.in_memory("few", train, test, ("a",), flippable=False)
+    assert (found.mean, found.std) == pixel_statistics(train.images)
+    assert found.digest == array_digest(("a",), train, test) != array_digest(("a",), test, train)
+    assert Dataset.in_memory("few", train, test, ("a",), flippable=False, digest="own").digest == "own"
