@@ -19,9 +19,9 @@ OPTIONAL = {
 
 
 def imported_by(program: str, cwd: Path) -> set[str]:
-    """The packages that a fresh interpreter has imported after ``program``."""
+    """The modules that a fresh interpreter has imported after ``program``."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"],
+        [sys.executable, "-c", f"{program}\nimport sys; print(*sys.modules)"],
         cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return set(done.stdout.split())
@@ -36,6 +36,12 @@ def test_the_whole_api_imports_no_optional_package(tmp_path: Path) -> None:
     names = ", ".join(name for name in hybridprune.__all__ if name != "__version__")
     found = imported_by(f"from hybridprune import {names}", tmp_path)
     assert "torch" in found and not found & OPTIONAL
+
+
+@pytest.mark.full
+def test_commands_that_do_not_train_do_not_wait_for_the_compiler(tmp_path: Path) -> None:
+    found = imported_by("from hybridprune.commands import bench, evaluate, export, recommend", tmp_path)
+    assert "torch" in found and "torch._dynamo" not in found
 
 
 def test_what_is_listed_is_what_type_checkers_see() -> None:

@@ -29,10 +29,11 @@ class ShakeDrop(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x * (1 - self.drop)
-        forward, backward = self._draw(len(x), x.device).to(x.dtype).view(2, -1, 1, 1, 1)
+        # A decorator would load the compiler wherever this file is imported, which takes a second.
+        draw = torch.compiler.disable(self._draw) if torch.compiler.is_compiling() else self._draw
+        forward, backward = draw(len(x), x.device).to(x.dtype).view(2, -1, 1, 1, 1)
         return _Shake.apply(x, forward, backward)  # type: ignore[no-any-return]
 
-    @torch.compiler.disable()
     def _draw(self, images: int, device: torch.device) -> Tensor:
         """The scales ``[2, B]`` of the next forward and of its backward pass."""
         generator = torch.Generator(device).manual_seed(self._seed + self._calls)

@@ -85,6 +85,14 @@ def test_it_draws_where_the_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [device]
 
 
+def test_a_compiled_network_draws_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    module, x = ShakeDrop(0.5).train(), torch.ones(4, 2, 3, 3)
+    compiled = torch.compile(copy.deepcopy(module), backend="eager")
+    for _ in range(3):
+        assert torch.equal(compiled(x), module(x))
+
+
 def test_an_images_numbers_are_those_of_its_place_in_the_whole_batch() -> None:
     torch.manual_seed(0)
     module, x = ShakeDrop(0.5).train(), torch.ones(8, 1, 1, 1)
