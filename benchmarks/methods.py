@@ -1,12 +1,14 @@
-"""Every method of stage 2 side by side: CIFAR-100, a small resnet and a small vgg, half of the FLOPs.
+"""Every method of stage 2 side by side: CIFAR-100, a ResNet-32 and a VGG-11 that are trained to the end.
 
-    python -m benchmarks.methods --data_dir DATA/cifar_100     # run what is missing (resumable)
-    python -m benchmarks.methods --table                       # Markdown, plot and JSON of what is there
+    python -m benchmarks.methods --data_dir DATA/cifar_100 --weights WEIGHTS  # run what is missing (resumable)
+    python -m benchmarks.methods --table                                      # Markdown, plot and JSON of what is there
 
-Each arm is a real run of `main_prune.py` from the same dense network. All train for as many epochs in total: `base` by
-the dense network, then `more`, which a method shares out between its trainings towards sparsity and its fine-tuning
-(the dense network itself is trained on for as long). An arm that starts from newly initialised weights has the epochs
-of the dense network as well. Learning rates and schedules are the same for all. Test images are read once an arm.
+WEIGHTS holds cifar100_resnet32.pth of chenyaofo/pytorch-cifar-models (BSD-3-Clause); the VGG-11 is trained here, for
+`base` epochs. Each arm is a real run of `main_prune.py` from the same dense network. All train for `more` epochs by one
+recipe; a method that trains before its cut shares them out, 6 + 4 of 10 (the dense network itself is trained on for as
+long). An arm that starts from newly initialised weights has the epochs of the dense network as well, where these are
+known. The published network has seen the validation images; nothing is chosen on them here. Test images are read once
+an arm.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,26 @@ from hybridprune.store.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "methods.jsonl"
-NETWORKS: Mapping[str, Sequence[str]] = {
-    "resnet14-w8": ("--network", "resnet", "--depth", "14", "--width", "8"),
-    "vgg11-w16": ("--network", "vgg", "--depth", "11", "--width", "16"),
-}
 UP_DOWN = ("--scheduler_id", "up-down", "--scheduler_params", '{"0": 0.2, "0.2": 1, "1": 0}')
+TUNED = 0.4
+"""Share of the epochs that is left for the fine-tuning by a method that trains before its cut."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The dense network that all arms start from."""
+
+    flags: Sequence[str]
+    base: int
+    """Epochs of its training here; 0: it was trained by others."""
+    published: str | None = None
+    """The file of its weights, if it was."""
+
+
+NETWORKS: Mapping[str, Start] = {
+    "resnet32": Start(("--network", "resnet", "--depth", "32", "--width", "16"), 0, "cifar100_resnet32.pth"),
+    "vgg11-w32": Start(("--network", "vgg", "--depth", "11", "--width", "32"), 60),
+}
 
 
 @dataclass(frozen=True)
@@ -50,30 +68,33 @@ class Arm:
     """Its last training, not a training towards sparsity, starts from newly initialised weights."""
 
     def epochs(self, base: int, more: int) -> tuple[int, int]:
-        """Epochs of each training towards sparsity, and of the fine-tuning: a half of ``more`` is for the latter."""
+        """Epochs of each training towards sparsity, and of the fine-tuning."""
         trainings = sparsity_of(self.method).trainings
         if self.scratch:
             return 0, base + more
         if not trainings:
             return 0, more
+        before = more - round(TUNED * more)
         if trainings[0].fresh:
-            return base + more - more // 2, more // 2
-        sparse = max(1, (more - more // 2) // len(trainings))
+            return base + before, more - before
+        sparse = max(1, before // len(trainings))
         return sparse, more - sparse * len(trainings)
 
 
+SCRATCH = "uniform, from scratch"
 ARMS: Mapping[str, Arm] = {
     **{name: Arm(name) for name in METHOD_NAMES},
-    "uniform, from scratch": Arm("uniform", ("--cut_weights", "scratch"), scratch=True),
+    SCRATCH: Arm("uniform", ("--cut_weights", "scratch"), scratch=True),
 }
 """A method by its own name, with its published allocation, and inner channels only where it removes channels."""
 
 
-def common(network: str, data_dir: str, work: Path, images: int, seed: int) -> list[str]:
+def common(network: str, data_dir: str, work: Path, images: int | None, seed: int) -> list[str]:
     """Flags that all runs share."""
+    some = [] if images is None else ["--max_train_samples", str(images)]
     return [
-        *NETWORKS[network], *UP_DOWN, "--data_dir", data_dir, "--result_dir", str(work), "--seed", str(seed),
-        "--max_train_samples", str(images), "--bs", "128", "--alpha", "0", "--device", "cpu",
+        *NETWORKS[network].flags, *UP_DOWN, *some, "--data_dir", data_dir, "--result_dir", str(work),
+        "--seed", str(seed), "--bs", "128", "--alpha", "0", "--device", "cpu", "--precision", "bf16",
     ]  # fmt: skip
 
 
@@ -117,10 +138,10 @@ def main() -> None:
     parser.add_argument("--work", default="results/methods", help="folder for the runs")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help="names of arms (default: all)")
-    parser.add_argument("--target_flops", type=float, default=0.5, help="share of the dense FLOPs")
-    parser.add_argument("--images", type=int, default=15_000, help="training images, spread over the classes")
-    parser.add_argument("--base", type=int, default=6, help="epochs of the dense network")
-    parser.add_argument("--more", type=int, default=3, help="epochs of everything that follows")
+    parser.add_argument("--weights", default="weights", help="folder of the published networks")
+    parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.3], help="shares of the dense FLOPs")
+    parser.add_argument("--images", type=int, help="training images, spread over the classes (default: all)")
+    parser.add_argument("--more", type=int, default=10, help="epochs of everything that follows the dense network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table, draw the plot, run nothing")
     arguments = parser.parse_args()
@@ -133,27 +154,27 @@ def main() -> None:
 
 def run_network(network: str, options: argparse.Namespace) -> None:
     """All arms that are missing, for one network."""
-    base, more, seed = options.base, options.more, options.seed
-    work = Path(options.work) / f"{network}-{options.images}-{base}"
+    start, more, seed = NETWORKS[network], options.more, options.seed
+    work = Path(options.work) / (network if options.images is None else f"{network}-{options.images}")
     flags = common(network, options.data_dir, work, options.images, seed)
-    dense = finished(work, "default", "sp", sp.main, [*flags, "--epochs", str(base), "--lr", "0.1"])
+    weights = [] if start.published is None else ["--weights", str(Path(options.weights) / start.published)]
+    dense = finished(work, "default", "sp", sp.main, [*flags, *weights, "--epochs", str(start.base), "--lr", "0.1"])
     config = resolve(SpConfig(), flags, prog="", description="").config
     images = RunImages.of(load_images(config.data), None, config, torch.device("cpu"))
-    key = {"network": network, "images_trained": options.images, "base": base, "more": more, "seed": seed}
+    key = {"network": network, "images_trained": options.images, "base": start.base, "more": more, "seed": seed}
     if find_line(read_lines(RESULTS), arm=DENSE, **key) is None:
-        argv = [*flags, "--epochs", str(more), "--lr", "0.05", "--weights", str(dense.model_file)]
+        argv = [*flags, "--epochs", str(more), "--lr", "0.03", "--weights", str(dense.model_file)]
         line = outcome(finished(work, f"{DENSE}-{more}", "sp", sp.main, argv), images.test())
         append_line(RESULTS, {"arm": DENSE, "target": 1.0, **key, "sparse_epochs": 0, "tune_epochs": more, **line})
-    for name in options.arms:
-        arm, target = ARMS[name], options.target_flops
+    for name, target in product(options.arms, options.targets):
+        arm = ARMS[name]
         if find_line(read_lines(RESULTS), arm=name, target=target, **key) is not None:
             continue
-        sparse, tune = arm.epochs(base, more)
+        sparse, tune = arm.epochs(start.base, more)
         argv = [
             *flags, *arm.flags, "--config_path", str(HERE.parent / "config.json"), "--checkpoint_file", str(dense.path),
             "--method", arm.method, "--target_flops", str(target), "--sparse_epochs", str(sparse),
-            "--epochs_start", str(tune), "--epochs_end", str(tune), "--lr", "0.05",
-            "--refit", "cores", "--separable", "none", "--recipe", "published",
+            "--epochs_start", str(tune), "--epochs_end", str(tune), "--recipe", "default",
         ]  # fmt: skip
         line = outcome(finished(work, f"{name}-{target}-{more}", "prune", prune.main, argv), images.test())
         epochs = {"sparse_epochs": sparse * len(sparsity_of(arm.method).trainings), "tune_epochs": tune}

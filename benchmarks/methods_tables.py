@@ -18,15 +18,20 @@ BASELINE = "uniform"
 """What every method has to beat."""
 KEY = ("network", "images_trained", "base", "more", "seed")
 COLUMNS = (
-    "Method", "FLOPs %", "Parameters", "Epochs before the cut", "after it", "Accuracy %", "ahead of uniform by (95 %)",
+    "Place", "Method", "FLOPs %", "Parameters", "Epochs before the cut", "after it", "Accuracy %",
+    "ahead of uniform by (95 %)", "level with",
 )  # fmt: skip
+RESAMPLES = 999
+"""Of the intervals between neighbours, of which there are many."""
 
 
 def show(lines: Sequence[Line], folder: Path) -> None:
-    """Print a table for each network, and write methods.png and methods.json into ``folder``."""
-    tables = {key: ranked(lines, key) for key in dict.fromkeys(map(key_of, lines))}
-    for (network, images, base, more, seed), rows in tables.items():
-        print(f"{network}: {base} + {more} epochs of {images:,} images, seed {seed}\n\n{table(rows)}\n")
+    """Print a table for each network and target, and write methods.png and methods.json into ``folder``."""
+    keys = dict.fromkeys((*key_of(line), line["target"]) for line in lines if line["arm"] != DENSE)
+    tables = {key: ranked(lines, key[:-1], key[-1]) for key in keys}
+    for (network, images, base, more, seed, target), rows in tables.items():
+        of = "all" if images is None else f"{images:,}"
+        print(f"{network} at {target:g}: {base} + {more} epochs of {of} images, seed {seed}\n\n{table(rows)}\n")
     write_json(folder / "methods.json", [without_bits(row) for rows in tables.values() for row in rows])
     draw(list(tables.values()), folder / "methods.png")
 
@@ -36,34 +41,51 @@ def key_of(line: Line) -> tuple[Any, ...]:
     return tuple(line[name] for name in KEY)
 
 
-def ranked(lines: Sequence[Line], key: tuple[Any, ...]) -> list[Line]:
-    """The lines of one table: the dense network, then the best first; each with ``ahead`` if there is a baseline."""
+def ranked(lines: Sequence[Line], key: tuple[Any, ...], target: float) -> list[Line]:
+    """The lines of one table: the dense network, then the best first.
+
+    Each has ``ahead``, its difference from the baseline if there is one, and a cut network has ``place``, from 1, and
+    ``level``, the first and the last place around its own of which it cannot be told apart.
+    """
     own = [line for line in lines if key_of(line) == key]
-    baselines = {line["target"]: line for line in own if line["arm"] == BASELINE}
-    rows = []
-    for line in sorted(own, key=lambda line: (line["arm"] != DENSE, -line["target"], -line["accuracy"])):
-        against = baselines.get(line["target"])
-        ahead = None if against is None or against is line else difference(line, against)
-        rows.append({**line, "ahead": ahead})
+    cut = sorted((x for x in own if x["target"] == target and x["arm"] != DENSE), key=lambda x: -x["accuracy"])
+    baseline = next((line for line in cut if line["arm"] == BASELINE), None)
+    rows = [{**line, "ahead": None} for line in own if line["arm"] == DENSE]
+    for index, line in enumerate(cut):
+        ahead = None if baseline is None or baseline is line else difference(line, baseline)
+        rows.append({**line, "ahead": ahead, "place": index + 1, "level": level(cut, index)})
     return rows
 
 
-def difference(line: Line, other: Line) -> Difference:
+def level(cut: Sequence[Line], index: int) -> tuple[int, int]:
+    """The first and the last place of the neighbours, nearest first, whose difference's interval holds 0."""
+    alike = [0, 0]
+    for side, others in enumerate((cut[:index][::-1], cut[index + 1 :])):
+        for other in others:
+            found = difference(cut[index], other, RESAMPLES)
+            if not found.low <= 0 <= found.high:
+                break
+            alike[side] += 1
+    return index + 1 - alike[0], index + 1 + alike[1]
+
+
+def difference(line: Line, other: Line, resamples: int = 9999) -> Difference:
     """Accuracy over that of another line, on the same test images."""
-    return paired_bootstrap(*(unpack(x["correct"], x["images"]) for x in (line, other)))
+    return paired_bootstrap(*(unpack(x["correct"], x["images"]) for x in (line, other)), resamples=resamples)
 
 
 def table(rows: Sequence[Line]) -> str:
     """Markdown."""
-    return Table(COLUMNS, "l" + "r" * (len(COLUMNS) - 1), [*map(_row, rows)]).markdown()
+    return Table(COLUMNS, "rl" + "r" * (len(COLUMNS) - 2), [*map(_row, rows)]).markdown()
 
 
 def _row(row: Line) -> list[str]:
     ahead: Difference | None = row["ahead"]
     shown = "" if ahead is None else f"{100 * ahead.mean:+.2f} [{100 * ahead.low:+.2f}, {100 * ahead.high:+.2f}]"
+    first, last = row.get("level", (0, 0))
     cells = (
-        row["arm"], f"{100 * row['share']:.2f}", f"{row['params']:,}", row["sparse_epochs"], row["tune_epochs"],
-        f"{100 * row['accuracy']:.2f}", shown,
+        row.get("place", ""), row["arm"], f"{100 * row['share']:.2f}", f"{row['params']:,}", row["sparse_epochs"],
+        row["tune_epochs"], f"{100 * row['accuracy']:.2f}", shown, "" if first == last else f"{first} to {last}",
     )  # fmt: skip
     return [*map(str, cells)]
 
@@ -85,6 +107,6 @@ def draw(tables: Sequence[Sequence[Line]], picture: Path) -> None:
             if row["arm"] == DENSE:
                 axis.axvline(100 * row["accuracy"], color="black", linestyle="--", linewidth=0.8, label=DENSE)
                 axis.legend(loc="lower right")
-        axis.set(title=rows[0]["network"], xlabel="test accuracy %")
+        axis.set(title=f"{rows[-1]['network']} at {rows[-1]['target']:g}", xlabel="test accuracy %")
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(picture, dpi=110)
