@@ -94,7 +94,7 @@ def common(network: str, data_dir: str, work: Path, images: int | None, seed: in
     some = [] if images is None else ["--max_train_samples", str(images)]
     return [
         *NETWORKS[network].flags, *UP_DOWN, *some, "--data_dir", data_dir, "--result_dir", str(work),
-        "--seed", str(seed), "--bs", "128", "--alpha", "0", "--device", "cpu", "--precision", "bf16",
+        "--seed", str(seed), "--bs", "128", "--alpha", "0", "--device", "cpu",
     ]  # fmt: skip
 
 

@@ -51,6 +51,21 @@ class Precision:
         return within
 
 
+_INSTRUCTIONS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+"""By format: the extensions of x86-64 of which one computes in it."""
+
+
+def is_emulated(name: str, device: torch.device) -> bool:
+    """Whether the processor has no instructions for the format, so that it takes longer than fp32.
+
+    Known of x86-64 alone; of others, and of GPUs, it is not said.
+    """
+    if device.type != "cpu" or name not in _INSTRUCTIONS:
+        return False
+    known = torch.cpu.get_capabilities()
+    return known.get("architecture") == "x86_64" and not any(known.get(each) for each in _INSTRUCTIONS[name])
+
+
 def _widened(value: Any) -> Any:
     narrow = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
     return value.float() if narrow else value

@@ -14,7 +14,7 @@ from hybridprune.data import Batch
 from hybridprune.engine.batchnorm import recalibrate_by
 from hybridprune.engine.evaluate import evaluate_routes
 from hybridprune.models.routed import Routed
-from hybridprune.precision import FP32, Precision, fp32_precisions, full_precision, tf32
+from hybridprune.precision import FP32, Precision, fp32_precisions, full_precision, is_emulated, tf32
 
 BF16 = Precision("cpu", torch.bfloat16)
 
@@ -169,3 +169,22 @@ def test_what_measures_is_in_full_precision(name: str) -> None:
     with tf32(True), torch.autocast("cpu", torch.bfloat16):
         MEASURED[name](forward, net)
     assert seen and all(each == (torch.float32, {"ieee"}) for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "known", "expected"),
+    [
+        ("bf16", "cpu", {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ("bf16", "cpu", {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ("bf16", "cpu", {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False),
+        ("fp16", "cpu", {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": True}, True),
+        ("fp32", "cpu", {"architecture": "x86_64"}, False),
+        ("bf16", "cpu", {"architecture": "aarch64"}, False),
+        ("bf16", "cuda", {"architecture": "x86_64"}, False),
+    ],
+)
+def test_formats_without_instructions_are_known(
+    name: str, device: str, known: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert is_emulated(name, torch.device(device)) is expected

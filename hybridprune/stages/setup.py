@@ -24,7 +24,9 @@ from hybridprune.models.own_network import check_passes
 from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.precision import is_emulated
 from hybridprune.processes import local_device
+from hybridprune.stages.console import say
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.parent import Parent
 from hybridprune.stages.weights import start_from
@@ -128,6 +130,9 @@ def device_for(config: SpConfig | PruneConfig | RlConfig) -> torch.device:
     device = local_device(device_of(config.run.device))
     if config.optim.sync_batchnorm and device.type != "cuda":
         raise UserError(f"--sync_batchnorm: works on GPUs only, this run is on {device.type}; leave it out")
+    precision = config.optim.precision
+    if is_emulated(precision, device):
+        say(f"--precision {precision}: this processor only emulates it; fp32 takes less time here")
     return device
 
 
