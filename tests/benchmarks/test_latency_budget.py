@@ -15,7 +15,7 @@ __all__ = ["machine"]
 
 @pytest.mark.full
 def test_lines_and_tables(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--work", str(tmp_path), "--depths", "8", "--widths", "4", "--engines", "eager", "--batches", "1"]
+    flags = ["--work", str(tmp_path), "--networks", "resnet:8:4", "--engines", "eager", "--batches", "1"]
     flags += ["--methods", "fisher-tucker", "l1", "--targets", "0.8", "--plans", "8", "--threads", "1"]
     latency_budget.main(flags)
     lines = read_lines(tmp_path / "latency_budget.jsonl")
@@ -33,7 +33,7 @@ def test_lines_and_tables(machine: Machine, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_predictions_are_compared_by_rank_and_by_error() -> None:
-    line = {"kind": "predictions", "depth": 8, "width": 4, "engine": "eager", "batch": 1, "method": "l1", "plans": 3}
+    line = {"kind": "predictions", "network": "resnet:8:4", "engine": "eager", "batch": 1, "method": "l1", "plans": 3}
     line |= {"predicted": [0.5, 0.6, 0.9], "realised": [0.5, 0.66, 0.99], "flops": [0.9, 0.8, 0.7]}
     *_, row = "\n".join(latency_budget.tables([line])).splitlines()
     assert row == "| ResNet-8, 4 | eager | 1 | l1 | 3 | 1.000 | 9.1 | -1.000 | 29.3 |"
