@@ -79,7 +79,7 @@ def _read_resnet(tensors: Mapping[str, Tensor]) -> _ResNet:
 def _cifar_resnet(tensors: Mapping[str, Tensor], depth: int, width: int) -> dict[str, Tensor]:
     found = _read_resnet(tensors)
     if found.stages > 3:
-        raise ValueError(f"has {found.stages} stages of blocks, resnet has 3; use resnet18-gated, torchvision:resnet18 or their like")
+        raise ValueError(f"has {found.stages} stages of blocks, resnet has 3; use resnet18-gated or its like")
     if found.bottleneck:
         raise ValueError("has bottleneck blocks, resnet has basic ones; use another checkpoint")
     if not found.blocks:

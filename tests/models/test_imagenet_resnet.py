@@ -34,7 +34,9 @@ def spec_of(depth: int, edits: tuple[FactorEdit, ...] = ()) -> NetworkSpec:
 
 
 def torchvisions(depth: int) -> published.ResNet:
-    return models.get_model(f"resnet{depth}", num_classes=7)
+    net = models.get_model(f"resnet{depth}", num_classes=7)
+    assert isinstance(net, published.ResNet)
+    return net
 
 
 @pytest.mark.parametrize("depth", imagenet_resnet.BLOCKS)
