@@ -140,7 +140,7 @@ def test_torchvisions_resnet_with_gates_in_all_stages(tree: Path, tmp_path: Path
     data = (*_data(tree), "--network", "resnet18-gated", "--result_dir", str(results))
     for name, more in {
         "sp": ("--epochs", "0", "--weights", tmp_path / "net.pth"),
-        "prune": ("--method", "l1", "--use_out_dependencies", "--epochs_start", "0", "--epochs_end", "0"),
+        "prune": ("--method", "l1", "--epochs_start", "0", "--epochs_end", "0"),
         "rl": ("--epochs", "1", "--target_flops", "0.45", "--estimator", "gumbel"),
     }.items():
         done = stage(name, *more, data=data)
