@@ -16,6 +16,11 @@ NETWORKS = Registry(
         "preresnet": "hybridprune.models.preresnet:PreResNet",
         "pyramidnet": "hybridprune.models.pyramidnet:PyramidNet",
         "vgg": "hybridprune.models.vgg:VGG",
+        "resnet18-gated": "hybridprune.models.imagenet_resnet:resnet18",
+        "resnet34-gated": "hybridprune.models.imagenet_resnet:resnet34",
+        "resnet50-gated": "hybridprune.models.imagenet_resnet:resnet50",
+        "resnet101-gated": "hybridprune.models.imagenet_resnet:resnet101",
+        "resnet152-gated": "hybridprune.models.imagenet_resnet:resnet152",
     },
     elsewhere=TORCHVISION,
 )

@@ -160,7 +160,8 @@ class NetworkOptions(Checked):
     network: str = option(
         "resnet",
         f"{', '.join(NETWORKS.built_in)}, torchvision:NAME for any of torchvision's classifiers, or module:factory for "
-        "one of your own; vgg and torchvision's have no residual blocks, hence no gates",
+        "one of your own; resnet18-gated and its like are torchvision's ResNets with gates; vgg and torchvision's own "
+        "have none",
         names=NETWORKS,
     )
     depth: int | None = option(

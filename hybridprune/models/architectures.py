@@ -35,7 +35,8 @@ class Architecture:
     @cached_property
     def gated(self) -> bool:
         """Whether it has residual blocks, hence gates."""
-        return self.foreign or (isinstance(self.factory, type) and issubclass(self.factory, Backbone))
+        made = self.factory.func if isinstance(self.factory, partial) else self.factory
+        return self.foreign or (isinstance(made, type) and issubclass(made, Backbone))
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
@@ -80,7 +81,9 @@ def architecture(name: str) -> Architecture:
     if name not in NETWORKS:
         known = [own for own in NETWORKS if not NETWORKS.imports(own)]
         if ":" not in name and is_network(f"{TORCHVISION}:{name}"):
-            raise UserError(f"--network {name}: is torchvision's; give --network {TORCHVISION}:{name}")
+            twin = f"{name}-gated"
+            gated = f", or {twin}, which has gates" if twin in NETWORKS else ""
+            raise UserError(f"--network {name}: is torchvision's; give --network {TORCHVISION}:{name}{gated}")
         raise UserError(
             f"--network {name}: must be one of {', '.join(known)} or torchvision:NAME"
             + (suggest(name.lower(), known) or "; one of your own is module:factory")

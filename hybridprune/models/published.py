@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from hybridprune.config.networks import NETWORKS
 from hybridprune.models.torchvision_nets import published_tensors
 from hybridprune.models.vgg import CONVOLUTIONS
 
 # torchvision's names of a ResNet, which most collections share, and their other names of the classifier and shortcuts.
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.(.+)")
 _LAYERS = {"conv1": "conv", "bn1": "bn", "fc": "classifier", "linear": "classifier"}
+_OWN_BLOCK = re.compile(r"blocks\.(\d+)\.(\w+)\.")
+_IMAGENET = re.compile(r"resnet(\d+)-gated")
 _SHORTCUT = re.compile(r"(?:downsample|shortcut)\.([01]\.)")
 _NUMBERED = re.compile(r"features\.(\d+)\.(.+)")
 _CLASSIFIER = re.compile(r"(classifier\.\d+)\.(.+)")
@@ -34,19 +37,27 @@ def own_names(network: str, depth: int | None, width: int | None, tensors: Mappi
     """
     if network.startswith("torchvision:"):
         return Renamed(*published_tensors(network.partition(":")[2], tensors))
+    if gated := _IMAGENET.fullmatch(network):
+        return Renamed(_imagenet_resnet(tensors, int(gated[1])), [])
     if network not in ("resnet", "vgg"):
         return Renamed(dict(tensors), [])
     assert depth is not None and width is not None, "of these, both are known"
-    return Renamed(_resnet(tensors, depth, width), []) if network == "resnet" else _vgg(tensors, depth, width)
+    return Renamed(_cifar_resnet(tensors, depth, width), []) if network == "resnet" else _vgg(tensors, depth, width)
 
 
-def _resnet(tensors: Mapping[str, Tensor], depth: int, width: int) -> dict[str, Tensor]:
+class _ResNet(NamedTuple):
+    """The checkpoint of a ResNet, under the names of ours."""
+
+    tensors: dict[str, Tensor]
+    stages: int
+    """0 where names do not tell: they have been ours."""
+    blocks: int
+    bottleneck: bool
+
+
+def _read_resnet(tensors: Mapping[str, Tensor]) -> _ResNet:
     found = {name: match for name in tensors if (match := _BLOCK.fullmatch(name))}
     places = sorted({(int(match[1]), int(match[2])) for match in found.values()})
-    if places and places[-1][0] > 3:
-        raise ValueError(f"has {places[-1][0]} stages of blocks, resnet has 3; use torchvision:resnet18 or its like")
-    if any(match[3].startswith("conv3.") for match in found.values()):
-        raise ValueError("has bottleneck blocks, resnet has basic ones; use another checkpoint")
     block = {place: index for index, place in enumerate(places)}
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -56,17 +67,43 @@ def _resnet(tensors: Mapping[str, Tensor], depth: int, width: int) -> dict[str, 
         else:
             layer, dot, parameter = name.partition(".")
             renamed[f"{_LAYERS.get(layer, layer) if places else layer}{dot}{parameter}"] = tensor
-    blocks = {int(name.split(".")[1]) for name in renamed if re.match(r"blocks\.\d+\.", name)}
-    if not blocks:
-        return renamed
-    _check_size("resnet", 2 * len(blocks) + 2, renamed.get("conv.weight"), depth, width)
-    for first in (len(blocks) // 3, 2 * len(blocks) // 3):
-        if not any(name.startswith(f"blocks.{first}.projection.") for name in renamed):
+    layers = [match for name in renamed if (match := _OWN_BLOCK.match(name))]
+    return _ResNet(
+        renamed,
+        stages=places[-1][0] if places else 0,
+        blocks=len({match[1] for match in layers}),
+        bottleneck=any(match[2] == "conv3" for match in layers),
+    )
+
+
+def _cifar_resnet(tensors: Mapping[str, Tensor], depth: int, width: int) -> dict[str, Tensor]:
+    found = _read_resnet(tensors)
+    if found.stages > 3:
+        raise ValueError(f"has {found.stages} stages of blocks, resnet has 3; use resnet18-gated or its like")
+    if found.bottleneck:
+        raise ValueError("has bottleneck blocks, resnet has basic ones; use another checkpoint")
+    if not found.blocks:
+        return found.tensors
+    _check_size("resnet", 2 * found.blocks + 2, found.tensors.get("conv.weight"), depth, width)
+    for first in (found.blocks // 3, 2 * found.blocks // 3):
+        if not any(name.startswith(f"blocks.{first}.projection.") for name in found.tensors):
             raise ValueError(
                 "has shortcuts without weights (option A: subsampled, padded with zeros), those of resnet are 1x1 "
                 "convolutions (option B); use another checkpoint"
             )
-    return renamed
+    return found.tensors
+
+
+def _imagenet_resnet(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    found = _read_resnet(tensors)
+    if found.stages not in (0, 4):
+        raise ValueError(f"has {found.stages} stages of blocks, resnet{depth}-gated has 4; use --network resnet")
+    theirs = (3 if found.bottleneck else 2) * found.blocks + 2
+    if found.blocks and theirs != depth:
+        twin = f"resnet{theirs}-gated"
+        remedy = f"give --network {twin}" if twin in NETWORKS.built_in else "use another checkpoint"
+        raise ValueError(f"is of a ResNet-{theirs}, not of a ResNet-{depth}; {remedy}")
+    return found.tensors
 
 
 def _vgg(tensors: Mapping[str, Tensor], depth: int, width: int) -> Renamed:

@@ -21,12 +21,7 @@ class BasicBlock(ResidualBlock):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
         self.out_channels = out_channels
-        projects = stride != 1 or in_channels != out_channels
-        self.projection = (
-            nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
-            if projects
-            else None
-        )
+        self.projection = projection(in_channels, out_channels, stride)
 
     def skip(self, x: Tensor) -> Tensor:
         """The remainder of the block when it is skipped: the identity, or projection and BN without ReLU."""
@@ -75,6 +70,13 @@ class ResNet(Backbone):
     def head(self, x: Tensor) -> Tensor:
         """The last block's output ``[B, 4w, H/4, W/4]`` to logits ``[B, classes]``."""
         return self.classifier(x.mean(dim=(2, 3)))
+
+
+def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """The 1x1 convolution and BN of a shortcut, behind its stride; None where a block leaves the shape as it is."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def blocks_per_stage(depth: int, network: str, bottleneck: bool = False) -> int:

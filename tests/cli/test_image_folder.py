@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import hybridprune
 from hybridprune.data.digits import load_digits
@@ -126,3 +128,28 @@ def test_published_weights_of_torchvision(tree: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "is for 10 classes, not 4" in done.stderr and "fc.weight, fc.bias" in done.stderr
+
+
+@pytest.mark.full
+def test_torchvisions_resnet_with_gates_in_all_stages(tree: Path, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    published = resnet18(num_classes=CLASSES)
+    torch.save(published.state_dict(), tmp_path / "net.pth")
+    results = tmp_path / "results"
+    data = (*_data(tree), "--network", "resnet18-gated", "--result_dir", str(results))
+    for name, more in {
+        "sp": ("--epochs", "0", "--weights", tmp_path / "net.pth"),
+        "prune": ("--method", "l1", "--epochs_start", "0", "--epochs_end", "0"),
+        "rl": ("--epochs", "1", "--target_flops", "0.45", "--estimator", "gumbel"),
+    }.items():
+        done = stage(name, *more, data=data)
+        assert done.returncode == 0, done.stderr
+    first, last = (results / "default" / f"{tree.name}-resnet18-gated-{name}-seed0" for name in ("sp", "rl"))
+    taken = load_file(first / "model.safetensors")["backbone.blocks.2.projection.0.weight"]
+    assert torch.equal(taken, published.get_parameter("layer2.0.downsample.0.weight"))
+    result = json.loads((last / "result.json").read_text())
+    assert len(rates := result["test"]["routed"]["block_rates"]) == 7 and min(rates) < 1
+    shown = run_here("hybridprune.evaluate", last, "--mode", "executed", "--device", "cpu")
+    differ = re.search(r"executed against masked: logits differ by (\S+) ", shown.stdout)
+    assert differ is not None and float(differ[1]) < 1e-5, shown.stdout + shown.stderr

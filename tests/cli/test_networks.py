@@ -63,7 +63,7 @@ def test_the_gates_stage_wants_gates(label: str, words: tuple[str, ...], tmp_pat
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--network", "resnt"), ("--network resnt", "resnet, preresnet, pyramidnet, vgg or torchvision:NAME")),
+        (("--network", "resnt"), ("--network resnt", "resnet, preresnet, pyramidnet, vgg, ", " or torchvision:NAME")),
         (("--network", "torchvision:resnet5"), ("torchvision:resnet5", "did you mean resnet50")),
         (("--network", "vgg"), ("--depth 32", "11, 16, 19")),
         (("--network", "resnet", "--shakedrop", "0.5"), ("--shakedrop 0.5", "use pyramidnet")),

@@ -130,9 +130,11 @@ def test_wrong_records_are_refused(field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (NetworkOptions("resnt"), "--network resnt: must be one of resnet, preresnet, pyramidnet, vgg or "
-         "torchvision:NAME, did you mean resnet?"),
-        (NetworkOptions("resnet50"), "--network resnet50: is torchvision's; give --network torchvision:resnet50"),
+        (NetworkOptions("resnt"), "--network resnt: must be one of resnet, preresnet, pyramidnet, vgg, resnet18-gated, "
+         "resnet34-gated, resnet50-gated, resnet101-gated, resnet152-gated or torchvision:NAME, did you mean resnet?"),
+        (NetworkOptions("resnet50"), "--network resnet50: is torchvision's; give --network torchvision:resnet50, or "
+         "resnet50-gated, which has gates"),
+        (NetworkOptions("vgg16"), "--network vgg16: is torchvision's; give --network torchvision:vgg16"),
         (NetworkOptions("zzz"), "torchvision:NAME"),
         (NetworkOptions("torchvision:resnet5"), "--network torchvision:resnet5: torchvision has no such classifier"),
         (NetworkOptions("resnet", bottleneck=True), "--bottleneck True: --network resnet does not read it; leave it "
@@ -154,7 +156,8 @@ def test_options_that_name_no_network(options: NetworkOptions, message: str) -> 
 def test_what_is_a_network_and_what_has_gates() -> None:
     assert is_network("vgg") and is_network("torchvision:resnet50")
     assert not is_network("resnet50") and not is_network("torchvision:") and not is_network(3)
-    assert gated_networks() == ["resnet", "preresnet", "pyramidnet"]
+    imagenet = [f"resnet{depth}-gated" for depth in (18, 34, 50, 101, 152)]
+    assert gated_networks() == ["resnet", "preresnet", "pyramidnet", *imagenet]
     for label, spec in OTHERS.items():
         assert (spec.build().num_gates > 0) == (spec.network in gated_networks()), label
 
