@@ -16,6 +16,8 @@ METHODS = Registry(
         "c-obd": f"{_HOME}.by_score:C_OBD",
         "c-obs": f"{_HOME}.by_score:C_OBS",
         "taylor": f"{_HOME}.by_score:TAYLOR",
+        "saliency": f"{_HOME}.by_score:SALIENCY",
+        "global-variance": f"{_HOME}.by_score:GLOBAL_VARIANCE",
         "bn-scale": f"{_HOME}.by_score:BN_SCALE",
         "l1": f"{_HOME}.by_score:L1",
         "random": f"{_HOME}.by_score:RANDOM",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
-from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.models.copies import copied
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
@@ -22,11 +21,11 @@ from hybridprune.pruning.channels import (
     cut,
     survey_channels,
 )
-from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
+from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS, JOINED, listed
-from hybridprune.pruning.measure import differentiable, measure_factors
+from hybridprune.pruning.measure_channels import measure_channels, measured_members
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.method_results import checked_scores
@@ -62,7 +61,7 @@ def plan_channels(
         select = method.sparsity.select if removal is None else method.sparsity.select_again
         if select is not None:
             removal = select(_target(network, method, options, found, wish.budget, removal or {}), wish.options)
-    statistics = _statistics(network, groups, method, options, curvature) if removal is None else None
+    statistics = _statistics(network, groups, method, curvature) if removal is None else None
     unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in unmeasured]
     if not groups:
@@ -185,20 +184,12 @@ def _statistics(
     network: PrunableNetwork,
     groups: Sequence[ChannelGroup],
     method: ChannelMethod,
-    options: CutOptions,
     curvature: CurvatureOptions,
 ) -> Statistics:
     modules = dict(network.model.named_modules())
-    producers = [member.layer for group in groups for member in group.of("producer")]
-    factors, missing, taylor = {}, {}, {}
-    if method.needs == "factors":
-        factors, missing = measure_factors(network, {name: modules[name] for name in producers}, curvature)
-        if curvature.use_bias:
-            factors = {name: layer.centred() for name, layer in factors.items()}
-    if method.needs == "taylor":
-        names = [member.layer for group in groups for member in taylor_members(group)]
-        with kept_modes(network.model), differentiable():
-            network.model.eval()
-            images = network.sample(curvature.curvature_images, "taylor")
-            taylor = collect_taylor(network.logits, {name: modules[name] for name in names}, images, network.likelihood)
-    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, network.seed)
+    known = Statistics(modules, groups=groups, regularization=curvature.regularization, seed=network.seed)
+    if method.needs is None:
+        return known
+    names = dict.fromkeys(member.layer for group in groups for member in measured_members(group, method.needs))
+    found, missing = measure_channels(network, {name: modules[name] for name in names}, method.needs, curvature)
+    return replace(known, **{method.needs: found, "missing": missing})
