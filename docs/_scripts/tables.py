@@ -33,6 +33,7 @@ NEEDS = {
     "taylor": "gradients",
     "saliency": "gradients",
     "variance": "activations",
+    "scatter": "activations and class ids",
 }
 """What a method reads of the images, in words."""
 STAGE_COMMANDS = ("train", "prune", "route")

@@ -18,6 +18,7 @@ METHODS = Registry(
         "taylor": f"{_HOME}.by_score:TAYLOR",
         "saliency": f"{_HOME}.by_score:SALIENCY",
         "global-variance": f"{_HOME}.by_score:GLOBAL_VARIANCE",
+        "trace-ratio": f"{_HOME}.by_score:TRACE_RATIO",
         "bn-scale": f"{_HOME}.by_score:BN_SCALE",
         "l1": f"{_HOME}.by_score:L1",
         "random": f"{_HOME}.by_score:RANDOM",

@@ -13,6 +13,7 @@ from hybridprune.pruning.channels import ChannelGroup, Member
 from hybridprune.pruning.channels.scores import Need
 from hybridprune.pruning.channels.scores.saliency import collect_saliency
 from hybridprune.pruning.channels.scores.taylor import collect_taylor, taylor_members
+from hybridprune.pruning.channels.scores.trace_ratio import collect_scatter
 from hybridprune.pruning.channels.scores.variance import collect_variance, readers
 from hybridprune.pruning.left_alone import NO_ROWS
 from hybridprune.pruning.measure import differentiable, measure_factors, rows_in
@@ -23,7 +24,7 @@ def measured_members(group: ChannelGroup, need: Need) -> tuple[Member, ...]:
     """The members of which a statistic is measured."""
     if need == "factors":
         return group.of("producer")
-    return readers(group) if need == "variance" else taylor_members(group)
+    return readers(group) if need in ("variance", "scatter") else taylor_members(group)
 
 
 def measure_channels(
@@ -38,10 +39,14 @@ def measure_channels(
         images = network.sample(options.curvature_images, need)
         if need == "variance":
             return collect_variance(network.logits, layers, images), {}
-        with differentiable():
-            if need == "taylor":
+        if need == "taylor":
+            with differentiable():
                 return collect_taylor(network.logits, layers, images, network.likelihood), {}
-            rows = rows_in(network, layers)
-            seen = {name: layer for name, layer in layers.items() if name in rows}
-            found = collect_saliency(network.logits, seen, images, network.likelihood, rows)
+        rows = rows_in(network, layers)
+        seen = {name: layer for name, layer in layers.items() if name in rows}
+        if need == "scatter":
+            found = collect_scatter(lambda x: network.run(network.model, x), seen, images, rows)
+        else:
+            with differentiable():
+                found = collect_saliency(network.logits, seen, images, network.likelihood, rows)
     return found, {name: NO_ROWS for name in layers if name not in rows}

@@ -11,7 +11,7 @@ from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.scores import Need, Statistics
-from hybridprune.pruning.left_alone import CONSTANT, NO_GRADIENT, NO_INPUT, NOT_FINITE, UNREAD
+from hybridprune.pruning.left_alone import ALIKE, CONSTANT, NO_GRADIENT, NO_INPUT, NOT_FINITE, UNREAD
 from hybridprune.pruning.measure_channels import measured_members
 
 
@@ -68,4 +68,6 @@ def _reason_in(statistics: Statistics, layer: str, needs: Need) -> str | None:
     found: Tensor = getattr(statistics, needs)[layer]
     if not bool(found.isfinite().all()):
         return NOT_FINITE
+    if needs == "scatter":
+        return None if bool(found[0].any()) else ALIKE
     return None if bool(found.any()) else CONSTANT if needs == "variance" else NO_GRADIENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
 from hybridprune.errors import UserError
 from hybridprune.models.copies import copied
+from hybridprune.models.frozen_norm import is_frozen_norm
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
 from hybridprune.pruning.budget.width_growth import Growth
 from hybridprune.pruning.channels import (
@@ -78,6 +80,8 @@ def plan_channels(
     names = list(dict.fromkeys(member.layer for group in groups for member in group.members))
     times = None if wish.clock is None else wish.clock.channels(network, names)
     channels = _space(network, method, options, groups, scores, times)
+    if method.choose is not None and statistics is not None:
+        channels = replace(channels, choose=[partial(method.choose, group, statistics) for group in groups])
 
     return ChannelPlan(
         network=network,
@@ -108,6 +112,13 @@ def _target(
     removed: Removal,
 ) -> Target:
     groups = found.groups
+    norms = [member.layer for group in groups for member in group.of("norm")]
+    frozen = next((name for name in norms if is_frozen_norm(network.model.get_submodule(name))), None)
+    if frozen is not None:
+        raise UserError(
+            f"--method {options.method}: trains before it cuts, also BatchNorms, and {frozen} is a FrozenBatchNorm2d; "
+            "use a method that does not, e.g. bn-scale, or add its layer to --exclude"
+        )
     space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)

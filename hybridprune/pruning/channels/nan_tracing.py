@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.copies import copied
+from hybridprune.models.frozen_norm import is_norm
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
 from hybridprune.pruning.prunable import Run
@@ -120,7 +121,7 @@ def trace_wiring(
         return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0))
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+        if isinstance(module, nn.Conv2d | nn.Linear) or is_norm(module):
             module.register_forward_pre_hook(_reader(name, 2 * bits, read, name in depthwise))
         if name in marked:
             module.register_forward_hook(_marker(marked[name], bits))
@@ -158,7 +159,7 @@ def _reader(
         carried = x.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).isnan()
         folded = len(x) % images == 0
         record(name, carried.reshape(images if folded else 1, -1, carried.shape[-1]).any(1).expand(images, -1))
-        apart = depthwise or isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.groups > 1)
+        apart = depthwise or is_norm(module) or (isinstance(module, nn.Conv2d) and module.groups > 1)
         return None if apart else (x.nan_to_num(0.0), *args[1:])
 
     return read

@@ -29,6 +29,8 @@ class Statistics:
     """By `collect_saliency`; for its score."""
     variance: Mapping[str, Tensor] = field(default_factory=dict)
     """By `collect_variance`; for the score global-variance."""
+    scatter: Mapping[str, Tensor] = field(default_factory=dict)
+    """By `collect_scatter`; for the score trace-ratio."""
     groups: Sequence[ChannelGroup] = ()
     """All that are scored; for scores that follow other groups'."""
     regularization: float = 0.0
@@ -42,7 +44,7 @@ class Statistics:
         return weight.reshape(*weight.shape[:2], -1)
 
 
-Need = Literal["factors", "taylor", "saliency", "variance"]
+Need = Literal["factors", "taylor", "saliency", "variance", "scatter"]
 """What a score may need beside the weights: fields of `Statistics`."""
 
 ChannelScorer = Callable[[ChannelGroup, Statistics], Tensor]
