@@ -33,7 +33,7 @@ def detector(name: str, size: int, frozen: bool = False) -> nn.Module:
     ``frozen``: with constant BatchNorms in its backbone, as those that start from trained weights have.
     """
     net = BUILD[name](weights=None, weights_backbone=None, num_classes=3)
-    net.transform.fixed_size = net.transform.min_size, net.transform.max_size = (size, size), (size,), size
+    net.transform.fixed_size = (size, size)
     if frozen:
         freeze_norms(net.backbone)
     return net.eval()
@@ -97,7 +97,8 @@ class Maps(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         parts = self.flat(x).split([shape.numel() for shape in self.shapes.values()], 1)
-        return OrderedDict((name, part.unflatten(1, shape)) for part, (name, shape) in zip(parts, self.shapes.items()))
+        named = zip(self.shapes.items(), parts, strict=True)
+        return OrderedDict((name, part.unflatten(1, shape)) for (name, shape), part in named)
 
 
 @torch.no_grad()
