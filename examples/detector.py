@@ -25,6 +25,8 @@ BUILD = {
     "fasterrcnn": detection.fasterrcnn_mobilenet_v3_large_320_fpn,
     "retinanet": detection.retinanet_resnet50_fpn,
 }
+REGIONS = 16
+"""That the second stage of Faster R-CNN is trained on, of each picture."""
 
 
 def detector(name: str, size: int, frozen: bool = False) -> nn.Module:
@@ -34,6 +36,9 @@ def detector(name: str, size: int, frozen: bool = False) -> nn.Module:
     """
     net = BUILD[name](weights=None, weights_backbone=None, num_classes=3)
     net.transform.fixed_size = (size, size)
+    if name == "fasterrcnn":
+        # As many regions as there are in any case: else the head's work would depend on what is found.
+        net.roi_heads.fg_bg_sampler.batch_size_per_image = REGIONS
     if frozen:
         freeze_norms(net.backbone)
     return net.eval()

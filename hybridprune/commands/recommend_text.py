@@ -118,7 +118,7 @@ def _images(member: MemberRun, data_dir: str | None) -> list[str]:
         if value != getattr(default, name):
             words += [f"--{name}", str(value)]
     if stored.get("classes"):
-        words += ["--classes", *stored["classes"]]
+        words += ["--classes", ",".join(stored["classes"])]
     return words
 
 

@@ -20,7 +20,7 @@ def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     than two.
     """
     ids = [_class_id(dataset, name) for name in names]
-    shown = " ".join(names)
+    shown = ",".join(names)
     if len(set(ids)) < len(ids) or len(ids) < 2:
         raise UserError(f"--classes {shown}: name two different classes at least")
     chosen = tuple(sorted(ids))

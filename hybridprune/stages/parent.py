@@ -43,7 +43,7 @@ class Parent:
         """UserError if the parent knows some classes alone, and these are others."""
         own = self.run.read_json("config.json").get("classes") or []
         if own and list(classes) != own:
-            raise UserError(f"--classes: {self.run.path} is of a subtask; give --classes {' '.join(own)}")
+            raise UserError(f"--classes: {self.run.path} is of a subtask; give --classes {','.join(own)}")
 
     @staticmethod
     def of(run: RunFolder) -> Parent:

@@ -27,7 +27,8 @@ from hybridprune.torch_alone import TorchAlone
 M = TypeVar("M", bound=nn.Module)
 
 OUTPUT = ""
-"""The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read."""
+"""The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read, or
+operations that are not torch's own."""
 SEVERAL = -1
 
 
@@ -118,7 +119,7 @@ def trace_wiring(
         for place in {OUTPUT, OUTPUT if module is None else names[module]}:
             unique = torch.cat([found.get(place, torch.empty(0, dtype=torch.int64)), *numbers]).unique()
             found[place] = unique[unique != 0]
-        return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0))
+        return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0, 0.0, 0.0))
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) or is_norm(module):
@@ -127,7 +128,8 @@ def trace_wiring(
             module.register_forward_hook(_marker(marked[name], bits))
     for module in opaque_layers(model):
         module.register_forward_pre_hook(leave)
-    with TorchAlone():
+    # What others' operations read (boxes, maps) leaves the layers that can be narrowed.
+    with TorchAlone(lambda args: leave(None, args)):
         output = run(model, some_images(example, [0] * (2 * bits)))
     leave(None, output)
     return found
