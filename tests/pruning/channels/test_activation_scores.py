@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,10 +52,11 @@ BATCHES = [Batch(*pair) for pair in PAIRS]
 def inputs_of(net: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[Tensor]]:
     """All inputs that each layer has in one pass over all images."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [
-        layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].detach().clone()))
-        for name, layer in layers.items()
-    ]
+
+    def keeper(name: str) -> Any:
+        return lambda _, args: seen[name].append(args[0].detach().clone())
+
+    handles = [layer.register_forward_pre_hook(keeper(name)) for name, layer in layers.items()]
     net(torch.cat([images for images, _ in PAIRS]))
     for handle in handles:
         handle.remove()
@@ -95,6 +98,11 @@ def test_a_channel_counts_for_all_that_read_it() -> None:
     assert unmeasured_groups([unread], Statistics({}), "variance") == {"p": UNREAD}
 
 
+def grad_of(y: Tensor) -> Tensor:
+    assert y.grad is not None
+    return y.grad
+
+
 def squared(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
     """A loss of one's own, a mean over images."""
     return (output - batch[1][:, None]).square().sum(1).mean()
@@ -118,7 +126,7 @@ def test_saliency_is_the_sum_over_positions_of_each_image() -> None:
             for n in range(len(images)):
                 outputs.clear()
                 squared(net(images[n : n + 1]), (images, labels[n : n + 1])).backward()
-                products = [(y.detach() * y.grad).view(y.shape[1], -1).sum(1) for y in outputs]
+                products = [(y.detach() * grad_of(y)).view(y.shape[1], -1).sum(1) for y in outputs]
                 total = total + torch.stack(products).sum(0).abs()
         handle.remove()
         torch.testing.assert_close(found[name], total / 8)
@@ -155,7 +163,8 @@ def test_a_dead_channel_goes_first(method: str) -> None:
     net = nn.Sequential(*layers).eval()
     net(loader := torch.randn(8, 3, 6, 6))
     with torch.no_grad():
-        net[1].weight[2] = net[1].bias[2] = 0.0
+        for parameter in net[1].parameters():
+            parameter[2] = 0.0
     options = {"cut": CutOptions(exclude=("3",)), "curvature": CurvatureOptions(curvature_images=8)}
     pruned = hybridprune.prune(net, [(loader, torch.arange(8) % 3)], target_flops=0.8, method=method, **options).module
     weight = pruned.get_submodule("1").get_parameter("weight")

@@ -13,6 +13,7 @@ from hybridprune.curvature import CROSS_ENTROPY, Likelihood, Rows
 from hybridprune.errors import RunFailed
 from hybridprune.nested import images_in
 from hybridprune.pruning.channels import ChannelGroup
+from hybridprune.pruning.channels.group import outputs_of
 from hybridprune.pruning.channels.scores.statistics import Statistics, sum_over
 from hybridprune.pruning.channels.scores.taylor import taylor_members
 
@@ -91,7 +92,7 @@ def collect_saliency(
             handle.remove()
     if not number:
         raise ValueError("a saliency needs at least one batch of images")
-    zeros = {name: torch.zeros(_outputs(module), dtype=torch.float64) for name, module in modules.items()}
+    zeros = {name: torch.zeros(outputs_of(module), dtype=torch.float64) for name, module in modules.items()}
     return {name: sums[name] / images if name in sums else zeros[name] for name in modules}
 
 
@@ -101,7 +102,3 @@ def _by_image(gradients: Tensor, module: nn.Module, rows: Rows) -> Tensor:
     assert found is not None, f"the rows of {module} are not those of so many images"
     channel = -1 if isinstance(module, nn.Linear) else 2
     return found.movedim(channel, 1).flatten(2).sum(2)
-
-
-def _outputs(module: nn.Module) -> int:
-    return len(module.get_parameter("weight"))
