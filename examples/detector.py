@@ -1,6 +1,6 @@
 """A detector of torchvision, pruned by the losses of its whole task, saved, restored, and with its backbone deployed.
 
-    python examples/detector.py ssdlite 320
+    python examples/detector.py ssdlite 320 0.7
 
 Weights are random and boxes synthetic: it shows that the way is open, not what it is worth.
 """
@@ -113,12 +113,16 @@ def deploy_backbone(net: Any, size: int) -> nn.Module:
     return Maps(hybridprune.deploy(Flat(net.backbone), image, progress=False).module, net.backbone(image))
 
 
-def main(name: str, size: int, method: str = "saliency", frozen: bool = False) -> dict[str, float]:
-    """Prune, save, restore and deploy; the share of the FLOPs, and how far outputs are apart (relative, largest)."""
+def main(name: str, size: int, method: str = "saliency", frozen: bool = False, share: float = 0.7) -> dict[str, float]:
+    """Prune to a share of the FLOPs, save, restore and deploy; what came of it.
+
+    The share, the number of edits, how many numbers of the restored detector's outputs differ, and how far the deployed
+    backbone's maps are apart from its own (relative, largest).
+    """
     torch.manual_seed(0)
     net, loader, few = detector(name, size, frozen), scenes(size), CurvatureOptions(curvature_images=2, moment_images=2)
     pruned = hybridprune.prune(
-        net, loader, target_flops=0.7, method=method, forward=losses, loss=whole_task, curvature=few, progress=False
+        net, loader, target_flops=share, method=method, forward=losses, loss=whole_task, curvature=few, progress=False
     )
     with tempfile.TemporaryDirectory() as folder:
         hybridprune.save(pruned, folder)
@@ -139,4 +143,4 @@ def main(name: str, size: int, method: str = "saliency", frozen: bool = False) -
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:4], frozen="frozen" in sys.argv))
+    print(main(sys.argv[1], int(sys.argv[2]), share=float(sys.argv[3])))
