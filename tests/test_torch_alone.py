@@ -1,4 +1,4 @@
-"""Foreign operations are never run on marked images."""
+"""Foreign operations are never run on marked numbers."""
 
 from __future__ import annotations
 
@@ -16,4 +16,6 @@ def test_operations_of_torch_run_and_others_do_not() -> None:
         with pytest.raises(ForeignOperation, match=r"torchvision\.roi_align"):
             roi_align(maps, boxes, 2)
     assert found.isnan()
+    with torch.no_grad(), TorchAlone(lambda args: (args[0].nan_to_num(2.0), *args[1:])):
+        assert roi_align(maps, boxes, 2).equal(torch.full((1, 3, 2, 2), 2.0))
     assert roi_align(torch.ones(1, 3, 8, 8), boxes, 2).equal(torch.ones(1, 3, 2, 2))

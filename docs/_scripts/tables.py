@@ -27,6 +27,15 @@ from hybridprune.tables import Table
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = {"sp": SpConfig(), "prune": PruneConfig(), "rl": RlConfig()}
+NEEDS = {
+    None: "nothing",
+    "factors": "curvature",
+    "taylor": "gradients",
+    "saliency": "gradients",
+    "variance": "activations",
+    "scatter": "activations and class ids",
+}
+"""What a method reads of the images, in words."""
 STAGE_COMMANDS = ("train", "prune", "route")
 
 
@@ -121,7 +130,7 @@ def method_facts(names: Sequence[str]) -> str:
         facts = {
             "cuts": "channels" + (", those of residual streams too" if method.coupled else ""),
             "trains before the cut": "no" if method.sparsity is None else "yes",
-            "needs from the images": {None: "nothing", "factors": "curvature", "taylor": "gradients"}[method.needs],
+            "needs from the images": NEEDS[method.needs],
             "scores compare": "within a layer" if method.relative else "between layers",
             "changes what stays": "yes" if method.update else "no",
         }

@@ -117,6 +117,8 @@ def _images(member: MemberRun, data_dir: str | None) -> list[str]:
         value = stored.get(name, getattr(default, name))
         if value != getattr(default, name):
             words += [f"--{name}", str(value)]
+    if stored.get("classes"):
+        words += ["--classes", ",".join(stored["classes"])]
     return words
 
 

@@ -151,6 +151,12 @@ class DataOptions(Checked):
         choices=("train", "test"),
         measured="trained_networks.md",
     )
+    classes: tuple[str, ...] = option(
+        (),
+        "a subtask: images of these classes alone (names, or ids) are measured, trained on and tested with; the "
+        "network keeps all of its outputs",
+        source="Hu et al. 2021",
+    )
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def rows_of_images(run: Callable[[Any], object], example: Any, layers: Mapping[s
     Args:
         run: passes a batch through the network, which is in eval mode.
         example: one image in any structure, as ``run`` takes it.
-        layers: ``nn.Conv2d`` and ``nn.Linear`` modules by name, each of which runs once.
+        layers: ``nn.Linear`` modules, and others that read ``[B, C, H, W]``, by name; of one that runs several times
+            the last pass counts.
     """
     assert images_in(example) == 1
     nan = with_tensors(example, lambda x: torch.full_like(x, torch.nan) if x.is_floating_point() else x)
@@ -63,14 +64,14 @@ def rows_of_images(run: Callable[[Any], object], example: Any, layers: Mapping[s
 
 
 def _marks(run: Callable[[Any], object], batch: Any, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Which rows of each layer's input are NaN: ``[R]`` of a convolution, the input's shape without C of others."""
+    """Which rows of each layer's input are NaN: the shape of a linear layer's input without C, of others ``[R]``."""
     found: dict[str, Tensor] = {}
 
     def reader(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if args:
                 nan = args[0].isnan()
-                found[name] = (nan.flatten(1).any(1) if isinstance(module, nn.Conv2d) else nan.any(-1)).cpu()
+                found[name] = (nan.any(-1) if isinstance(module, nn.Linear) else nan.flatten(1).any(1)).cpu()
 
         return read
 

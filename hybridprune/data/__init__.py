@@ -9,6 +9,7 @@ from hybridprune.data.dataset import Dataset, ImageSet, LabelledImages
 from hybridprune.data.held_out import hold_out, validation_split
 from hybridprune.data.load import DATASETS, load_dataset
 from hybridprune.data.split import Split, make_split
+from hybridprune.data.subtask import of_classes
 
 __all__ = [
     "DATASETS",
@@ -26,5 +27,6 @@ __all__ = [
     "load_dataset",
     "make_split",
     "normalise",
+    "of_classes",
     "validation_split",
 ]

@@ -95,7 +95,8 @@ class Dataset:
     ``mean`` and ``std``, a value per channel, are what pixels scaled to [0, 1] are normalised by: those of the train
     images, or ImageNet's. ``flippable`` says whether a mirrored image keeps its class. ``digest`` identifies the
     content (sha256, hex), wherever it lies. ``centre_crop``: how images of other sizes are brought to this one
-    (`resize_images`). ``held_out``: how many of the last train images are never trained on (`hold_out`).
+    (`resize_images`). ``held_out``: how many of the last train images are never trained on (`hold_out`). ``subtask``:
+    the ids of the only classes whose images are used (`of_classes`); empty: all.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Dataset:
     digest: str
     centre_crop: bool = False
     held_out: int = 0
+    subtask: tuple[int, ...] = ()
 
     @staticmethod
     def in_memory(

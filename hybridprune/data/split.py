@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,14 @@ class Split:
             raise ValueError(f"validation ids are not sorted, distinct and below {total}")
         is_train[validation] = False
         return cls(is_train.nonzero().flatten(), validation, total)
+
+    def of_classes(self, classes: Sequence[int], labels: Tensor) -> Split:
+        """The ids of images of these classes (none: of all), where ``labels`` are those of the whole training set."""
+        assert labels.shape == (self.total,), labels.shape
+        if not classes:
+            return self
+        kept = torch.isin(labels, torch.tensor(classes))
+        return Split(self.train[kept[self.train]], self.validation[kept[self.validation]], self.total)
 
     def limit_train(self, n: int | None, labels: Tensor, seed: int) -> Split:
         """Keep ``n`` train ids (None: all), equally many of each class as far as there are; validation stays.

@@ -27,6 +27,7 @@ from hybridprune.engine.evaluate import Evaluation
 from hybridprune.errors import UserError
 from hybridprune.measure.latency import Stopwatch, stopwatch
 from hybridprune.models.cascade import Cascade
+from hybridprune.models.frozen_norm import is_norm
 from hybridprune.models.held import AnyNetwork, network_of
 from hybridprune.models.routed import RoutedNetwork
 from hybridprune.models.skipnet import GatedNetwork
@@ -143,7 +144,7 @@ def deploy(
         whole=whole,
         folded=folded,
         folded_inputs=found.folded_inputs,
-        kept=tuple(name for name, each in inner.named_modules() if isinstance(each, _BatchNorm)),
+        kept=tuple(name for name, each in inner.named_modules() if is_norm(each) or isinstance(each, _BatchNorm)),
         forms=found.forms,
         blocks=found.blocks,
         fixed=found.fixed,

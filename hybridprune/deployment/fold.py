@@ -17,12 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from hybridprune.deployment.pointwise import PointwiseProduct
 from hybridprune.models.branched import BranchedConv2d
+from hybridprune.models.frozen_norm import is_frozen_norm, is_norm
 from hybridprune.models.replace import replace_module
 from hybridprune.models.shakedrop import ShakeDrop
 
 Layer = nn.Conv2d | nn.Linear | BranchedConv2d
-# What only scales and shifts each channel in eval mode.
-Scaling = _BatchNorm | ShakeDrop
 ELSEWHERE = ""
 """The name of what reads a tensor outside of the modules that are looked at."""
 
@@ -129,7 +128,7 @@ def _pairs(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, str, 
     modules = {
         name: module
         for name, module in model.named_modules()
-        if is_plain_layer(module) or (isinstance(module, Scaling) and not is_hooked(module))
+        if is_plain_layer(module) or (_is_scaling(module) and not is_hooked(module))
     }
     owners: dict[int, int] = defaultdict(int)  # tied weights cannot be changed for one of their owners
     for module in model.modules():
@@ -174,17 +173,22 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
+def _is_scaling(module: nn.Module) -> bool:
+    """Whether it only scales and shifts each channel in eval mode."""
+    return isinstance(module, _BatchNorm | ShakeDrop) or is_frozen_norm(module)
+
+
 def _is_constant(module: nn.Module) -> bool:
     if isinstance(module, _BatchNorm):
         return not module.training and module.running_mean is not None
-    return isinstance(module, ShakeDrop) and not module.training
+    return is_frozen_norm(module) or (isinstance(module, ShakeDrop) and not module.training)
 
 
 def _fits(layer: nn.Module, scaling: nn.Module, behind: bool, axes: int) -> bool:
     """Whether the channels that are scaled, axis 1 of ``axes``, are those of the layer, everywhere alike."""
     if isinstance(layer, nn.Linear):  # it has its own channels on the last axis
         return isinstance(scaling, nn.BatchNorm1d) and axes == 2
-    if not isinstance(scaling, nn.BatchNorm2d | ShakeDrop):
+    if not (is_norm(scaling) or isinstance(scaling, ShakeDrop)):
         return False
     if isinstance(layer, BranchedConv2d):
         return behind
@@ -197,12 +201,12 @@ def _scale_and_shift(module: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
     if isinstance(module, ShakeDrop):
         a = torch.full((channels,), 1 - module.drop, dtype=torch.float64)
         return a, torch.zeros_like(a)
-    assert isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
-    a = (module.running_var.double() + module.eps).rsqrt()
-    if module.weight is not None:
-        a = a * module.weight.double()
-    b = -module.running_mean.double() * a
-    return a, b if module.bias is None else b + module.bias.double()
+    weight, bias, mean, variance = (getattr(module, name) for name in ("weight", "bias", "running_mean", "running_var"))
+    a = (variance.double() + module.eps).rsqrt()
+    if weight is not None:
+        a = a * weight.double()
+    b = -mean.double() * a
+    return a, b if bias is None else b + bias.double()
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hybridprune.config import DataOptions
-from hybridprune.data import Dataset, hold_out, load_dataset
+from hybridprune.data import Dataset, hold_out, load_dataset, of_classes
 from hybridprune.errors import UserError
 from hybridprune.json_text import value_at
 from hybridprune.processes import first_on_this_machine
@@ -26,7 +26,9 @@ def load_images(options: DataOptions, digest: str | None = None) -> Dataset:
             cache_dir=options.cache_dir,
             digest=digest,
         )
-    return hold_out(found) if options.validation_from == "test" else found
+    if options.validation_from == "test":
+        found = hold_out(found)
+    return of_classes(found, options.classes) if options.classes else found
 
 
 def load_dataset_of(
@@ -48,6 +50,7 @@ def load_dataset_of(
             validation_from=value_at(
                 {"validation_from": DataOptions.validation_from, **stored}, "validation_from", str
             ),
+            classes=tuple(value_at({"classes": [], **stored}, "classes", list)),
             resize=spec.input_size,
             cache_dir=cache_dir,
             download=download,

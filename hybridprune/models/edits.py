@@ -22,6 +22,7 @@ from hybridprune.models.factored import (
     form,
 )
 from hybridprune.models.factored_weights import outline
+from hybridprune.models.frozen_norm import is_frozen_norm, is_norm
 from hybridprune.models.replace import inherit, memory_format, replace_module
 
 
@@ -145,10 +146,11 @@ def resize(module: nn.Module, in_channels: int, out_channels: int) -> nn.Module:
         new.in_features, new.out_features = in_channels, out_channels
         _reshape(new, "weight", (out_channels, in_channels))
         _reshape(new, "bias", (out_channels,))
-    elif isinstance(new, nn.BatchNorm2d):
+    elif is_norm(new):
         if in_channels != out_channels:
             raise ValueError(f"{module} cannot have {sizes}")
-        new.num_features = out_channels
+        if isinstance(new, nn.BatchNorm2d):
+            new.num_features = out_channels
         for name in ("weight", "bias", "running_mean", "running_var"):
             _reshape(new, name, (out_channels,))
     else:
@@ -173,6 +175,8 @@ def channels_of(module: nn.Module | None) -> tuple[int, int] | None:
         return module.in_features, module.out_features
     if isinstance(module, nn.BatchNorm2d):
         return module.num_features, module.num_features
+    if module is not None and is_frozen_norm(module):
+        return len(module.get_buffer("weight")), len(module.get_buffer("weight"))
     if isinstance(module, FactoredLayer):
         return module.channels
     if isinstance(module, BranchedConv2d):

@@ -45,7 +45,7 @@ def measure_factors(
     with kept_modes(network.model):
         network.model.eval()
         missing = {name: reason for name, layer in layers.items() if (reason := _obstacle(layer)) is not None}
-        rows = _rows(network, {name: layer for name, layer in layers.items() if name not in missing})
+        rows = rows_in(network, {name: layer for name, layer in layers.items() if name not in missing})
         found, unseen = _of_observable(
             lambda seen: collect_factors(
                 network.logits,
@@ -99,7 +99,7 @@ def measure_moments(
             bases[name] = basis.q_out, basis.q_in, basis.q_offset
     with kept_modes(network.model):
         network.model.eval()
-        rows = _rows(network, layers)
+        rows = rows_in(network, layers)
         return _of_observable(
             lambda seen: collect_second_moments(
                 network.logits,
@@ -146,5 +146,6 @@ def differentiable() -> Iterator[None]:
         ) from error
 
 
-def _rows(network: PrunableNetwork, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:
+def rows_in(network: PrunableNetwork, layers: Mapping[str, nn.Module]) -> dict[str, Rows]:
+    """The place of images in the layers' activations, see `rows_of_images`; a layer without an entry has none."""
     return rows_of_images(lambda images: network.run(network.model, images), network.example, layers)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Literal
 
 from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup
-from hybridprune.pruning.channels.scores import Statistics, taylor_members
-from hybridprune.pruning.left_alone import NO_GRADIENT, NO_INPUT, NOT_FINITE
+from hybridprune.pruning.channels.scores import Need, Statistics
+from hybridprune.pruning.left_alone import ALIKE, CONSTANT, NO_GRADIENT, NO_INPUT, NOT_FINITE, UNREAD
+from hybridprune.pruning.measure_channels import measured_members
 
 
 def unmeasured_layers(factors: Mapping[str, LayerFactors], moments: Mapping[str, SecondMoments]) -> dict[str, str]:
@@ -21,9 +21,7 @@ def unmeasured_layers(factors: Mapping[str, LayerFactors], moments: Mapping[str,
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def unmeasured_groups(
-    groups: Sequence[ChannelGroup], statistics: Statistics, needs: Literal["factors", "taylor"] | None
-) -> dict[str, str]:
+def unmeasured_groups(groups: Sequence[ChannelGroup], statistics: Statistics, needs: Need | None) -> dict[str, str]:
     """The groups of which no layer has statistics other than 0, or one has none or none that are finite.
 
     Where the score ``needs`` no more than the weights, there are none.
@@ -31,13 +29,10 @@ def unmeasured_groups(
     missing = statistics.missing
     found: dict[str, str] = {}
     for group in groups:
-        if needs == "factors":
-            layers = dict.fromkeys(member.layer for member in group.of("producer"))
-            reasons = [missing.get(name) or _reason(statistics.factors[name], None) for name in layers]
-        elif needs == "taylor":
-            reasons = [_reason_of(statistics.taylor[member.layer]) for member in taylor_members(group)]
-        else:
+        if needs is None:
             continue
+        layers = dict.fromkeys(member.layer for member in measured_members(group, needs))
+        reasons = [missing.get(name) or _reason_in(statistics, name, needs) for name in layers] or [UNREAD]
         unknown = [r for r in reasons if r is not None and (r == NOT_FINITE or r in missing.values())]
         if unknown:
             found[group.name] = unknown[0]
@@ -67,7 +62,12 @@ def _reason(factors: LayerFactors, moments: SecondMoments | None) -> str | None:
     return NO_GRADIENT if moments is not None and moments.trace == 0 else None
 
 
-def _reason_of(derivatives: Tensor) -> str | None:
-    if not bool(derivatives.isfinite().all()):
+def _reason_in(statistics: Statistics, layer: str, needs: Need) -> str | None:
+    if needs == "factors":
+        return _reason(statistics.factors[layer], None)
+    found: Tensor = getattr(statistics, needs)[layer]
+    if not bool(found.isfinite().all()):
         return NOT_FINITE
-    return None if bool(derivatives.any()) else NO_GRADIENT
+    if needs == "scatter":
+        return None if bool(found[0].any()) else ALIKE
+    return None if bool(found.any()) else CONSTANT if needs == "variance" else NO_GRADIENT

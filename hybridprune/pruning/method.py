@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hybridprune.config.registry import Extension
 from hybridprune.curvature import LayerFactors, SecondMoments
-from hybridprune.pruning.channels.scores import ChannelScorer, Statistics
+from hybridprune.pruning.channels.group import ChannelGroup
+from hybridprune.pruning.channels.scores import ChannelScorer, Need, Statistics
 from hybridprune.pruning.channels.surgery import Update
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.sparse_training.protocol import Sparsity
@@ -45,8 +46,10 @@ class ChannelMethod(Extension):
     allocation: str = "importance"
     relative: bool = False
     """Whether scores are relative to those of their layer, so that means of layers say nothing."""
-    needs: Literal["factors", "taylor"] | None = None
+    needs: Need | None = None
     """The statistic that the score is computed from, beside the weights."""
+    choose: Callable[[ChannelGroup, Statistics, int], Tensor] | None = None
+    """The channels that stay in a group when so many do; by default those with the best scores."""
     update: Callable[[Statistics], Update] | None = None
     """Changes the remaining filters to make up for the removed ones, before these go."""
     sparsity: Sparsity | None = None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
-from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.models.copies import copied
+from hybridprune.models.frozen_norm import is_frozen_norm
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
 from hybridprune.pruning.budget.width_growth import Growth
 from hybridprune.pruning.channels import (
@@ -22,11 +23,11 @@ from hybridprune.pruning.channels import (
     cut,
     survey_channels,
 )
-from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
+from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS, JOINED, listed
-from hybridprune.pruning.measure import differentiable, measure_factors
+from hybridprune.pruning.measure_channels import measure_channels, measured_members
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.method_results import checked_scores
@@ -62,7 +63,7 @@ def plan_channels(
         select = method.sparsity.select if removal is None else method.sparsity.select_again
         if select is not None:
             removal = select(_target(network, method, options, found, wish.budget, removal or {}), wish.options)
-    statistics = _statistics(network, groups, method, options, curvature) if removal is None else None
+    statistics = _statistics(network, groups, method, curvature) if removal is None else None
     unmeasured = {} if statistics is None else unmeasured_groups(groups, statistics, method.needs)
     groups = [group for group in groups if group.name not in unmeasured]
     if not groups:
@@ -79,6 +80,8 @@ def plan_channels(
     names = list(dict.fromkeys(member.layer for group in groups for member in group.members))
     times = None if wish.clock is None else wish.clock.channels(network, names)
     channels = _space(network, method, options, groups, scores, times)
+    if method.choose is not None and statistics is not None:
+        channels = replace(channels, choose=[partial(method.choose, group, statistics) for group in groups])
 
     return ChannelPlan(
         network=network,
@@ -109,6 +112,13 @@ def _target(
     removed: Removal,
 ) -> Target:
     groups = found.groups
+    norms = [member.layer for group in groups for member in group.of("norm")]
+    frozen = next((name for name in norms if is_frozen_norm(network.model.get_submodule(name))), None)
+    if frozen is not None:
+        raise UserError(
+            f"--method {options.method}: trains before it cuts, also BatchNorms, and {frozen} is a FrozenBatchNorm2d; "
+            "use a method that does not, e.g. bn-scale, or add its layer to --exclude"
+        )
     space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)
@@ -185,20 +195,12 @@ def _statistics(
     network: PrunableNetwork,
     groups: Sequence[ChannelGroup],
     method: ChannelMethod,
-    options: CutOptions,
     curvature: CurvatureOptions,
 ) -> Statistics:
     modules = dict(network.model.named_modules())
-    producers = [member.layer for group in groups for member in group.of("producer")]
-    factors, missing, taylor = {}, {}, {}
-    if method.needs == "factors":
-        factors, missing = measure_factors(network, {name: modules[name] for name in producers}, curvature)
-        if curvature.use_bias:
-            factors = {name: layer.centred() for name, layer in factors.items()}
-    if method.needs == "taylor":
-        names = [member.layer for group in groups for member in taylor_members(group)]
-        with kept_modes(network.model), differentiable():
-            network.model.eval()
-            images = network.sample(curvature.curvature_images, "taylor")
-            taylor = collect_taylor(network.logits, {name: modules[name] for name in names}, images, network.likelihood)
-    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, network.seed)
+    known = Statistics(modules, groups=groups, regularization=curvature.regularization, seed=network.seed)
+    if method.needs is None:
+        return known
+    names = dict.fromkeys(member.layer for group in groups for member in measured_members(group, method.needs))
+    found, missing = measure_channels(network, {name: modules[name] for name in names}, method.needs, curvature)
+    return replace(known, **{method.needs: found, "missing": missing})

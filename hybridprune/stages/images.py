@@ -51,6 +51,7 @@ class RunImages:
                 f"the parent's split is of {split.total} images, --data_dir has {len(labels)}; use the same data and "
                 "--validation_from"
             )
+        split = split.of_classes(dataset.subtask, labels)
         limited = split.limit_train(config.data.max_train_samples, labels, seed=0)
         # BatchNorm needs two images in each process.
         size, least = min(batch_sizes(len(limited.train), config.data.batch_size)), 2 * processes()

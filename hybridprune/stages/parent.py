@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridprune.config import PruneConfig, RlConfig
 from hybridprune.data import Split
+from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.stages.console import say
 from hybridprune.stages.images import read_split
@@ -37,6 +38,12 @@ class Parent:
             run = find_parent(Path(config.run.result_dir), wanted, stage, config.run.seed, say)
         say(f"parent run: {run.path}")
         return Parent.of(run)
+
+    def check_subtask(self, classes: Sequence[str]) -> None:
+        """UserError if the parent knows some classes alone, and these are others."""
+        own = self.run.read_json("config.json").get("classes") or []
+        if own and list(classes) != own:
+            raise UserError(f"--classes: {self.run.path} is of a subtask; give --classes {','.join(own)}")
 
     @staticmethod
     def of(run: RunFolder) -> Parent:

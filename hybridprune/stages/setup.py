@@ -106,6 +106,7 @@ class StageSetup(Generic[C]):
         dataset = load_images(config.data)
         wanted = describe(stage, dataset, config.data.resize, config.network)
         parent = Parent.load(config, wanted, of, also)
+        parent.check_subtask(config.data.classes)
         spec = dataclasses.replace(wanted, network=parent.spec.network, mean=parent.spec.mean, std=parent.spec.std)
         images = RunImages.of(dataset, parent.split(), config, device)
         return placed(invocation, spec, images, parent.net, parent)

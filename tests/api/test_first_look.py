@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.ops import roi_align
 
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
@@ -75,11 +74,6 @@ class InPlace(nn.Module):
         z = self.second(y)
         y.mul_(0.5)
         return self.head(z.mean((2, 3)))
-
-
-def cropped(x: Tensor) -> Tensor:
-    """An operation of torchvision's, which leaves the images about as they are."""
-    return roi_align(x, [torch.tensor([[0.0, 0.0, 6.0, 6.0]])] * len(x), 6)
 
 
 def dictionaries() -> list[Any]:
@@ -160,10 +154,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, A
     "frozen": (lambda: net().requires_grad_(False), batches, {"fine_tune": 1.0}, "no parameter .* requires a gradient"),
     "no gradient": (InPlace, batches, {}, r"gradient cannot be computed \(RuntimeError: .* modified by an inplace"),
     "no gradient, taylor": (InPlace, batches, {"method": "taylor"}, "gradient cannot be computed"),
-    "foreign operations": (
-        net, batches, {"forward": lambda m, b: m(cropped(b[0])), "method": "l1"},
-        r"^method l1: the channels' ways .* cannot be followed \(ForeignOperation: torchvision",
-    ),
     "mode": (net, batches, {"forward": lambda m, b: m.train()(b[0])}, "leaves the network in training mode"),
     "images second": (
         lambda: Wrapped(lambda y: y.T), batches, {"loss": "mse"}, r"outputs \[3, 5\] need a target each"

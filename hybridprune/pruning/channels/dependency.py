@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from hybridprune.models.copies import copied
+from hybridprune.models.frozen_norm import is_frozen_norm
+from hybridprune.models.replace import replace_module
 from hybridprune.pruning.channels.group import ChannelGroup, Member, inputs_of, outputs_of, role_of
 from hybridprune.pruning.channels.nan_tracing import mapped, opaque_layers, put_into, tensors_of
 from hybridprune.pruning.left_alone import UNBOUNDED, UNRULED, needed_by
@@ -41,6 +43,8 @@ def described(model: nn.Module, run: Run, example: Any, training: bool) -> tuple
 
     import torch_pruning as tp
 
+    for name, module in [(name, module) for name, module in model.named_modules() if is_frozen_norm(module)]:
+        replace_module(model, name, nn.BatchNorm2d(inputs_of(module)).to(module.get_buffer("weight").device))
     with torch.enable_grad():
         graph = tp.DependencyGraph().build_dependency(model, example, forward_fn=traced, verbose=False)
     names = {module: name for name, module in model.named_modules()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.edits import channels_of
+from hybridprune.models.frozen_norm import is_norm
 
 Role = Literal["producer", "consumer", "norm", "depthwise"]
 """Convolutions and linear layers by their outputs or by their inputs; BatchNorms; depthwise convolutions."""
@@ -50,7 +51,7 @@ def role_of(module: nn.Module, output: bool) -> Role | None:
     """The role of a module that takes part by its output, or else by its input; None if there is no rule for it."""
     if isinstance(module, nn.Linear):
         return "producer" if output else "consumer"
-    if isinstance(module, nn.BatchNorm2d):
+    if is_norm(module):
         return "norm"
     if isinstance(module, nn.Conv2d):
         if module.groups == 1:

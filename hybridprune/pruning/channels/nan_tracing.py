@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.copies import copied
+from hybridprune.models.frozen_norm import is_norm
 from hybridprune.nested import some_images
 from hybridprune.pruning.channels.group import role_of
 from hybridprune.pruning.prunable import Run
@@ -26,7 +27,8 @@ from hybridprune.torch_alone import TorchAlone
 M = TypeVar("M", bound=nn.Module)
 
 OUTPUT = ""
-"""The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read."""
+"""The name of what leaves the layers that can be narrowed: the network's outputs, and what opaque layers read, or
+operations that are not torch's own."""
 SEVERAL = -1
 
 
@@ -117,16 +119,17 @@ def trace_wiring(
         for place in {OUTPUT, OUTPUT if module is None else names[module]}:
             unique = torch.cat([found.get(place, torch.empty(0, dtype=torch.int64)), *numbers]).unique()
             found[place] = unique[unique != 0]
-        return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0))
+        return mapped(tensors, lambda tensor: tensor.nan_to_num(0.0, 0.0, 0.0))
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+        if isinstance(module, nn.Conv2d | nn.Linear) or is_norm(module):
             module.register_forward_pre_hook(_reader(name, 2 * bits, read, name in depthwise))
         if name in marked:
             module.register_forward_hook(_marker(marked[name], bits))
     for module in opaque_layers(model):
         module.register_forward_pre_hook(leave)
-    with TorchAlone():
+    # What others' operations read (boxes, maps) leaves the layers that can be narrowed.
+    with TorchAlone(lambda args: leave(None, args)):
         output = run(model, some_images(example, [0] * (2 * bits)))
     leave(None, output)
     return found
@@ -158,7 +161,7 @@ def _reader(
         carried = x.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).isnan()
         folded = len(x) % images == 0
         record(name, carried.reshape(images if folded else 1, -1, carried.shape[-1]).any(1).expand(images, -1))
-        apart = depthwise or isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.groups > 1)
+        apart = depthwise or is_norm(module) or (isinstance(module, nn.Conv2d) and module.groups > 1)
         return None if apart else (x.nan_to_num(0.0), *args[1:])
 
     return read

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from hybridprune.models.frozen_norm import is_norm
 from hybridprune.pruning.budget.space import Cost, Space, UnitSet, least_kept
 from hybridprune.pruning.channels.group import ChannelGroup, inputs_of, outputs_of
 from hybridprune.pruning.clock import ChannelTimes, NetworkTimes
@@ -56,10 +58,20 @@ class ChannelSpace:
     space: Space
     order: tuple[Tensor, ...]
     """``[channels]`` by group: its channels, best first"""
+    choose: Sequence[Callable[[int], Tensor]] | None = None
+    """By group: the channels that stay when so many do, where these are not the first in their order."""
 
     def removed(self, kept: Sequence[int]) -> list[Tensor]:
         """The channels of each group that go when so many are kept, ascending."""
-        return [best[number:].sort().values for best, number in zip(self.order, kept, strict=True)]
+        if self.choose is None:
+            return [best[number:].sort().values for best, number in zip(self.order, kept, strict=True)]
+        found = []
+        for best, choose, number in zip(self.order, self.choose, kept, strict=True):
+            stay = torch.zeros(len(best), dtype=torch.bool)
+            stay[choose(number)] = True
+            assert int(stay.sum()) == number, "as many channels stay as the plan says"
+            found.append((~stay).nonzero().flatten())
+        return found
 
 
 def channel_space(
@@ -101,7 +113,7 @@ def channel_space(
     other = whole
     for name in dict.fromkeys(member.layer for group in groups for member in group.members):
         module = model.get_submodule(name)
-        if name in macs or isinstance(module, nn.BatchNorm2d):
+        if name in macs or is_norm(module):
             cells.append(_cell(name, module, groups, macs.get(name, 0), times and times.layers.get(name)))
             other = other.minus(cells[-1].cost(cells[-1].full))
     return ChannelSpace(Space(sets, cells, other), tuple(ranked.indices for ranked in sorts))
@@ -123,8 +135,8 @@ def _cell(
     paired = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
     inputs, outputs = (inputs_of(module) if paired else 1), outputs_of(module)
     assert macs % (inputs * outputs) == 0, f"{name}: {macs} MACs of {inputs} x {outputs} channels"
-    if isinstance(module, nn.BatchNorm2d):
-        area, extra = 0, sum(p is not None for p in (module.weight, module.bias))
+    if is_norm(module):
+        area, extra = 0, len(list(module.parameters(recurse=False)))
     else:
         area, extra = module.get_parameter("weight")[0, 0].numel(), bias
     return ChannelCell(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.models.copies import copied
+from hybridprune.models.frozen_norm import is_frozen_norm
 from hybridprune.models.replace import memory_format
 from hybridprune.pruning.channels.group import ChannelGroup, Places
 from hybridprune.pruning.channels.nan_tracing import running_modes, trace_wiring
@@ -72,6 +73,11 @@ def cut(model: nn.Module, groups: Sequence[ChannelGroup], removed: Sequence[Tens
         if not places:
             continue
         module = model.get_submodule(name)
+        if is_frozen_norm(module):
+            keep = sorted(set(range(len(module.get_buffer("weight")))) - set(places))
+            for key, buffer in module.named_buffers(recurse=False):
+                setattr(module, key, buffer[keep])
+            continue
         trained = {key: p.requires_grad for key, p in module.named_parameters(recurse=False)}
         format = memory_format(module.parameters(recurse=False))
         pruner = PrunerBox[module2type(module)]

@@ -5,7 +5,7 @@ The formula of each is at its function in `hybridprune.pruning.channels.scores`.
 
 from __future__ import annotations
 
-from hybridprune.pruning.channels.scores import magnitude, scale, second_order, taylor
+from hybridprune.pruning.channels.scores import magnitude, saliency, scale, second_order, taylor, trace_ratio, variance
 from hybridprune.pruning.method import ChannelMethod
 
 KRON_OBD = ChannelMethod(second_order.kron_obd, needs="factors")
@@ -22,6 +22,15 @@ C_OBS = ChannelMethod(second_order.c_obs, needs="factors", update=second_order.c
 
 TAYLOR = ChannelMethod(taylor.taylor, needs="taylor")
 """``(gamma dL/dgamma + beta dL/dbeta)^2``: first-order Taylor importance (Molchanov et al. 2019, equations 8, 10)."""
+
+SALIENCY = ChannelMethod(saliency.saliency, needs="saliency")
+"""Mean over images of ``|sum over positions of A dL/dA|``, with the loss of the task (after Choi & Tian 2023)."""
+
+GLOBAL_VARIANCE = ChannelMethod(variance.global_variance, relative=True, needs="variance")
+"""``sum_o Var(W_oi * x_i) / sum_o Var(y_o)``, an own reading of Khetan & Karnin 2020 (PruneNet)."""
+
+TRACE_RATIO = ChannelMethod(trace_ratio.between_share, relative=True, needs="scatter", choose=trace_ratio.best_ratio)
+"""Subsets with the best ``sum b_i / sum w_i``, scatter between over within classes (after Hu et al. 2021, CATRO)."""
 
 BN_SCALE = ChannelMethod(scale.bn_scale)
 """``|gamma|``: the criterion of network slimming (Liu et al. 2017, section 3), without its training."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
+from hybridprune.pruning.channels import survey_channels
 from hybridprune.pruning.channels.nan_tracing import OUTPUT, SEVERAL, trace_wiring
+from hybridprune.pruning.left_alone import AT_OUTPUT, UNRULED
 from tests.pruning.channels.networks import (
     run,
 )
@@ -51,3 +54,24 @@ def test_wiring_of_outputs_that_are_numbers(named: bool) -> None:
 
     found = trace_wiring(Net(), run, torch.randn(1, 3, 4, 4), {"a": torch.tensor([5, 6])})
     assert found[OUTPUT].tolist() == ([5] if named else sorted([SEVERAL, 5]))
+
+
+class Regions(nn.Module):
+    """A backbone, of which torchvision's RoIAlign cuts regions for a head of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.maps = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+        self.hidden, self.scores = nn.Linear(20, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = [torch.tensor([[0.0, 0.0, 3.0, 3.0], [1.0, 1.0, 4.0, 4.0]])] * len(x)
+        regions = roi_align(self.maps(self.first(x)), boxes, 2)
+        return self.scores(self.hidden(regions.flatten(1)).relu())
+
+
+def test_what_another_operation_reads_leaves_and_channels_on_both_sides_are_followed() -> None:
+    net, example = Regions().eval(), torch.randn(1, 3, 6, 6)
+    found = survey_channels(net, lambda model, images: model(images), example, exclude=(), coupled=False)
+    assert [group.name for group in found.groups] == ["first", "hidden"]
+    assert found.left_alone["maps"] in (AT_OUTPUT, UNRULED)

@@ -18,7 +18,8 @@ from hybridprune.config.methods import METHOD_NAMES
 from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup, Member, channel_groups
-from hybridprune.pruning.channels.scores import Statistics, collect_taylor, taylor_members
+from hybridprune.pruning.channels.scores import Statistics
+from hybridprune.pruning.channels.scores.taylor import collect_taylor, taylor_members
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find
 from tests.networks_and_images import random_images, random_net

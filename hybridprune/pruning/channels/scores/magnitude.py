@@ -68,12 +68,12 @@ def _squared_norms(group: ChannelGroup, statistics: Statistics) -> list[Tensor]:
 
     def squares(role: Role, layer: str) -> Tensor:
         if role == "norm":
-            return _norm(statistics, layer).weight.detach().double().square()
+            return scale_of(statistics.layers[layer]).square()
         return statistics.weight(layer).square().sum((0, 2) if role == "consumer" else (1, 2))
 
     found = []
     for role in ("producer", "consumer", "depthwise", "norm"):
-        members = [m for m in group.of(role) if role != "norm" or _norm(statistics, m.layer).affine]
+        members = [m for m in group.of(role) if role != "norm" or statistics.layers[m.layer].weight is not None]
         if members:
             found.append(sum_over(group, members, partial(squares, role)))
     return found
@@ -89,7 +89,8 @@ def share_of_rank(scores: Tensor) -> Tensor:
     return (scores.argsort(stable=True).argsort() + 1).double() / len(scores)
 
 
-def _norm(statistics: Statistics, layer: str) -> nn.BatchNorm2d:
-    module = statistics.layers[layer]
-    assert isinstance(module, nn.BatchNorm2d)
-    return module
+def scale_of(norm: nn.Module) -> Tensor:
+    """Scales ``[C]`` of a BatchNorm that has some, in double precision."""
+    scale = norm.weight
+    assert isinstance(scale, Tensor)
+    return scale.detach().double()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridprune.errors import UserError
 from hybridprune.pruning.channels import ChannelGroup
-from hybridprune.pruning.channels.scores.magnitude import l1, share_of_rank
+from hybridprune.pruning.channels.scores.magnitude import l1, scale_of, share_of_rank
 from hybridprune.pruning.channels.scores.statistics import Statistics, sum_over
 
 
@@ -57,9 +57,9 @@ def _followed(group: ChannelGroup, statistics: Statistics, *, mean: bool) -> Ten
 
 def _scores(group: ChannelGroup, statistics: Statistics, visited: set[str], mean: bool) -> Tensor | None:
     scales = {
-        member.layer: statistics.layers[member.layer].get_parameter("weight").detach().abs()
+        member.layer: scale_of(statistics.layers[member.layer]).abs()
         for member in group.of("norm")
-        if _affine(statistics.layers[member.layer])
+        if statistics.layers[member.layer].weight is not None
     }
     if scales:
         norms = [member for member in group.of("norm") if member.layer in scales]
@@ -78,8 +78,3 @@ def _scores(group: ChannelGroup, statistics: Statistics, visited: set[str], mean
     scores = torch.empty(group.channels, dtype=ranked.dtype)
     scores[l1(group, statistics).argsort(stable=True)] = ranked[places.long()]
     return scores
-
-
-def _affine(module: nn.Module) -> bool:
-    assert isinstance(module, nn.BatchNorm2d)
-    return module.affine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,12 @@ class Statistics:
     """Why some of them have none, by name."""
     taylor: Mapping[str, Tensor] = field(default_factory=dict)
     """By `collect_taylor`; for its score."""
+    saliency: Mapping[str, Tensor] = field(default_factory=dict)
+    """By `collect_saliency`; for its score."""
+    variance: Mapping[str, Tensor] = field(default_factory=dict)
+    """By `collect_variance`; for the score global-variance."""
+    scatter: Mapping[str, Tensor] = field(default_factory=dict)
+    """By `collect_scatter`; for the score trace-ratio."""
     groups: Sequence[ChannelGroup] = ()
     """All that are scored; for scores that follow other groups'."""
     regularization: float = 0.0
@@ -36,6 +43,9 @@ class Statistics:
         weight = self.layers[layer].get_parameter("weight").detach().double()
         return weight.reshape(*weight.shape[:2], -1)
 
+
+Need = Literal["factors", "taylor", "saliency", "variance", "scatter"]
+"""What a score may need beside the weights: fields of `Statistics`."""
 
 ChannelScorer = Callable[[ChannelGroup, Statistics], Tensor]
 """The scores ``[channels]`` of a group: the higher, the more its removal costs."""

@@ -50,9 +50,9 @@ def collect_taylor(
         ValueError: if a module has no weight, or is in training mode, or if there is no batch.
         RunFailed: if the loss is not finite.
     """
-    parameters: dict[str, list[nn.Parameter]] = {}
+    parameters: dict[str, list[Tensor]] = {}  # of frozen BatchNorms buffers
     for name, module in modules.items():
-        parameters[name] = list(module.parameters(recurse=False))
+        parameters[name] = [w for w in (module.weight, module.bias) if isinstance(w, Tensor)]
         if module.training or not parameters[name]:
             raise ValueError(f"no Taylor score of {name}: it must have weights and be in eval mode")
     flat = [p for of_module in parameters.values() for p in of_module]
