@@ -56,7 +56,7 @@ def check_several(o: Option, value: Any, source: str) -> Any:
     if not isinstance(value, list) or not o.metadata["several"]:
         return check(o, value, source)
     one = o if len(value) == 1 else dataclasses.replace(o, kind=base_of(o.kind)[0])  # none is no value of a run
-    found = tuple(check(one, each, source) for each in value)
+    found: list[Any] = [check(one, each, source) for each in value]
     if not found or len(set(found)) < len(found):
         raise UserError(f"{source} {shown(value)}: must hold each value once, and one at least")
-    return found if len(found) > 1 else found[0]
+    return tuple(found) if len(found) > 1 else found[0]

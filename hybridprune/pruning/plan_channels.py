@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridprune.config import CurvatureOptions, CutOptions, SparsityOptions
+from hybridprune.curvature import LayerFactors
 from hybridprune.engine.modes import kept_modes
 from hybridprune.errors import UserError
 from hybridprune.models.copies import copied
@@ -26,7 +27,7 @@ from hybridprune.pruning.channels.scores import Statistics, collect_taylor, tayl
 from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS, JOINED, listed
-from hybridprune.pruning.measure import differentiable, measure_factors
+from hybridprune.pruning.measure import differentiable, measure_factors, once
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.method_results import checked_scores
@@ -189,6 +190,18 @@ def _statistics(
     curvature: CurvatureOptions,
 ) -> Statistics:
     modules = dict(network.model.named_modules())
+    factors, missing, taylor = once(network, "channels", lambda: _measured(network, modules, groups, method, curvature))
+    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, network.seed)
+
+
+def _measured(
+    network: PrunableNetwork,
+    modules: Mapping[str, nn.Module],
+    groups: Sequence[ChannelGroup],
+    method: ChannelMethod,
+    curvature: CurvatureOptions,
+) -> tuple[dict[str, LayerFactors], dict[str, str], dict[str, Tensor]]:
+    """The factors of all producers, why some have none, and derivatives: what the method needs of them."""
     producers = [member.layer for group in groups for member in group.of("producer")]
     factors, missing, taylor = {}, {}, {}
     if method.needs == "factors":
@@ -201,4 +214,4 @@ def _statistics(
             network.model.eval()
             images = network.sample(curvature.curvature_images, "taylor")
             taylor = collect_taylor(network.logits, {name: modules[name] for name in names}, images, network.likelihood)
-    return Statistics(modules, factors, missing, taylor, groups, curvature.regularization, network.seed)
+    return factors, missing, taylor
