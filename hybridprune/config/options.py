@@ -130,11 +130,17 @@ class DataOptions(Checked):
         "tree",
         "tree (image folders under data_dir, decoded once into memory), imagefolder (the same or ImageNet's, streamed: "
         "random resized crops), cifar10, cifar100, svhn, svhn-extra (torchvision's files; extra: 531,131 more training "
-        "images) or digits (embedded)",
+        "images), cinic10, tiny-imagenet (the folders of their archives) or digits (embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
-    resize: int = option(32, "height and width of the network's input in pixels", low=8, high=LARGEST_INPUT)
+    resize: int = option(
+        32,
+        "height and width of the network's input in pixels; tiny-imagenet has 64 where nobody says",
+        low=8,
+        high=LARGEST_INPUT,
+        follows=("dataset", lambda name: 64 if name == "tiny-imagenet" else 32),
+    )
     download: bool = option(False, "let torchvision download the set it reads into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
     num_workers: int = option(
