@@ -115,7 +115,7 @@ def test_cinic_needs_its_three_folders(cinic: tuple[Path, dict[str, np.ndarray]]
     with pytest.raises(UserError, match="valid lacks 1 of the class folders of train: ant"):
         _load("cinic10", root)
     shutil.rmtree(root / "valid")
-    with pytest.raises(UserError, match="holds no valid; unpack CINIC-10 from https://datashare.ed.ac.uk"):
+    with pytest.raises(UserError, match=r"holds no valid; unpack CINIC-10 from https://datashare\.ed\.ac\.uk"):
         _load("cinic10", root)
 
 
