@@ -675,13 +675,14 @@ class PruneOptions(Checked):
     )
     iter_epochs: tuple[int, ...] | None = option(
         None,
-        "likewise the epochs of fine-tuning (default: in each as epochs_start and epochs_end say)",
+        "the epochs of fine-tuning in each iteration, written as iter_ratios (default: as epochs_start and epochs_end "
+        "say)",
         low=0,
         source="Wang et al. 2019, code",
     )
     iter_lrs: tuple[float, ...] | None = option(
         None,
-        "likewise the learning rate of fine-tuning (default: lr in each)",
+        "the learning rate of fine-tuning in each iteration, written as iter_ratios (default: lr)",
         above=0,
         source="Wang et al. 2019, code",
     )
@@ -756,11 +757,8 @@ class PruneOptions(Checked):
             if values is not None and len(values) not in (1, self.max_iter):
                 yield (
                     f"--{name} {','.join(map(str, values))}: has {len(values)} entries for --max_iter {self.max_iter}; "
-                    f"give one for each iteration, or one for all{_HINT if self.max_iter == 1 else ''}"
+                    "give one for each iteration, or one for all (several runs are several values of a budget)"
                 )
-
-
-_HINT = " (values of several runs are given to a budget, as --target_flops 0.5 0.25)"
 
 
 @dataclass(frozen=True)

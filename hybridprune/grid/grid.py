@@ -14,8 +14,9 @@ A grid is a JSON object. All keys but one stage are optional::
 
 Flags are written without dashes. A list is swept: every element of it with every other choice, and each stage is run
 once for every run of the stage before it. true and false stand for ``--flag`` and ``--no-flag``, null leaves the flag
-out; a list that is itself a value (``exclude``) is written as text, ``"a,b"``. Stage 3 starts from stage 2 or, without
-one, from stage 1; the first stage that the grid has finds its parent, if it needs one, as it does by itself.
+out; a list that is itself a value (``exclude``, ``iter_epochs``) is written as text, ``"a,b"``. Stage 3 starts from
+stage 2 or, without one, from stage 1; the first stage that the grid has finds its parent, if it needs one, as it does
+by itself.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_the_printed_configuration_has_the_list(tmp_path: Path, capsys: pytest.C
         ("--max_iter 3 --iter_epochs 10,20", ("--iter_epochs 10,20: has 2 entries for --max_iter 3",)),
         (
             "--iter_ratios 0.5,0.25",
-            ("--iter_ratios 0.5,0.25: has 2 entries for --max_iter 1", "--target_flops 0.5 0.25"),
+            ("--iter_ratios 0.5,0.25: has 2 entries for --max_iter 1", "several values of a budget"),
         ),
         ("--max_iter 2 --iter_lrs 0.1,0", ("--iter_lrs", "above 0")),
         ("--max_iter 2 --iter_lrs 0.1,nan", ("--iter_lrs", "finite")),
