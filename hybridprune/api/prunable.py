@@ -40,7 +40,7 @@ class PlainNetwork:
 
     @property
     def measurements(self) -> None:
-        """Nothing is kept: there is one plan."""
+        """Measurements are not kept: there is one plan."""
         return None
 
     @property

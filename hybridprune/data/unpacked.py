@@ -22,7 +22,7 @@ class Unpacked:
 
     @property
     def remedy(self) -> str:
-        """What to do where something is missing."""
+        """Words on what to do where something is missing."""
         return f"unpack {self.title} from {self.address} and name its folder"
 
     def folder(self, data_dir: str | None) -> Path:

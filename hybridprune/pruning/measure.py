@@ -132,7 +132,7 @@ def _of_observable(
 
 
 def once(network: PrunableNetwork, kind: str, measure: Callable[[], T]) -> T:
-    """What ``measure`` gives, or has given for another plan of the same network, where that is kept."""
+    """Give what ``measure`` gives, or has given for another plan of the same network, where that is kept."""
     kept = network.measurements
     if kept is None:
         return measure()

@@ -29,7 +29,7 @@ from hybridprune.pruning.trial import read_without_call, replaceable
 
 @dataclass(frozen=True)
 class MeasuredDirections:
-    """What plans of one network need of its images, whatever their budgets."""
+    """Measurements that plans of one network need, whatever their budgets."""
 
     decompositions: Mapping[str, Decomposition]
     """Of each measured layer, by name."""

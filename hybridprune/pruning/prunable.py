@@ -50,7 +50,7 @@ class PrunableNetwork(Protocol):
 
     @property
     def measurements(self) -> MutableMapping[str, Any] | None:
-        """What plans have measured of these very weights by these options, by kind; None: nothing is kept."""
+        """Measurements of these very weights by these options, by kind, for other plans; None: nothing is kept."""
         ...
 
     @property
