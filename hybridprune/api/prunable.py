@@ -39,6 +39,11 @@ class PlainNetwork:
         return True
 
     @property
+    def measurements(self) -> None:
+        """Measurements are not kept: there is one plan."""
+        return None
+
+    @property
     def likelihood(self) -> Likelihood:
         """The task's."""
         return self.batches.task.likelihood

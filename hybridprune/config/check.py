@@ -100,11 +100,12 @@ def check(o: Option, value: Any, source: str) -> Any:
         value = metadata["aliases"].get(value, value)
     told = shown(value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < sys.float_info.max else math.inf
+        value = _float(value)
     if typing.get_origin(base) is dict:
         value = _points(value, source)
     elif typing.get_origin(base) is tuple:
-        value = _names(value, source)
+        item = typing.get_args(base)[0]
+        value = _names(value, source) if item is str else _numbers(value, item, source)
     elif type(value) is not base:
         if base is str and isinstance(metadata["choices"], tuple):
             hint = f", one of {', '.join(metadata['choices'])}"
@@ -115,9 +116,10 @@ def check(o: Option, value: Any, source: str) -> Any:
         listed = ", ".join(str(choice) for choice in metadata["choices"])
         hint = suggest(str(value), map(str, metadata["choices"]))
         raise UserError(f"{source} {told}: {f'unknown{hint} It must' if hint else 'must'} be one of {listed}")
-    if isinstance(value, float) and not math.isfinite(value):
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
+    if any(isinstance(number, float) and not math.isfinite(number) for number in parts):
         raise UserError(f"{source} {told}: must be finite")
-    for number in value.values() if isinstance(value, dict) else [value]:
+    for number in parts:
         _check_range(metadata, number, source, told)
     return value
 
@@ -152,6 +154,21 @@ def _names(value: Any, source: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _numbers(value: Any, item: type, source: str) -> tuple[Any, ...]:
+    """One number or more, of the type ``item``: int or float."""
+    allowed = (int, float) if item is float else (int,)
+    plain_ones = isinstance(value, list | tuple) and all(type(number) in allowed for number in value)
+    if not plain_ones or not value:
+        kind, example = ("whole numbers", "[10, 20]") if item is int else ("numbers", "[0.5, 0.4]")
+        raise UserError(f"{source} {shown(value)}: must be a list of {kind}, e.g. {example}, with commas in a flag")
+    return tuple(map(_float, value)) if item is float else tuple(value)
+
+
+def _float(value: float) -> float:
+    """A whole number as a float may be too large for one."""
+    return float(value) if abs(value) < sys.float_info.max else math.inf
+
+
 def base_of(kind: Any) -> tuple[Any, bool]:
     """The type without None and what stands in the place of a name, and whether None is allowed."""
     if isinstance(kind, types.UnionType):
@@ -163,8 +180,10 @@ def base_of(kind: Any) -> tuple[Any, bool]:
 def kind_name(o: Option) -> str:
     """The kind of an option's value, in one word."""
     base, _ = base_of(o.kind)
-    if typing.get_origin(base) in (dict, tuple):
-        return {dict: "json", tuple: "names"}[typing.get_origin(base)]
+    if typing.get_origin(base) is tuple:
+        return "names" if typing.get_args(base)[0] is str else "numbers"
+    if typing.get_origin(base) is dict:
+        return "json"
     return {str: "text", int: "int", float: "number", bool: "bool"}[base]
 
 

@@ -51,6 +51,7 @@ def option(
     identity: bool = True,
     follows: tuple[str, Callable[[Any], Any]] | None = None,
     names: Registry | None = None,
+    several: bool = False,
     source: str | None = None,
     measured: str | None = None,
 ) -> T:
@@ -62,6 +63,7 @@ def option(
     ``identity=False`` marks what may change between a run and its resumption (where things lie, how they are shown).
     ``follows`` names an earlier option of the same concern, and gives for its value the default that goes with it.
     ``names`` is where its names are found; one that says what is imported is taken from a flag, not from a file.
+    ``several``: a command takes several values, and has a run for each of them (`Several`).
     ``source`` is the publication that it comes from, ``measured`` the place in docs/ that says what it is worth here.
 
     Returns a dataclass field. A type checker is told that it is the ``default``, so a field keeps its type.
@@ -79,6 +81,7 @@ def option(
         "identity": identity,
         "follows": follows,
         "names": names,
+        "several": several,
         "source": source,
         "measured": measured,
     }
@@ -127,11 +130,17 @@ class DataOptions(Checked):
         "tree",
         "tree (image folders under data_dir, decoded once into memory), imagefolder (the same or ImageNet's, streamed: "
         "random resized crops), cifar10, cifar100, svhn, svhn-extra (torchvision's files; extra: 531,131 more training "
-        "images) or digits (embedded)",
+        "images), cinic10, tiny-imagenet (the folders of their archives) or digits (embedded)",
     )
     data_dir: str | None = option(None, "folder of the data set", identity=False)
     img_type: str = option("png", "file type in the image tree: png, jpg, webp, ... or any")
-    resize: int = option(32, "height and width of the network's input in pixels", low=8, high=LARGEST_INPUT)
+    resize: int = option(
+        32,
+        "height and width of the network's input in pixels; tiny-imagenet has 64 where nobody says",
+        low=8,
+        high=LARGEST_INPUT,
+        follows=("dataset", lambda name: 64 if name == "tiny-imagenet" else 32),
+    )
     download: bool = option(False, "let torchvision download the set it reads into data_dir", identity=False)
     cache_dir: str | None = option(None, "folder for decoded images (default: the user's cache)", identity=False)
     num_workers: int = option(
@@ -417,7 +426,12 @@ class CutOptions(Checked):
         measured=STUDY,
     )
     prune_ratio: float | None = option(
-        None, "share of the units cut in each iteration", low=0, high=1, source="Wang et al. 2019"
+        None,
+        "share of the units cut in each iteration; several values are several runs",
+        low=0,
+        high=1,
+        several=True,
+        source="Wang et al. 2019",
     )
     prune_ratio_limit: float = option(
         0.9,
@@ -427,16 +441,25 @@ class CutOptions(Checked):
         source="Wang et al. 2019, code",
     )
     target_flops: float | None = option(
-        None, "budget instead of prune_ratio: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs)", above=0
+        None,
+        "budget instead of prune_ratio: a share of the dense FLOPs if <= 1, else FLOPs (2 x MACs); several values, "
+        "with spaces between them or a list in a file, are several runs by one measuring",
+        above=0,
+        several=True,
     )
     target_params: float | None = option(
-        None, "budget instead of prune_ratio: a share of the dense parameters if <= 1, else parameters", above=0
+        None,
+        "budget instead of prune_ratio: a share of the dense parameters if <= 1, else parameters; several values are "
+        "several runs",
+        above=0,
+        several=True,
     )
     target_latency: float | None = option(
         None,
         "budget instead of prune_ratio, beside others if there are some: a share of the time of the dense network, "
-        "both deployed, if <= 1, else milliseconds of a batch",
+        "both deployed, if <= 1, else milliseconds of a batch; several values are several runs",
         above=0,
+        several=True,
     )
     exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
     normalize: bool = option(
@@ -649,6 +672,27 @@ class PruneOptions(Checked):
     max_iter: int = option(
         1, "iterations of cutting and fine-tuning", low=1, source="Wang et al. 2019", measured=STAGE_2
     )
+    iter_ratios: tuple[float, ...] | None = option(
+        None,
+        "in place of prune_ratio the share of each iteration, with commas between them; a single one is for all "
+        "iterations (default: prune_ratio in each)",
+        low=0,
+        high=1,
+        source="Wang et al. 2019, code",
+    )
+    iter_epochs: tuple[int, ...] | None = option(
+        None,
+        "the epochs of fine-tuning in each iteration, written as iter_ratios (default: as epochs_start and epochs_end "
+        "say)",
+        low=0,
+        source="Wang et al. 2019, code",
+    )
+    iter_lrs: tuple[float, ...] | None = option(
+        None,
+        "the learning rate of fine-tuning in each iteration, written as iter_ratios (default: lr)",
+        above=0,
+        source="Wang et al. 2019, code",
+    )
     back_ratio: float = option(
         0.0,
         "share of the removed units brought back, trained and cut again",
@@ -712,6 +756,16 @@ class PruneOptions(Checked):
         low=0,
         source="Figurnov et al. 2017",
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """Lists that have neither one entry nor one for each iteration."""
+        for name in ("iter_ratios", "iter_epochs", "iter_lrs"):
+            values = getattr(self, name)
+            if values is not None and len(values) not in (1, self.max_iter):
+                yield (
+                    f"--{name} {','.join(map(str, values))}: has {len(values)} entries for --max_iter {self.max_iter}; "
+                    "give one for each iteration, or one for all (several runs are several values of a budget)"
+                )
 
 
 @dataclass(frozen=True)
@@ -961,6 +1015,8 @@ class RoutingOptions(Checked):
             yield "--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1"
 
 
+BUDGETS = ("target_flops", "target_params", "target_latency")
+"""The options of a cut that bound what it leaves; without one of them a ratio of the units goes."""
 SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
 """The stages in their order, and their scripts."""
 SUBCOMMANDS = {"sp": "train", "prune": "prune", "rl": "route"}
@@ -1000,6 +1056,18 @@ class PruneConfig:
     sparsity: SparsityOptions = field(default_factory=SparsityOptions)
     gating: GatingOptions = field(default_factory=GatingOptions)
     stage: PruneOptions = field(default_factory=PruneOptions)
+
+    def __post_init__(self) -> None:
+        refuse(self, self.contradictions(), (self.cut, self.stage))
+
+    def contradictions(self) -> Iterator[str]:
+        """Ratios beside a budget, which is instead of them."""
+        budget = next((name for name in BUDGETS if getattr(self.cut, name) is not None), None)
+        if self.stage.iter_ratios is not None and budget is not None:
+            yield (
+                f"--iter_ratios {','.join(map(str, self.stage.iter_ratios))}: is not read where there is a budget, "
+                f"--{budget} {getattr(self.cut, budget)}; give --{budget} none, or leave the ratios out"
+            )
 
 
 @dataclass(frozen=True)

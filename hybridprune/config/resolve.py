@@ -9,15 +9,16 @@ import argparse
 import dataclasses
 import json
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from hybridprune.config.check import Option, base_of, check, default_of, kind_name, options_of
+from hybridprune.config.check import Option, base_of, default_of, kind_name, options_of
 from hybridprune.config.concern import Contradiction
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.recipes import RECIPES
+from hybridprune.config.several import Several, check_several
 from hybridprune.config.suggest import suggest
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json
@@ -35,6 +36,15 @@ class Invocation(Generic[C]):
     print_config: bool
     unasked: str | None = None
     """The configuration file that was read although nobody had named it."""
+    several: Several | None = None
+    """The values of which each is for a run of its own; ``config`` has the first."""
+
+    def each(self: Invocation[PruneConfig]) -> list[Invocation[PruneConfig]]:
+        """One invocation for each run."""
+        if self.several is None:
+            return [self]
+        alone = dataclasses.replace(self, unasked=None, several=None)
+        return [dataclasses.replace(alone, config=config) for config in self.several.configs(self.config)]
 
 
 def _options(default: SpConfig | PruneConfig | RlConfig) -> Iterator[Option]:
@@ -75,22 +85,32 @@ def resolve(
     file = {} if path is None else _read(Path(path), {o.key for o in options})
 
     raw = {o.key: arguments[f"{o.concern}.{o.name}"] for o in options}
-    flags = {o.key: check(o, _from_text(o, raw[o.key]), f"--{o.flags[0]}") for o in options if raw[o.key] is not None}
-    keys = {o.key: check(o, file[o.key], f"{path}: {o.key}") for o in options if o.key in file and o.key not in flags}
+    typed = {o.key: _from_text(o, raw[o.key]) for o in options if raw[o.key] is not None}
+    flags = {o.key: check_several(o, typed[o.key], f"--{o.flags[0]}") for o in options if o.key in typed}
+    unsaid = [o for o in options if o.key in file and o.key not in flags]
+    keys = {o.key: check_several(o, file[o.key], f"{path}: {o.key}") for o in unsaid}
     for o in options:
         _refuse_code(o, keys.get(o.key), path)
     said = [part for given in (flags, keys) for part in (given, RECIPES.get(given.get("recipe", ""), {}))]
     concerns: dict[str, dict[str, Any]] = {}
+    several: list[Several] = []
     for o in options:
         concern = concerns.setdefault(o.concern, {})
         own = [part[o.key] for part in said if o.key in part]
+        if own and o.metadata["several"] and isinstance(own[0], tuple):
+            several.append(Several(o.name, own[0]))
+            own = list(own[0])
         concern[o.name] = own[0] if own else default_of(o, concern)
+    if len(several) > 1:
+        told = ", ".join(f"--{each.name} {each}" for each in several)
+        raise UserError(f"{told}: give several values to one of them; hybridprune grid runs all combinations")
     try:
         made = {name: type(getattr(default, name))(**values) for name, values in concerns.items()}
         unasked = path if named is None else None
-        return Invocation(dataclasses.replace(default, **made), **wishes, unasked=unasked)
+        config = dataclasses.replace(default, **made)
     except Contradiction as found:
         raise UserError(found.told) from found
+    return Invocation(config, **wishes, unasked=unasked, several=several[0] if several else None)
 
 
 def config_here() -> str | None:
@@ -167,6 +187,8 @@ def _parser(options: list[Option], prog: str, description: str, config_path: str
             group.add_argument(*spellings, action=argparse.BooleanOptionalAction, **common)
         else:
             optional = {} if o.metadata["bare"] is None else {"nargs": "?", "const": o.metadata["bare"]}
+            if o.metadata["several"]:
+                optional = {"nargs": "+"}
             group.add_argument(*spellings, metavar=kind_name(o).upper(), **optional, **common)
     parser.flags = frozenset(parser._option_string_actions)
     return parser
@@ -186,7 +208,7 @@ def as_typed(value: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     if isinstance(value, tuple):
-        return ",".join(value) or "none"
+        return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 
@@ -211,13 +233,24 @@ def _read(path: Path, own: set[str]) -> dict[str, Any]:
 def _from_text(o: Option, raw: Any) -> Any:
     """The value that a flag's text would be in JSON; text that does not fit is left for ``check`` to refuse."""
     base, optional = base_of(o.kind)
+    if isinstance(raw, list):  # of an option that takes several values
+        words = [_from_text(o, word) for word in raw]
+        return words if len(words) > 1 else words[0]
     if base is str or base is bool:
         return raw
     if optional and raw.lower() == "none":
         return None
     if typing.get_origin(base) is tuple:
-        return [name.strip() for name in raw.split(",") if name.strip()]
+        item = typing.get_args(base)[0]
+        return [_converted(item, word.strip()) for word in raw.split(",") if word.strip()]
+    if typing.get_origin(base) is dict:
+        return _converted(json.loads, raw)
+    return _converted(base, raw)
+
+
+def _converted(kind: Callable[[str], Any], raw: str) -> Any:
+    """The text as this kind of value, or as it is if it is none."""
     try:
-        return json.loads(raw) if typing.get_origin(base) is dict else base(raw)
+        return kind(raw)
     except ValueError:
         return raw

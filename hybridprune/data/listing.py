@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ class ClassFolder(NamedTuple):
 
     path: str
     name: str
-    """``train/<class>`` or ``test/<class>``, whatever the folder of the split is called."""
+    """``train/<class>`` or ``test/<class>``, as ``splits`` calls them, whatever the folder of the split is called."""
     label: int
     files: list[str]
     """Names in alphabetical order, at least one."""
@@ -28,14 +29,14 @@ class Listing(NamedTuple):
     classes: tuple[str, ...]
     """In alphabetical order: a label is a place in it."""
     folders: Mapping[str, list[ClassFolder]]
-    """Those of "train" and of "test", in the order of the classes."""
+    """Those of "train", of "test" and of what other splits there are, in the order of the classes."""
 
 
 def list_tree(root: Path, splits: Mapping[str, Sequence[str]], img_type: str) -> Listing:
-    """List the tree under ``root``; ``splits`` names the folders that "train" and "test" may be, the best first.
+    """List the tree under ``root``; ``splits`` names the folders that "train", "test", ... may be, the best first.
 
     ``img_type`` is a file extension of ``IMG_TYPES`` or "any". Raises ``UserError`` on anything in the tree that is
-    not an image of the type in a class folder, on a class that only one split has, and on folders that cannot be
+    not an image of the type in a class folder, on a class that a split lacks, and on folders that cannot be
     read; hidden files and Thumbs.db are ignored.
     """
     suffixes = _suffixes(img_type)
@@ -62,7 +63,7 @@ def _list(root: Path, splits: Mapping[str, Sequence[str]], suffixes: tuple[str, 
         )
     found = {split: _split_folder(root, split, names) for split, names in splits.items()}
     names = {split: _class_names(folder) for split, folder in found.items()}
-    for split, other in (("train", "test"), ("test", "train")):
+    for split, other in itertools.permutations(splits, 2):
         if extra := sorted(set(names[split]) - set(names[other])):
             listed = ", ".join(extra[:5]) + (", ..." if len(extra) > 5 else "")
             raise UserError(

@@ -14,23 +14,23 @@ A grid is a JSON object. All keys but one stage are optional::
 
 Flags are written without dashes. A list is swept: every element of it with every other choice, and each stage is run
 once for every run of the stage before it. true and false stand for ``--flag`` and ``--no-flag``, null leaves the flag
-out; a list that is itself a value (``exclude``) is written as text, ``"a,b"``. Stage 3 starts from stage 2 or, without
-one, from stage 1; the first stage that the grid has finds its parent, if it needs one, as it does by itself.
+out; a list that is itself a value (``exclude``, ``iter_epochs``) is written as text, ``"a,b"``. Stage 3 starts from
+stage 2 or, without one, from stage 1; the first stage that the grid has finds its parent, if it needs one, as it does
+by itself.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridprune.config import SCRIPTS
+from hybridprune.config.experiment import swept_name, value_text
 from hybridprune.errors import UserError
 from hybridprune.json_text import read_json
 
@@ -39,7 +39,6 @@ KEYS = ("result_dir", "exp_name", "seeds", "common", *STAGES)
 OWN = {"seed": "seeds", "exp_name": "exp_name", "result_dir": "result_dir"}
 """Flags that the grid sets by keys of its own."""
 REFUSED = ("resume", "dry-run", "dry_run", "print-config", "print_config")
-LONGEST = 150
 Flags = Mapping[str, Any]
 
 
@@ -109,7 +108,7 @@ def runs(grid: Any) -> Iterator[Run]:
             for (parent, labels), choice in itertools.product(parents, list(_choices(f"{stage}.", sections[stage]))):
                 swept = (*labels, *choice.labels)
                 flags = tuple({**dict(common.flags), **dict(choice.flags)}.items())
-                run = Run(stage, Path(result_dir), _experiment(base, swept), seed, flags, parent)
+                run = Run(stage, Path(result_dir), swept_name(base, swept), seed, flags, parent)
                 made.append((run, swept))
                 yield run
             parents = list(made)
@@ -143,7 +142,7 @@ def _section(grid: Mapping[str, Any], name: str, first: bool) -> Flags:
 
 
 def _no_repeats(where: str, values: list[Any]) -> None:
-    texts = [_text(value) for value in values]
+    texts = [value_text(value) for value in values]
     if len(set(texts)) < len(texts):
         raise ValueError(f"{where} {json.dumps(values)}: holds a value twice; remove one")
 
@@ -154,24 +153,10 @@ def _choices(prefix: str, section: Flags) -> Iterator[_Choice]:
     for values in itertools.product(*lists):
         pairs = tuple(zip(section, values, strict=True))
         swept = [key for key, value in section.items() if isinstance(value, list) and len(value) > 1]
-        yield _Choice(pairs, tuple(f"{prefix}{key}={_text(value)}" for key, value in pairs if key in swept))
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        yield _Choice(pairs, tuple(f"{prefix}{key}={value_text(value)}" for key, value in pairs if key in swept))
 
 
 def _words(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}" if value else f"--no-{key}"]
-    return [] if value is None else [f"--{key}", _text(value)]
-
-
-def _experiment(base: str, swept: tuple[str, ...]) -> str:
-    """A folder's name that says what was swept; a digest keeps names apart that had to be changed or cut."""
-    parts = swept if base == "default" and swept else (base, *swept)
-    plain = ",".join(parts)
-    safe = re.sub(r"[^\w.,=+-]", "_", plain)
-    if safe == plain and len(safe) <= LONGEST:
-        return safe
-    return f"{safe[:LONGEST]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+    return [] if value is None else [f"--{key}", value_text(value)]

@@ -49,6 +49,10 @@ def check(run: Run) -> Found:
         invocation = resolve(default, run.arguments, prog=SUBCOMMANDS[run.stage], description="", config_path=path)
     except UserError as error:
         raise UserError(f"GRID, {run.stage}: {error}") from error
+    if invocation.several is not None:
+        raise UserError(
+            f"GRID, {run.stage}: {path} has several values of {invocation.several.name}; give that list in the grid"
+        )
     found = find(run)
     if found.folder is not None and (found.folder.path / "config.json").is_file():
         wanted, stored = to_json(invocation.config), found.folder.read_json("config.json")

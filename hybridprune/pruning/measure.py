@@ -131,6 +131,16 @@ def _of_observable(
     return {}, unseen
 
 
+def once(network: PrunableNetwork, kind: str, measure: Callable[[], T]) -> T:
+    """Give what ``measure`` gives, or has given for another plan of the same network, where that is kept."""
+    kept = network.measurements
+    if kept is None:
+        return measure()
+    if kind not in kept:
+        kept[kind] = measure()
+    return kept[kind]
+
+
 @contextmanager
 def differentiable() -> Iterator[None]:
     """UserError if the network's gradient, inside, cannot be computed: not every network can be trained."""

@@ -27,6 +27,7 @@ from hybridprune.pruning.channels.scores import Statistics
 from hybridprune.pruning.clock import ChannelTimes, NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.left_alone import COSTS, JOINED, listed
+from hybridprune.pruning.measure import once
 from hybridprune.pruning.measure_channels import measure_channels, measured_members
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_groups
 from hybridprune.pruning.method import ChannelMethod
@@ -202,5 +203,6 @@ def _statistics(
     if method.needs is None:
         return known
     names = dict.fromkeys(member.layer for group in groups for member in measured_members(group, method.needs))
-    found, missing = measure_channels(network, {name: modules[name] for name in names}, method.needs, curvature)
-    return replace(known, **{method.needs: found, "missing": missing})
+    layers, needs = {name: modules[name] for name in names}, method.needs
+    found, missing = once(network, "channels", lambda: measure_channels(network, layers, needs, curvature))
+    return replace(known, **{needs: found, "missing": missing})

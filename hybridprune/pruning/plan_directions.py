@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
 from hybridprune.config import CurvatureOptions, CutOptions
 from hybridprune.errors import UserError
 from hybridprune.progress_bar import Steps
 from hybridprune.pruning.budget.space import Budget
 from hybridprune.pruning.calibrate import calibrated
 from hybridprune.pruning.clock import NetworkClock
-from hybridprune.pruning.directions.layers import leaves_in_place, survey
+from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.layers import PrunableLayer, leaves_in_place, survey
 from hybridprune.pruning.directions.separation import SEPARABLE
 from hybridprune.pruning.directions.space import FormPrice, direction_space
 from hybridprune.pruning.left_alone import NEVER, READ
-from hybridprune.pruning.measure import measure_factors, measure_moments
+from hybridprune.pruning.measure import measure_factors, measure_moments, once
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.method_results import checked_decomposition
 from hybridprune.pruning.plan import DirectionPlan
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.trial import read_without_call, replaceable
+
+
+@dataclass(frozen=True)
+class MeasuredDirections:
+    """Measurements that plans of one network need, whatever their budgets."""
+
+    decompositions: Mapping[str, Decomposition]
+    """Of each measured layer, by name."""
+    metrics: Mapping[str, Tensor]
+    """Gradient factors ``[C_out, C_out]`` of these layers."""
+    unmeasured: Mapping[str, str]
+    """Layers that nothing was measured of, each with the reason."""
 
 
 def plan_directions(
@@ -45,31 +63,13 @@ def plan_directions(
             "--exclude: no layer is left to prune; the network needs plain convolutions or linear layers that match "
             f"none of {', '.join(network.exclude) or 'no pattern'}"
         )
-    leaves = {layer.name: layer.leaf for layer in layers}
-    with leaves_in_place(network.model, layers):
-        factors, missing = measure_factors(network, leaves, curvature)
-        plain, means = factors, None
-        if curvature.use_bias:
-            means = {name: layer.input_mean for name, layer in factors.items()}
-            factors = {name: layer.centred() for name, layer in factors.items()}
-        needed = method.moments(curvature.correct_eigenvalues)
-        moments, unseen = measure_moments(network, leaves, factors, means, needed, curvature)
-    unmeasured = {**missing, **unmeasured_layers(plain, moments), **unseen}
-    layers = [layer for layer in layers if layer.name not in unmeasured]
+    measured = once(network, "directions", lambda: _measured(network, layers, method, options, curvature))
+    layers = [layer for layer in layers if layer.name not in measured.unmeasured]
     if not layers:
-        refuse_nothing_left(options.method, unmeasured)
-    decompositions = {
-        x.name: checked_decomposition(
-            method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization),
-            options.method,
-            x.name,
-            x.weight,
-        )
-        for x in Steps(layers, "decomposing", "layer")
-    }
+        refuse_nothing_left(options.method, measured.unmeasured)
     space = direction_space(
         layers,
-        decompositions,
+        measured.decompositions,
         network.cost,
         limit=options.prune_ratio_limit,
         normalize=options.normalize,
@@ -86,15 +86,47 @@ def plan_directions(
     plan = DirectionPlan(
         network=network,
         allocation=allocation,
-        left_alone={**left_alone, **unmeasured},
+        left_alone={**left_alone, **measured.unmeasured},
         in_nats=method.in_nats and not options.normalize,
         directions=space,
         layers=layers,
-        decompositions=decompositions,
+        decompositions=measured.decompositions,
         hooi_sweeps=options.hooi_sweeps if options.decomp_method == "tucker" else 0,
         refit_images=options.refit_images,
         refit_network=options.refit == "network",
         # The metric is that of the whole layer's output, which a layer cut before has in other coordinates.
-        metrics={x.name: factors[x.name].gradient_factor for x in layers if x.rotate_out is None},
+        metrics={x.name: measured.metrics[x.name] for x in layers if x.rotate_out is None},
     )
     return plan if clock is None else calibrated(plan, clock)
+
+
+def _measured(
+    network: PrunableNetwork,
+    layers: Sequence[PrunableLayer],
+    method: DirectionMethod,
+    options: CutOptions,
+    curvature: CurvatureOptions,
+) -> MeasuredDirections:
+    """Measure the layers, and decompose those that something was measured of."""
+    leaves = {layer.name: layer.leaf for layer in layers}
+    with leaves_in_place(network.model, layers):
+        factors, missing = measure_factors(network, leaves, curvature)
+        plain, means = factors, None
+        if curvature.use_bias:
+            means = {name: layer.input_mean for name, layer in factors.items()}
+            factors = {name: layer.centred() for name, layer in factors.items()}
+        needed = method.moments(curvature.correct_eigenvalues)
+        moments, unseen = measure_moments(network, leaves, factors, means, needed, curvature)
+    unmeasured = {**missing, **unmeasured_layers(plain, moments), **unseen}
+    layers = [layer for layer in layers if layer.name not in unmeasured]
+    decompositions = {
+        x.name: checked_decomposition(
+            method.decompose(x.weight, factors[x.name], moments.get(x.name), curvature.regularization),
+            options.method,
+            x.name,
+            x.weight,
+        )
+        for x in Steps(layers, "decomposing", "layer")
+    }
+    metrics = {layer.name: factors[layer.name].gradient_factor for layer in layers}
+    return MeasuredDirections(decompositions, metrics, unmeasured)

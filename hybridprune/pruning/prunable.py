@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 from torch import nn
@@ -46,6 +46,11 @@ class PrunableNetwork(Protocol):
     @property
     def shared(self) -> bool:
         """Whether several processes take the batches that are measured in turn, and not each all of them."""
+        ...
+
+    @property
+    def measurements(self) -> MutableMapping[str, Any] | None:
+        """Measurements of these very weights by these options, by kind, for other plans; None: nothing is kept."""
         ...
 
     @property

@@ -29,7 +29,9 @@ def show_config(invocation: Invocation[Any]) -> None:
     """Print the resolved configuration (``--print-config``); of several processes, the first one does."""
     name_configuration(invocation)
     if is_first():
-        print(json.dumps(to_json(invocation.config), indent=2))
+        several = invocation.several
+        values = {} if several is None else {several.name: list(several.values)}
+        print(json.dumps({**to_json(invocation.config), **values}, indent=2))
 
 
 def show_plan(spec: RunSpec, images: RunImages, cost: NetworkCost, lines: list[str]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -34,6 +34,8 @@ from hybridprune.stages.prunable import PrunableGated
 from hybridprune.stages.setup import to_device, unpruned
 from hybridprune.store.seeds import generator
 
+N = TypeVar("N", int, float)
+
 
 @dataclass(frozen=True)
 class Cutting(Cuts[GatedNetwork]):
@@ -51,12 +53,19 @@ class Cutting(Cuts[GatedNetwork]):
     channels: Mapping[str, int]
     """Outputs of each layer of the unpruned network, by name."""
     clock: NetworkClock | None = None
+    measurements: MutableMapping[str, Any] | None = None
+    """Of the parent, for runs that differ in their budgets alone; see `PrunableGated`."""
 
     @staticmethod
     def of(
-        config: PruneConfig, images: RunImages, network: NetworkSpec, net: GatedNetwork, dense: Mapping[str, int]
+        config: PruneConfig,
+        images: RunImages,
+        network: NetworkSpec,
+        net: GatedNetwork,
+        dense: Mapping[str, int],
+        measurements: MutableMapping[str, Any] | None = None,
     ) -> Cutting:
-        """The cuts that start from ``net``, which ``network`` describes; ``dense`` as in the field of this name."""
+        """The cuts that start from ``net``, which ``network`` describes; the others as in the fields of these names."""
         counted = count(net, config.data.resize)
         start = Cost(counted.backbone_macs, counted.backbone_params)
         channels, clock = layer_channels(unpruned(network)), None
@@ -64,7 +73,7 @@ class Cutting(Cuts[GatedNetwork]):
             clock = _clock(config, images, network, net)
             share = clock.read(net).share if network.edits else 1.0
             start = start._replace(ns=round(share * clock.dense_ns))
-        return Cutting(config, images, dense, start, channels, clock)
+        return Cutting(config, images, dense, start, channels, clock, measurements)
 
     @property
     def sparsity(self) -> Sparsity:
@@ -105,7 +114,9 @@ class Cutting(Cuts[GatedNetwork]):
 
     def network(self, model: GatedNetwork, cut: int) -> PrunableGated:
         """The network before this cut."""
-        return PrunableGated(model, self.images, self.config, self.channels, cut)
+        # Before its first cut a network is the parent, unless a training has changed it.
+        kept = self.measurements if cut == 0 and not self.sparsity.trainings else None
+        return PrunableGated(model, self.images, self.config, self.channels, cut, kept)
 
     def budget(self, cut: int) -> Budget | None:
         """The budget of the cut's iteration, on a geometric path from the parent to the target; None without a target.
@@ -135,12 +146,34 @@ class Cutting(Cuts[GatedNetwork]):
         """The refusal of a budget below the floor, in flags."""
         return refusal_of(self.config.cut, floor, self._dense)
 
+    def epochs(self, cut: int, compression: float) -> int:
+        """The epochs of fine-tuning after a cut."""
+        options = self.config.stage
+        if options.iter_epochs is not None:
+            return self._of_iteration(options.iter_epochs, cut)
+        return max(0, round(options.epochs_start + (options.epochs_end - options.epochs_start) * compression))
+
     def lr_factor(self, cut: int, compression: float) -> float:
-        """The learning rate over ``lr`` after a cut: a bring-back training's goes from 10 to 1 with the compression."""
-        return 10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0
+        """The learning rate over ``lr`` after a cut: the iteration's, with ``interpolation`` times 10 to 1.
+
+        This factor is of the training of what came back, and falls with the compression.
+        """
+        lrs, lr = self.config.stage.iter_lrs, self.config.optim.lr
+        own = 1.0 if lrs is None else self._of_iteration(lrs, cut) / lr
+        return own * (10.0 - 9.0 * compression if self.config.stage.interpolation and self.brings_back(cut) else 1.0)
+
+    def ratio(self, cut: int) -> float:
+        """The share of the units that go in a cut, where no budget says it."""
+        ratios = self.config.stage.iter_ratios
+        # With a budget nothing reads it.
+        return (self.config.cut.prune_ratio or 0.0) if ratios is None else self._of_iteration(ratios, cut)
+
+    def _of_iteration(self, values: Sequence[N], cut: int) -> N:
+        """The entry for the iteration of a cut; a single one is for all."""
+        return values[0] if len(values) == 1 else values[cut // self.per_iteration]
 
     def _allocate(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], dict[str, Any] | None]:
-        budget, ratio = self.budget(cut), self.config.cut.prune_ratio or 0.0  # with a budget nothing reads it
+        budget, ratio = self.budget(cut), self.ratio(cut)
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(plan.space.everything()))

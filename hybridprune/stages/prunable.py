@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class PrunableGated:
     """Outputs of each layer of the unpruned network, by name."""
     cut: int
     """The number of the cut, from 0: each one has images and sampled targets of its own."""
+    measurements: MutableMapping[str, Any] | None = None
+    """Those that runs which differ in their budgets alone share."""
 
     @cached_property
     def example(self) -> Tensor:

@@ -5,7 +5,6 @@ A method may train towards sparsity before its cut. Each training is a phase of 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import shutil
@@ -32,16 +31,15 @@ from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first
-from hybridprune.pruning.excluded import check_excluded
 from hybridprune.pruning.left_alone import notice
-from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
 from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.within_time import told
 from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import name_configuration, say, show_plan
 from hybridprune.stages.cut_curves import cut_points
-from hybridprune.stages.cut_schedule import Cutting, plan_lines
+from hybridprune.stages.cut_schedule import Cutting
+from hybridprune.stages.first_plan import Measurements, first_plan, prepare, set_up, try_all
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
 from hybridprune.stages.sp import routed_accuracy
@@ -53,30 +51,43 @@ DESCRIPTION = "Stage 2: static pruning by a method of your choice, with fine-tun
 
 def main(argv: Sequence[str], prog: str = "main_prune.py", config_path: str | None = "config.json") -> None:
     """The command, typed as ``prog``; ``config_path`` is read when no other file is named."""
-    stage_command(PruneConfig(), run, argv, prog=prog, description=DESCRIPTION, config_path=config_path)
+    stage_command(PruneConfig(), run_each, argv, prog=prog, description=DESCRIPTION, config_path=config_path)
+
+
+def run_each(invocation: Invocation[PruneConfig]) -> list[dict[str, Any] | None]:
+    """The runs that the command asks for, one after the other; `run` says what each does.
+
+    Several have different budgets and are measured once. Before the first one starts, all first plans are made.
+    """
+    runs = invocation.each()
+    if len(runs) == 1:
+        return [run(invocation)]
+    measurements: Measurements = {}
+    if not invocation.resume and not invocation.dry_run:
+        with full_precision():
+            try_all(runs, measurements)
+    results = []
+    for number, each in enumerate(runs, 1):
+        say(f"run {number} of {len(runs)}: {each.config.run.exp_name}")
+        results.append(run(each, measurements))
+    return results
 
 
 @full_precision()
-def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
-    """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run)."""
-    config = invocation.config
-    find(config.cut.method)  # what cannot be imported is refused before anything is read
-    setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
-    spec, images, net, before = setup.spec, setup.images, setup.gated, setup.cost
-    check_excluded(net, config.cut.exclude)
+def run(invocation: Invocation[PruneConfig], measurements: Measurements | None = None) -> dict[str, Any] | None:
+    """Prune, fine-tune, select on validation, measure once on test; returns the result (None for a dry run).
+
+    ``measurements`` are shared by runs that differ in their budgets alone.
+    """
+    setup = set_up(invocation)
+    net = setup.gated
     name_configuration(invocation)
-    cutting = Cutting.of(config, images, spec.gated, net, setup.dense)
-    pipeline = cutting.pipeline(net)
-    precision = Precision.of(config.optim.precision, setup.device)
-    weight, temperature = config.stage.kd_weight, config.stage.kd_temperature
+    cutting, pipeline = prepare(setup, measurements)
+    precision = Precision.of(setup.config.optim.precision, setup.device)
+    weight, temperature = setup.config.stage.kd_weight, setup.config.stage.kd_temperature
     distillation = Distillation.of(net, weight, temperature, forward=precision(plainly))
     if invocation.dry_run:
-        training = pipeline.phases[0].sparse
-        if training is not None:
-            pipeline.drive(copy.deepcopy(net), training, CutState())  # refuses what the run itself would
-        plan = pipeline.make_plan(net, 0)
-        kept, state = pipeline.decide(plan, 0, CutState())
-        show_plan(spec, images, before, plan_lines(plan, kept, state, training is not None))
+        show_plan(setup.spec, setup.images, setup.cost, first_plan(cutting, pipeline, net))
         return None
     return _prune(setup, cutting, pipeline, distillation)
 
@@ -232,7 +243,6 @@ class _Trainer(Trainer[GatedNetwork]):
         compression = 1 - cost.backbone_params / self.cutting.dense["params"]
         # A network on its way to sparsity is driven by its method, as published.
         distillation = self.distillation if phase.sparse is None else None
-        epochs = options.epochs_start + (options.epochs_end - options.epochs_start) * compression
         return Fit(
             run=self.folder,
             net=model,
@@ -242,7 +252,7 @@ class _Trainer(Trainer[GatedNetwork]):
             batches=images.training("prune"),
             validate=lambda candidate: routed_accuracy(candidate, images.validation(), cost),
             optim=config.optim,
-            epochs=config.sparsity.sparse_epochs if phase.sparse else max(0, round(epochs)),
+            epochs=config.sparsity.sparse_epochs if phase.sparse else self.cutting.epochs(phase.cut, compression),
             device=setup.device,
             log_interval=config.run.log_interval,
             save_every=config.run.save_every,

@@ -14,7 +14,7 @@ from hybridprune.errors import FULL, Interrupted, RunFailed, UserError, signal_o
 from hybridprune.processes import bytes_from_first, is_first, json_from_first
 from hybridprune.stages.console import say
 from hybridprune.stages.setup import C, StageSetup
-from hybridprune.store.claim import claim
+from hybridprune.store.claim import check_unfinished, claim
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 GO_ON = "give the same command with --resume to go on"
@@ -46,10 +46,20 @@ def open_run(setup: StageSetup[C]) -> Iterator[tuple[RunFolder, StageSetup[C], b
             raise
 
 
+def refuse_unfinished(setup: StageSetup[Any]) -> None:
+    """UserError if a run that is not to be resumed would find an unfinished one in its place."""
+    check_unfinished(*_place(setup.invocation, setup.spec))
+
+
+def _place(invocation: Invocation[Any], spec: RunSpec) -> tuple[Path, str]:
+    """The folder of the experiment, and the name of the run in it."""
+    run = invocation.config.run
+    return Path(run.result_dir) / run.exp_name, f"{spec.dataset}-{spec.network.label}-{spec.stage}-seed{run.seed}"
+
+
 def _claim_run(held: ExitStack, invocation: Invocation[Any], spec: RunSpec) -> tuple[str, dict[str, Any], bool]:
     config = invocation.config
-    name = f"{spec.dataset}-{spec.network.label}-{spec.stage}-seed{config.run.seed}"
-    experiment = Path(config.run.result_dir) / config.run.exp_name
+    experiment, name = _place(invocation, spec)
     claimed = claim(experiment, name, to_json(config), identity(config), invocation.resume)
     run, resumed = held.enter_context(claimed)
     if resumed and (run.path / "spec.json").is_file():

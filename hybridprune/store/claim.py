@@ -48,7 +48,18 @@ def claim(
                 yield run, True
                 return
             if not run.finished:  # by now
-                raise UserError(f"{run.path} holds an unfinished run: add --resume, or choose another --exp_name")
+                raise _unfinished(run)
+
+
+def check_unfinished(experiment: Path, name: str) -> None:
+    """UserError if `claim` without ``resume`` would find an unfinished run."""
+    newest = _newest(experiment, name)
+    if newest is not None and not RunFolder(newest).finished:
+        raise _unfinished(RunFolder(newest))
+
+
+def _unfinished(run: RunFolder) -> UserError:
+    return UserError(f"{run.path} holds an unfinished run: add --resume, or choose another --exp_name")
 
 
 def _numbered(experiment: Path, name: str, number: int) -> Path:

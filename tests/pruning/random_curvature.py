@@ -44,6 +44,7 @@ class PlainNetwork:
     channels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     shared: bool = False
+    measurements: None = None
     likelihood: Likelihood = CROSS_ENTROPY
 
     @property

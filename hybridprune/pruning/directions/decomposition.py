@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class Decomposition:
     is expected to cost"""
     offset_root: Tensor | None = None
     """``[k^2, k^2]``, the metric's square root over the kernel offsets; None: the identity"""
+    separated: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
+    """Errors of sums of components that were tried, by their number: another plan of the layer tries the same ones."""
 
     @property
     def weighted(self) -> Tensor:
@@ -123,7 +125,9 @@ class Decomposition:
         By the importance of all directions and the share of the core that is left out: exact where importance is the
         core's squared entries in a constant multiple, as in the Fisher metric.
         """
-        return self._components(rank, PLANNING_SWEEPS).error * float(self.importance.sum())
+        if rank not in self.separated:
+            self.separated[rank] = self._components(rank, PLANNING_SWEEPS).error
+        return self.separated[rank] * float(self.importance.sum())
 
     def _components(self, rank: int, sweeps: int) -> Components:
         return components(self.weighted, rank, sweeps)

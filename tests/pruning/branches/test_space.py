@@ -35,6 +35,7 @@ class Network:
     exclude: tuple[str, ...] = ("gate.*",)
     seed: int = 0
     shared: bool = False
+    measurements: None = None
     likelihood: Any = None
 
     @property
