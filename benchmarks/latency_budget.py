@@ -63,7 +63,7 @@ class Network:
         return rest[0] if family == TORCHVISION else f"ResNet-{rest[0]}, {rest[1]}"
 
     def build(self) -> nn.Module:
-        """With random weights, and BatchNorms that have seen images."""
+        """The network with random weights, whose BatchNorms have seen images."""
         torch.manual_seed(0)
         if self.name.startswith(TORCHVISION):
             net = build_torchvision(self.name.partition(":")[2], CLASSES)
