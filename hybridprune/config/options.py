@@ -404,9 +404,9 @@ class CutOptions(Checked):
         "how many units go from which layer: importance (one ranking of all scores), importance_per_flop (score over "
         "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), peel "
         "(widths grow from a backbone with their layer's mean score), adapruner (widths in proportion to their "
-        "block's mean score), or auto (the method's own)",
-        choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner"),
-        source="Shoham & Gersho 1988, rate_distortion",
+        "block's mean score), igq (of a layer of n weights F n / (1 + F n) goes), or auto (the method's own)",
+        choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner", "igq"),
+        source="Shoham & Gersho 1988, rate_distortion; Vysogorets & Kempe 2021, igq",
         measured=STUDY,
     )
     prune_ratio: float | None = option(
@@ -430,6 +430,14 @@ class CutOptions(Checked):
         "budget instead of prune_ratio, beside others if there are some: a share of the time of the dense network, "
         "both deployed, if <= 1, else milliseconds of a batch",
         above=0,
+    )
+    target_effective: float | None = option(
+        None,
+        "effective sparsity instead of prune_ratio or a budget: the share of the dense network's weights that are not "
+        "to be on any live path from the images to the outputs",
+        above=0,
+        high=0.9999,
+        source="Vysogorets & Kempe 2021",
     )
     exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
     normalize: bool = option(
@@ -514,6 +522,12 @@ class CutOptions(Checked):
         source="Liu et al. 2019",
         measured="results_methods.md",
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """Two kinds of targets."""
+        for name in ("target_flops", "target_params", "target_latency"):
+            if self.target_effective is not None and (other := getattr(self, name)) is not None:
+                yield f"--target_effective {self.target_effective}: is met by itself; leave out --{name} {other}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which entries of a kernel see more than padding, by the geometry of the layer alone (pure)."""
+"""Entries of kernels that see more than padding, by the geometry of the layer alone (pure)."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from hybridprune.precision import full_precision
 from hybridprune.processes import count, json_from_first
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
 from hybridprune.pruning.clock import NetworkClock
+from hybridprune.pruning.effective_target import EffectiveTarget, allocate_effective, check_reachable
 from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
 from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.prunable import PrunableNetwork
@@ -96,10 +97,21 @@ class Cuts(ABC, Generic[M]):
     def budget(self, cut: int) -> Budget | None:
         """The budget that a cut has to meet; None: it removes a share of the units."""
 
+    @abstractmethod
+    def effective(self, cut: int) -> EffectiveTarget | None:
+        """The effective sparsity that a cut has to reach; None where none is wanted."""
+
     def allocate(
-        self, plan: Plan, ratio: float, budget: Budget | None, target_latency: float | None
+        self,
+        plan: Plan,
+        ratio: float,
+        budget: Budget | None,
+        target_latency: float | None,
+        effective: EffectiveTarget | None = None,
     ) -> tuple[list[int], dict[str, Any] | None]:
         """Kept units of each set, and the record of a budget of time, if there is one; see `allocate_within_time`."""
+        if effective is not None:
+            return allocate_effective(plan, effective), None
         if budget is None or self.clock is None or target_latency is None:
             return plan.allocate(ratio, budget), None
         return allocate_within_time(plan, budget, self.clock, target_latency)
@@ -230,7 +242,10 @@ class Pipeline(Generic[M]):
         """The network as what trains it towards sparsity, before the first cut, sees it."""
         network = self.cuts.network(model, 0)
         with self._refused():
-            return sparse_target(network, self.options, self.cuts.budget(0), state.removed or {})
+            found = sparse_target(network, self.options, self.cuts.budget(0), state.removed or {})
+        if state.removed is None and (effective := self.cuts.effective(0)) is not None:
+            check_reachable(effective, found)
+        return found
 
     def _aim(self, model: M, phase: Phase, training: SparseTraining, state: CutState, first: bool) -> CutState:
         """Select what will go, if it is time, and put the network where the training starts."""

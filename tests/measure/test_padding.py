@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_what_is_seen_has_a_gradient(
 
 
 @pytest.mark.parametrize(("padding", "mode", "seen"), [("same", "zeros", 1), (1, "circular", 9), (1, "replicate", 9)])
-def test_padding_that_repeats_the_image_is_seen(padding: str | int, mode: str, seen: int) -> None:
+def test_padding_that_repeats_the_image_is_seen(
+    padding: str | int, mode: Literal["zeros", "circular", "replicate"], seen: int
+) -> None:
     conv = nn.Conv2d(1, 1, 3, padding=padding, padding_mode=mode, bias=False).double()
     image = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     assert int(seen_entries(conv, image.shape, image.shape).sum()) == int(by_gradient(conv, image).sum()) == seen
