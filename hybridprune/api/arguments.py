@@ -41,6 +41,8 @@ def cut_options(
             raise UserError(f"{name} {value}: cut.{name} is {there}; give one of them")
     found = replace(said, **wanted)
     find(found.method, "method")
+    if found.cut_weights == "imitate":
+        raise UserError("cut.cut_weights imitate: is a training of stage 2, hybridprune prune; give inherit or scratch")
     budgets = [name for name in (*targets, "target_effective") if getattr(found, name) is not None]
     if budgets and found.prune_ratio is not None:
         raise UserError(

@@ -517,9 +517,10 @@ class CutOptions(Checked):
     )
     cut_weights: str = option(
         "inherit",
-        "what the cut network starts from: inherit (its share of the weights), or scratch (newly initialised ones)",
-        choices=("inherit", "scratch"),
-        source="Liu et al. 2019",
+        "what the cut network starts from: inherit (its share of the weights), scratch (newly initialised ones), or "
+        "imitate (its share, which then learns its parent's features stage by stage, and its logits)",
+        choices=("inherit", "scratch", "imitate"),
+        source="Liu et al. 2019; Zhou et al. 2020, imitate",
         measured="results_methods.md",
     )
 
@@ -685,6 +686,19 @@ class PruneOptions(Checked):
         "for --weights of somebody who trained on what is validation here: then the cut alone looks best",
         choices=("best", "last"),
         measured="results.md#a-small-run",
+    )
+    imitate_epochs: int = option(
+        10,
+        "cut_weights imitate: epochs in which each stage of blocks learns the parent's features, and then all of them "
+        "its logits",
+        low=1,
+        source="Zhou et al. 2020",
+    )
+    imitate_lr: float = option(
+        0.1,
+        "cut_weights imitate: learning rate of these lessons, each on a cosine to 0, without weight decay",
+        above=0,
+        source="Zhou et al. 2020",
     )
     fix_rotation: bool = option(
         False,

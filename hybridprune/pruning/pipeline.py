@@ -7,11 +7,12 @@ run of several cuts that can be resumed take the same way.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -43,12 +44,25 @@ class Phase:
     """Nothing is cut before it: it trains towards sparsity."""
     selects: bool = False
     """Channels are selected before it, but not yet cut."""
+    cuts: bool = True
+    """Whether the cut precedes it at once, if it does not train towards sparsity."""
+    lesson: Literal["features", "logits"] | None = None
+    """What of its parent the cut network learns; None: it is fine-tuned."""
 
 
-def phases_of(method: Sparsity, cuts: int) -> list[Phase]:
-    """The trainings in their order: those that the method asks for, then one after each cut."""
+def phases_of(method: Sparsity, cuts: int, imitates: bool = False) -> list[Phase]:
+    """The trainings in their order: those that the method asks for, then one after each cut.
+
+    With ``imitates`` two lessons come before it: the parent's features, then its logits.
+    """
     sparse = [Phase(0, training, selects=training is method.after) for training in method.trainings]
-    return [*sparse, *map(Phase, range(cuts))]
+    if not imitates:
+        return [*sparse, *map(Phase, range(cuts))]
+    taught = [
+        [Phase(cut, lesson="features"), Phase(cut, cuts=False, lesson="logits"), Phase(cut, cuts=False)]
+        for cut in range(cuts)
+    ]
+    return [*sparse, *itertools.chain(*taught)]
 
 
 @dataclass(frozen=True)
@@ -183,11 +197,11 @@ class Pipeline(Generic[M]):
         for number in range(start, len(self.phases)):
             phase = self.phases[number]
             if number > start or not resumed:
-                if phase.sparse is None:
+                if phase.sparse is not None:
+                    state = self._aim(model, phase, phase.sparse, state, first=number == 0)
+                elif phase.cuts:
                     done = self.cut(trainer, model, phase.cut, state)
                     model, state = done.model, done.state
-                else:
-                    state = self._aim(model, phase, phase.sparse, state, first=number == 0)
                 # A cut layer has its weights in another memory format than a resumed run's, and kernels round by it.
                 trainer.place(model)
             trainer.begin(model, number)

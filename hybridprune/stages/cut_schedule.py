@@ -91,7 +91,7 @@ class Cutting(Cuts[GatedNetwork]):
             )
         return Pipeline(
             cuts=self,
-            phases=phases_of(method, self.cuts),
+            phases=phases_of(method, self.cuts, config.cut.cut_weights == "imitate"),
             options=config.cut,
             curvature=config.curvature,
             sparsity=config.sparsity,

@@ -21,12 +21,15 @@ from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.freeze import rotation_parameters
+from hybridprune.engine.imitation import check_imitation, merge_pairs
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.pressure import Drive
 from hybridprune.engine.progress import Progress
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
+from hybridprune.models.backbone import Backbone
+from hybridprune.models.copies import copied
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
@@ -34,6 +37,7 @@ from hybridprune.precision import Precision, full_precision
 from hybridprune.processes import is_first
 from hybridprune.pruning.excluded import check_excluded
 from hybridprune.pruning.left_alone import notice
+from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Phase, Pipeline, Trainer
 from hybridprune.pruning.plan import Plan
@@ -42,6 +46,7 @@ from hybridprune.stages.command import stage_command
 from hybridprune.stages.console import name_configuration, say, show_plan
 from hybridprune.stages.cut_curves import cut_points
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
+from hybridprune.stages.lessons import Lessons, black
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
 from hybridprune.stages.sp import routed_accuracy
@@ -67,6 +72,12 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
     name_configuration(invocation)
     cutting = Cutting.of(config, images, spec.gated, net, setup.dense)
     pipeline = cutting.pipeline(net)
+    teacher = None
+    if config.cut.cut_weights == "imitate":
+        method = find(config.cut.method)
+        coupled = config.cut.use_out_dependencies or (isinstance(method, ChannelMethod) and method.coupled)
+        check_imitation(net.backbone, black(setup), coupled)
+        teacher = copied(net.backbone).eval().requires_grad_(False)
     precision = Precision.of(config.optim.precision, setup.device)
     weight, temperature = config.stage.kd_weight, config.stage.kd_temperature
     distillation = Distillation.of(net, weight, temperature, forward=precision(plainly))
@@ -78,7 +89,7 @@ def run(invocation: Invocation[PruneConfig]) -> dict[str, Any] | None:
         kept, state = pipeline.decide(plan, 0, CutState())
         show_plan(spec, images, before, plan_lines(plan, kept, state, training is not None))
         return None
-    return _prune(setup, cutting, pipeline, distillation)
+    return _prune(setup, cutting, pipeline, distillation, teacher)
 
 
 def _prune(
@@ -86,6 +97,7 @@ def _prune(
     cutting: Cutting,
     pipeline: Pipeline[GatedNetwork],
     distillation: Distillation | None,
+    teacher: Backbone | None,
 ) -> dict[str, Any]:
     config, images = setup.config, setup.images
     with open_run(setup) as (folder, setup, resumed):
@@ -100,7 +112,7 @@ def _prune(
             net, state = network.build(), CutState(**extra["cut"])
             setup = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, network=network), net=net)
             folder.write_json("spec.json", setup.spec.to_json())
-        trainer = _Trainer(folder, cutting, pipeline.phases, distillation, setup, progress, saved)
+        trainer = _Trainer(folder, cutting, pipeline.phases, distillation, teacher, setup, progress, saved)
         trainer.place(setup.gated)
         if saved is None:
             trainer.add_curves(setup.gated, 0)
@@ -130,6 +142,8 @@ class _Trainer(Trainer[GatedNetwork]):
     cutting: Cutting
     phases: Sequence[Phase]
     distillation: Distillation | None
+    teacher: Backbone | None
+    """The parent's backbone, if the cut networks imitate it."""
     setup: StageSetup[PruneConfig]
     """Its specification and cost are those of the network with which the present phase starts."""
     progress: Progress
@@ -179,16 +193,20 @@ class _Trainer(Trainer[GatedNetwork]):
         if number > self.progress.phase:
             self.progress = self.progress.next_phase()
         fit = self._fit(model, number, state, drive)
+        if phase.lesson is not None and self.teacher is not None:
+            fit = Lessons(self.setup, self.teacher).of(fit, phase.lesson)
         self.epochs = fit.epochs
         if self.saved is None:
             fit.save(self.progress)
             self.folder.write_json("spec.json", spec.to_json())
             self._tell(phase, state)
-            if phase.sparse is None:
+            if phase.sparse is None and phase.cuts:
                 self.add_curves(model, phase.cut + 1)
         self.progress, self.saved = fit(self.progress, self.saved), None
         if phase.sparse is None:
             load_selected(model, self.folder)
+            if phase.lesson == "features":
+                merge_pairs(model.backbone)
         elif (name := self.cutting.sparsity.keeps) is not None:
             self.folder.save_weights(f"{name}.safetensors", model)
             self.folder.write_json(f"{name}.json", spec.to_json())
@@ -210,12 +228,17 @@ class _Trainer(Trainer[GatedNetwork]):
             aim = f", {sum(map(len, state.removed.values()))} channels are to go" if state.removed else ""
             say(f"training towards sparsity{aim}; {self.epochs} epochs")
             return
+        if not phase.cuts:
+            aim = "fine-tuning" if phase.lesson is None else "learning the logits of the parent"
+            say(f"{aim}; {self.epochs} epochs")
+            return
         if state.gap is not None:
             before, after = (state.gap[when]["accuracy"] for when in ("before", "after"))
             say(f"the cut alone: validation accuracy {before:.4f} -> {after:.4f}")
         say(
             f"cut {phase.cut + 1}/{self.cutting.cuts}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
             f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {self.epochs} epochs"
+            + (" on the features of the parent" if phase.lesson else "")
         )
 
     def _lr_factor(self, phase: Phase, compression: float) -> float:
