@@ -528,7 +528,8 @@ class CutOptions(Checked):
         """Two kinds of targets."""
         for name in ("target_flops", "target_params", "target_latency"):
             if self.target_effective is not None and (other := getattr(self, name)) is not None:
-                yield f"--target_effective {self.target_effective}: is met by itself; leave out --{name} {other}"
+                said = f"--target_effective {self.target_effective}: is met by itself, and --{name} is {other}"
+                yield f"{said}; give one of them, and --{name} none where a file names the other"
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def test_methods_that_select_after_a_training_reach_it_and_others_are_refused_be
 
 
 def test_one_target_is_given_and_networks_of_one_tensor() -> None:
-    with pytest.raises(UserError, match=r"target_effective 0.5: is met by itself; leave out target_flops 0.5"):
+    with pytest.raises(UserError, match=r"target_effective 0.5: is met by itself, and target_flops is 0.5; give one"):
         CutOptions(target_effective=0.5, target_flops=0.5)
     with pytest.raises(UserError, match=r"cut.target_effective 0.5: paths are looked for"):
         hybridprune.prune(
