@@ -35,6 +35,7 @@ _CUTS: Mapping[str, tuple[str, ...]] = {
     "soft": ("--gating", "soft", "--gate_noise", "1"),
     "bf16": ("--precision", "bf16"),
     "scratch": ("--method", "l1", "--cut_weights", "scratch"),
+    "imitating": ("--method", "l1", "--use_out_dependencies", "--cut_weights", "imitate", "--imitate_epochs", "1"),
 }
 
 _TRAINED = ("greg-2", "masksparsity", "nuspm", "rni")

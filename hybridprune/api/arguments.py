@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hybridprune.config import CutOptions, checked, checked_value, given
+from hybridprune.api.first_look import Task
+from hybridprune.config import CutOptions, checked, checked_value, given, shown
+from hybridprune.curvature.likelihood import UserLoss
 from hybridprune.errors import UserError
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.method import Method
 from hybridprune.pruning.methods import find
+
+MOST_EPOCHS = 1_000_000
+"""More is a slip of the pen."""
 
 
 def cut_options(
@@ -36,7 +41,9 @@ def cut_options(
             raise UserError(f"{name} {value}: cut.{name} is {there}; give one of them")
     found = replace(said, **wanted)
     find(found.method, "method")
-    budgets = [name for name in targets if getattr(found, name) is not None]
+    if found.cut_weights == "imitate":
+        raise UserError("cut.cut_weights imitate: is a training of stage 2, hybridprune prune; give inherit or scratch")
+    budgets = [name for name in (*targets, "target_effective") if getattr(found, name) is not None]
     if budgets and found.prune_ratio is not None:
         raise UserError(
             f"cut.prune_ratio {found.prune_ratio}: is not read where there is a budget, {budgets[0]} "
@@ -48,3 +55,15 @@ def cut_options(
             "or cut=CutOptions(prune_ratio=0.5) for half of the channels or directions"
         )
     return found
+
+
+def check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
+    """UserError for a training that could not be run, before anything else is."""
+    epochs = isinstance(fine_tune, int | float) and not isinstance(fine_tune, bool) and 0 <= fine_tune <= MOST_EPOCHS
+    if not callable(fine_tune) and not epochs:
+        said = str(fine_tune) if isinstance(fine_tune, bool) else shown(fine_tune)
+        raise UserError(
+            f"fine_tune {said}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the pruned module"
+        )
+    if kd_weight and isinstance(task.likelihood, UserLoss):
+        raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")

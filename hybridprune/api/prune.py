@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybridprune.ambient import isolated
-from hybridprune.api.arguments import cut_options
+from hybridprune.api.arguments import check_training, cut_options
 from hybridprune.api.finite import check_finite
 from hybridprune.api.first_look import Batches, Loader, Task, device_of, look
 from hybridprune.api.prunable import PlainNetwork
@@ -31,7 +31,6 @@ from hybridprune.config import (
     argument_names,
     checked,
     checked_value,
-    shown,
 )
 from hybridprune.curvature import likelihood_of
 from hybridprune.curvature.likelihood import UserLoss
@@ -51,6 +50,7 @@ from hybridprune.processes import json_from_first
 from hybridprune.progress_bar import progress_bars
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.clock import NetworkClock
+from hybridprune.pruning.effective_target import EffectiveTarget
 from hybridprune.pruning.excluded import check_excluded
 from hybridprune.pruning.left_alone import notice
 from hybridprune.pruning.make_plan import sparsity_of
@@ -62,8 +62,6 @@ from hybridprune.pruning.within_time import told
 from hybridprune.store.seeds import stream_seed
 
 RECALIBRATION_IMAGES = 4096
-MOST_EPOCHS = 1_000_000
-"""More is a slip of the pen."""
 
 
 @argument_names(
@@ -153,7 +151,7 @@ def prune(
     if kd_weight is None:
         kd_weight = 0.0 if isinstance(task.likelihood, UserLoss) else RECIPES["default"]["kd_weight"]
     distilled: float = checked_value(PruneOptions, "kd_weight", kd_weight, "kd_weight")
-    _check_training(task, fine_tune, distilled)
+    check_training(task, fine_tune, distilled)
     device = device_of(original)
     with isolated(stream_seed(seed, "prune"), device, dtype=None), checkpointing(False), progress_bars(progress):
         module = plain_copy(original)
@@ -170,8 +168,12 @@ def prune(
             image = example if task.forward is None else None
             clock = DeployedClock.of(copied(module), lambda cut_module: cut_module, image, latency, cut.method)
             dense = dense._replace(ns=clock.dense_ns)
+        wanted = None
+        if cut.target_effective is not None:
+            image = example if task.forward is None else None
+            wanted = EffectiveTarget.of(cut.target_effective, module, lambda cut_module: cut_module, image)
         origin = origin_of(original)
-        work = _Work(original, batches, example, cut, sparsity, lr, seed, dense, clock)
+        work = _Work(original, batches, example, cut, sparsity, lr, seed, dense, clock, wanted)
         pipeline = work.pipeline(module, curvature)
         module, state = pipeline.run(work, module, CutState())
         done = pipeline.cut(work, module, 0, state)
@@ -211,6 +213,7 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
     dense: Cost
     """Of the original, which shares refer to."""
     clock: NetworkClock | None = None
+    wanted: EffectiveTarget | None = None
 
     def pipeline(self, model: nn.Module, curvature: CurvatureOptions) -> Pipeline[nn.Module]:
         """The trainings before the cut of ``model``, if the method has some; the cut itself follows them."""
@@ -235,10 +238,17 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         options = self.options
         return Budget.of(options.target_flops, options.target_params, self.dense, options.target_latency)
 
+    def effective(self, cut: int) -> EffectiveTarget | None:
+        """The target."""
+        del cut
+        return self.wanted
+
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """As the allocation says."""
         ratio, target = self.options.prune_ratio or 0.0, self.options.target_latency
-        kept, record = self.allocate(plan, ratio, self.budget(cut), target)
+        # What was selected before a training goes as it was selected.
+        effective = self.wanted if state.removed is None else None
+        kept, record = self.allocate(plan, ratio, self.budget(cut), target, effective)
         return kept, dataclasses.replace(state, latency=record)
 
     def refusal(self, floor: InfeasibleBudget) -> UserError:
@@ -272,18 +282,6 @@ class _Work(Cuts[nn.Module], Trainer[nn.Module]):
         common: dict[str, Any] = {"likelihood": task.likelihood, "forward": task.output}
         lr = self.lr if lr is None else lr
         finetune(model, self.batches, epochs=epochs, lr=lr, device=device, **common, **options)
-
-
-def _check_training(task: Task, fine_tune: object, kd_weight: float) -> None:
-    """UserError for a training that could not be run, before anything else is."""
-    epochs = isinstance(fine_tune, int | float) and not isinstance(fine_tune, bool) and 0 <= fine_tune <= MOST_EPOCHS
-    if not callable(fine_tune) and not epochs:
-        said = str(fine_tune) if isinstance(fine_tune, bool) else shown(fine_tune)
-        raise UserError(
-            f"fine_tune {said}: give a number of epochs in [0, {MOST_EPOCHS:,}], or a function of the pruned module"
-        )
-    if kd_weight and isinstance(task.likelihood, UserLoss):
-        raise UserError("kd_weight: a function as loss says nothing of the distance between two outputs; give 0")
 
 
 def _as_the_first(model: nn.Module, module: nn.Module) -> nn.Module:

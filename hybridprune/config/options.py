@@ -420,9 +420,9 @@ class CutOptions(Checked):
         "how many units go from which layer: importance (one ranking of all scores), importance_per_flop (score over "
         "the FLOPs saved), rate_distortion (ranks of both sides together, least expected loss at the budget), peel "
         "(widths grow from a backbone with their layer's mean score), adapruner (widths in proportion to their "
-        "block's mean score), or auto (the method's own)",
-        choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner"),
-        source="Shoham & Gersho 1988, rate_distortion",
+        "block's mean score), igq (of a layer of n weights F n / (1 + F n) goes), or auto (the method's own)",
+        choices=("auto", "importance", "importance_per_flop", "rate_distortion", "peel", "adapruner", "igq"),
+        source="Shoham & Gersho 1988, rate_distortion; Vysogorets & Kempe 2021, igq",
         measured=STUDY,
     )
     prune_ratio: float | None = option(
@@ -460,6 +460,15 @@ class CutOptions(Checked):
         "both deployed, if <= 1, else milliseconds of a batch; several values are several runs",
         above=0,
         several=True,
+    )
+    target_effective: float | None = option(
+        None,
+        "effective sparsity instead of prune_ratio or a budget: the share of the dense network's weights that are not "
+        "to be on any live path from the images to the outputs; several values are several runs",
+        above=0,
+        high=0.9999,
+        several=True,
+        source="Vysogorets & Kempe 2021",
     )
     exclude: tuple[str, ...] = option((), "patterns of names of layers that are left alone, e.g. backbone.conv")
     normalize: bool = option(
@@ -539,11 +548,19 @@ class CutOptions(Checked):
     )
     cut_weights: str = option(
         "inherit",
-        "what the cut network starts from: inherit (its share of the weights), or scratch (newly initialised ones)",
-        choices=("inherit", "scratch"),
-        source="Liu et al. 2019",
+        "what the cut network starts from: inherit (its share of the weights), scratch (newly initialised ones), or "
+        "imitate (its share, which then learns its parent's features stage by stage, and its logits)",
+        choices=("inherit", "scratch", "imitate"),
+        source="Liu et al. 2019; Zhou et al. 2020, imitate",
         measured="results_methods.md",
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """Two kinds of targets."""
+        for name in ("target_flops", "target_params", "target_latency"):
+            if self.target_effective is not None and (other := getattr(self, name)) is not None:
+                said = f"--target_effective {self.target_effective}: is met by itself, and --{name} is {other}"
+                yield f"{said}; give one of them, and --{name} none where a file names the other"
 
 
 @dataclass(frozen=True)
@@ -722,6 +739,19 @@ class PruneOptions(Checked):
         "for --weights of somebody who trained on what is validation here: then the cut alone looks best",
         choices=("best", "last"),
         measured="results.md#a-small-run",
+    )
+    imitate_epochs: int = option(
+        10,
+        "cut_weights imitate: epochs in which each stage of blocks learns the parent's features, and then all of them "
+        "its logits",
+        low=1,
+        source="Zhou et al. 2020",
+    )
+    imitate_lr: float = option(
+        0.1,
+        "cut_weights imitate: learning rate of these lessons, each on a cosine to 0, without weight decay",
+        above=0,
+        source="Zhou et al. 2020",
     )
     fix_rotation: bool = option(
         False,
@@ -1015,7 +1045,7 @@ class RoutingOptions(Checked):
             yield "--alpha 0: a budget adapts it by factors; give a positive start, e.g. 0.1"
 
 
-BUDGETS = ("target_flops", "target_params", "target_latency")
+BUDGETS = ("target_flops", "target_params", "target_latency", "target_effective")
 """The options of a cut that bound what it leaves; without one of them a ratio of the units goes."""
 SCRIPTS = {"sp": "main_sp.py", "prune": "main_prune.py", "rl": "main_rl_prune.py"}
 """The stages in their order, and their scripts."""

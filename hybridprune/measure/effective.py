@@ -1,9 +1,11 @@
 """Effective sparsity: only weights on a live path from input to output count (Vysogorets & Kempe 2021).
 
-Nodes are channels (features of a linear layer), and positions are not told apart. An edge is a kernel of which any
-entry is not zero. A channel is *reached* if a path leads to it from the images, and *needed* if one leads from it to
-the outputs; a weight lives if it is not zero, its input is reached and its output needed. What follows from that:
+Nodes are channels (features of a linear layer). An edge is a kernel of which any entry is not zero and sees more than
+padding. A channel is *reached* if a path leads to it from the images, and *needed* if one leads from it to the outputs;
+a weight lives if it is such an entry, its input is reached and its output needed. What follows from that:
 
+- A corner of a kernel that lies on the padding at all positions, as 8 of 9 entries do on a map of 1x1, does not live:
+  it is multiplied by 0 only. Other positions of a channel are not told apart.
 - A BatchNorm's channel with a scale of 0 is a constant, whatever its shift, and cuts the path. Constants (shifts,
   biases, what is computed from them) do not carry the input, and the weights that read nothing else do not live.
 - A product (squeeze-excite) with a constant is a path unless the constant is 0, as a ReLU makes of a negative shift.
@@ -25,6 +27,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hybridprune.errors import UserError
+from hybridprune.measure.padding import seen_entries
 from hybridprune.models.copies import copied
 from hybridprune.models.held import AnyNetwork, network_of
 
@@ -184,8 +187,10 @@ class _Pass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, node: _Node, rest: tuple[Any, ...]) -> Tensor:
         first, second, constant = x.chunk(3)
-        entries, reached = node.entries(), node.channels(first != second)
         y = node.real(constant, *rest)
+        entries, reached = node.entries(), node.channels(first != second)
+        if isinstance(node.module, _ConvNd):
+            entries = entries & seen_entries(node.module, constant.shape, y.shape).to(entries.device)
         ctx.node, ctx.entries, ctx.reached, ctx.like = node, entries, reached, x.new_zeros(()).expand(x.shape)
         return node.marked(node.forwards(entries, reached), torch.cat([SMALLER * y, SMALLER * y, y]))
 

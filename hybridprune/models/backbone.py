@@ -47,6 +47,14 @@ class Backbone(nn.Module, ABC):
     def head(self, x: Tensor) -> Tensor:
         """The last block's output to logits ``[B, classes]``."""
 
+    def linear_readers(self, block: int) -> list[str] | None:
+        """Names of the layers that read what a block gives, with nothing but means over positions in between.
+
+        None where something else reads it, such as a shortcut, a BatchNorm or an activation.
+        """
+        del block
+        return None
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for block in self.blocks:

@@ -63,6 +63,15 @@ class ResNet(Backbone):
         """Output channels of each block."""
         return [block.bn2.num_features for block in self.blocks if isinstance(block, BasicBlock)]
 
+    def linear_readers(self, block: int) -> list[str] | None:
+        """The classifier, or the first convolution and the projection of the next block, if it has one."""
+        if block + 1 == len(self.blocks):
+            return ["classifier"]
+        reader = self.blocks[block + 1]
+        assert isinstance(reader, BasicBlock)
+        following = f"blocks.{block + 1}"
+        return None if reader.projection is None else [f"{following}.conv1", f"{following}.projection.0"]
+
     def stem(self, images: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` to the first block's input ``[B, w, H, W]``."""
         return F.relu(self.bn(self.conv(images)), inplace=True)

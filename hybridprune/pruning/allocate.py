@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from hybridprune.errors import UserError
-from hybridprune.pruning.budget import greedy, width_growth
+from hybridprune.pruning.budget import greedy, quotas, width_growth
 from hybridprune.pruning.budget.space import Budget, Space
 from hybridprune.pruning.budget.width_growth import Goal, Growth
 from hybridprune.pruning.directions import rate_distortion
 from hybridprune.pruning.directions.space import DirectionCell
 
 BY_LAYER = {"peel": width_growth.peel, "adapruner": width_growth.adapruner}
-ALLOCATIONS = (*greedy.ORDERS, "rate_distortion", *BY_LAYER)
+ALLOCATIONS = (*greedy.ORDERS, "rate_distortion", "igq", *BY_LAYER)
 
 
 def allocate(
@@ -42,6 +42,8 @@ def allocate(
         if budget is None:
             return rate_distortion.cut_at_ratio(space, ratio)
         return rate_distortion.cut_at_budget(space, budget)
+    if allocation == "igq":
+        return quotas.igq(space, Goal(ratio, budget))
     order = greedy.ORDERS[allocation]
     if budget is None:
         return greedy.cut_at_ratio(space, ratio, order)

@@ -76,6 +76,11 @@ def _allocation(method: Method, options: CutOptions) -> str:
         raise UserError(
             f"--allocation {options.allocation}: --method {options.method} says itself which channels go; leave it out"
         )
+    if options.target_effective is not None and sparsity_of(options.method).select is not None:
+        raise UserError(
+            f"--target_effective {options.target_effective}: --method {options.method} says itself which channels go; "
+            "use one that ranks them, e.g. slimming"
+        )
     allocation = method.allocation if options.allocation == "auto" else options.allocation
     if isinstance(method, BranchMethod) and options.normalize:
         raise UserError(

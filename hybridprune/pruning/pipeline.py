@@ -7,11 +7,12 @@ run of several cuts that can be resumed take the same way.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from hybridprune.precision import full_precision
 from hybridprune.processes import count, json_from_first
 from hybridprune.pruning.budget.space import Budget, InfeasibleBudget
 from hybridprune.pruning.clock import NetworkClock
+from hybridprune.pruning.effective_target import EffectiveTarget, allocate_effective, check_reachable
 from hybridprune.pruning.make_plan import make_plan, sparse_target, sparsity_of
 from hybridprune.pruning.plan import ChannelPlan, Plan
 from hybridprune.pruning.prunable import PrunableNetwork
@@ -42,12 +44,25 @@ class Phase:
     """Nothing is cut before it: it trains towards sparsity."""
     selects: bool = False
     """Channels are selected before it, but not yet cut."""
+    cuts: bool = True
+    """Whether the cut precedes it at once, if it does not train towards sparsity."""
+    lesson: Literal["features", "logits"] | None = None
+    """What of its parent the cut network learns; None: it is fine-tuned."""
 
 
-def phases_of(method: Sparsity, cuts: int) -> list[Phase]:
-    """The trainings in their order: those that the method asks for, then one after each cut."""
+def phases_of(method: Sparsity, cuts: int, imitates: bool = False) -> list[Phase]:
+    """The trainings in their order: those that the method asks for, then one after each cut.
+
+    With ``imitates`` two lessons come before it: the parent's features, then its logits.
+    """
     sparse = [Phase(0, training, selects=training is method.after) for training in method.trainings]
-    return [*sparse, *map(Phase, range(cuts))]
+    if not imitates:
+        return [*sparse, *map(Phase, range(cuts))]
+    taught = [
+        [Phase(cut, lesson="features"), Phase(cut, cuts=False, lesson="logits"), Phase(cut, cuts=False)]
+        for cut in range(cuts)
+    ]
+    return [*sparse, *itertools.chain(*taught)]
 
 
 @dataclass(frozen=True)
@@ -96,10 +111,21 @@ class Cuts(ABC, Generic[M]):
     def budget(self, cut: int) -> Budget | None:
         """The budget that a cut has to meet; None: it removes a share of the units."""
 
+    @abstractmethod
+    def effective(self, cut: int) -> EffectiveTarget | None:
+        """The effective sparsity that a cut has to reach; None where none is wanted."""
+
     def allocate(
-        self, plan: Plan, ratio: float, budget: Budget | None, target_latency: float | None
+        self,
+        plan: Plan,
+        ratio: float,
+        budget: Budget | None,
+        target_latency: float | None,
+        effective: EffectiveTarget | None = None,
     ) -> tuple[list[int], dict[str, Any] | None]:
         """Kept units of each set, and the record of a budget of time, if there is one; see `allocate_within_time`."""
+        if effective is not None:
+            return allocate_effective(plan, effective), None
         if budget is None or self.clock is None or target_latency is None:
             return plan.allocate(ratio, budget), None
         return allocate_within_time(plan, budget, self.clock, target_latency)
@@ -171,11 +197,11 @@ class Pipeline(Generic[M]):
         for number in range(start, len(self.phases)):
             phase = self.phases[number]
             if number > start or not resumed:
-                if phase.sparse is None:
+                if phase.sparse is not None:
+                    state = self._aim(model, phase, phase.sparse, state, first=number == 0)
+                elif phase.cuts:
                     done = self.cut(trainer, model, phase.cut, state)
                     model, state = done.model, done.state
-                else:
-                    state = self._aim(model, phase, phase.sparse, state, first=number == 0)
                 # A cut layer has its weights in another memory format than a resumed run's, and kernels round by it.
                 trainer.place(model)
             trainer.begin(model, number)
@@ -230,7 +256,10 @@ class Pipeline(Generic[M]):
         """The network as what trains it towards sparsity, before the first cut, sees it."""
         network = self.cuts.network(model, 0)
         with self._refused():
-            return sparse_target(network, self.options, self.cuts.budget(0), state.removed or {})
+            found = sparse_target(network, self.options, self.cuts.budget(0), state.removed or {})
+        if state.removed is None and (effective := self.cuts.effective(0)) is not None:
+            check_reachable(effective, found)
+        return found
 
     def _aim(self, model: M, phase: Phase, training: SparseTraining, state: CutState, first: bool) -> CutState:
         """Select what will go, if it is time, and put the network where the training starts."""

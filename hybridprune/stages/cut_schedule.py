@@ -23,6 +23,7 @@ from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning.budget.bring_back import Pool, bring_back
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget
 from hybridprune.pruning.clock import NetworkClock
+from hybridprune.pruning.effective_target import EffectiveTarget
 from hybridprune.pruning.make_plan import sparsity_of
 from hybridprune.pruning.pipeline import Cuts, CutState, Pipeline, phases_of
 from hybridprune.pruning.plan import Plan
@@ -55,6 +56,10 @@ class Cutting(Cuts[GatedNetwork]):
     clock: NetworkClock | None = None
     measurements: MutableMapping[str, Any] | None = None
     """Of the parent, for runs that differ in their budgets alone; see `PrunableGated`."""
+    wanted: EffectiveTarget | None = None
+    """The effective sparsity of the last cut."""
+    living: int = 0
+    """Of the parent's weights, where that is wanted."""
 
     @staticmethod
     def of(
@@ -73,7 +78,12 @@ class Cutting(Cuts[GatedNetwork]):
             clock = _clock(config, images, network, net)
             share = clock.read(net).share if network.edits else 1.0
             start = start._replace(ns=round(share * clock.dense_ns))
-        return Cutting(config, images, dense, start, channels, clock, measurements)
+        wanted, living = None, 0
+        if (sparsity := config.cut.target_effective) is not None:
+            image = torch.zeros(1, 3, config.data.resize, config.data.resize, device=images.device)
+            wanted = EffectiveTarget.of(sparsity, unpruned(network), attrgetter("backbone"), image)
+            living = wanted.live(net)
+        return Cutting(config, images, dense, start, channels, clock, measurements, wanted, living)
 
     @property
     def sparsity(self) -> Sparsity:
@@ -90,7 +100,7 @@ class Cutting(Cuts[GatedNetwork]):
             )
         return Pipeline(
             cuts=self,
-            phases=phases_of(method, self.cuts),
+            phases=phases_of(method, self.cuts, config.cut.cut_weights == "imitate"),
             options=config.cut,
             curvature=config.curvature,
             sparsity=config.sparsity,
@@ -129,6 +139,13 @@ class Cutting(Cuts[GatedNetwork]):
             return None
         share = (cut // self.per_iteration + 1) / self.config.stage.max_iter
         return Budget(*(_between(*each, share) for each in zip(self.start, target.bounds, strict=True)))
+
+    def effective(self, cut: int) -> EffectiveTarget | None:
+        """The target of the cut's iteration, on the same path of what lives."""
+        if self.wanted is None:
+            return None
+        share = (cut // self.per_iteration + 1) / self.config.stage.max_iter
+        return dataclasses.replace(self.wanted, most=_path(self.living, self.wanted.most, share))
 
     def decide(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], CutState]:
         """Kept units of each set in this cut, with those that come back; raises InfeasibleBudget."""
@@ -174,10 +191,12 @@ class Cutting(Cuts[GatedNetwork]):
 
     def _allocate(self, plan: Plan, cut: int, state: CutState) -> tuple[list[int], dict[str, Any] | None]:
         budget, ratio = self.budget(cut), self.ratio(cut)
+        # What was selected before a training goes as it was selected.
+        effective = self.effective(cut) if state.removed is None else None
         if budget is None and self.per_iteration == 2 and cut % 2:
             # The second cut of an iteration takes away what came back.
             ratio = max(0.0, 1 - state.units / sum(plan.space.everything()))
-        return self.allocate(plan, ratio, budget, self.config.cut.target_latency)
+        return self.allocate(plan, ratio, budget, self.config.cut.target_latency, effective)
 
     @property
     def _dense(self) -> Cost:
@@ -185,7 +204,11 @@ class Cutting(Cuts[GatedNetwork]):
 
 
 def _between(start: int, target: float | None, share: float) -> float | None:
-    return None if target is None else min(start * (target / start) ** share, start)
+    return None if target is None else _path(start, target, share)
+
+
+def _path(start: int, target: float, share: float) -> float:
+    return min(start * (target / start) ** share, start) if start else 0.0
 
 
 def _clock(config: PruneConfig, images: RunImages, network: NetworkSpec, net: GatedNetwork) -> DeployedClock:

@@ -7,12 +7,15 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from hybridprune.config import Invocation, PruneConfig
+from hybridprune.engine.imitation import check_imitation
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.processes import json_from_first
 from hybridprune.pruning.excluded import check_excluded
+from hybridprune.pruning.method import ChannelMethod
 from hybridprune.pruning.methods import find
 from hybridprune.pruning.pipeline import CutState, Pipeline
 from hybridprune.stages.cut_schedule import Cutting, plan_lines
+from hybridprune.stages.lessons import black
 from hybridprune.stages.setup import StageSetup
 from hybridprune.stages.start import refuse_unfinished
 
@@ -25,7 +28,17 @@ def set_up(invocation: Invocation[PruneConfig]) -> StageSetup[PruneConfig]:
     find(invocation.config.cut.method)  # what cannot be imported is refused before anything is read
     setup = StageSetup.descendant(invocation, "prune", of="sp", also=("prune",))
     check_excluded(setup.gated, invocation.config.cut.exclude)
+    if invocation.config.cut.cut_weights == "imitate":
+        _check_imitation(setup)
     return setup
+
+
+def _check_imitation(setup: StageSetup[PruneConfig]) -> None:
+    """UserError if a network that is cut by these options cannot learn from its parent."""
+    cut = setup.config.cut
+    method = find(cut.method)
+    coupled = cut.use_out_dependencies or (isinstance(method, ChannelMethod) and method.coupled)
+    check_imitation(setup.gated.backbone, black(setup), coupled)
 
 
 def prepare(

@@ -20,12 +20,15 @@ from hybridprune.engine.distill import Distillation, plainly
 from hybridprune.engine.draws import Draws
 from hybridprune.engine.fit import Fit
 from hybridprune.engine.freeze import rotation_parameters
+from hybridprune.engine.imitation import merge_pairs
 from hybridprune.engine.objective import Supervised
 from hybridprune.engine.parallel import share_weights
 from hybridprune.engine.pressure import Drive
 from hybridprune.engine.progress import Progress
 from hybridprune.errors import UserError
 from hybridprune.measure.cost import count
+from hybridprune.models.backbone import Backbone
+from hybridprune.models.copies import copied
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.models.spec import NetworkSpec
@@ -40,6 +43,7 @@ from hybridprune.stages.console import name_configuration, say, show_plan
 from hybridprune.stages.cut_curves import cut_points
 from hybridprune.stages.cut_schedule import Cutting
 from hybridprune.stages.first_plan import Measurements, first_plan, prepare, set_up, try_all
+from hybridprune.stages.lessons import Lessons
 from hybridprune.stages.result import finish, load_selected, show_result
 from hybridprune.stages.setup import StageSetup, to_device, unpruned
 from hybridprune.stages.sp import routed_accuracy
@@ -83,13 +87,16 @@ def run(invocation: Invocation[PruneConfig], measurements: Measurements | None =
     net = setup.gated
     name_configuration(invocation)
     cutting, pipeline = prepare(setup, measurements)
+    teacher = None
+    if setup.config.cut.cut_weights == "imitate":
+        teacher = copied(net.backbone).eval().requires_grad_(False)
     precision = Precision.of(setup.config.optim.precision, setup.device)
     weight, temperature = setup.config.stage.kd_weight, setup.config.stage.kd_temperature
     distillation = Distillation.of(net, weight, temperature, forward=precision(plainly))
     if invocation.dry_run:
         show_plan(setup.spec, setup.images, setup.cost, first_plan(cutting, pipeline, net))
         return None
-    return _prune(setup, cutting, pipeline, distillation)
+    return _prune(setup, cutting, pipeline, distillation, teacher)
 
 
 def _prune(
@@ -97,6 +104,7 @@ def _prune(
     cutting: Cutting,
     pipeline: Pipeline[GatedNetwork],
     distillation: Distillation | None,
+    teacher: Backbone | None,
 ) -> dict[str, Any]:
     config, images = setup.config, setup.images
     with open_run(setup) as (folder, setup, resumed):
@@ -111,7 +119,7 @@ def _prune(
             net, state = network.build(), CutState(**extra["cut"])
             setup = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, network=network), net=net)
             folder.write_json("spec.json", setup.spec.to_json())
-        trainer = _Trainer(folder, cutting, pipeline.phases, distillation, setup, progress, saved)
+        trainer = _Trainer(folder, cutting, pipeline.phases, distillation, teacher, setup, progress, saved)
         trainer.place(setup.gated)
         if saved is None:
             trainer.add_curves(setup.gated, 0)
@@ -141,6 +149,8 @@ class _Trainer(Trainer[GatedNetwork]):
     cutting: Cutting
     phases: Sequence[Phase]
     distillation: Distillation | None
+    teacher: Backbone | None
+    """The parent's backbone, if the cut networks imitate it."""
     setup: StageSetup[PruneConfig]
     """Its specification and cost are those of the network with which the present phase starts."""
     progress: Progress
@@ -190,16 +200,20 @@ class _Trainer(Trainer[GatedNetwork]):
         if number > self.progress.phase:
             self.progress = self.progress.next_phase()
         fit = self._fit(model, number, state, drive)
+        if phase.lesson is not None and self.teacher is not None:
+            fit = Lessons(self.setup, self.teacher).of(fit, phase.lesson)
         self.epochs = fit.epochs
         if self.saved is None:
             fit.save(self.progress)
             self.folder.write_json("spec.json", spec.to_json())
             self._tell(phase, state)
-            if phase.sparse is None:
+            if phase.sparse is None and phase.cuts:
                 self.add_curves(model, phase.cut + 1)
         self.progress, self.saved = fit(self.progress, self.saved), None
         if phase.sparse is None:
             load_selected(model, self.folder)
+            if phase.lesson == "features":
+                merge_pairs(model.backbone)
         elif (name := self.cutting.sparsity.keeps) is not None:
             self.folder.save_weights(f"{name}.safetensors", model)
             self.folder.write_json(f"{name}.json", spec.to_json())
@@ -221,12 +235,17 @@ class _Trainer(Trainer[GatedNetwork]):
             aim = f", {sum(map(len, state.removed.values()))} channels are to go" if state.removed else ""
             say(f"training towards sparsity{aim}; {self.epochs} epochs")
             return
+        if not phase.cuts:
+            aim = "fine-tuning" if phase.lesson is None else "learning the logits of the parent"
+            say(f"{aim}; {self.epochs} epochs")
+            return
         if state.gap is not None:
             before, after = (state.gap[when]["accuracy"] for when in ("before", "after"))
             say(f"the cut alone: validation accuracy {before:.4f} -> {after:.4f}")
         say(
             f"cut {phase.cut + 1}/{self.cutting.cuts}: {cost.backbone_macs / dense['macs']:.1%} of the dense "
             f"FLOPs, {cost.backbone_params / dense['params']:.1%} of the parameters; {self.epochs} epochs"
+            + (" on the features of the parent" if phase.lesson else "")
         )
 
     def _lr_factor(self, phase: Phase, compression: float) -> float:

@@ -29,7 +29,7 @@ UNITS = (
 UNITLESS = {
     "seed", "lr", "momentum", "weight_decay", "ma", "rate_penalty", "sparsity_weight", "mask_threshold", "alpha_nuc",
     "pool_momentum", "kd_temperature", "gamma", "rl_weight", "gate_lr_factor", "entropy_bonus", "rate_bound_weight",
-    "price_step", "rni_shift", "sparse_lr", "pruner_id", "temperature",
+    "price_step", "rni_shift", "sparse_lr", "imitate_lr", "pruner_id", "temperature",
 }  # fmt: skip
 """Numbers that count or measure nothing: weights, factors, decays, temperatures."""
 

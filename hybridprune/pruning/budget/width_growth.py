@@ -68,7 +68,7 @@ def peel(space: Space, goal: Goal, growth: Growth) -> list[int]:
 
     Raises InfeasibleBudget if nothing that the limits allow meets the goal.
     """
-    _check_floor(space, goal)
+    check_floor(space, goal)
     return grown(space, initial_widths(space, goal, growth), mean_scores(space), goal, growth)
 
 
@@ -77,7 +77,7 @@ def adapruner(space: Space, goal: Goal, growth: Growth) -> list[int]:
 
     A block is told by names, see `block_of`. Raises InfeasibleBudget if nothing that the limits allow meets the goal.
     """
-    _check_floor(space, goal)
+    check_floor(space, goal)
     members: dict[str, list[int]] = {}
     for number, units in enumerate(space.sets):
         members.setdefault(block_of(units.name), []).append(number)
@@ -185,7 +185,8 @@ def _within(space: Space, widths: Sequence[int]) -> list[int]:
     return [min(max(w, units.least), len(units.scores)) for w, units in zip(widths, space.sets, strict=True)]
 
 
-def _check_floor(space: Space, goal: Goal) -> None:
+def check_floor(space: Space, goal: Goal) -> None:
+    """Raise InfeasibleBudget if nothing that the limits allow meets the goal's budget."""
     least = [units.least for units in space.sets]
     if goal.budget is not None and not goal.budget.allows(space.cost(least)):
         raise InfeasibleBudget(space.cost(least))
