@@ -24,9 +24,8 @@ def net(frozen: bool) -> nn.Sequential:
     for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         assert tensor is not None
         nn.init.uniform_(tensor, 0.2, 2.0)
-    if frozen:
-        constant = FrozenBatchNorm2d(6, norm.eps)
-        constant.load_state_dict(norm.state_dict())
+    constant = FrozenBatchNorm2d(6, norm.eps)
+    constant.load_state_dict(norm.state_dict())
     made = [nn.Conv2d(3, 6, 3), constant if frozen else norm, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten()]
     return nn.Sequential(*made, nn.Linear(64, 3)).eval()
 
