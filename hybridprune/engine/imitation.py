@@ -175,11 +175,12 @@ class Imitation:
 
 @torch.no_grad()
 @full_precision()
-def add_pairs(student: Stages, teacher: Stages, sample: Iterable[Batch]) -> None:
+def add_pairs(student: Stages, teacher: Stages, sample: Iterable[Batch], fitted: bool = True) -> None:
     """Put a pair behind each stage whose end is narrower than the parent's, in place.
 
     ``up`` is the least-squares map from the features of the ``sample`` to the parent's, ``down`` its pseudo-inverse:
-    the network computes what it did. Raises UserError where a pair could not be merged.
+    the network computes what it did. Not ``fitted``, both are 0: a network whose weights are still to be loaded has no
+    features. Raises UserError where a pair could not be merged.
     """
     moments: dict[int, list[Tensor]] = {}
     with kept_modes(student.backbone):
@@ -195,7 +196,7 @@ def add_pairs(student: Stages, teacher: Stages, sample: Iterable[Batch]) -> None
     pairs = nn.ModuleDict()
     for end, (own, cross) in moments.items():
         readers_of(student.backbone, end)
-        up = cross @ torch.linalg.pinv(own, hermitian=True)
+        up = cross @ torch.linalg.pinv(own, hermitian=True) if fitted else torch.zeros_like(cross)
         like = next(student.backbone.parameters())
         pairs[str(end)] = Pair(up.to(like), torch.linalg.pinv(up).to(like))
     setattr(student.backbone, PAIRS, pairs)

@@ -33,8 +33,11 @@ class Lessons:
     setup: StageSetup[PruneConfig]
     teacher: Backbone
 
-    def of(self, fit: Fit[GatedNetwork], lesson: Literal["features", "logits"]) -> Fit[GatedNetwork]:
-        """The training of a lesson, which keeps its last weights; for features the network gets its pairs, in place."""
+    def of(self, fit: Fit[GatedNetwork], lesson: Literal["features", "logits"], resumed: bool) -> Fit[GatedNetwork]:
+        """The training of a lesson, which keeps its last weights; for features the network gets its pairs, in place.
+
+        ``resumed``: the network's weights are still to be loaded.
+        """
         stage = self.setup.config.stage
         if lesson == "logits":
             assert isinstance(fit.objective, Supervised)
@@ -44,7 +47,8 @@ class Lessons:
         ends = stage_ends(self.teacher, black(self.setup))
         student, teacher = Stages(fit.net.backbone, ends), Stages(self.teacher, ends)
         images = self.setup.images
-        add_pairs(student, teacher, images.sample(PAIR_IMAGES, images.eval_batch, "imitation"))
+        sample = images.sample(PAIR_IMAGES, images.eval_batch, "imitation")
+        add_pairs(student, teacher, sample, fitted=not resumed)
         imitation = Imitation(student, teacher, stage.imitate_epochs, self._precision)
 
         def validate(candidate: GatedNetwork) -> Validation:

@@ -201,7 +201,7 @@ class _Trainer(Trainer[GatedNetwork]):
             self.progress = self.progress.next_phase()
         fit = self._fit(model, number, state, drive)
         if phase.lesson is not None and self.teacher is not None:
-            fit = Lessons(self.setup, self.teacher).of(fit, phase.lesson)
+            fit = Lessons(self.setup, self.teacher).of(fit, phase.lesson, self.saved is not None)
         self.epochs = fit.epochs
         if self.saved is None:
             fit.save(self.progress)

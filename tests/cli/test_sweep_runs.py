@@ -97,7 +97,7 @@ def test_finished_runs_are_left_alone_and_unfinished_ones_named(tmp_path: Path) 
 
 def test_a_child_of_another_run_is_refused(results: Path, tmp_path: Path) -> None:
     sp, prune = (json.loads((folder_of(results, s) / "config.json").read_text()) for s in ("sp", "prune"))
-    own = ("seed", "exp_name", "result_dir", "checkpoint_file", "exclude")
+    own = ("seed", "exp_name", "result_dir", "checkpoint_file", "exclude", "classes")
     sections = [{key: value for key, value in config.items() if key not in own} for config in (sp, prune)]
     (tmp_path / "config.json").write_text("{}")
     path = tmp_path / "grid.json"

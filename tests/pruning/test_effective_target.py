@@ -112,7 +112,7 @@ def test_one_target_is_given_and_networks_of_one_tensor() -> None:
 def test_iterations_go_on_a_geometric_path_of_what_lives() -> None:
     config = PruneConfig(cut=CutOptions(target_effective=0.84, prune_ratio_limit=0.99))
     target = EffectiveTarget(0.84, 1000, 160, count_weights)
-    cutting = Cutting(config, cast(Any, None), {}, Cost(0, 0), {}, None, target, 1000)
+    cutting = Cutting(config, cast(Any, None), {}, Cost(0, 0), {}, wanted=target, living=1000)
     last = cutting.effective(0)
     assert last is not None and last.most == pytest.approx(160)
     two = replace(cutting, config=replace(config, stage=replace(config.stage, max_iter=2)))

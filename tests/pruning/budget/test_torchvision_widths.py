@@ -99,7 +99,8 @@ def test_half_of_the_flops_without_loss(name: str, allocate: Callable[[Space, Go
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             assert module.groups == module.in_channels == module.out_channels
 
-    # What is left lives, and what only was silenced counts as gone.
-    assert effective_sparsity(small, example, count_weights(net)) == 1 - count_weights(small) / count_weights(net)
+    # What is left lives but for what only sees padding, and what only was silenced counts as gone.
+    found = effective_sparsity(small, example, count_weights(net))
+    assert found >= 1 - count_weights(small) / count_weights(net)
     half = effective_sparsity(silenced(net, groups, removed), example, count_weights(net))
-    assert half == pytest.approx(1 - count_weights(small) / count_weights(net), abs=1e-12)
+    assert half == pytest.approx(found, abs=1e-12)
