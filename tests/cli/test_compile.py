@@ -20,8 +20,9 @@ pytestmark = pytest.mark.full
 
 STAGES = {
     "pruned": ("prune", "--kd_weight", "0.5"),
-    "rollouts": ("rl", "--rl_warmup", "0", "--target_flops", "0.55"),
-    "routes of rollouts": ("rl", "--batchnorm", "trained", "--rl_warmup", "0", "--epochs", "1"),
+    "rollouts and their routes": (
+        *("rl", "--batchnorm", "trained", "--rl_warmup", "0", "--target_flops", "0.55", "--epochs", "1"),
+    ),
 }
 
 
