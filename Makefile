@@ -1,4 +1,5 @@
-# make demo: the three stages on the embedded digits and their table. make test: the fast tests; all of them with CI=1.
+# make demo: the three stages on the embedded digits and their table. make test: the fast tests; with CI=1
+# the full ones, with ALL=1 everything.
 PYTHON ?= python3
 RUN := .venv/bin/python
 # Two processes with many threads each would fight for the same cores.
@@ -20,7 +21,7 @@ demo: venv
 	$(RUN) -m hybridprune demo demo_results
 
 test: venv
-	$(RUN) -m pytest -q -n 2 --dist worksteal $(if $(CI),-m "")
+	$(RUN) -m pytest -q -n 2 --dist worksteal $(if $(ALL),-m "",$(if $(CI),-m "not exhaustive"))
 
 lint: venv
 	.venv/bin/ruff check

@@ -76,6 +76,7 @@ def test_it_runs_on_small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(outputs(notebook, "image/png")) == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own
 @pytest.mark.parametrize("name", GALLERY)

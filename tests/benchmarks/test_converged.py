@@ -98,6 +98,7 @@ def test_the_largest_network_within_a_budget_is_taken() -> None:
     assert largest(at, lambda net: False) is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_every_arm_gives_a_line(bench: Bench) -> None:
     for method in METHODS:

@@ -30,6 +30,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_a_rehearsal_fills_the_table_and_the_file(tmp_path: Path) -> None:
     output = tmp_path / "found.json"
@@ -80,6 +81,7 @@ def ask(*requests: tuple[str, float]) -> list[dict[str, Any]]:
     return asyncio.run(all_of_them())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_whatever_a_check_does_is_a_row_and_the_next_one_runs() -> None:
     names = "fails", "dies", "speaks", "sleeps", "speaks"

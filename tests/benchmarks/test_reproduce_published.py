@@ -83,6 +83,7 @@ def test_the_cost_stated_follows_from_the_flops(published: list[list[str]]) -> N
         assert float(hours) == pytest.approx(int(seeds) * 1e15 / (int(speed) * 1e12) / 3600, rel=0.02)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_a_shortened_run_ends_in_the_table_and_is_resumed(tmp_path: Path) -> None:
     done = run(tmp_path, **SMALL)

@@ -137,6 +137,7 @@ def test_it_is_timed_beside_its_dearest_member(own: Path, members: Path) -> None
     assert report.returncode == 0 and "deployed_eager_b300" in report.stdout, report.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_it_is_timed_in_engines_and_quantised(own: Path) -> None:
     words = ("--batch", "1", "4", "--forms", "onnx", "openvino", "--int8", "--rounds", "1", "--threads", "1")

@@ -40,6 +40,7 @@ def train(which: str, name: str, *flags: str, **env: str) -> tuple[list[dict[str
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
+@pytest.mark.exhaustive
 @needs_compiler
 @pytest.mark.parametrize("name", STAGES)
 def test_a_compiled_stage_trains_what_it_trains_without(name: str, results: Path) -> None:
@@ -54,6 +55,7 @@ def test_a_compiled_stage_trains_what_it_trains_without(name: str, results: Path
             assert one[quantity] == pytest.approx(other[quantity], rel=1e-3), (one["epoch"], quantity)
 
 
+@pytest.mark.exhaustive
 @needs_compiler
 def test_what_pays_by_earlier_runs_is_compiled_on_the_way(results: Path) -> None:
     """Another network on this machine compiled at once, and its steps took next to no time."""

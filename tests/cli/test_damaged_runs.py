@@ -89,6 +89,7 @@ def test_a_few(finished: Path, case: tuple[str, list[Damage], str]) -> None:
     holds(finished, *case)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 @fuzzed(110)
 @given(CASES)

@@ -100,7 +100,7 @@ def outcome(run: Path) -> dict[str, Any]:
     return {**left, "result.json": result, "metrics.jsonl": metrics}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(x, marks=() if x == "sp" else pytest.mark.exhaustive) for x in CASES])
 def test_killed_at_every_file_operation(
     case: str, results: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def _data(tree: Path, workers: int = 0) -> tuple[str, ...]:
     return (*DATA, *folder, "--num_workers", str(workers))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_all_stages_by_workers_and_the_first_without(tree: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"

@@ -94,6 +94,7 @@ def test_a_stage_and_the_whole_demo(command: Command, tmp_path: Path) -> None:
     assert (again.returncode, again.stdout.count("| static only |")) == (0, 2)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_needs_no_repository(command: Command, tmp_path: Path) -> None:
     grid = '{"common": {"dataset": "digits", "resize": 8, "depth": 8, "width": 4, "max_train_samples": 200}, "sp": {'
     (tmp_path / "grid.json").write_text(grid + '"epochs": 1, "device": "cpu"}, "prune": {"epochs_start": 0, '

@@ -14,6 +14,7 @@ __all__ = ["machine"]
 TIME = ("--target_flops", "none", "--target_latency", "0.7", "--latency_batch", "4", "--epochs_end", "1")
 
 
+@pytest.mark.full
 def test_a_run_to_a_budget_of_time(finished: Path, tmp_path: Path, machine: Machine) -> None:
     where = ("--checkpoint_file", folder_of(finished, "sp"), "--result_dir", tmp_path / "timed")
     planned = stage("prune", *where, *TIME, "--epochs_start", "1", "--dry-run")
@@ -35,6 +36,7 @@ def test_a_run_to_a_budget_of_time(finished: Path, tmp_path: Path, machine: Mach
     assert "Target ms" not in run_here("hybridprune.report", finished).stdout
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_iterations_and_a_cut_network(finished: Path, tmp_path: Path, machine: Machine) -> None:
     """Each iteration is nearer to the budget; shares are of the network before all cuts."""

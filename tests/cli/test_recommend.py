@@ -121,6 +121,7 @@ def test_a_run_that_is_killed_before_its_result_writes_them_again(spoilt: Path) 
     assert (run / FILE).read_bytes() == before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "target",
     [

@@ -90,6 +90,7 @@ def test_it_trains_from_scratch(parent: Path, whole: Path) -> None:
     assert abs(float(torch.cosine_similarity(before.flatten(), after.flatten(), 0))) < 0.5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "at", [25, *(pytest.param(step, marks=pytest.mark.full) for step in (STEPS // 2, 3 * STEPS + 4))]
 )

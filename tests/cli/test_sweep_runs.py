@@ -147,6 +147,7 @@ def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         assert [item.name for item in (tmp_path / "swept").iterdir()] == [".sweep.lock"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_a_sweep_ends_in_means_over_seeds_whatever_fails_or_interrupts_it(tmp_path: Path) -> None:
     path = grid(

@@ -38,6 +38,7 @@ def test_all_stages_choose_on_a_fifth_of_the_test_images_and_train_on_all_traini
         assert split["validation"] == list(range(len(data.train), split["total"]))
 
 
+@pytest.mark.full
 def test_commands_find_the_same_images_again(runs: Path) -> None:
     data = load_digits(resize=8)
     parts = make_split(data.test.labels, 0.2, seed=0)

@@ -154,6 +154,7 @@ def test_a_broken_image_is_named_in_one_line(paths: list[str], tmp_path: Path, w
     assert len(list(files.plain([torch.tensor([4])], lambda images: images))) == 1  # the workers live
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["INT", "TERM"])
 def test_only_the_main_process_ends_the_workers(name: str, paths: list[str]) -> None:
     """What a terminal or a scheduler sends to all processes does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnxruntime
+import pytest
 import torch
 
 from hybridprune.deployment import deploy
@@ -12,6 +13,7 @@ from tests.deployment.networks import SPECS, built, preferring
 from tests.networks_and_images import random_images
 
 
+@pytest.mark.full
 def test_a_network_in_channels_last_is_exported_without_warnings() -> None:
     net = built(SPECS["vgg"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = random_images(2, 12).contiguous(memory_format=torch.channels_last)

@@ -156,6 +156,7 @@ def test_networks_of_torchvision(name: str) -> None:
     assert (len(report.kept) == 0) == (name != "densenet121") and report.folded
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "method"),
     [

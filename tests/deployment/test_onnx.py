@@ -84,6 +84,7 @@ def shallow(spec: NetworkSpec) -> NetworkSpec:
 FULL = [name for name in SPECS if name != "vgg, factored"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["vgg, factored", *(pytest.param(name, marks=pytest.mark.full) for name in FULL)])
 @torch.no_grad()
 def test_engines_agree_on_real_images(name: str) -> None:

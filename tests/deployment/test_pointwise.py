@@ -146,6 +146,7 @@ def test_scalings_are_folded_into_products_and_all_of_it_is_stored(name: str, tm
     assert products_of(loaded) == products_of(deployed.module) != []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["vgg, factored", pytest.param("pyramidnet, factored", marks=pytest.mark.full)])
 @torch.no_grad()
 def test_exporters_get_convolutions(name: str) -> None:

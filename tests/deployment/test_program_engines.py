@@ -26,6 +26,7 @@ def net() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(4, 5)).eval()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_aotinductor_takes_any_number_of_images(tmp_path: Path) -> None:

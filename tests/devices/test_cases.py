@@ -16,25 +16,26 @@ FAST = {
     "measuring: recalibration",
     "measuring: effective sparsity",
     "modules: fisher-tucker",
-    "modules: kron-obs",
-    "modules: taylor, coupled",
-    "modules: rni",
     "training: sp, noisy gates",
     "training: sp, fp16",
     "training: sp, pyramidnet",
     "routing: environment",
-    "routing: rl, counterfactual to a budget",
     "routing: rl, gumbel",
-    "commands: predict",
     "deploying: rnn, first form",
     "deploying: rnn, last form",
     "deploying: hardened",
-    "notebook: rni",
 }
 """What most users run, and every part of the package; the rest takes a minute."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in CASES])
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    """The tier of a case."""
+    if name in FAST:
+        return ()
+    return (pytest.mark.full, pytest.mark.exhaustive) if name.endswith("resumed") else (pytest.mark.full,)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CASES])
 def test_a_case_runs_on_the_device_as_on_the_cpu(name: str) -> None:
     with claimed_cuda() as device:
         there = CASES[name](device)

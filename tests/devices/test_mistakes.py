@@ -70,6 +70,7 @@ def test_plans_on_the_device_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         CASES["modules: fisher-tucker"](device)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_whatever_is_forgotten_is_seen() -> None:
     """By each function that puts something on the device, in the shortest case that sees it."""

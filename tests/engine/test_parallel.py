@@ -206,6 +206,7 @@ def test_two_processes_train_as_one_that_runs_their_shares(tmp_path: Path) -> No
         assert_close_runs(tmp_path / "whole", tmp_path / "one")
 
 
+@pytest.mark.full
 def test_without_batch_statistics_two_processes_are_one(tmp_path: Path) -> None:
     trained(tmp_path / "one", Supervised, True)
     both(tmp_path, lambda: trained(tmp_path / "two", Supervised, True))

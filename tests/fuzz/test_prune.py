@@ -171,6 +171,7 @@ def test_mistakes(case: dict[str, Any]) -> None:
     keeps_its_promise(**case)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 @fuzzed(90)
 @given(REASONABLE)

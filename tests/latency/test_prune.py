@@ -119,6 +119,7 @@ CASES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("network", "method"), CASES)
 def test_the_budget_is_met(network: str, method: str, machine: Machine) -> None:
     machine.wholes = 1.3  # which no table of layers knows

@@ -79,6 +79,7 @@ def test_fitting_again_starts_anew() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.full
 def test_no_image_is_judged_by_gates_that_have_seen_it() -> None:
     said, net = members_say(2, 400), cascade(2)
     before = {name: value.clone() for name, value in net.state_dict().items()}

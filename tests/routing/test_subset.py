@@ -96,6 +96,7 @@ def test_gates_are_undecided_at_the_edge(route: list[int], worth: list[float], e
     torch.testing.assert_close(logits, torch.tensor(expected))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("gate", ["rnn", *(pytest.param(gate, marks=pytest.mark.full) for gate in ("ff1", "ff2"))])
 def test_gates_learn_what_they_are_taught_and_the_backbone_does_not(gate: str) -> None:
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ def hold(folder: Path, held: Path, enough: Path) -> None:
             time.sleep(0.005)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("end", [None, signal.SIGTERM, signal.SIGKILL])
 def test_a_folder_is_refused_until_its_sweep_has_ended_however_that_was(tmp_path: Path, end: int | None) -> None:
     folder = tmp_path / "results"

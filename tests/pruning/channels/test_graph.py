@@ -241,6 +241,7 @@ def test_a_tiny_swin_and_a_tiny_maxvit_are_pruned() -> None:
     pruned(net.eval(), 32, share=0.95, use_out_dependencies=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_googlenet_with_its_auxiliary_heads_trains_after_the_cut() -> None:
     torch.manual_seed(0)

@@ -45,6 +45,7 @@ def test_the_cut_network_computes_what_the_silenced_one_does(name: str, coupled:
     assert_same_as_silenced(net, groups)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_densenet() -> None:
     """Others of torchvision's networks are in test_torchvision_widths.py."""

@@ -267,6 +267,7 @@ def test_a_budget_that_no_mask_meets_is_refused_before_anything_is_trained(monke
         hybridprune.prune(random_net(8).backbone, data, target_flops=0.001, method="masksparsity")
 
 
+@pytest.mark.full
 def test_one_call_prunes_a_module_of_ones_own() -> None:
     net = random_net(14).backbone
     draw = torch.Generator().manual_seed(0)
