@@ -174,7 +174,7 @@ def test_it_is_exported_and_loaded_again(own: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.exhaustive), 16])
 @torch.no_grad()
 def test_it_is_exported_without_this_package(batch: int, own: Path, tmp_path: Path) -> None:
     onnx, xml, program = (tmp_path / f"net.{suffix}" for suffix in ("onnx", "xml", "pt2"))

@@ -178,6 +178,7 @@ def test_a_mistake_ends_both_with_one_message(args: tuple[str, ...], words: str,
     assert not results.exists()
 
 
+@pytest.mark.exhaustive
 @SLOW
 def test_torchrun_starts_a_stage(tmp_path: Path) -> None:
     def torchrun(*args: str) -> subprocess.CompletedProcess[str]:

@@ -71,7 +71,7 @@ def test_masksparsity_trains_twice_from_the_parent_and_cuts_what_was_voted(finis
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("method", ["masksparsity", "greg-2"])
+@pytest.mark.parametrize("method", ["masksparsity", pytest.param("greg-2", marks=pytest.mark.exhaustive)])
 def test_a_run_that_stops_between_and_within_its_trainings_ends_as_if_it_had_not(
     method: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,7 +155,7 @@ def test_a_broken_image_is_named_in_one_line(paths: list[str], tmp_path: Path, w
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["INT", "TERM"])
+@pytest.mark.parametrize("name", [pytest.param("INT", marks=pytest.mark.exhaustive), "TERM"])
 def test_only_the_main_process_ends_the_workers(name: str, paths: list[str]) -> None:
     """What a terminal or a scheduler sends to all processes does not."""
     files = _files(paths, 2)

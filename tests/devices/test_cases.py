@@ -32,7 +32,9 @@ def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
     """The tier of a case."""
     if name in FAST:
         return ()
-    return (pytest.mark.full, pytest.mark.exhaustive) if name.endswith("resumed") else (pytest.mark.full,)
+    # Runs of stage 2 with trainings are a case of ten seconds each; `dsp` has most of what they do.
+    slow = name.endswith("resumed") or (name.startswith("training: prune, ") and not name.endswith("dsp"))
+    return (pytest.mark.full, pytest.mark.exhaustive) if slow else (pytest.mark.full,)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CASES])

@@ -60,6 +60,7 @@ def test_the_readme_counts_the_methods() -> None:
     assert f"`{directions[1]}`" in README and f"The other {len(METHOD_NAMES) - 2} cut channels" in README
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_the_three_stages_run_one_after_the_other_and_each_figure_of_an_epoch_is_explained(tmp_path: Path) -> None:
     shutil.copy(ROOT / "config.json", tmp_path)

@@ -131,6 +131,7 @@ def test_the_budget_is_met(network: str, method: str, machine: Machine) -> None:
     assert f"{record['realised_ms']:.4g} ms deployed" in str(pruned)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_another_clock_another_plan(machine: Machine) -> None:
     """Where rotations are dear layers stay dense, or lose what saves them; a budget of FLOPs does not see it."""
@@ -238,7 +239,9 @@ def test_pruned_again_shares_are_those_of_what_is_given(machine: Machine) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("engine", "times"), [("eager", 2), ("onnxruntime", 2), ("openvino", 1)])
+@pytest.mark.parametrize(
+    ("engine", "times"), [("eager", 2), pytest.param("onnxruntime", 2, marks=pytest.mark.exhaustive), ("openvino", 1)]
+)
 def test_by_a_real_clock(engine: str, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Loose, for machines that do other work: it runs, and says what it came to. The second time tables are there."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -84,6 +84,7 @@ def timed_plan(seconds: float = 1e9) -> tuple[DirectionPlan, DeployedClock]:
     return plan, clock
 
 
+@pytest.mark.exhaustive
 @pytest.mark.full
 def test_other_random_cuts_are_predicted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a machine where operations inside of a network take longer, the tables alone know nothing."""
