@@ -30,7 +30,7 @@ class ShakeDrop(nn.Module):
         if not self.training:
             return x * (1 - self.drop)
         # A decorator would load the compiler wherever this file is imported, which takes a second.
-        draw = torch.compiler.disable(self._draw) if torch.compiler.is_compiling() else self._draw
+        draw: Any = torch.compiler.disable(self._draw) if torch.compiler.is_compiling() else self._draw
         forward, backward = draw(len(x), x.device).to(x.dtype).view(2, -1, 1, 1, 1)
         return _Shake.apply(x, forward, backward)  # type: ignore[no-any-return]
 
