@@ -11,9 +11,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.models.backbone import Backbone
+from hybridprune.models.backbone import Backbone, ResidualBlock
+from hybridprune.models.factored import subsample
 from hybridprune.models.preresnet import EXPANSION
-from hybridprune.models.resnet import BasicBlock, ProjectedBlock, initialise_convolutions, projection
+from hybridprune.models.resnet import BasicBlock, initialise_convolutions, projection
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Blocks of each stage, by depth."""
@@ -21,7 +22,7 @@ WIDTH = 64
 """Channels of the stem; inside the blocks of stage s = 0, 1, 2, 3 there are 2^s times as many."""
 
 
-class Bottleneck(ProjectedBlock):
+class Bottleneck(ResidualBlock):
     """Convolutions 1x1, 3x3, 1x1 beside a shortcut: ``relu(residual(x) + skip(x))``."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -36,6 +37,10 @@ class Bottleneck(ProjectedBlock):
         self.stride = stride
         self.out_channels = out_channels
         self.projection = projection(in_channels, out_channels, stride)
+
+    def skip(self, x: Tensor) -> Tensor:
+        """The remainder of the block when it is skipped: the identity, or projection and BN without ReLU."""
+        return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""

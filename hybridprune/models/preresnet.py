@@ -7,14 +7,15 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.models.backbone import Backbone
-from hybridprune.models.resnet import ProjectedBlock, blocks_per_stage, initialise_convolutions
+from hybridprune.models.backbone import Backbone, ResidualBlock
+from hybridprune.models.factored import subsample
+from hybridprune.models.resnet import blocks_per_stage, initialise_convolutions
 
 EXPANSION = 4
 """Output channels of a bottleneck over those inside it."""
 
 
-class PreActivationBlock(ProjectedBlock):
+class PreActivationBlock(ResidualBlock):
     """``residual(x) + skip(x)``, each convolution behind its own BN and ReLU and nothing behind the sum."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bottleneck: bool) -> None:
@@ -39,6 +40,10 @@ class PreActivationBlock(ProjectedBlock):
         self.stride = stride
         projects = stride != 1 or in_channels != out_channels
         self.projection = nn.Conv2d(in_channels, out_channels, 1, bias=False) if projects else None
+
+    def skip(self, x: Tensor) -> Tensor:
+        """The remainder of the block when it is skipped: the identity or a linear projection."""
+        return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""

@@ -10,18 +10,7 @@ from hybridprune.models.backbone import Backbone, ResidualBlock
 from hybridprune.models.factored import subsample
 
 
-class ProjectedBlock(ResidualBlock):
-    """A block with a shortcut that is the identity or, where the shape changes, a 1x1 projection."""
-
-    projection: nn.Module | None
-    stride: int
-
-    def skip(self, x: Tensor) -> Tensor:
-        """The remainder of the block when it is skipped: the identity or the projection, without ReLU."""
-        return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
-
-
-class BasicBlock(ProjectedBlock):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions beside a shortcut: ``relu(residual(x) + skip(x))``."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -33,6 +22,10 @@ class BasicBlock(ProjectedBlock):
         self.stride = stride
         self.out_channels = out_channels
         self.projection = projection(in_channels, out_channels, stride)
+
+    def skip(self, x: Tensor) -> Tensor:
+        """The remainder of the block when it is skipped: the identity, or projection and BN without ReLU."""
+        return x if self.projection is None else self.projection(subsample(x, self.stride, self.stride))
 
     def execute(self, x: Tensor, skipped: Tensor) -> Tensor:
         """The block's output, given ``skipped = skip(x)``."""
