@@ -1,7 +1,7 @@
 """Curvature of a network's loss: Kronecker factors of the Fisher, their eigenbases, exact second moments."""
 
 from hybridprune.curvature.collect import SecondMoments, collect_factors, collect_second_moments
-from hybridprune.curvature.eigen import EigenBasis, eigenbasis, pi_damping, power
+from hybridprune.curvature.eigen import EigenBasis, eigenbasis, pi_damping, power, powers
 from hybridprune.curvature.extension import Unobservable
 from hybridprune.curvature.layer import LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood, likelihood_of
@@ -21,5 +21,6 @@ __all__ = [
     "likelihood_of",
     "pi_damping",
     "power",
+    "powers",
     "rows_of_images",
 ]

@@ -41,19 +41,24 @@ def eigenbasis(input_factor: Tensor, gradient_factor: Tensor, offset_factor: Ten
 
 
 def power(matrix: Tensor, exponent: float, damping: float) -> Tensor:
-    """Return the power of a symmetric positive semi-definite matrix ``[C, C]`` in double precision.
+    """Return one of the `powers` of a matrix ``[C, C]``."""
+    return powers(matrix, (exponent,), damping)[0]
+
+
+def powers(matrix: Tensor, exponents: Sequence[float], damping: float) -> list[Tensor]:
+    """Return powers of a symmetric positive semi-definite matrix ``[C, C]`` in double precision, from one eigenbasis.
 
     Args:
         damping: added to every eigenvalue (clamped at 0 before), as a share of the mean eigenvalue.
 
     Raises:
-        ValueError: if the exponent is negative and the damped matrix is singular.
+        ValueError: if an exponent is negative and the damped matrix is singular.
     """
     eigenvalues, vectors = _descending(matrix)
     eigenvalues = eigenvalues + damping * eigenvalues.mean()
-    if exponent < 0 and not bool((eigenvalues > 0).all()):
-        raise ValueError(f"power {exponent} of a singular matrix (damping {damping})")
-    return (vectors * eigenvalues**exponent) @ vectors.T
+    if min(exponents) < 0 and not bool((eigenvalues > 0).all()):
+        raise ValueError(f"power {min(exponents)} of a singular matrix (damping {damping})")
+    return [(vectors * eigenvalues**exponent) @ vectors.T for exponent in exponents]
 
 
 def pi_damping(factors: Sequence[Tensor], regularization: float) -> list[float]:

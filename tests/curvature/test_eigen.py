@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridprune.curvature import eigenbasis, pi_damping, power
+from hybridprune.curvature import eigenbasis, pi_damping, power, powers
 
 
 def random_moment(size: int, rank: int, seed: int = 0) -> Tensor:
@@ -52,6 +52,12 @@ def test_power_inverts_and_composes(exponent: float, seed: int):
     torch.testing.assert_close(power(matrix, exponent, damping=0.0) @ inverse, identity, rtol=1e-7, atol=1e-7)
     half = power(matrix, exponent / 2, damping=0.0)
     torch.testing.assert_close(half @ half, power(matrix, exponent, damping=0.0))
+
+
+def test_powers_of_one_basis_are_those_of_their_own():
+    matrix = random_moment(6, 20, seed=1)
+    for found, exponent in zip(powers(matrix, (0.5, -0.5, 2.0), 0.1), (0.5, -0.5, 2.0), strict=True):
+        assert torch.equal(found, power(matrix, exponent, 0.1))
 
 
 def test_power_one_adds_damping_relative_to_the_mean_eigenvalue():

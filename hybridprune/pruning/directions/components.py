@@ -19,6 +19,10 @@ first, from sweep to sweep, and at least. Without it components grow without bou
 decomposition is ill-posed: de Silva & Lim 2008), and the network could not be fine-tuned."""
 
 
+Start = tuple[Tensor, Tensor]
+"""Orthonormal columns ``[C_out, C_out]`` and ``[C_in, C_in]``."""
+
+
 class Components(NamedTuple):
     """``T ~ sum_r out_r x in_r x offset_r``."""
 
@@ -33,15 +37,16 @@ class Components(NamedTuple):
 
 
 @torch.no_grad()
-def components(tensor: Tensor, rank: int, sweeps: int) -> Components:
+def components(tensor: Tensor, rank: int, sweeps: int, start: Start | None = None) -> Components:
     """The decomposition of ``tensor [C_out, C_in, k^2]`` into ``rank`` components, of balanced norms.
 
     Every factor in turn is the least-squares solution given the other two. They start from the leading singular vectors
-    of the unfoldings, completed by random ones (of a fixed seed). The error never grows from one sweep to the next.
+    of the unfoldings (`start_of`; ``start``, where they are known), completed by random ones (of a fixed seed). The
+    error never grows from one sweep to the next.
     """
-    tensor = tensor.float() if tensor.numel() > WIDE else tensor.double()
+    tensor = _rounded(tensor)
     total = float(tensor.double().square().sum())
-    factors = _start(tensor, rank)
+    factors = _first(tensor, rank, start_of(tensor) if start is None else start)
     layouts = [tensor.permute(order).contiguous() for order in _LAYOUTS]
     pull = PULL
     for _ in range(sweeps):
@@ -54,13 +59,23 @@ def components(tensor: Tensor, rank: int, sweeps: int) -> Components:
     return Components(outputs, inputs, offsets, float(left) / total if total > 0 else 0.0)
 
 
-def _start(tensor: Tensor, rank: int) -> list[Tensor]:
+def start_of(tensor: Tensor) -> Start:
+    """The singular vectors ``[C_out, C_out]`` and ``[C_in, C_in]`` of a tensor's unfoldings, for every rank alike."""
+    tensor = _rounded(tensor)
+    return left_vectors(tensor.flatten(1)), left_vectors(tensor.movedim(1, 0).flatten(1))
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.numel() > WIDE else tensor.double()
+
+
+def _first(tensor: Tensor, rank: int, start: Start) -> list[Tensor]:
     source = torch.Generator().manual_seed(0)
     factors = [torch.randn(size, rank, generator=source, dtype=torch.float32).to(tensor) for size in tensor.shape]
-    for mode in (0, 1):
-        unfolded = tensor.movedim(mode, 0).flatten(1)
-        vectors = left_vectors(unfolded)[:, :rank]
-        factors[mode][:, : vectors.shape[1]] = vectors.to(tensor)
+    for factor, vectors in zip(factors[:2], start, strict=True):
+        assert vectors.shape == (len(factor), len(factor)), "vectors of another tensor"
+        leading = vectors[:, :rank]
+        factor[:, : leading.shape[1]] = leading.to(tensor)
     return factors
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from hybridprune.pruning.directions.components import Components, balanced, components
+from hybridprune.pruning.directions.components import Components, Start, balanced, components, start_of
 
 SWEEPS = 100
 """Of the least squares that find a layer's components, once their number is known."""
@@ -130,7 +131,11 @@ class Decomposition:
         return self.separated[rank] * float(self.importance.sum())
 
     def _components(self, rank: int, sweeps: int) -> Components:
-        return components(self.weighted, rank, sweeps)
+        return components(self.weighted, rank, sweeps, self._start)
+
+    @cached_property
+    def _start(self) -> Start:
+        return start_of(self.weighted)
 
     def _iterated(self, rank_out: int, rank_in: int, sweeps: int) -> Factors:
         weighted = self.weighted

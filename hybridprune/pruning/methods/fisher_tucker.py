@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridprune.curvature import LayerFactors, SecondMoments, pi_damping, power
+from hybridprune.curvature import LayerFactors, SecondMoments, pi_damping, power, powers
 from hybridprune.pruning.directions.components import left_vectors
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.method import DirectionMethod
@@ -30,7 +30,7 @@ def decompose(weight: Tensor, factors: LayerFactors, moments: SecondMoments | No
         metric + amount * _eye_like(metric)
         for metric, amount in zip(metrics, pi_damping(metrics, damping), strict=True)
     ]
-    (root_out, whiten_out), (root_in, whiten_in) = ((power(m, 0.5, 0.0), power(m, -0.5, 0.0)) for m in damped[:2])
+    (root_out, whiten_out), (root_in, whiten_in) = (powers(m, (0.5, -0.5), 0.0) for m in damped[:2])
     offset_root = power(damped[2], 0.5, 0.0) if len(damped) == 3 else None
     whitened = torch.einsum("po,oikl,iq->pqkl", root_out, weight.double(), root_in)
     weighted = whitened.flatten(2) if offset_root is None else whitened.flatten(2) @ offset_root

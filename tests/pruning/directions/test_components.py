@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridprune.pruning.directions import components as module
-from hybridprune.pruning.directions.components import Components, components, left_vectors
+from hybridprune.pruning.directions.components import Components, components, left_vectors, start_of
 from tests.pruning.random_curvature import source
 
 
@@ -69,6 +69,17 @@ def test_factors_of_a_component_have_one_norm() -> None:
     found = components(torch.randn(5, 4, 9, generator=source(1)), 6, 5)
     norms = torch.stack([factor.norm(dim=0) for factor in found[:3]])
     torch.testing.assert_close(norms, norms[:1].expand_as(norms))
+
+
+@pytest.mark.parametrize("wide", [10, 10_000])
+def test_a_start_that_is_known_changes_nothing(monkeypatch: pytest.MonkeyPatch, wide: int) -> None:
+    monkeypatch.setattr(module, "WIDE", wide)
+    tensor = torch.randn(8, 7, 9, generator=source(3), dtype=torch.float64)
+    for rank in (3, 12):  # fewer and more than there are vectors
+        for known, anew in zip(components(tensor, rank, 2, start_of(tensor)), components(tensor, rank, 2), strict=True):
+            torch.testing.assert_close(known, anew, rtol=0, atol=0)
+    with pytest.raises(AssertionError, match="another tensor"):
+        components(tensor, 3, 2, start_of(tensor.transpose(0, 1)))
 
 
 def test_large_tensors_are_decomposed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
