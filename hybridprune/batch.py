@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,16 @@ class Batch:
     def weight(self) -> float:
         """The weight of a mean over these images in the mean of all processes' means: 1 for equal shares."""
         return 1.0 if self.share is None else self.share.weight
+
+
+def at_least_one(batches: Iterable[T], what: str) -> Iterator[T]:
+    """The batches; ValueError that ``what`` needs one, once they have ended, if there was none."""
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise ValueError(f"{what} needs at least one batch of images")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybridprune.batch import Batch
+from hybridprune.batch import Batch, at_least_one
 from hybridprune.curvature.extension import observed
 from hybridprune.curvature.geometry import Geometry, feature_map, geometry_of
 from hybridprune.curvature.likelihood import Likelihood
@@ -70,7 +70,7 @@ def passes(
     names = {layer: name for name, layer in layers.items()}
     geometries = {name: geometry_of(layer) for name, layer in layers.items()}
     device = next((layer.get_parameter("weight").device.type for layer in layers.values()), "cpu")
-    batch_size = number = 0
+    batch_size = 0
 
     def statistic(layer: nn.Module, x: Tensor, g: Tensor) -> None:
         if x.numel():
@@ -78,7 +78,7 @@ def passes(
             add(name, _seen(layer, x, g, geometries[name], rows.get(name, Rows()), batch_size))
 
     with observed(layers.values(), statistic) as backward:
-        for number, batch in enumerate(batches, start=1):
+        for number, batch in enumerate(at_least_one(batches, "curvature"), start=1):
             if shared and not is_own(number - 1):
                 yield 0
                 continue
@@ -96,8 +96,6 @@ def passes(
                 _check_finite(loss, number, "loss")
                 backward(loss)
             yield batch_size
-    if not number:
-        raise ValueError("curvature needs at least one batch of images")
 
 
 def _seen(layer: nn.Module, x: Tensor, g: Tensor, geometry: Geometry, rows: Rows, batch_size: int) -> Seen | None:

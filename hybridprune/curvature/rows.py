@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hybridprune.hooks import attached
 from hybridprune.nested import images_in, joined, with_tensors
 from hybridprune.torch_alone import TorchAlone
 
@@ -76,11 +77,8 @@ def _marks(run: Callable[[Any], object], batch: Any, layers: Mapping[str, nn.Mod
         return read
 
     handles = [module.register_forward_pre_hook(reader(name)) for name, module in layers.items()]
-    try:
+    with attached(handles):
         run(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybridprune.ambient import seeded
 from hybridprune.engine.modes import kept_modes
+from hybridprune.hooks import attached
 from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, factored
 
 
@@ -102,13 +103,9 @@ def geometries(model: nn.Module, run: Callable[[], object]) -> dict[str, Geometr
 
     kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
     hooks = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
-    with kept_modes(model):
+    with attached(hooks), kept_modes(model):
         model.eval()
-        try:
-            run()
-        finally:
-            for handle in hooks:
-                handle.remove()
+        run()
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hybridprune.ambient import seeded
+from hybridprune.hooks import attached
 from hybridprune.measure.cost import plain_attention
 from hybridprune.models.copies import copied
 from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, blank
@@ -131,16 +132,12 @@ def _run(model: nn.Module, names: Sequence[str], run: Run, images: Any, training
         return watched.register_forward_hook(lambda module, *_: calls.update([name] if module is watched else []))
 
     hooks = [watch(name) for name in names]
-    try:
-        with seeded(0, next(model.parameters()).device), torch.set_grad_enabled(gradients):
-            outputs = tensors_of(run(model.train(training), images))
-            found = _Pass([tensor.detach().clone() for tensor in outputs], Counter(calls))
-            learning = [tensor.sum() for tensor in outputs if tensor.requires_grad]
-            if learning:
-                torch.stack([total.double() for total in learning]).sum().backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with attached(hooks), seeded(0, next(model.parameters()).device), torch.set_grad_enabled(gradients):
+        outputs = tensors_of(run(model.train(training), images))
+        found = _Pass([tensor.detach().clone() for tensor in outputs], Counter(calls))
+        learning = [tensor.sum() for tensor in outputs if tensor.requires_grad]
+        if learning:
+            torch.stack([total.double() for total in learning]).sum().backward()
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.engine.modes import kept_modes
+from hybridprune.hooks import attached
 from hybridprune.models.branched import BranchedConv2d
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.directions.layers import PrunableLayer
@@ -124,13 +125,9 @@ def _sharing(network: PrunableNetwork, names: Sequence[str]) -> set[str]:
         return lambda _, args: read.update({name: args[0]} if args else {})  # none where it is called by keyword
 
     hooks = [network.model.get_submodule(name).register_forward_pre_hook(note(name)) for name in names]
-    with kept_modes(network.model):
+    with attached(hooks), kept_modes(network.model):
         network.model.eval()
-        try:
-            network.run(network.model, network.example)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        network.run(network.model, network.example)
     memory = {name: x.untyped_storage().data_ptr() for name, x in read.items()}
     users = Counter(memory.values())
     return {name for name, place in memory.items() if users[place] > 1}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from hybridprune.hooks import attached
 from hybridprune.pruning.prunable import Run
 
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
@@ -44,12 +45,8 @@ def find_joints(model: nn.Module, names: Sequence[str], example: Any, run: Run) 
     }
     handles = [model.get_submodule(name).register_forward_hook(start(name)) for name in names]
     handles += [module.register_forward_hook(normalise(name)) for name, module in norms.items()]
-    try:
-        with watch:
-            run(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), watch:
+        run(model, example)
     return {name: watch.joint(name) for name in names}
 
 

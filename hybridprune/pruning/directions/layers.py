@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.modes import kept_modes
+from hybridprune.hooks import attached
 from hybridprune.measure.cost import plain_attention
 from hybridprune.models.branched import BranchedConv2d
 from hybridprune.models.factored import DENSE, FactoredLayer, Ranks, form, is_pointwise
@@ -210,13 +211,9 @@ def _trace(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call
 
     kinds = (nn.Conv2d, nn.Linear, *FactoredLayer.__args__)
     hooks = [m.register_forward_hook(record) for m in calls if isinstance(m, kinds)]
-    with kept_modes(model), plain_attention():
+    with attached(hooks), kept_modes(model), plain_attention():
         model.eval()
-        try:
-            run()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        run()
     return calls
 
 

@@ -26,6 +26,7 @@ from hybridprune.batch import Batch
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.batchnorm import FEW, normalised_by_batch
 from hybridprune.engine.modes import kept_modes
+from hybridprune.hooks import attached
 from hybridprune.models.factored import FactoredConv2d, FactoredLayer, form
 from hybridprune.nested import images_in, joined, some_images
 from hybridprune.precision import full_precision
@@ -245,10 +246,7 @@ def _forward_order(model: nn.Module, names: Sequence[str], images: Any, run: Run
         model.get_submodule(name).register_forward_hook(lambda module, args, y, name=name: order.append(name))
         for name in names
     ]
-    try:
+    with attached(handles):
         run(model, images)
-    finally:
-        for handle in handles:
-            handle.remove()
     assert sorted(order) == sorted(names), "every layer runs once"
     return order

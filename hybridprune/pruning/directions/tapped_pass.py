@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hybridprune.hooks import attached
 from hybridprune.nested import tensors_in
 from hybridprune.pruning.directions.continued_pass import PassMemory
 from hybridprune.pruning.directions.joints import Joint, summands
@@ -86,14 +88,8 @@ class TappedPass:
         handles = [layer.register_forward_pre_hook(keep_input) if before else layer.register_forward_hook(keep_output)]
         if joint.added:
             handles.append(branch.register_forward_hook(follow))
-        try:
-            with watch, self.memory:
-                self.run(self.model, self.images)
-        except _Reached:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
+        with attached(handles), suppress(_Reached), watch, self.memory:
+            self.run(self.model, self.images)
         return Seen(seen[0], watch.addend)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridprune.batch import Batch
+from hybridprune.batch import Batch, at_least_one
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood, Rows
 from hybridprune.errors import RunFailed
+from hybridprune.hooks import attached
 from hybridprune.nested import images_in
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.group import outputs_of
@@ -65,10 +66,10 @@ def collect_saliency(
         return hook
 
     sums: dict[str, Tensor] = {}
-    images = number = 0
+    images = 0
     handles = [module.register_forward_hook(gated(name)) for name, module in modules.items()]
-    try:
-        for number, batch in enumerate(batches, start=1):
+    with attached(handles):
+        for number, batch in enumerate(at_least_one(batches, "a saliency"), start=1):
             for found in gates.values():
                 found.clear()
             size = images_in(batch.images)
@@ -87,11 +88,6 @@ def collect_saliency(
                 if passes:
                     derivatives = size * torch.stack(passes).sum(0)  # of each image's own loss
                     sums[name] = sums.get(name, 0.0) + derivatives.abs().sum(0).double().cpu()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not number:
-        raise ValueError("a saliency needs at least one batch of images")
     zeros = {name: torch.zeros(outputs_of(module), dtype=torch.float64) for name, module in modules.items()}
     return {name: sums[name] / images if name in sums else zeros[name] for name in modules}
 

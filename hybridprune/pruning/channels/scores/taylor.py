@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridprune.batch import Batch
+from hybridprune.batch import Batch, at_least_one
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.errors import RunFailed
 from hybridprune.pruning.channels import ChannelGroup, Member
@@ -57,13 +57,12 @@ def collect_taylor(
             raise ValueError(f"no Taylor score of {name}: it must have weights and be in eval mode")
     flat = [p for of_module in parameters.values() for p in of_module]
     frozen = [p for p in flat if not p.requires_grad]
-    sums = {name: torch.zeros(len(p[0]), dtype=torch.float64) for name, p in parameters.items()}
     count = 0
+    sums = {name: torch.zeros(len(p[0]), dtype=torch.float64) for name, p in parameters.items()}
     for p in frozen:
         p.requires_grad_(True)
     try:
-        for batch in batches:
-            count += 1
+        for count, batch in enumerate(at_least_one(batches, "a Taylor score"), start=1):
             with torch.enable_grad():
                 loss = likelihood.loss(forward(batch.images), batch.labels)
                 if not bool(loss.detach().isfinite()):
@@ -78,6 +77,4 @@ def collect_taylor(
     finally:
         for p in frozen:
             p.requires_grad_(False)
-    if not count:
-        raise ValueError("a Taylor score needs at least one batch of images")
     return {name: total / count for name, total in sums.items()}

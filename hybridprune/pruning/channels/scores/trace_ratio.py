@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.batch import Batch
+from hybridprune.batch import Batch, at_least_one
 from hybridprune.curvature import Rows
 from hybridprune.curvature.likelihood import IGNORED
 from hybridprune.errors import UserError
+from hybridprune.hooks import attached
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.scores.statistics import Statistics, sum_over
 from hybridprune.pruning.channels.scores.variance import readers
@@ -113,17 +114,10 @@ def collect_scatter(
         return hook
 
     handles = [module.register_forward_pre_hook(observe(name)) for name, module in modules.items()]
-    count = 0
-    try:
-        for batch in batches:
-            count += 1
+    with attached(handles):
+        for batch in at_least_one(batches, "a scatter"):
             labels = _class_ids(batch)
             forward(batch.images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not count:
-        raise ValueError("a scatter needs at least one batch of images")
     return {name: each.scatter() for name, each in found.items()}
 
 

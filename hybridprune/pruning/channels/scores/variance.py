@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybridprune.batch import Batch
+from hybridprune.batch import Batch, at_least_one
+from hybridprune.hooks import attached
 from hybridprune.pruning.channels import ChannelGroup, Member
 from hybridprune.pruning.channels.scores.statistics import Statistics, sum_over
 
@@ -65,16 +66,9 @@ def collect_variance(
         return hook
 
     handles = [module.register_forward_hook(observe(name)) for name, module in modules.items()]
-    count = 0
-    try:
-        for batch in batches:
-            count += 1
+    with attached(handles):
+        for batch in at_least_one(batches, "a variance"):
             forward(batch.images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not count:
-        raise ValueError("a variance needs at least one batch of images")
     return {name: _shares(module, read[name], given[name]) for name, module in modules.items()}
 
 
