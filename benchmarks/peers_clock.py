@@ -1,0 +1,158 @@
+"""Cut networks by the clock: ours, our channel methods and torch-pruning's, deployed in each engine.
+
+    python -m benchmarks.peers_clock --data_dir DATA/cifar_100 --weights WEIGHTS --work WORK --threads 2
+
+*trained*: networks of ``benchmarks.converged`` with the accuracy that they reach there, so that times at equal accuracy
+can be read off. The cut ones are those of the folder WORK; one that is not there is cut first. *wide*: a ResNet-32 of
+width 64 with random weights, cut to equal FLOPs; its accuracy is not claimed. Times are medians of one interleaved run
+of the CPU a batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import hybridprune
+from benchmarks.converged import DENSE, MEAN, METHODS, OPTIONS, OURS, PEERS, RESULTS, STD, Bench, Cell
+from benchmarks.latency_budget import FEW, Network
+from benchmarks.peers import torch_pruned
+from benchmarks.recipe import CPU, BenchImages
+from benchmarks.results_log import Line, read_lines
+from hybridprune.config import CutOptions, DataOptions
+from hybridprune.engine.run_data import load_images
+from hybridprune.latency.engines import EXPORTED, engine_of, threads_of
+from hybridprune.latency.network_clock import stopwatches
+from hybridprune.measure.cost import count_module
+from hybridprune.measure.latency import stopwatch
+from hybridprune.precision import full_precision
+from hybridprune.tables import Table
+
+ENGINES = ("eager", *EXPORTED)
+TUCKER = "fisher-tucker, refit network"
+SHOWN = (
+    *(f"{depth}:1.0 {DENSE}" for depth in (56, 32, 20)),
+    *(f"{cell} {OURS}" for cell in ("56:0.55", "56:0.32", "32:0.59", "32:0.3", "20:0.5")),
+    f"56:0.32 {TUCKER}",
+    *(f"56:0.32 {method}" for method in ("bn-scale", "taylor", *PEERS)),
+)
+"""Cells and methods."""
+WIDE = Network("resnet:32:64")
+WIDE_METHODS = (OURS, TUCKER, "uniform", "bn-scale", *PEERS)
+EPOCHS = 10
+"""Of the fine-tuning after which networks are compared."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network that is timed."""
+
+    name: str
+    net: nn.Module
+    """In eval mode."""
+    accuracy: str = ""
+    """In %, with the number of its seeds."""
+
+
+def trained(bench: Bench, shown: Sequence[str], lines: Sequence[Line]) -> Iterator[Arm]:
+    """Published networks and what they are cut to, each named ``CELL METHOD``."""
+    for name in shown:
+        cell, method = Cell.of(name.partition(" ")[0]), name.partition(" ")[2]
+        net = bench.dense(cell.depth) if method == DENSE else bench.cut(cell, method, 0)
+        yield Arm(f"ResNet-{cell.depth} to {cell.target:g}: {method}", net.eval(), accuracy(lines, cell, method))
+
+
+def accuracy(lines: Sequence[Line], cell: Cell, method: str) -> str:
+    """The mean over the seeds that were run to the end, in %; empty if there are none."""
+    key = {name: value for name, value in cell.key(method, 0).items() if name != "seed"}
+    epochs = 0 if method == DENSE else EPOCHS
+    found = [
+        line["report"]
+        for line in lines
+        if line["epochs"] == epochs and all(line.get(name) == value for name, value in key.items())
+    ]
+    return f"{100 * sum(found) / len(found):.2f} ({len(found)})" if found else ""
+
+
+def wide(target: float) -> Iterator[Arm]:
+    """A wide network with random weights, and what each method cuts it to at this share of its FLOPs."""
+    yield Arm(f"{WIDE}", WIDE.build())
+    for method in WIDE_METHODS:
+        yield Arm(f"{WIDE} to {target:g}: {method}", wide_cut(method, target).eval())
+
+
+def wide_cut(method: str, target: float) -> nn.Module:
+    """The wide network, cut to at most this share of its FLOPs."""
+    net, pairs = WIDE.build(), WIDE.batches()
+    if method in PEERS:
+        return torch_pruned(net, PEERS[method], target, pairs[0][0][:1], pairs)
+    cut = CutOptions(**{**OPTIONS.get(method, {}), "refit_images": 0})
+    name = method.partition(",")[0]
+    return hybridprune.prune(net, pairs, method=name, target_flops=target, cut=cut, curvature=FEW).module
+
+
+def milliseconds(
+    nets: Mapping[str, nn.Module], images: Tensor, engines: Sequence[str], threads: int, rounds: int
+) -> dict[str, float]:
+    """The time of every network in every engine on ``images [B, 3, H, W]``, by ``ENGINE: NAME``."""
+    layers, _ = stopwatches(CPU)
+    with threads_of(threads), full_precision(), torch.no_grad():
+        arms = {
+            f"{engine}: {name}": engine_of(engine, CPU).running(net, images, layers).run
+            for engine in engines
+            for name, net in nets.items()
+        }
+        found = stopwatch(CPU, rounds)(arms)
+    return {name: latency.median_ms for name, latency in found.items()}
+
+
+def table(arms: Sequence[Arm], images: Tensor, engines: Sequence[str], threads: int, rounds: int) -> Table:
+    """The arms' costs, accuracies and times on ``images [B, 3, H, W]``."""
+    nets = {arm.name: arm.net for arm in arms}
+    found = milliseconds(nets, images, engines, threads, rounds)
+    rows = [
+        (
+            name,
+            f"{count_module(net, images[:1])[0] / 1e6:.1f}",
+            arm.accuracy,
+            *(f"{found[f'{engine}: {name}']:.3g}" for engine in engines),
+        )
+        for arm, (name, net) in zip(arms, nets.items(), strict=True)
+    ]
+    return Table(("Network", "MMACs", "Accuracy %", *engines), "lrr" + "r" * len(engines), rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
+    parser.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
+    parser.add_argument("--work", type=Path, default=Path("results/converged"), help="folder of cut networks")
+    parser.add_argument("--trained", nargs="*", default=list(SHOWN), metavar="'CELL METHOD'", help="trained networks")
+    parser.add_argument("--wide", type=float, nargs="*", default=[0.25], help="shares of the wide network's FLOPs")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128], help="images at once")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args(argv)
+    for name in arguments.trained:
+        if name.partition(" ")[2] not in (*METHODS, DENSE):
+            parser.error(f"--trained {name}: its method is none of {', '.join(METHODS)}")
+    groups = [list(wide(target)) for target in arguments.wide]
+    if arguments.trained:
+        data = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
+        bench = Bench(data, arguments.weights, arguments.work)
+        groups.insert(0, list(trained(bench, arguments.trained, read_lines(RESULTS))))
+    for batch in arguments.batch:
+        images = torch.randn(batch, 3, WIDE.size, WIDE.size, generator=torch.Generator().manual_seed(0))
+        for arms in groups:
+            found = table(arms, images, arguments.engines, arguments.threads, arguments.rounds)
+            print(f"Batch {batch}, ms:\n\n{found.markdown()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
