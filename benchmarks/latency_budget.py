@@ -76,16 +76,16 @@ class Network:
                 net(images)
         return net.eval()
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
+    def batches(self, number: int = 2, batch: int | None = None) -> list[tuple[Tensor, Tensor]]:
         """Random images and labels."""
         draw = torch.Generator().manual_seed(0)
-        batch = 32 if self.size == CIFAR else 8
+        batch = batch or (32 if self.size == CIFAR else 8)
         return [
             (
                 torch.randn(batch, 3, self.size, self.size, generator=draw),
                 torch.randint(CLASSES, (batch,), generator=draw),
             )
-            for _ in range(2)
+            for _ in range(number)
         ]
 
 
