@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hybridprune.curvature import factors
 from hybridprune.curvature.factors import gradient_factor, input_factor, input_mean
 from hybridprune.curvature.geometry import Geometry
 from tests.curvature.oracles import GEOMETRIES, unfolded
@@ -25,6 +26,15 @@ def test_input_factor_equals_the_moment_of_the_unfolded_input(geometry: Geometry
     torch.testing.assert_close(input_factor(x, geometry), expected, rtol=1e-10, atol=1e-10)
     mean = unfolded(x, geometry).mean((0, 1, 2))
     torch.testing.assert_close(input_mean(x, geometry), mean, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [5, 8, 11])
+def test_wide_factors_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch, channels: int):
+    monkeypatch.setattr(factors, "WIDE", 5)
+    x = torch.randn(6, channels, 9, 7, dtype=torch.float64) + 1
+    torch.testing.assert_close(input_factor(x, Geometry(3, 1, 1)), unfolded_input_factor(x, Geometry(3, 1, 1)))
+    expected = torch.einsum("nchw,ndhw->cd", x, x) * len(x) / (9 * 7)
+    torch.testing.assert_close(gradient_factor(x, len(x)), expected)
 
 
 def test_input_factor_keeps_five_digits_in_single_precision():
