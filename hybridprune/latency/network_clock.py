@@ -114,10 +114,15 @@ class DeployedClock:
         """The network as it is now, and the layers of these names with fewer channels."""
         return self._times(network, names, "channels", lambda grids, scale: WidthTimes(grids[CHANNELS], scale))
 
-    def read(self, model: nn.Module) -> Reading:
-        """A network of the same kind, deployed, beside the dense one."""
+    def read(self, model: nn.Module, *, anew: bool = False) -> Reading:
+        """A network of the same kind, deployed, beside the dense one, which is deployed once, or now if ``anew``.
+
+        What is deployed depends on the clock as well, which chooses the forms.
+        """
         dense, _ = self._dense
         with threads_of(self.options.threads), full_precision(), torch.no_grad():
+            if anew:
+                dense = self._running(self.dense)
             found = self.whole({"dense": dense.run, "cut": self._running(self.part(model)).run})
         return Reading(found["cut"].median_ms * NS_PER_MS, found["dense"].median_ms * NS_PER_MS)
 

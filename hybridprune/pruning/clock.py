@@ -53,6 +53,10 @@ class Reading:
         """The network's share of the dense one's time."""
         return self.ns / self.dense_ns
 
+    def mean(self, other: Reading) -> Reading:
+        """The mean times of both; their share lies between both shares."""
+        return Reading((self.ns + other.ns) / 2, (self.dense_ns + other.dense_ns) / 2)
+
 
 class NetworkClock(Protocol):
     """The clock of one engine, for networks that come from one dense one."""
@@ -80,6 +84,6 @@ class NetworkClock(Protocol):
         """The network as it is now, and the layers of these names with fewer channels."""
         ...
 
-    def read(self, model: nn.Module) -> Reading:
-        """A network of the same kind, deployed, beside the dense one."""
+    def read(self, model: nn.Module, *, anew: bool = False) -> Reading:
+        """A network of the same kind, deployed, beside the dense one, which is deployed once, or now if ``anew``."""
         ...

@@ -2,7 +2,8 @@
 
 A table of times predicts well which of two plans is faster, and less well how fast it is. So each plan is sketched,
 deployed and timed beside the dense network. What it is off by corrects the target of the next plan; scores are measured
-once.
+once. Clocks are noisy, and of several times the nearest to a target is so by luck as well: the plan that is taken is
+timed again, both networks deployed anew, and the mean of both times counts.
 """
 
 from __future__ import annotations
@@ -35,12 +36,20 @@ class Attempt:
     cost: Cost
     """As the plan expects it."""
     reading: Reading
+    """The mean of both, if it was timed again."""
     over: float
     """The realised time over the one that is wanted."""
     floored: bool
     """Whether no plan is expected to be faster."""
     spare: bool
     """Whether the plan leaves time: nothing is cut, or other bounds allow no more."""
+    confirmed: bool = False
+    """Whether it was timed again."""
+
+    @property
+    def settles(self) -> bool:
+        """Whether no other plan need be tried: it is near enough, or the nearest that there is on its side."""
+        return abs(self.over - 1) <= AIM or (self.spare if self.over < 1 else self.floored)
 
 
 def allocate_within_time(
@@ -60,6 +69,9 @@ def allocate_within_time(
     everything, bounded = plan.space.everything(), budget.macs is not None or budget.params is not None
     attempts: list[Attempt] = []
 
+    def over(reading: Reading) -> float:
+        return reading.share * clock.dense_ns / wanted if relative else reading.ns / wanted
+
     def attempt(planned_ns: float) -> Attempt:
         floored = False
         try:
@@ -68,23 +80,31 @@ def allocate_within_time(
             if found.floor.ns <= planned_ns:
                 raise
             kept, floored = plan.allocate(0.0, dataclasses.replace(budget, ns=found.floor.ns)), True
-        known = next((each.reading for each in attempts if each.kept == kept), None)
-        reading = known or clock.read(plan.sketch(kept))
-        over = reading.share * clock.dense_ns / wanted if relative else reading.ns / wanted
         cost = plan.space.cost(kept)
         spare = kept == everything or (bounded and cost.ns < (1 - TOLERANCE) * planned_ns)
-        return Attempt(kept, cost, reading, over, floored, spare)
+        known = next((each for each in reversed(attempts) if each.kept == kept), None)
+        if known is not None:
+            return dataclasses.replace(known, floored=floored, spare=spare)
+        reading = clock.read(plan.sketch(kept))
+        return Attempt(kept, cost, reading, over(reading), floored, spare)
+
+    def confirmed(once: Attempt) -> Attempt:
+        if once.confirmed:
+            return once
+        reading = once.reading.mean(clock.read(plan.sketch(once.kept), anew=True))
+        return dataclasses.replace(once, reading=reading, over=over(reading), confirmed=True)
 
     planned_ns = wanted
     with bar(description="meeting the budget of time", total=ROUNDS, unit="plan") as shown:
         while len(attempts) < ROUNDS:
-            attempts.append(attempt(planned_ns))
+            last = attempt(planned_ns)
+            attempts.append(confirmed(last) if last.settles else last)
             shown.update()
-            last = attempts[-1]
-            if abs(last.over - 1) <= AIM or (last.spare if last.over < 1 else last.floored):
+            if attempts[-1].settles:
                 break
             planned_ns = next_target([(max(1, each.cost.ns), each.over) for each in attempts])
-    best = min(attempts, key=_rank)
+    while not (best := min(attempts, key=_rank)).confirmed:
+        attempts[attempts.index(best)] = confirmed(best)
     if best.over > 1 + TOLERANCE and any(each.floored for each in attempts):
         ns = best.reading.share * clock.dense_ns if relative else best.reading.ns
         raise InfeasibleBudget(best.cost._replace(ns=round(ns)))
