@@ -242,7 +242,9 @@ def _from_text(o: Option, raw: Any) -> Any:
         return None
     if typing.get_origin(base) is tuple:
         item = typing.get_args(base)[0]
-        return [_converted(item, word.strip()) for word in raw.split(",") if word.strip()]
+        if item is str and raw.lower() == "none":
+            return []
+        return [_converted(item, word.strip()) for word in raw.split(",") if word.strip()] or raw
     if typing.get_origin(base) is dict:
         return _converted(json.loads, raw)
     return _converted(base, raw)
