@@ -301,7 +301,8 @@ def test_names_are_a_list_in_the_file_and_parted_by_commas_in_a_flag(config_file
     wanted = ("backbone.conv", "*.projection.*")
     assert parse(PruneConfig(), "--exclude", "backbone.conv, *.projection.*").config.cut.exclude == wanted
     assert parse(PruneConfig(), config_path=config_file(exclude=[*wanted])).config.cut.exclude == wanted
-    assert parse(PruneConfig(), "--exclude", "none", config_path=config_file(exclude=[*wanted])).config.cut.exclude == ()
+    none = parse(PruneConfig(), "--exclude", "none", config_path=config_file(exclude=[*wanted]))
+    assert none.config.cut.exclude == ()
 
 
 @pytest.mark.parametrize("words", ["", " ", ","])
