@@ -66,6 +66,7 @@ def run_each(invocation: Invocation[PruneConfig]) -> list[dict[str, Any] | None]
     runs = invocation.each()
     if len(runs) == 1:
         return [run(invocation)]
+    name_configuration(invocation)
     measurements: Measurements = {}
     if not invocation.resume and not invocation.dry_run:
         with full_precision():
