@@ -131,11 +131,19 @@ def _prune(
                 # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
                 shutil.rmtree(folder.path)
             raise
+        revived = None if cutting.wanted is None else cutting.wanted.shortfall(net)
+        if revived is not None:
+            say(f"warning: {revived}")
         more = {
             "iterations": config.stage.max_iter,
             "method": config.cut.method,
             **({} if state.gap is None else {"gap": state.gap}),
             **({} if state.latency is None else {"latency": state.latency}),
+            **(
+                {}
+                if cutting.wanted is None
+                else {"effective": {"target": cutting.wanted.wanted, "met": revived is None}}
+            ),
             "sparse_epochs": config.sparsity.sparse_epochs * len(cutting.sparsity.trainings),
         }
         setup = dataclasses.replace(trainer.setup, net=net)
