@@ -58,8 +58,8 @@ class EffectiveTarget:
         if living <= (1 - self.wanted) * self.dense:
             return None
         return (
-            f"effective sparsity is {1 - living / self.dense:.4f}, below the target of {self.wanted}: weights that were "
-            "0 at the cut have been trained, and live again"
+            f"effective sparsity is {1 - living / self.dense:.4f}, below the target of {self.wanted}: weights that "
+            "were 0 at the cut have been trained, and live again"
         )
 
     def refusal(self, living: int) -> UserError:

@@ -131,7 +131,8 @@ def _prune(
                 # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
                 shutil.rmtree(folder.path)
             raise
-        revived = None if cutting.wanted is None else cutting.wanted.shortfall(net)
+        aim = cutting.wanted
+        revived = None if aim is None else aim.shortfall(net)
         if revived is not None:
             say(f"warning: {revived}")
         more = {
@@ -139,11 +140,7 @@ def _prune(
             "method": config.cut.method,
             **({} if state.gap is None else {"gap": state.gap}),
             **({} if state.latency is None else {"latency": state.latency}),
-            **(
-                {}
-                if cutting.wanted is None
-                else {"effective": {"target": cutting.wanted.wanted, "met": revived is None}}
-            ),
+            **({} if aim is None else {"effective": {"target": aim.wanted, "met": revived is None}}),
             "sparse_epochs": config.sparsity.sparse_epochs * len(cutting.sparsity.trainings),
         }
         setup = dataclasses.replace(trainer.setup, net=net)
