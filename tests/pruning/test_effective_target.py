@@ -87,7 +87,7 @@ def test_any_score_and_allocation_reaches_it(method: str, allocation: str) -> No
 def test_what_training_brings_back_is_told() -> None:
     """Silenced channels that the cut has left in place, behind a shift that lets gradients through."""
     net = dying()
-    net[4].bias.data[:6] = 0.1
+    net.get_parameter("4.bias").data[:6] = 0.1
     cut = CutOptions(target_effective=0.35)
     with pytest.warns(UserWarning, match=r"effective sparsity is 0\.[0-2].*, below the target of 0\.35: weights that"):
         hybridprune.prune(net, BATCHES, method="l1", cut=cut, fine_tune=1.0)
