@@ -7,6 +7,7 @@ Weights are random and boxes synthetic: it shows that the way is open, not what 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 import hybridprune
 from hybridprune.config import CurvatureOptions
+from hybridprune.errors import run_command
 
 BUILD = {
     "ssdlite": detection.ssdlite320_mobilenet_v3_large,
@@ -143,4 +145,9 @@ def main(name: str, size: int, method: str = "saliency", frozen: bool = False, s
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], int(sys.argv[2]), share=float(sys.argv[3])))
+    parser = argparse.ArgumentParser(description="Prune a detector of torchvision by the losses of its whole task.")
+    parser.add_argument("name", choices=BUILD, help="the detector")
+    parser.add_argument("size", type=int, help="height and width of its pictures, e.g. 320")
+    parser.add_argument("share", type=float, help="of the FLOPs that may be left, e.g. 0.7")
+    given = parser.parse_args()
+    sys.exit(run_command(lambda: print(main(given.name, given.size, share=given.share))))

@@ -141,7 +141,7 @@ def look(model: nn.Module, loader: Loader, task: Task) -> tuple[Batches, Any]:
     held = _check(task, first, "the first batch")
     inputs, targets = (in_single(on_device(part, device)) for part in task.split(first))
     example = some_images(inputs, [0])
-    remedy = "mend forward=" if task.forward else "give batches that it takes, or forward="
+    remedy = "mend forward=, or the batches" if task.forward else "give batches that it takes, or forward="
     if isinstance(inputs, Tensor) and not inputs.is_floating_point():
         kind = str(inputs.dtype).removeprefix("torch.")
         remedy += f"; its inputs are {kind}: images need the type and the scale that the network was trained on"

@@ -192,6 +192,8 @@ def prune(
         share_weights(take_types(module, original))
         check_finite(module, original)
         batches.check_output(module)
+        if wanted is not None and (revived := wanted.shortfall(module)) is not None:
+            warn_caller(revived)
     costs = (cost.macs, cost.params, dense.macs, dense.params)
     spec = PrunedSpec(edits, *costs, plan.left_alone, done.state.latency, layers)
     note_origin(module, dataclasses.replace(origin, edits=edits))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from hybridprune.config.name_list import joined_names
 from hybridprune.errors import UserError
 from hybridprune.report import command as report
 from hybridprune.stages import prune, rl_prune, sp
@@ -57,7 +58,7 @@ def main(argv: Sequence[str], prog: str = "hybridprune demo") -> None:
             say(f"stage {number} of 3, ResNet-{depth}")
             stage([*own.split(), *common, "--depth", depth], prog)
     say("stage 3 of 3")
-    members = ",".join(_cut(folder, depth) for depth in DEPTHS)
+    members = joined_names(_cut(folder, depth) for depth in DEPTHS)
     rl_prune.main([*ROUTE.split(), *common, "--members", members], prog)
     report.main([str(folder), "--html", str(folder / PAGE)], prog)
     report.main([str(folder)], prog)

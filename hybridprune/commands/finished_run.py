@@ -103,7 +103,8 @@ class FinishedRun:
                 f"{self.run.path / 'split.json'}: is of {split.total} training images, the data has "
                 f"{len(self.dataset.train)}; restore the file"
             )
-        return split
+        # A file says which images are for validation. Of a subtask, the other classes' are no training images.
+        return split.of_classes(self.dataset.subtask, self.dataset.train.labels)
 
     def _plain(self, data: ImageSet, ids: torch.Tensor | None) -> EvalBatches:
         return EvalBatches(

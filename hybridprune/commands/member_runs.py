@@ -83,8 +83,6 @@ def evaluated(arguments: argparse.Namespace) -> Answers:
 
 def _member(record: RunRecord, answers: Answers | None) -> MemberRun:
     run = RunFolder(record.path.parent)
-    if "," in str(run.path):
-        raise UserError(f"{run.path}: has a comma, by which --members are separated; rename the folder")
     spec = run.read_spec()
     said = ValidationLogits.read(run, spec)
     if said is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hybridprune.commands.member_runs import MemberRun
 from hybridprune.commands.recommendation import Recommendation
 from hybridprune.config import DataOptions
+from hybridprune.config.name_list import joined_names
 from hybridprune.config.networks import NETWORKS
 from hybridprune.report.rows import build_rows
 from hybridprune.report.speed import Setting, Speed, shown
@@ -86,7 +87,7 @@ def verdict(found: Recommendation, results: Path, data_dir: str | None) -> str:
 def command(found: Recommendation, cascade: Chosen, results: Path, data_dir: str | None) -> list[str]:
     """The words of the command that makes a cascade: stage 3 with its members, its budget and its images."""
     members = [found.members[each] for each in cascade.group]
-    named = ",".join(str(member.run.path) for member in members)
+    named = joined_names(member.run.path for member in members)
     own = next((name for member in members if NETWORKS.imports(name := member.spec.network.network)), None)
     return [
         *("hybridprune", "route", "--routing", "cascade", "--members", named),
@@ -118,7 +119,7 @@ def _images(member: MemberRun, data_dir: str | None) -> list[str]:
         if value != getattr(default, name):
             words += [f"--{name}", str(value)]
     if stored.get("classes"):
-        words += ["--classes", ",".join(stored["classes"])]
+        words += ["--classes", joined_names(stored["classes"])]
     return words
 
 

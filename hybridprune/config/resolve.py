@@ -16,6 +16,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from hybridprune.config.check import Option, base_of, default_of, kind_name, options_of
 from hybridprune.config.concern import Contradiction
+from hybridprune.config.name_list import joined_names, split_names
 from hybridprune.config.options import PruneConfig, RlConfig, SpConfig
 from hybridprune.config.recipes import RECIPES
 from hybridprune.config.several import Several, check_several
@@ -208,7 +209,7 @@ def as_typed(value: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
+        return joined_names(value) if value else "none"
     return "none" if value is None else str(value)
 
 
@@ -242,7 +243,10 @@ def _from_text(o: Option, raw: Any) -> Any:
         return None
     if typing.get_origin(base) is tuple:
         item = typing.get_args(base)[0]
-        return [_converted(item, word.strip()) for word in raw.split(",") if word.strip()]
+        if item is str and raw.lower() == "none":
+            return []
+        words = _converted(split_names, raw)
+        return [_converted(item, word) for word in words] if isinstance(words, list) and words else raw
     if typing.get_origin(base) is dict:
         return _converted(json.loads, raw)
     return _converted(base, raw)

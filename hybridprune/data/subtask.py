@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hybridprune.config.name_list import joined_names
 from hybridprune.data.dataset import Dataset
 from hybridprune.data.held_out import Part
 from hybridprune.errors import UserError
@@ -20,7 +21,7 @@ def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     than two.
     """
     ids = [_class_id(dataset, name) for name in names]
-    shown = ",".join(names)
+    shown = joined_names(names)
     if len(set(ids)) < len(ids) or len(ids) < 2:
         raise UserError(f"--classes {shown}: name two different classes at least")
     chosen = tuple(sorted(ids))

@@ -78,9 +78,10 @@ class DeployedClock:
                 "--target_flops, or another --method"
             )
         if not isinstance(image, Tensor) or not image.is_floating_point():
+            reads = "reads integers" if isinstance(image, Tensor) else f"reads a {type(image).__name__}"
             raise UserError(
-                "--target_latency: a network is timed on batches of one tensor of numbers, and this one reads "
-                f"{'integers' if isinstance(image, Tensor) else f'a {type(image).__name__}'}; give --target_flops"
+                "--target_latency: a network is timed on batches of one tensor of numbers, and this one "
+                f"{'is called by a forward of yours' if image is None else reads}; give --target_flops"
             )
         engine = engine_of(options.engine, image.device)
         layers, whole = stopwatches(engine.device)

@@ -52,6 +52,16 @@ class EffectiveTarget:
         weights = count_weights(counted(dense))
         return EffectiveTarget(wanted, weights, (1 - wanted) * weights, live)
 
+    def shortfall(self, model: nn.Module) -> str | None:
+        """The words for a network that misses the target after what has followed its cut; None if it meets it."""
+        living = self.live(model)
+        if living <= (1 - self.wanted) * self.dense:
+            return None
+        return (
+            f"effective sparsity is {1 - living / self.dense:.4f}, below the target of {self.wanted}: weights that "
+            "were 0 at the cut have been trained, and live again"
+        )
+
     def refusal(self, living: int) -> UserError:
         """The refusal, in flags, where so many live at the least."""
         return UserError(

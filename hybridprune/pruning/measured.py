@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from hybridprune.curvature import LayerFactors, SecondMoments
@@ -55,11 +56,20 @@ def _reason(factors: LayerFactors, moments: SecondMoments | None) -> str | None:
     a, g = factors.input_factor, factors.gradient_factor
     if not (bool(a.isfinite().all()) and bool(g.isfinite().all()) and (moments is None or isfinite(moments.trace))):
         return NOT_FINITE
-    if not bool(g.any()):  # nor, where it never ran, any image
+    if _lost(g):  # nor, where it never ran, did any image
         return NO_GRADIENT
-    if not bool(a.any()):
+    if _lost(a):
         return NO_INPUT
     return NO_GRADIENT if moments is not None and moments.trace == 0 else None
+
+
+def _lost(factor: Tensor) -> bool:
+    """Whether a factor is 0, or has lost its digits on the way there: then it is not even positive semi-definite.
+
+    Numbers that matter beside the largest one, down to the precision, have to be normal ones.
+    """
+    numbers = torch.finfo(factor.dtype)
+    return bool(factor.abs().max() < numbers.tiny / numbers.eps)
 
 
 def _reason_in(statistics: Statistics, layer: str, needs: Need) -> str | None:

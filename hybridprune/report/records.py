@@ -46,6 +46,7 @@ class RunRecord:
     experiment: str = _at("exp_name", str)
     seed: int = _at("seed", int)
     dataset: str = _at("dataset.name", str)
+    """With the number of classes of a subtask."""
     dataset_digest: str = _at("dataset.digest", str)
     network: str = _at("network.label", str)
     architecture: str = _at("network.name", str)
@@ -103,6 +104,9 @@ def read_run(path: Path) -> RunRecord:
         members = tuple(value_at(each, "run_id", str) for each in value_at({"members": [], **data}, "members", list))
         readings = [value_at(data, f"test.{name}", dict) for name in ("always_on", "routed")]
         finite = all(reading.get("loss", 0.0) is not None for reading in readings)
+        if subtask := value_at({"classes": [], **value_at({"config": {}, **data}, "config", dict)}, "classes", list):
+            # Accuracies of some classes are none of all: such runs stand by themselves.
+            values["dataset"] += f" ({len(subtask)} of {value_at(data, 'dataset.classes', int)} classes)"
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; restore the file or move the run folder away") from error
     bench = read_bench(path.parent)

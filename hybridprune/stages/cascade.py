@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from hybridprune.config import Invocation, RlConfig
+from hybridprune.config import DataOptions, Invocation, RlConfig
 from hybridprune.data import Dataset
 from hybridprune.engine.modes import always_on
 from hybridprune.engine.parallel import share_weights
@@ -111,7 +111,7 @@ def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list
     config = invocation.config
     allow(config.network.network)
     device, dataset = device_for(config), load_images(config.data)
-    parents = [_member(path, dataset, config.data.resize) for path in config.cascade.members]
+    parents = [_member(path, dataset, config.data) for path in config.cascade.members]
     parents.sort(key=lambda parent: parent.result["macs"]["backbone"])
     _check_alike(parents)
     first, dearest = parents[0].spec, parents[-1]
@@ -122,19 +122,21 @@ def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list
     return placed(invocation, spec, images, net, dearest), parents
 
 
-def _member(path: str, dataset: Dataset, size: int) -> Parent:
-    """A finished run; UserError if it is none, or of other images."""
+def _member(path: str, dataset: Dataset, options: DataOptions) -> Parent:
+    """A finished run; UserError if it is none, or of other images than ``dataset``, which the ``options`` name."""
     run = RunFolder.named(Path(path))
     spec = run.read_spec()
     if spec.stage not in JOINED:
         raise UserError(f"--members {path}: is a run of stage {spec.stage}, not of {' or '.join(JOINED)}")
-    if spec.dataset_digest != dataset.digest or spec.input_size != size:
+    if spec.dataset_digest != dataset.digest or spec.input_size != options.resize:
         raise UserError(
             f"--members {path}: was trained on other images ({spec.dataset} at {spec.input_size}); give those, by the "
             "data flags of its stage"
         )
     run.result("macs.backbone", int, low=1)
-    return Parent.of(run)
+    parent = Parent.of(run)
+    parent.check_subtask(options.classes)
+    return parent
 
 
 def _check_alike(parents: Sequence[Parent]) -> None:

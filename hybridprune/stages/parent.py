@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridprune.config import PruneConfig, RlConfig
+from hybridprune.config.name_list import joined_names
 from hybridprune.data import Split
 from hybridprune.errors import UserError
 from hybridprune.models.skipnet import GatedNetwork
@@ -43,7 +44,7 @@ class Parent:
         """UserError if the parent knows some classes alone, and these are others."""
         own = self.run.read_json("config.json").get("classes") or []
         if own and list(classes) != own:
-            raise UserError(f"--classes: {self.run.path} is of a subtask; give --classes {','.join(own)}")
+            raise UserError(f"--classes: {self.run.path} is of a subtask; give --classes {joined_names(own)}")
 
     @staticmethod
     def of(run: RunFolder) -> Parent:

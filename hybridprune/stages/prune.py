@@ -66,6 +66,7 @@ def run_each(invocation: Invocation[PruneConfig]) -> list[dict[str, Any] | None]
     runs = invocation.each()
     if len(runs) == 1:
         return [run(invocation)]
+    name_configuration(invocation)
     measurements: Measurements = {}
     if not invocation.resume and not invocation.dry_run:
         with full_precision():
@@ -130,11 +131,16 @@ def _prune(
                 # A plan that cannot be made leaves nothing behind that would stand in the way of the next try.
                 shutil.rmtree(folder.path)
             raise
+        aim = cutting.wanted
+        revived = None if aim is None else aim.shortfall(net)
+        if revived is not None:
+            say(f"warning: {revived}")
         more = {
             "iterations": config.stage.max_iter,
             "method": config.cut.method,
             **({} if state.gap is None else {"gap": state.gap}),
             **({} if state.latency is None else {"latency": state.latency}),
+            **({} if aim is None else {"effective": {"target": aim.wanted, "met": revived is None}}),
             "sparse_epochs": config.sparsity.sparse_epochs * len(cutting.sparsity.trainings),
         }
         setup = dataclasses.replace(trainer.setup, net=net)

@@ -222,6 +222,11 @@ def other_scale(run: Path) -> None:
     (run / "spec.json").write_text(json.dumps(record))
 
 
+def subtask(run: Path) -> None:
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**record, "classes": ["3", "7"]}))
+
+
 def other_result(run: Path) -> None:
     record = json.loads((run / "result.json").read_text())
     del record["macs"]["backbone"]
@@ -233,6 +238,7 @@ def other_result(run: Path) -> None:
     [
         (other_split, ("its validation split", "train both alike")),
         (other_scale, ("its normalisation",)),
+        (subtask, ("--classes: ", "is of a subtask; give --classes 3,7")),
         (other_result, ("result.json", "macs.backbone is missing")),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hybridprune.commands import stages
+from hybridprune.stages import prune
 from tests.cli.test_flags import assert_helpful
 
 STAGES = {"train": stages.TRAIN, "prune": stages.PRUNE, "route": stages.ROUTE}
@@ -52,6 +53,17 @@ def test_prune_reads_config_json_where_there_is_one(
             told.append(said.err)
     assert widths == [64, 64, 24, 64]
     assert told == ["", "", "configuration: config.json\n", ""]
+
+
+def test_several_runs_name_the_file_that_was_read_unasked_as_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"target_flops": 0.25}')
+    monkeypatch.setattr(prune, "run", lambda *_: None)
+    stages.prune(["--target_latency", "0.9", "0.7", "--dry-run"], "hybridprune prune")
+    first, *runs = capsys.readouterr().err.splitlines()
+    assert first == "configuration: config.json" and [line[:10] for line in runs] == ["run 1 of 2", "run 2 of 2"]
 
 
 def test_help_says_which_file_is_read_unasked(

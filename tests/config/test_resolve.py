@@ -301,6 +301,15 @@ def test_names_are_a_list_in_the_file_and_parted_by_commas_in_a_flag(config_file
     wanted = ("backbone.conv", "*.projection.*")
     assert parse(PruneConfig(), "--exclude", "backbone.conv, *.projection.*").config.cut.exclude == wanted
     assert parse(PruneConfig(), config_path=config_file(exclude=[*wanted])).config.cut.exclude == wanted
+    none = parse(PruneConfig(), "--exclude", "none", config_path=config_file(exclude=[*wanted]))
+    assert none.config.cut.exclude == ()
+
+
+@pytest.mark.parametrize("words", ["", " ", ","])
+def test_a_flag_of_names_that_holds_none_is_refused(words: str) -> None:
+    """A variable of a script that is empty by mistake is not all classes."""
+    with pytest.raises(UserError, match=r"--classes .*: must be a list of names or patterns"):
+        parse(PruneConfig(), "--classes", words)
 
 
 def test_bounds_are_legal_where_they_are_inclusive() -> None:

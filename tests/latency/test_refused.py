@@ -34,7 +34,10 @@ __all__ = ["machine"]
             "latency: says how a budget of time is measured; give",
         ),
         ({"target_latency": -1.0}, "target_latency -1.0: must be above 0"),
-        ({"forward": lambda model, batch: model(batch[0])}, "target_latency: a network is timed on batches of one ten"),
+        (
+            {"forward": lambda model, batch: model(batch[0])},
+            "target_latency: a network is timed on batches of one tensor of numbers, and this one is called by a forw",
+        ),
     ],
 )
 def test_what_cannot_be_timed_is_refused_before_any_work(

@@ -84,6 +84,15 @@ def test_any_score_and_allocation_reaches_it(method: str, allocation: str) -> No
     assert sum(live_weights(small, images).values()) == count_weights(small)
 
 
+def test_what_training_brings_back_is_told() -> None:
+    """Silenced channels that the cut has left in place, behind a shift that lets gradients through."""
+    net = dying()
+    net.get_parameter("4.bias").data[:6] = 0.1
+    cut = CutOptions(target_effective=0.35)
+    with pytest.warns(UserWarning, match=r"effective sparsity is 0\.[0-2].*, below the target of 0\.35: weights that"):
+        hybridprune.prune(net, BATCHES, method="l1", cut=cut, fine_tune=1.0)
+
+
 @pytest.mark.full
 def test_methods_that_select_after_a_training_reach_it_and_others_are_refused_before() -> None:
     options = SparsityOptions(sparse_epochs=0)

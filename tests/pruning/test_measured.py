@@ -116,6 +116,8 @@ REASONS = [
     (factors(), 1.0, None),
     (factors(g=1e-30), 1e-30, None),
     (factors(g=0), 0.0, NO_GRADIENT),
+    (factors(g=1e-40), 1e-40, NO_GRADIENT),  # no digits are left of it
+    (factors(a=1e-40), 1e-40, NO_INPUT),
     (factors(), 0.0, NO_GRADIENT),
     (factors(a=0), 0.0, NO_INPUT),
     (factors(0, 0, 0), 0.0, NO_GRADIENT),

@@ -129,7 +129,8 @@ def test_a_machine_that_slows_down_does_not_change_a_share() -> None:
     steady, slowing = FakeClock(CLOCKS["slower"]), FakeClock(CLOCKS["slower"], drift=lambda number: 1 + number)
     (kept, one), (same, two) = met(0.6, steady), met(0.6, slowing)
     assert kept == same and two["realised_ms"] > one["realised_ms"] and two["met"]
-    assert two["realised_ms"] / two["dense_ms"] == pytest.approx(one["realised_ms"] / one["dense_ms"])
+    for name in ("target_ms", "predicted_ms", "realised_ms"):
+        assert two[name] / two["dense_ms"] == pytest.approx(one[name] / one["dense_ms"]), name
 
 
 def test_a_lucky_time_is_not_believed() -> None:

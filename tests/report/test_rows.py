@@ -107,6 +107,15 @@ def test_other_group_other_stage_and_other_data_are_other_rows(tmp_path: Path) -
     assert all(len(row.seeds) == 1 for row in rows)
 
 
+def test_a_subtask_stands_by_itself_and_says_so(tmp_path: Path) -> None:
+    write(tmp_path / "1", result("sp", "a"))
+    write(tmp_path / "2", result("prune", "b", "a", config={"classes": []}))
+    write(tmp_path / "3", result("prune", "c", "a", group="h", config={"classes": ["bear", "otter"]}))
+    *whole, some = sorted(collect(tmp_path), key=lambda row: len(row.dataset))
+    assert [row.dataset for row in whole] == ["tree", "tree"] and some.dataset == "tree (2 of 100 classes)"
+    assert whole[0].family == whole[1].family != some.family
+
+
 def test_a_repeat_with_equal_seeds_counts_once_and_the_newest_wins(tmp_path: Path) -> None:
     write(tmp_path / "1", result("sp", "a", test__always_on__accuracy=0.5), age=10)
     write(tmp_path / "2", result("sp", "b", test__always_on__accuracy=0.6), age=0)
