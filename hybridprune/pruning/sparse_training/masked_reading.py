@@ -52,9 +52,7 @@ class _Reading(nn.Module):
         return weight * scale.to(weight.dtype).view(1, -1, *(1,) * (weight.ndim - 2))
 
 
-def attach(
-    model: nn.Module, groups: Sequence[ChannelGroup], make: Callable[[Tensor, ChannelGroup], K]
-) -> dict[str, K]:
+def attach(model: nn.Module, groups: Sequence[ChannelGroup], make: Callable[[Tensor, ChannelGroup], K]) -> dict[str, K]:
     """Give each group a mask, in place; returns them by the group's name, whose layer owns what they have.
 
     ``make`` gives the mask of a group from the weight of that layer, whose device and type are the mask's. A mask acts
