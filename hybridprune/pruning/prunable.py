@@ -76,7 +76,7 @@ class PrunableNetwork(Protocol):
         ...
 
     def judge(self, model: nn.Module) -> float:
-        """How good a network of this kind is on images that are kept for such choices: the higher the better.
+        """The worth of a network of this kind on images that are kept for such choices: the higher the better.
 
         BatchNorm's statistics of ``model``, in place, become those of some training images before.
         """

@@ -92,5 +92,5 @@ class Sparsity:
         return [training for training in (self.before, self.after) if training is not None]
 
     def cut_weights(self, options: CutOptions) -> str:
-        """What the cut network starts from: inherit, scratch or imitate."""
+        """The start of the cut network under these options: inherit, scratch or imitate."""
         return options.cut_weights if options.cut_weights != "auto" else "scratch" if self.anew else "inherit"

@@ -36,7 +36,7 @@ def edges(channels: int, bins: int) -> list[int]:
 
 
 def coverage(channels: int, bins: int) -> Tensor:
-    """Which channels each width has, ``[2, bins, channels]``, bool: from the left and from the right, widths from 1."""
+    """The channels that each width from 1 has, ``[2, bins, channels]``, bool: from the left and from the right."""
     counts = torch.tensor(edges(channels, bins)[1:])[:, None]
     number = torch.arange(channels)
     return torch.stack([number < counts, number >= channels - counts])

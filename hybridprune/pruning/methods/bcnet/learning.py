@@ -41,7 +41,7 @@ class Bilateral:
         return loss, {name: (value + also[name]) / 2 for name, value in logged.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the objective itself."""
+        """The state of the objective itself."""
         return self.objective.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class WidthLearning:
 
     @property
     def widths(self) -> list[int]:
-        """Of each group in the present step, in bins."""
+        """The width of each group in the present step, in bins."""
         return drawn_widths(self._bins, self._seed, self._step)
 
     def note(self, loss: Tensor) -> None:
