@@ -24,7 +24,7 @@ from hybridprune.store.seeds import stream_seed
 CURVATURE_BATCH = 128
 """Of small images; of large ones no more than an evaluation takes."""
 JUDGED_AFTER = 1280
-"""Training images that BatchNorm sees of a network before it is judged: 20 batches of 64."""
+"""Training images that BatchNorm sees of a network before it is judged: as many as 20 batches of 64."""
 GATES = "gate.*"
 """Their layers are never cut."""
 

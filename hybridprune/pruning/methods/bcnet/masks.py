@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.pruning.channels.group import ChannelGroup
-from hybridprune.pruning.methods.bcnet.bins import bins_of, coverage
+from hybridprune.pruning.methods.bcnet.bins import LEFT, bins_of, coverage
 from hybridprune.pruning.sparse_training.masked_reading import Mask, attach
 
 RECORD = "width_losses"
@@ -52,7 +52,7 @@ def show(masks: Sequence[WidthMask], side: int, widths: Sequence[int]) -> None:
 
 def show_all(masks: Sequence[WidthMask]) -> None:
     """Make the network whole."""
-    show(masks, 0, [mask.bins for mask in masks])
+    show(masks, LEFT, [mask.bins for mask in masks])
 
 
 def attach_record(model: nn.Module, masks: Mapping[str, WidthMask], smallest: int) -> list[Tensor]:
@@ -70,4 +70,5 @@ def take_record(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor
     """The record of each group, on the CPU, which the network, in place, has no more; None without a training."""
     found = [model.get_submodule(group.name)._buffers.pop(RECORD, None) for group in groups]
     records = [each.cpu() for each in found if each is not None]
-    return records if len(records) == len(groups) else None
+    assert len(records) in (0, len(groups)), "the groups are those of the training"
+    return records or None

@@ -51,19 +51,23 @@ def test_the_mean_of_what_is_on_record() -> None:
 
 
 def test_expected_macs_are_the_mean_over_all_networks() -> None:
-    space = resnet_space()
+    """Also where a layer reads and writes the same group, as one whose output is added to its input."""
+    sets = [UnitSet("a", torch.zeros(3), 1), UnitSet("b", torch.zeros(4), 1)]
+    cells = [
+        ChannelCell("a", (0,), (3,), 3, 3, (1,), (1,), macs=2, area=1, extra=0),
+        ChannelCell("b", (0, 1), (3, 4), 5, 8, (1, 0), (0, 2), macs=5, area=1, extra=0),
+    ]
+    space = Space(sets, cells, Cost(7, 0))
     draw = torch.Generator().manual_seed(0)
-    full = space.everything()
-    sizes = torch.tensor([[1, n] for n in full], dtype=torch.float64)
-    p = torch.rand(len(full), generator=draw, dtype=torch.float64)
-    p = torch.stack([p, 1 - p], 1)
-    mean = (p * sizes).sum(1)
-    found = expected_macs(WidthMacs.of(space, CPU), mean, (p * sizes.square()).sum(1) - mean.square())
-    expected = 0.0
-    for places in product((0, 1), repeat=len(full)):
-        chance = torch.stack([row[place] for row, place in zip(p, places, strict=True)]).prod()
-        expected += float(chance) * space.cost([(1, n)[place] for n, place in zip(full, places, strict=True)]).macs
-    assert float(found) == pytest.approx(expected, rel=1e-9)
+    sizes = [torch.arange(1.0, n + 1, dtype=torch.float64) for n in space.everything()]
+    shares = [torch.rand(len(own), generator=draw, dtype=torch.float64).softmax(0) for own in sizes]
+    mean = torch.stack([p @ own for p, own in zip(shares, sizes, strict=True)])
+    variance = torch.stack([p @ own.square() for p, own in zip(shares, sizes, strict=True)]) - mean.square()
+    expected = sum(
+        float(shares[0][a - 1] * shares[1][b - 1]) * space.cost([a, b]).macs
+        for a, b in product(range(1, 4), range(1, 5))
+    )
+    assert float(expected_macs(WidthMacs.of(space, CPU), mean, variance)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_prior_is_the_best_mixture_at_the_budget() -> None:
