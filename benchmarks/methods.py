@@ -74,6 +74,8 @@ class Arm:
             return 0, base + more
         if not trainings:
             return 0, more
+        if sparsity_of(self.method).anew:  # new weights twice: half for what is searched in, half for what is found
+            return (base + more) // 2, base + more - (base + more) // 2
         before = more - round(TUNED * more)
         if trainings[0].fresh:
             return base + before, more - before

@@ -39,6 +39,7 @@ OWN: Mapping[str, tuple[str, ...]] = {
     "prune": (
         *("--epochs_start", "1", "--epochs_end", "1", "--curvature_images", "50", "--moment_images", "25"),
         *("--refit_images", "50", "--target_flops", "0.6", "--sparse_epochs", "1"),
+        *("--bcnet_population", "4", "--bcnet_generations", "2"),
     ),
     "rl": ("--epochs", "1", "--rl_warmup", "0"),
 }

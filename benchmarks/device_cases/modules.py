@@ -46,7 +46,7 @@ def pruned(device: torch.device, cut: CutOptions | None = None, **options: Any) 
         **{
             "target_flops": 0.6,
             "curvature": CurvatureOptions(curvature_images=24, moment_images=12),
-            "sparsity": SparsityOptions(sparse_epochs=1),
+            "sparsity": SparsityOptions(sparse_epochs=1, bcnet_population=4, bcnet_generations=2),
             **options,
         },
     )

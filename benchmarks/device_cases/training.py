@@ -38,7 +38,7 @@ _CUTS: Mapping[str, tuple[str, ...]] = {
     "imitating": ("--method", "l1", "--use_out_dependencies", "--cut_weights", "imitate", "--imitate_epochs", "1"),
 }
 
-_TRAINED = ("greg-2", "masksparsity", "nuspm", "rni")
+_TRAINED = ("greg-2", "masksparsity", "nuspm", "rni", "bcnet")
 """Each trains towards its cut in a way of its own."""
 
 _EVERY_4 = ("--nuclear_interval", "4")

@@ -5,17 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from hybridprune.api.first_look import Batches
 from hybridprune.batch import Batch
-from hybridprune.curvature import Likelihood
+from hybridprune.curvature import CROSS_ENTROPY, Likelihood
+from hybridprune.engine.batchnorm import recalibrate_by
+from hybridprune.engine.modes import kept_modes
 from hybridprune.measure.cost import count_module
+from hybridprune.nested import images_in
+from hybridprune.processes import total
 from hybridprune.progress_bar import Steps
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.store.seeds import stream_seed
+
+JUDGED = 1024
+"""Images."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,30 @@ class PlainNetwork:
     def sample(self, images: int, purpose: str) -> Steps[Batch]:
         """Random images of the loader, about so many, with a bar that names the purpose."""
         return Steps(self.batches.sample(images, stream_seed(self.seed, purpose)), purpose)
+
+    @cached_property
+    def judged(self) -> list[Batch]:
+        """The images that networks are judged on: a user gives no others than those of the training."""
+        return list(self.sample(JUDGED, "judging"))
+
+    @torch.no_grad()
+    def judge(self, model: nn.Module) -> float:
+        """The accuracy or, of other losses than cross-entropy, minus the loss, on random images of the loader."""
+        task = self.batches.task
+        recalibrate_by(model, self.judged, lambda batch: task.output(model, batch.images), shared=True)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.batches.device)
+        with kept_modes(model):
+            model.eval()
+            for batch in self.judged:
+                output, images = task.output(model, batch.images), images_in(batch.images) or 0
+                if self.likelihood is CROSS_ENTROPY:
+                    answers = output.argmax(1)
+                    worth = (answers == batch.labels.reshape(answers.shape)).double().mean()
+                else:
+                    worth = -self.likelihood.loss(output, batch.labels).double()
+                sums += torch.stack([worth * images, torch.full_like(worth, images)])
+        total([sums])
+        return float(sums[0] / sums[1])
 
     def measure(self, model: nn.Module) -> Cost:
         """All of the module's MACs and parameters."""

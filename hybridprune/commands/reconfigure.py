@@ -29,11 +29,12 @@ from hybridprune.measure.cost import NetworkCost, count
 from hybridprune.models.edits import edits_between
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Cost
-from hybridprune.pruning.methods.nuspm.masks import attach_masks, fold_masks
+from hybridprune.pruning.methods.nuspm.masks import attach_masks
 from hybridprune.pruning.methods.nuspm.method import MASKED
 from hybridprune.pruning.pipeline import CutState, Trainer
 from hybridprune.pruning.plan import Plan
 from hybridprune.pruning.promise import check_promise
+from hybridprune.pruning.sparse_training.masked_reading import fold_masks
 from hybridprune.stages.cut_schedule import Cutting
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.setup import to_device, unpruned

@@ -35,6 +35,7 @@ METHODS = Registry(
         "ucs": f"{_HOME}.by_score:UCS",
         "rni": f"{_HOME}.rni:METHOD",
         "dsp": f"{_HOME}.dsp.method:METHOD",
+        "bcnet": f"{_HOME}.bcnet.method:METHOD",
     },
 )
 """The one list of them; pruning finds them through it, which these options cannot import."""

@@ -547,11 +547,12 @@ class CutOptions(Checked):
         source="Hou et al. 2021",
     )
     cut_weights: str = option(
-        "inherit",
-        "what the cut network starts from: inherit (its share of the weights), scratch (newly initialised ones), or "
-        "imitate (its share, which then learns its parent's features stage by stage, and its logits)",
-        choices=("inherit", "scratch", "imitate"),
-        source="Liu et al. 2019; Zhou et al. 2020, imitate",
+        "auto",
+        "what the cut network starts from: inherit (its share of the weights), scratch (newly initialised ones), "
+        "imitate (its share, which then learns its parent's features stage by stage, and its logits), or auto (scratch "
+        "for bcnet, which finds widths and no weights, else inherit)",
+        choices=("auto", "inherit", "scratch", "imitate"),
+        source="Liu et al. 2019; Zhou et al. 2020, imitate; Su et al. 2021, scratch",
         measured="results_methods.md",
     )
 
@@ -595,7 +596,7 @@ class LatencyTarget(Checked):
 
 @dataclass(frozen=True)
 class SparsityOptions(Checked):
-    """Methods that train before a cut (slimming, rni, greg-1, greg-2, masksparsity, peel, adapruner, nuspm, dsp)."""
+    """Methods that train before a cut: slimming, rni, greg-1/2, masksparsity, peel, adapruner, nuspm, dsp, bcnet."""
 
     sparse_epochs: int = option(
         10, "epochs of each training towards sparsity, before the cut", low=0, measured="results_methods.md"
@@ -603,9 +604,9 @@ class SparsityOptions(Checked):
     sparse_start: str = option(
         "auto",
         "what the first of them starts from: parent (its weights), scratch (newly initialised ones), or auto (scratch "
-        "for nuspm, which was made for it, else parent)",
+        "for nuspm and bcnet, which were made for it, else parent)",
         choices=("auto", "parent", "scratch"),
-        source="Lee et al. 2024, scratch",
+        source="Lee et al. 2024; Su et al. 2021, scratch",
     )
     sparse_lr: float | None = option(
         None,
@@ -674,6 +675,24 @@ class SparsityOptions(Checked):
         "dsp: groups of each layer's filters, at most; 1 is pruning of input channels",
         low=1,
         source="Park et al. 2023",
+    )
+    bcnet_bins: int = option(
+        20, "bcnet: bins of each group's channels, at most; widths are so many of them", low=2, source="Su et al. 2021"
+    )
+    bcnet_losses: int = option(
+        100,
+        "bcnet: smallest losses of each width in training whose mean says where its search starts",
+        low=1,
+        source="Su et al. 2021",
+    )
+    bcnet_population: int = option(
+        50, "bcnet: networks of each generation of its search", low=2, source="Su et al. 2021, code"
+    )
+    bcnet_generations: int = option(
+        20,
+        "bcnet: generations of its search, the drawn one included; each network is validated twice",
+        low=1,
+        source="Su et al. 2021, code",
     )
 
 

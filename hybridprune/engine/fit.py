@@ -177,7 +177,11 @@ class Fit(Generic[N]):
         return progress
 
     def _compile_times(self) -> CompileTimes:
-        how = {"precision": self.optim.precision, "tf32": str(self.optim.tf32), "loss": type(self.objective).__name__}
+        how = {
+            "precision": self.optim.precision,
+            "tf32": str(self.optim.tf32),
+            "loss": type(self._loop.objective).__name__,
+        }
         return CompileTimes.of(self.net, self.device, **how)
 
     def _validation_losses(self, progress: Progress) -> list[tuple[int, float | None]]:

@@ -48,6 +48,11 @@ class Loop:
     trial: Trial | None = None
     """Decides, step by step, what runs compiled."""
 
+    def __post_init__(self) -> None:
+        drive = self.descent.drive
+        if drive is not None and drive.around is not None:
+            self.objective = drive.around(self.objective)
+
     def __call__(self, forward: Pass, batches: Iterable[Batch], start: int = 0) -> Iterator[int]:
         """A step for each of the ``batches``, the first of which is step ``start``; gives how many are done.
 

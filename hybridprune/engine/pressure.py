@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from hybridprune.engine.objective import Objective
+
 
 class Pressure(Protocol):
     """Adds to the gradients of each step. It is no term of the loss, so mixed precision and compilers do not see it."""
@@ -56,6 +58,8 @@ class Drive:
     """What is worth logging after each epoch."""
     after_step: Callable[[Step], object] | None = None
     """Called after each step of the optimiser; it may change the weights. All processes must do the same."""
+    around: Callable[[Objective], Objective] | None = None
+    """The objective that takes the place of the training's own, for example the mean of several passes of it."""
 
 
 def parameter_groups(

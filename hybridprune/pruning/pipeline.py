@@ -228,7 +228,7 @@ class Pipeline(Generic[M]):
             plan.apply(kept)
         if before is not None and (after := trainer.validate(model)) is not None:
             state = dataclasses.replace(state, gap={"before": before, "after": after})
-        if self.options.cut_weights == "scratch":
+        if sparsity_of(self.options.method).cut_weights(self.options) == "scratch":
             initialise(model, self.seed, "cut")
         return Cut(trainer.settle(model), plan, kept, state)
 

@@ -124,7 +124,8 @@ def _target(
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)
     residual = JOINED in found.left_alone.values() or any(group.coupled for group in groups)
-    return Target(network.model, groups, space, budget, removed, network.seed, residual)
+    known = (network.model, groups, space, budget, removed, network.seed, residual)
+    return Target(*known, judge=lambda model: network.judge(model))
 
 
 def followed(network: PrunableNetwork, options: CutOptions, coupled: bool) -> Channels:

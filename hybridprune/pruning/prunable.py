@@ -75,6 +75,13 @@ class PrunableNetwork(Protocol):
         """Batches of about so many random training images, the same for a purpose."""
         ...
 
+    def judge(self, model: nn.Module) -> float:
+        """The worth of a network of this kind on images that are kept for such choices: the higher the better.
+
+        BatchNorm's statistics of ``model``, in place, become those of some training images before.
+        """
+        ...
+
     def measure(self, model: nn.Module) -> Cost:
         """The cost of a network of this kind, as far as it counts: of a gated network its backbone's."""
         ...

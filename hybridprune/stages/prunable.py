@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from hybridprune.config import PruneConfig
 from hybridprune.curvature import CROSS_ENTROPY, Likelihood
 from hybridprune.data import EvalBatches
+from hybridprune.engine.batchnorm import recalibrate
+from hybridprune.engine.evaluate import evaluate
 from hybridprune.measure.cost import count
 from hybridprune.models.skipnet import GatedNetwork
 from hybridprune.pruning.budget.space import Cost
@@ -21,6 +23,8 @@ from hybridprune.store.seeds import stream_seed
 
 CURVATURE_BATCH = 128
 """Of small images; of large ones no more than an evaluation takes."""
+JUDGED_AFTER = 1280
+"""Training images that BatchNorm sees of a network before it is judged: as many as 20 batches of 64."""
 GATES = "gate.*"
 """Their layers are never cut."""
 
@@ -82,6 +86,11 @@ class PrunableGated:
         """Random training images, about so many, without augmentation."""
         size = min(CURVATURE_BATCH, self.images.eval_batch)
         return self.images.sample(images, size, f"{purpose}/{self.cut}")
+
+    def judge(self, model: nn.Module) -> float:
+        """The accuracy on the validation images, as its gates route them."""
+        recalibrate(model, self.sample(JUDGED_AFTER, "judge"))
+        return evaluate(model, self.images.validation(), "masked").accuracy
 
     def measure(self, model: nn.Module) -> Cost:
         """MACs and parameters of the backbone."""

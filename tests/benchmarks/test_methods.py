@@ -18,7 +18,8 @@ def test_all_arms_train_for_as_many_epochs(name: str) -> None:
     sparse, tune = arm.epochs(base=60, more=10)
     fresh = name == SCRATCH or (trainings and trainings[0].fresh)
     assert sparse * len(trainings) + tune == (70 if fresh else 10)
-    assert tune == (70 if name == SCRATCH else 4 if trainings else 10)
+    anew = sparsity_of(arm.method).anew
+    assert tune == (70 if name == SCRATCH else 35 if anew else 4 if trainings else 10)
 
 
 def line(arm: str, right: int, target: float = 0.5) -> Line:

@@ -15,7 +15,10 @@ from tests.process_groups import together
 
 pytestmark = pytest.mark.usefixtures("few_sweeps")
 WIDE = ("--width", "8")
-SHORT = ("--epochs_start", "1", "--epochs_end", "1", "--refit_images", "64", "--sparse_epochs", "1")
+SHORT = (
+    *("--epochs_start", "1", "--epochs_end", "1", "--refit_images", "64", "--sparse_epochs", "1"),
+    *("--bcnet_population", "4", "--bcnet_generations", "2"),
+)
 KEYS = [
     ("--fisher_type", "exp"),
     ("--sua",),

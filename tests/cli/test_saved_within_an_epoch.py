@@ -21,6 +21,7 @@ CUT = (
     *("--config_path", str(ROOT / "config.json"), "--target_flops", "0.6", "--curvature_images", "20"),
     *("--moment_images", "20", "--refit_images", "0", "--epochs_start", "2", "--epochs_end", "2"),
 )
+SEARCH = ("--bcnet_population", "4", "--bcnet_generations", "2")
 ROUTED = (*TWO, "--target_flops", "0.55", "--rl_warmup", "0", "--price_step", "0.1")
 MEMORY = ("--flip_from", "sampled", "--entropy_bonus", "0.1", "--rate_bound", "0.2")
 CASES = {
@@ -29,6 +30,7 @@ CASES = {
     "fine-tuning": ("prune", RESNET, (*CUT, "--kd_weight", "0.3"), 0),
     "growing L2": ("prune", RESNET, (*CUT, "--method", "greg-2", "--sparse_epochs", "2", "--greg_interval", "3"), 0),
     "masks": ("prune", RESNET, (*CUT, "--method", "nuspm", "--sparse_epochs", "2", "--nuclear_interval", "3"), 0),
+    "widths": ("prune", RESNET, (*CUT, "--method", "bcnet", "--sparse_epochs", "2", *SEARCH), 0),
     "after masks": ("prune", RESNET, (*CUT, "--method", "nuspm", "--sparse_epochs", "1"), 1),
     "counterfactual": ("rl", RESNET, ROUTED, 0),
     "counterfactual, sampled": ("rl", RESNET, (*ROUTED, *MEMORY), 0),

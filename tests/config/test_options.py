@@ -23,8 +23,8 @@ OPTIONS = {
 }
 
 UNITS = (
-    "blocks|channels|epochs|execution rate|FLOPs|images|iterations|layers|logits|minutes|multiples|norm|parameters|"
-    "passes|pixels|probability|probabilities|seconds|share|steps|sweeps|threads|workers"
+    "blocks|channels|epochs|execution rate|FLOPs|generations|images|iterations|layers|logits|losses|minutes|multiples|"
+    "networks|norm|parameters|passes|pixels|probability|probabilities|seconds|share|steps|sweeps|threads|workers"
 )
 UNITLESS = {
     "seed", "lr", "momentum", "weight_decay", "ma", "rate_penalty", "sparsity_weight", "mask_threshold", "alpha_nuc",

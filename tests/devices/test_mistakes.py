@@ -34,7 +34,7 @@ WATCHED = (
 """Cases which together run most of what puts something on the device, the short ones first."""
 HARMLESS = {
     "hybridprune/engine/device.py (device_of)": "asks whether the device is there",
-    "hybridprune/pruning/methods/nuspm/masks.py (_Reading.__init__)": "a buffer, which goes with its network",
+    "hybridprune/pruning/sparse_training/masked_reading.py (_Reading.__init__)": "a buffer, goes with its network",
     "hybridprune/routing/price.py (Price.__init__)": "numbers without dimensions",
     "hybridprune/curvature/collect.py (collect_second_moments)": "a number without dimensions",
     "hybridprune/engine/fit.py (Fit.__post_init__.<locals>.<lambda>)": "the norm of gradients, without dimensions",

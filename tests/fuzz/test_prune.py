@@ -68,7 +68,7 @@ REST: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.one_of(st.integers(0, 2**63), st.just(0)),
     "loss": st.sampled_from(["cross_entropy", "bce", "mse"]),
 }
-SPARSE = SparsityOptions(sparse_epochs=1, greg_interval=1)
+SPARSE = SparsityOptions(sparse_epochs=1, greg_interval=1, bcnet_population=4, bcnet_generations=2)
 ARGUMENTS = ("target_flops", "method", *REST)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from hybridprune.config import SparsityOptions
+from hybridprune.config import CutOptions, SparsityOptions
 from hybridprune.engine.pressure import Drive
 from hybridprune.pruning.budget.space import Budget, Space
 from hybridprune.pruning.channels import ChannelGroup
@@ -46,6 +46,8 @@ class Target:
     """Whether sums join some of its channels, as in a ResNet; also where these may not go."""
     grouped: Sequence[GroupTarget] = ()
     """The convolutions whose filters are to be grouped, in the place of groups of channels."""
+    judge: Callable[[nn.Module], float] | None = None
+    """How good a copy of the network is, see `PrunableNetwork.judge`."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,14 @@ class Sparsity:
     keeps: str | None = None
     """The name of the files of a run (.safetensors and .json, its specification) in which the network stays as it was
     trained, before ``conclude``."""
+    anew: bool = False
+    """Whether ``cut_weights: auto`` means newly initialised weights."""
 
     @property
     def trainings(self) -> list[SparseTraining]:
         """The trainings, in their order."""
         return [training for training in (self.before, self.after) if training is not None]
+
+    def cut_weights(self, options: CutOptions) -> str:
+        """The start of the cut network under these options: inherit, scratch or imitate."""
+        return options.cut_weights if options.cut_weights != "auto" else "scratch" if self.anew else "inherit"

@@ -12,8 +12,9 @@ from hybridprune.errors import UserError
 from hybridprune.pruning.budget.space import InfeasibleBudget
 from hybridprune.pruning.channels.scores.magnitude import read_weight
 from hybridprune.pruning.method import ChannelMethod
-from hybridprune.pruning.methods.nuspm.masks import attach_masks, fold_masks, mask_parameters, unread_channels
+from hybridprune.pruning.methods.nuspm.masks import attach_masks, mask_parameters, unread_channels
 from hybridprune.pruning.methods.nuspm.pressure import MaskPressure, masked_filters
+from hybridprune.pruning.sparse_training.masked_reading import fold_masks
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
 
 MASKED = "masked"

@@ -20,10 +20,10 @@ from hybridprune.pruning.methods.nuspm.masks import (
     ChannelMask,
     attach_masks,
     attached_masks,
-    fold_masks,
     mask_parameters,
     unread,
 )
+from hybridprune.pruning.sparse_training.masked_reading import fold_masks
 from tests.networks_and_images import random_decisions, random_images, random_net
 from tests.pruning.channels.networks import NETS, groups_of, run
 from tests.pruning.random_curvature import cost_of

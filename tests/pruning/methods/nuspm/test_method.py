@@ -17,7 +17,8 @@ from hybridprune.measure.cost import count_module, module_macs
 from hybridprune.pruning.budget.space import Budget, Cost
 from hybridprune.pruning.channels import channel_space
 from hybridprune.pruning.methods.nuspm import method as nuspm
-from hybridprune.pruning.methods.nuspm.masks import attach_masks, attached_masks, fold_masks, mask_parameters
+from hybridprune.pruning.methods.nuspm.masks import attach_masks, attached_masks, mask_parameters
+from hybridprune.pruning.sparse_training.masked_reading import fold_masks
 from hybridprune.pruning.sparse_training.protocol import Target
 from tests.networks_and_images import random_images
 from tests.pruning.channels.networks import NETS, groups_of

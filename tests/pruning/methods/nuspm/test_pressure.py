@@ -16,8 +16,9 @@ from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import ChannelGroup, channel_space
 from hybridprune.pruning.directions.layers import layer_macs
 from hybridprune.pruning.methods.nuspm.budget import mask_macs
-from hybridprune.pruning.methods.nuspm.masks import ChannelMask, attach_masks, mask_parameters, unmasked_weight
+from hybridprune.pruning.methods.nuspm.masks import ChannelMask, attach_masks, mask_parameters
 from hybridprune.pruning.methods.nuspm.pressure import GMACS_OF_RESNET50, MaskPressure, masked_filters
+from hybridprune.pruning.sparse_training.masked_reading import unmasked_weight
 from tests.networks_and_images import random_images
 from tests.pruning.channels.networks import NETS, groups_of
 
