@@ -211,14 +211,14 @@ def outcome(arm: str, search: Search, budget: float, seed: int) -> Found | None:
     return reassigned(search, budget, arm == SHUFFLED, seed)
 
 
-def member(bench: Bench, name: str, seed: int) -> Member:
+def member(bench: Bench, name: str, seed: int, recipe: Recipe) -> Member:
     """A published network, or one that was cut and trained; its logits are kept in the work folder."""
     depth, _, cut = name.partition("@")
     target, _, epochs = cut.partition("x")
     path = bench.work / f"logits-{name}-seed{seed if target else 0}.pt"
     if not path.is_file():
         if target:
-            net, _ = bench.trained(Cell(int(depth), float(target)), OURS, seed, Recipe(), int(epochs or EPOCHS))
+            net, _ = bench.trained(Cell(int(depth), float(target)), OURS, seed, recipe, int(epochs or EPOCHS))
         else:
             net = bench.dense(int(depth))
         macs = count_module(net, next(iter(bench.images.shuffled(0, 1)))[0])[0]
@@ -262,16 +262,17 @@ def run_missing(
 def command(arguments: argparse.Namespace, budget: float, arm: str) -> str:
     """The command line that gives one line anew, wherever the data lies."""
     flags = ["--budgets", str(budget), "--arms", arm, "--seed", str(arguments.seed)]
+    flags += [] if arguments.precision == Recipe.precision else ["--precision", arguments.precision]
     return shlex.join(["python", "-m", "benchmarks.cascade_arms", *flags, "--members", *arguments.members])
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     found = shared_parser(__doc__, RESULTS)
     found.add_argument(
         "--members", nargs="+", default=list(MEMBERS), help="DEPTH, or DEPTH@TARGET[xEPOCHS] of a cut one"
     )
     found.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help=f"shares of ResNet-{OF}'s FLOPs")
+    found.add_argument("--precision", default=Recipe.precision, help="of the trainings of cut networks")
     found.add_argument("--arms", nargs="+", default=[x for x in ARMS if x != WHOLE], choices=ARMS, metavar="ARM")
     return found
 
@@ -285,14 +286,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.tables or arguments.plot is not None:
         return
     data = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
-    bench = Bench(data, arguments.weights, arguments.work)
-    parts = data.parts
+    bench, recipe = Bench(data, arguments.weights, arguments.work), Recipe(precision=arguments.precision)
+    parts, of = data.parts, lambda name: member(bench, name, arguments.seed, recipe)
     images = Images(data.dataset.test.labels, parts.validation, parts.train)
-    joins = any(arm != WHOLE for arm in arguments.arms)  # else no member has to be trained
-    members = [member(bench, name, arguments.seed) for name in arguments.members if joins]
-    whole = member(bench, str(OF), 0).macs
-    targets = {x: TO_BUDGET[x] for x in arguments.budgets if x in TO_BUDGET and WHOLE in arguments.arms}
-    cut_to = {budget * whole: member(bench, name, arguments.seed) for budget, name in targets.items()}
+    members = [of(name) for name in arguments.members if set(arguments.arms) != {WHOLE}]  # else none has to be trained
+    whole = of(str(OF)).macs
+    to_budget = TO_BUDGET if WHOLE in arguments.arms else {}
+    cut_to = {budget * whole: of(to_budget[budget]) for budget in arguments.budgets if budget in to_budget}
     run_missing(Search(members, images, cut_to), arguments.results, arguments, whole, lambda x: print(x, flush=True))
 
 
