@@ -30,7 +30,7 @@ CLASSIFIER_IMAGES, CLASSIFIER_BATCH, CLASSIFIER_TARGET = 512, 32, 0.5
 
 
 def classifier_row(name: str) -> tuple[str, ...]:
-    """The same of a torchvision classifier, without an accuracy."""
+    """A torchvision classifier's row: cells as in `row`, without an accuracy."""
     network = Network(f"torchvision:{name}")
     net, pairs = network.build(), network.batches(CLASSIFIER_IMAGES // CLASSIFIER_BATCH, CLASSIFIER_BATCH)
     wall, cores = time.perf_counter(), time.process_time()
