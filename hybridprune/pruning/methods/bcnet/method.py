@@ -25,9 +25,9 @@ from hybridprune.pruning.methods.bcnet.evolution import Evolution, evolve
 from hybridprune.pruning.methods.bcnet.learning import Bilateral, WidthLearning
 from hybridprune.pruning.methods.bcnet.masks import attach_record, attach_widths, show, take_record
 from hybridprune.pruning.methods.bcnet.prior import mean_losses, width_prior
-from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
 from hybridprune.pruning.sparse_training.masked_reading import fold_masks
 from hybridprune.pruning.sparse_training.protocol import Removal, SparseTraining, Sparsity, Target
+from hybridprune.pruning.sparse_training.width_macs import WidthMacs
 from hybridprune.store.seeds import generator
 
 

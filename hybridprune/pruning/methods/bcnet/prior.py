@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
+from hybridprune.pruning.sparse_training.width_macs import WidthMacs
 
 PENALTY = 100.0
 """A percent of the FLOPs too many costs as much as a hundredth of a group's range of losses."""

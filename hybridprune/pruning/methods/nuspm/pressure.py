@@ -15,8 +15,8 @@ from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.methods.nuspm.budget import mask_macs, settle
 from hybridprune.pruning.methods.nuspm.masks import ChannelMask
 from hybridprune.pruning.methods.nuspm.nuclear import nuclear_gap
-from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
 from hybridprune.pruning.sparse_training.masked_reading import unmasked_weight
+from hybridprune.pruning.sparse_training.width_macs import WidthMacs
 
 GMACS_OF_RESNET50 = 3.73
 """The published weight of the MACs is one of squared GMACs of this network; ours is of shares of any network's.

@@ -16,7 +16,7 @@ from hybridprune.pruning.channels.space import ChannelCell
 from hybridprune.pruning.methods.bcnet.choices import WidthChoices, Widths
 from hybridprune.pruning.methods.bcnet.evolution import Evolution, evolve
 from hybridprune.pruning.methods.bcnet.prior import expected_macs, mean_losses, width_prior
-from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
+from hybridprune.pruning.sparse_training.width_macs import WidthMacs
 from tests.networks_and_images import random_net
 from tests.pruning.channels.networks import SIZE, groups_of
 from tests.pruning.random_curvature import cost_of

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hybridprune.measure.cost import module_macs
 from hybridprune.pruning.budget.space import Cost, Space
 from hybridprune.pruning.channels import channel_space, remove_channels
-from hybridprune.pruning.methods.nuspm.width_macs import WidthMacs
+from hybridprune.pruning.sparse_training.width_macs import WidthMacs
 from tests.networks_and_images import random_images
 from tests.pruning.channels.networks import NETS, groups_of, run
 
