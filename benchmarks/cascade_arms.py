@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cascade_tables import plot, show
+from benchmarks.cascade_tables import WHOLE, plot, show
 from benchmarks.converged import MEAN, OURS, STD, Bench, Cell, commit, shared_parser
 from benchmarks.recipe import CPU, BenchImages, Recipe, save
 from benchmarks.results_log import append_line, find_line, pack, read_lines
@@ -40,7 +40,6 @@ EPOCHS, MOST = 10, 3
 TO_BUDGET = {0.25: "56@0.25x20", 0.4: "56@0.4x20"}
 """A network that is cut to the whole budget, and trained for as many epochs as a cascade's members together."""
 SINGLE, RANDOM, SHUFFLED, ALL = "one network", "at random", "shuffled within classes", "averaged for all images"
-WHOLE = "one network, cut to the budget"
 GATED: dict[str, tuple[Answer, bool]] = {
     "margin, last answer": ("last", False),
     "margin": ("average", False),

@@ -13,7 +13,7 @@ from benchmarks.results_log import Line
 from hybridprune.report.bootstrap import paired_bootstrap
 from hybridprune.tables import Table
 
-REFERENCE = "one network"
+REFERENCE, WHOLE = "one network", "one network, cut to the budget"
 HEADLINE = {
     REFERENCE: "the best one network",
     "learned": "the best cascade",
@@ -37,8 +37,19 @@ def all_tables(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
 
 
 def headline(lines: Sequence[Line]) -> str:
-    """The most important arms, as `overview` shows all."""
-    return overview([{**x, "arm": HEADLINE[x["arm"]]} for x in lines if x["arm"] in HEADLINE])
+    """The most important arms, as `overview` shows all; the one network is the better one on the images for choices."""
+    better = {budget: _better(lines, budget) for budget in {line["budget"] for line in lines}}
+    shown = [line for line in lines if line["arm"] not in (REFERENCE, WHOLE) or line["arm"] == better[line["budget"]]]
+    own = {**HEADLINE, WHOLE: HEADLINE[REFERENCE]}
+    named = [{**line, "arm": own[line["arm"]]} for line in shown if line["arm"] in own]
+    return overview(sorted(named, key=lambda line: [*HEADLINE.values()].index(line["arm"])))
+
+
+def _better(lines: Sequence[Line], budget: float) -> str:
+    """The arm of one network that its images for choices prefer at a budget."""
+    own = [line for line in lines if line["budget"] == budget]
+    choices = {arm: [x["choices"] for x in own if x["arm"] == arm] for arm in (REFERENCE, WHOLE)}
+    return max(choices, key=lambda arm: np.mean(choices[arm]) if choices[arm] else 0.0)
 
 
 def overview(lines: Sequence[Line]) -> str:

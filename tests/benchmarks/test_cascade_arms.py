@@ -140,6 +140,7 @@ def line(arm: str, right: float, budget: float = 0.4, seed: int = 0) -> Line:
         "members": ["8@0.5", "14"],
         "rates": [1.0, 0.25],
         "report": right,
+        "choices": right,
         "report_correct": pack(correct),
         "images": [100, 400],
         "share": budget,
@@ -148,10 +149,13 @@ def line(arm: str, right: float, budget: float = 0.4, seed: int = 0) -> Line:
 
 def test_tables_have_means_deviations_and_differences(tmp_path: Path) -> None:
     lines = [line(SINGLE, 0.6), line(SINGLE, 0.7, seed=1), line("margin", 0.75), line("margin", 0.85, seed=1)]
-    lines += [line(SINGLE, 0.5, 0.55)]
+    lines += [line(SINGLE, 0.5, 0.55), line(WHOLE, 0.4, 0.55)]
     tables = dict(all_tables(lines))
     assert list(tables) == ["headline", "all budgets", "budget 0.4", "budget 0.55"]
-    assert "| the best one network |" in tables["headline"] and "margin" not in tables["headline"]
+    assert "| the best one network | 65.00 +- 7.07 (2) | 50.00 |" in tables["headline"]
+    assert "margin" not in tables["headline"]
+    (better,) = [row for row in dict(all_tables([*lines, line(WHOLE, 0.66)]))["headline"].splitlines() if "one" in row]
+    assert "66.00 | 50.00" in better
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in tables["all budgets"].splitlines()]
     assert rows[0][1:] == ["0.4 of the FLOPs", "0.55 of the FLOPs"]
     assert rows[2] == [SINGLE, "65.00 +- 7.07 (2)", "50.00"] and rows[3] == ["margin", "80.00 +- 7.07 (2)", ""]
