@@ -206,9 +206,11 @@ def test_percent_is_told_from_milliseconds(machine: Machine) -> None:
 def test_a_budget_that_is_missed_is_told_and_recorded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes wild after the plan: every network takes as long as the dense one, or no time."""
     calls = iter(range(1000))
-    monkeypatch.setattr(
-        network_clock.DeployedClock, "read", lambda self, model: Reading(*((1.2e6, 1e6), (0.2e6, 1e6))[next(calls) % 2])
-    )
+
+    def read(*_: object, anew: bool = False) -> Reading:
+        return Reading(*((1.2e6, 1e6), (0.2e6, 1e6))[next(calls) % 2])
+
+    monkeypatch.setattr(network_clock.DeployedClock, "read", read)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         pruned = cut("plain", 0.6, method="l1")
