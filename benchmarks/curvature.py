@@ -30,7 +30,9 @@ from hybridprune.store.files import write_json
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.tables import markdown_head, markdown_row
 
-PLAIN, FACTORS, MOMENTS = "forward + backward", "factors", "second moments"
+PLAIN = "forward + backward"
+FACTORS, OFFSETS, TRACES = "A and G", "A, G and K", "A, G, K and traces"
+MOMENTS = "second moments, entry by entry"
 
 
 def arms_of(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
@@ -40,38 +42,40 @@ def arms_of(width: int, batch_size: int) -> dict[str, Callable[[], object]]:
     images = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(100, (batch_size,))
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    found: dict[bool, dict[str, LayerFactors]] = {}
+    found: dict[str, LayerFactors] = {}
 
     def plain() -> None:
         model.zero_grad()
         F.cross_entropy(model(images), labels).backward()
 
-    def factors(sua: bool = True, full: bool = False) -> None:
-        found[sua] = collect_factors(
-            model,
-            layers,
-            [Batch(images, labels)],
-            fisher_type="true",
-            moving_average=0,
-            seed=0,
-            sua=sua,
-            use_full_cov_a=full,
+    def factors(sua: bool = False, **options: Any) -> None:
+        found.update(
+            collect_factors(
+                model,
+                layers,
+                [Batch(images, labels)],
+                fisher_type="true",
+                moving_average=0,
+                seed=0,
+                sua=sua,
+                **options,
+            )
         )
 
-    def moments(sua: bool = True) -> None:
+    def moments() -> None:
         bases = {}
-        for name, layer in found[sua].items():
+        for name, layer in found.items():
             basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
             bases[name] = (basis.q_out, basis.q_in, basis.q_offset)
         collect_second_moments(model, layers, [Batch(images, labels)], bases=bases, fisher_type="true", seed=0)
 
     return {
         PLAIN: plain,
-        FACTORS: factors,
+        FACTORS: partial(factors, sua=True),
+        OFFSETS: factors,
+        TRACES: partial(factors, traced_images=batch_size),
         MOMENTS: moments,
-        "factors, sua=False": partial(factors, sua=False),
-        "second moments, sua=False": partial(moments, sua=False),
-        "factors, sua=False, full covariance": partial(factors, sua=False, full=True),
+        "A and K from the full covariance, G": partial(factors, use_full_cov_a=True),
     }
 
 
@@ -105,11 +109,12 @@ def measure(width: int, batch_size: int, rounds: int, threads: int) -> list[dict
     ]
 
 
-def moments_over_factors(records: list[dict[str, Any]]) -> float:
-    """Return the cost of the second moments over that of the factors, with the default numbers of images."""
+def default_cost(records: list[dict[str, Any]]) -> float:
+    """Return the cost of a measuring over that of a plain pass of its images, with the default numbers of them."""
     options = CurvatureOptions()
-    ms = {record["pass"]: record["ms_per_image"] for record in records}
-    return options.moment_images * ms[MOMENTS] / (options.curvature_images * ms[FACTORS])
+    ratios = {record["pass"]: record["time_ratio"] for record in records}
+    share = options.moment_images / options.curvature_images
+    return share * ratios[TRACES] + (1 - share) * ratios[FACTORS]
 
 
 def main() -> None:
@@ -124,7 +129,7 @@ def main() -> None:
         parser.error("--batch needs as many values as --width")
     torch.set_num_threads(arguments.threads)
     options = CurvatureOptions()
-    records, shares = [], {}
+    records, costs = [], {}
     print(f"torch {torch.__version__}, {arguments.threads} threads, median of {arguments.rounds} rounds")
     head = ("width", "batch", "pass", "ms / image", "time ratio", "peak MB", "memory ratio")
     print(*markdown_head(head, "rrlrrrr"), sep="\n")
@@ -137,13 +142,13 @@ def main() -> None:
             cells = (record["pass"], f"{record['ms_per_image']:.2f}", f"{record['time_ratio']:.2f}")
             print(markdown_row([str(width), str(batch_size), *cells, *memory]))
         records += found
-        shares[width] = moments_over_factors(found)
-    for width, share in shares.items():
-        images = f"{options.moment_images} images of second moments / {options.curvature_images} images of factors"
-        print(f"width {width}: {images} = {share:.2f}")
+        costs[width] = default_cost(found)
+    images = f"{options.curvature_images} images, {options.moment_images} of them with K and traces"
+    for width, cost in costs.items():
+        print(f"width {width}: {images}: {cost:.2f} x {PLAIN}")
     if arguments.json:
         machine = {"hardware": hardware(torch.device("cpu")), "versions": versions(), "rounds": arguments.rounds}
-        write_json(arguments.json, {**machine, "passes": records, "moments_over_factors": shares})
+        write_json(arguments.json, {**machine, "passes": records, "default_cost": costs})
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ SHOWN = (
 )
 """Cells and methods."""
 WIDE = Network("resnet:32:64")
-WIDE_METHODS = (OURS, TUCKER, "uniform", "bn-scale", *PEERS)
+WIDE_METHODS = (OURS, TUCKER, "uniform", "torch-pruning group-l2", "torch-pruning taylor")
+"""Those that need no scales of BatchNorm, which are all alike before a training."""
 EPOCHS = 10
 """Of the fine-tuning after which networks are compared."""
 
@@ -111,20 +112,21 @@ def milliseconds(
     return {name: latency.median_ms for name, latency in found.items()}
 
 
-def table(arms: Sequence[Arm], images: Tensor, engines: Sequence[str], threads: int, rounds: int) -> Table:
-    """The arms' costs, accuracies and times on ``images [B, 3, H, W]``."""
-    nets = {arm.name: arm.net for arm in arms}
-    found = milliseconds(nets, images, engines, threads, rounds)
+def table(arms: Sequence[Arm], times: Mapping[int, Mapping[str, float]], engines: Sequence[str]) -> Table:
+    """The arms' costs, accuracies, and milliseconds by engine and batch; ``times`` are of `milliseconds`, by batch."""
+    example = torch.zeros(1, 3, WIDE.size, WIDE.size)
+    columns = [(engine, batch) for engine in engines for batch in times]
     rows = [
         (
-            name,
-            f"{count_module(net, images[:1])[0] / 1e6:.1f}",
+            arm.name,
+            f"{count_module(arm.net, example)[0] / 1e6:.1f}",
             arm.accuracy,
-            *(f"{found[f'{engine}: {name}']:.3g}" for engine in engines),
+            *(f"{times[batch][f'{engine}: {arm.name}']:.3g}" for engine, batch in columns),
         )
-        for arm, (name, net) in zip(arms, nets.items(), strict=True)
+        for arm in arms
     ]
-    return Table(("Network", "MMACs", "Accuracy %", *engines), "lrr" + "r" * len(engines), rows)
+    head = ("Network", "MMACs", "Accuracy %", *(f"{engine}, batch {batch}" for engine, batch in columns))
+    return Table(head, "lrr" + "r" * len(columns), rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,11 +149,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
         bench = Bench(data, arguments.weights, arguments.work)
         groups.insert(0, list(trained(bench, arguments.trained, read_lines(RESULTS))))
-    for batch in arguments.batch:
-        images = torch.randn(batch, 3, WIDE.size, WIDE.size, generator=torch.Generator().manual_seed(0))
-        for arms in groups:
-            found = table(arms, images, arguments.engines, arguments.threads, arguments.rounds)
-            print(f"Batch {batch}, ms:\n\n{found.markdown()}", flush=True)
+    source = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(batch, 3, WIDE.size, WIDE.size, generator=source) for batch in arguments.batch]
+    for arms in groups:
+        nets = {arm.name: arm.net for arm in arms}
+        times = {
+            len(images): milliseconds(nets, images, arguments.engines, arguments.threads, arguments.rounds)
+            for images in inputs
+        }
+        print(f"Milliseconds:\n\n{table(arms, times, arguments.engines).markdown()}\n", flush=True)
 
 
 if __name__ == "__main__":

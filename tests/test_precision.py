@@ -144,7 +144,12 @@ MEASURED: dict[str, Callable[[Callable[[Tensor], Tensor], nn.Module], object]] =
         forward, dict(net.named_children()), BATCHES, fisher_type="true", moving_average=0.0, seed=0
     ),
     "moments": lambda forward, net: collect_second_moments(
-        forward, dict(net.named_children()), BATCHES, bases=None, fisher_type="true", seed=0
+        forward,
+        dict(net.named_children()),
+        BATCHES,
+        bases={"0": (torch.eye(2), torch.eye(3), None)},
+        fisher_type="true",
+        seed=0,
     ),
     "evaluation": lambda forward, net: evaluate_routes(lambda batch, _: _routed(forward(batch.images)), BATCHES),
     "recalibration": lambda forward, net: recalibrate_by(net, BATCHES, lambda batch: forward(batch.images)),

@@ -35,11 +35,23 @@ def factors(device: torch.device, gated: bool = False, **options: Any) -> Values
         [Batch(images.to(device), labels.to(device)) for images, labels in batches()],
         **{"fisher_type": "true", "moving_average": 0.0, "seed": 1, **options},
     )
-    return numbers(**{name: {key: value for key, value in vars(each).items()} for name, each in found.items()})
+    fields = {name: {key: x for key, x in vars(each).items() if key != "trace"} for name, each in found.items()}
+    return numbers(**fields)
 
 
-def moments(device: torch.device, bases: bool = False, centred: bool = False, sua: bool = True) -> Values:
-    """The second moments of all layers: their traces, or entry by entry."""
+def traces(device: torch.device, centred: bool = False) -> Values:
+    """The factors of all layers with the traces of some images, and without the inputs' means."""
+    net = plain(device)
+    data = [Batch(images.to(device), labels.to(device)) for images, labels in batches()]
+    found = collect_factors(
+        net, _layers(net), data, fisher_type="true", moving_average=0.0, seed=1, traced_images=len(data[0].images)
+    )
+    layers = {name: each.centred() if centred else each for name, each in found.items()}
+    return numbers(traces={name: each.trace.value for name, each in layers.items() if each.trace})
+
+
+def moments(device: torch.device, centred: bool = False, sua: bool = True) -> Values:
+    """The second moments of all layers, entry by entry."""
     net = plain(device)
     layers, data = _layers(net), [Batch(images.to(device), labels.to(device)) for images, labels in batches()]
     measured = collect_factors(net, layers, data, fisher_type="exp", moving_average=0.0, seed=1, sua=sua)
@@ -48,7 +60,7 @@ def moments(device: torch.device, bases: bool = False, centred: bool = False, su
         net,
         layers,
         data,
-        bases={name: (basis.q_out, basis.q_in, basis.q_offset) for name, basis in found.items()} if bases else None,
+        bases={name: (basis.q_out, basis.q_in, basis.q_offset) for name, basis in found.items()},
         fisher_type="true",
         seed=1,
         means={name: f.input_mean for name, f in measured.items()} if centred else None,
@@ -87,10 +99,11 @@ CASES: Mapping[str, Case] = {
     "factors, offsets": partial(factors, sua=False),
     "factors, full covariance": partial(factors, sua=False, use_full_cov_a=True),
     "factors, moving average of given labels": partial(factors, moving_average=0.9, fisher_type="exp"),
-    "moments, traces": moments,
-    "moments, entries": partial(moments, bases=True),
-    "moments, entries, centred": partial(moments, bases=True, centred=True),
-    "moments, entries, offsets, centred": partial(moments, bases=True, centred=True, sua=False),
+    "factors, traces": traces,
+    "factors, centred traces": partial(traces, centred=True),
+    "moments, entries": moments,
+    "moments, entries, centred": partial(moments, centred=True),
+    "moments, entries, offsets, centred": partial(moments, centred=True, sua=False),
     "recalibration": recalibration,
     "effective sparsity": sparsity,
 }

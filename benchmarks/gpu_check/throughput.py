@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu_check.check import Check, Found, Setting
 from benchmarks.training import STAGES, Loops, network, objective_of
 from hybridprune.batch import Batch
-from hybridprune.curvature import collect_factors, collect_second_moments
+from hybridprune.curvature import collect_factors
 from hybridprune.models.skipnet import GatedNetwork
 
 BATCH = 128
@@ -41,7 +41,7 @@ def training(setting: Setting, stage: str, width: int, kind: str) -> Found:
 
 
 def curvature(setting: Setting, width: int, passes: str) -> Found:
-    """The factors of all layers, or the exact second moments of their gradients, always in fp32."""
+    """The factors of all layers, or these and the exact traces of their second moments, always in fp32."""
     batch, count = (4, 1) if setting.quick else (BATCH, 8)
     device = setting.device
     net = network(4 if setting.quick else width, False).to(device).eval()
@@ -54,10 +54,17 @@ def curvature(setting: Setting, width: int, passes: str) -> Found:
 def _measure(net: GatedNetwork, batches: list[Batch], passes: str) -> None:
     kinds = torch.nn.Conv2d, torch.nn.Linear
     layers = {name: layer for name, layer in net.backbone.named_modules() if isinstance(layer, kinds)}
-    if passes == "factors":
-        collect_factors(_logits(net), layers, batches, fisher_type="true", moving_average=0.0, seed=0, sua=False)
-    else:
-        collect_second_moments(_logits(net), layers, batches, bases=None, fisher_type="true", seed=0)
+    traced = sum(len(batch.images) for batch in batches) if passes == "traces" else 0
+    collect_factors(
+        _logits(net),
+        layers,
+        batches,
+        fisher_type="true",
+        moving_average=0.0,
+        seed=0,
+        sua=False,
+        traced_images=traced,
+    )
 
 
 def _logits(net: GatedNetwork) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -101,6 +108,6 @@ CHECKS: Mapping[str, Check] = {
     **{
         f"images/s: {passes}, width {width}": Check(partial(curvature, width=width, passes=passes), alone=True)
         for width in (16, 64)
-        for passes in ("factors", "moments")
+        for passes in ("factors", "traces")
     },
 }

@@ -358,7 +358,7 @@ class CurvatureOptions(Checked):
     )
     moment_images: int = option(
         512,
-        "training images of the exact second moments",
+        "training images of the exact second moments; K and traces are from as many of the factor pass",
         low=2,
         measured=STUDY,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.batch import Batch
-from hybridprune.curvature.gradients import bytes_per_image, sum_squared_weight_gradients
+from hybridprune.curvature.gradients import GRADIENT_BYTES, bytes_per_image, sum_squared_weight_gradients
 from hybridprune.curvature.layer import FactorSums, LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.passes import Forward, Seen, passes
@@ -21,7 +21,6 @@ from hybridprune.processes import total
 Bases = Mapping[str, tuple[Tensor, Tensor, Tensor | None]]
 """Columns ``(q_out [C_out, r_out], q_in [C_in, r_in], q_offset [k^2, k^2] or None)`` by layer name."""
 
-GRADIENT_BYTES = 2**28
 ONE_EACH: Mapping[str, Rows] = {}
 """Every image has one row of every layer's activations."""
 
@@ -33,7 +32,7 @@ class SecondMoments:
     Attributes:
         trace: mean over images of ``||dW||_F^2``, of dW in the bases if they are incomplete (rectangular).
         entries: mean over images of ``(Q_out^T dW Q_in)^2``, in the weight's shape; with a basis of offsets, its
-            eigen-index takes the place of the flattened kernel offset. None without bases.
+            eigen-index takes the place of the flattened kernel offset. None if only the trace was measured.
     """
 
     trace: float
@@ -54,8 +53,10 @@ def collect_factors(
     shared: bool = False,
     likelihood: Likelihood = CROSS_ENTROPY,
     rows: Mapping[str, Rows] = ONE_EACH,
+    offset_images: int | None = None,
+    traced_images: int = 0,
 ) -> dict[str, LayerFactors]:
-    """Return the Kronecker factors of the mean loss's Fisher (Grosse & Martens 2016).
+    """Return the Kronecker factors of the mean loss's Fisher (Grosse & Martens 2016), and its exact traces with them.
 
     A layer in which some batch has rows that are not those of its images (a number that is no multiple of ``rows``, or
     more than there are images) has none: it is not in what is returned.
@@ -74,6 +75,10 @@ def collect_factors(
         shared: whether the processes of the run take the batches in turn; all return the factors over all batches.
         likelihood: the loss of an output, and how its targets are sampled.
         rows: where the images are in the activations of each layer, by name; by default each has one row.
+        offset_images: how many of the first images K is from, if from its own moments, rounded up to whole batches;
+            None: all. It has few entries, and each image many positions and channels.
+        traced_images: how many of the first images the traces of the exact second moments are means over, rounded up
+            to whole batches; 0: no traces.
 
     Raises:
         UserError: if ``fisher_type`` or ``moving_average`` is none of these.
@@ -83,12 +88,14 @@ def collect_factors(
     """
     if not 0 <= moving_average < 1:
         raise UserError(f"moving_average is {moving_average}: choose 0 (plain mean) or a decay below 1")
-    sums = {name: FactorSums.zeros_for(layer, sua, use_full_cov_a) for name, layer in layers.items()}
+    traced = traced_images > 0
+    sums = {name: FactorSums.zeros_for(layer, sua, use_full_cov_a, traced) for name, layer in layers.items()}
+    before = 0
 
     def add(name: str, seen: Seen | None) -> None:
-        sums[name].add(seen)
+        sums[name].add(seen, offset_images is None or before < offset_images, before < traced_images)
 
-    for batch_size in passes(
+    for batch in passes(
         forward,
         layers,
         batches,
@@ -100,10 +107,12 @@ def collect_factors(
         rows=rows,
     ):
         for layer in sums.values():
-            layer.images += batch_size
+            if batch.here:
+                layer.count(batch.images, before < traced_images)
             if moving_average:
                 # sums and weights decay alike: their ratio is free of the start-up bias and of the last decay
                 layer.decay(moving_average)
+        before += batch.images
     if shared:
         for layer in sums.values():
             total(layer.tensors())
@@ -116,7 +125,7 @@ def collect_second_moments(
     layers: Mapping[str, nn.Module],
     batches: Iterable[Batch],
     *,
-    bases: Bases | None,
+    bases: Bases,
     fisher_type: str,
     seed: int,
     means: Mapping[str, Tensor] | None = None,
@@ -130,7 +139,7 @@ def collect_second_moments(
     In the eigenbases of the Kronecker factors: the corrected eigenvalues of EKFAC (George et al. 2018).
 
     Args:
-        bases: orthonormal columns for every layer; None: traces only.
+        bases: orthonormal columns for every layer.
         means: ``[C_in]`` of every layer, subtracted from its input at every position and offset, padding included:
             the gradients are then those given a bias that absorbs the mean. None: not centred.
         memory: bytes that the gradients of one layer may take, beyond those of a single image.
@@ -140,18 +149,15 @@ def collect_second_moments(
     """
     sums: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        weight = layer.get_parameter("weight").detach()
-        c_out, c_in = weight.shape[:2] if bases is None else (bases[name][0].shape[1], bases[name][1].shape[1])
-        sums[name] = weight.new_zeros(c_out, c_in, *weight.shape[2:])
+        weight, (q_out, q_in, _) = layer.get_parameter("weight").detach(), bases[name]
+        sums[name] = weight.new_zeros(q_out.shape[1], q_in.shape[1], *weight.shape[2:])
 
     def add(name: str, seen: Seen | None) -> None:
         if seen is None:
             sums[name].fill_(torch.nan)
             return
-        q_out, q_in, q_offset = (None, None, None) if bases is None else bases[name]
-        mean = None if means is None else means[name].to(seen.x)
-        if mean is not None and q_in is not None:
-            mean = mean @ q_in.to(mean)
+        q_out, q_in, q_offset = bases[name]
+        mean = None if means is None else means[name].to(seen.x) @ q_in.to(seen.x)
         size = max(1, memory // bytes_per_image(seen.x, seen.g, seen.geometry, seen.frames, q_offset is not None))
         for x, g in zip(*(maps.split(size * seen.frames) for maps in (seen.x, seen.g)), strict=True):
             x, g = _rotate(x, q_in), _rotate(g, q_out)
@@ -159,7 +165,7 @@ def collect_second_moments(
             sums[name] += squares.view_as(sums[name])
 
     images = torch.zeros((), dtype=torch.float64, device=next((squares.device for squares in sums.values()), None))
-    for batch_size in passes(
+    for batch in passes(
         forward,
         layers,
         batches,
@@ -170,21 +176,19 @@ def collect_second_moments(
         likelihood=likelihood,
         rows=rows,
     ):
-        images += batch_size
+        images += batch.images * batch.here
     if shared:
         total([images, *sums.values()])
     return {
         name: SecondMoments(
             trace=squares.sum(dtype=torch.float64).item() / images.item(),
-            entries=None if bases is None else (squares / images).to(squares),
+            entries=(squares / images).to(squares),
         )
         for name, squares in sums.items()
     }
 
 
-def _rotate(maps: Tensor, basis: Tensor | None) -> Tensor:
-    """Return the feature maps ``[B, C, H, W]`` in the coordinates of an orthonormal basis ``[C, r]``; None: its own."""
-    if basis is None:
-        return maps
+def _rotate(maps: Tensor, basis: Tensor) -> Tensor:
+    """Return the feature maps ``[B, C, H, W]`` in the coordinates of an orthonormal basis ``[C, r]``."""
     assert len(basis) == maps.shape[1]
     return (maps.permute(0, 2, 3, 1) @ basis.to(maps)).permute(0, 3, 1, 2)

@@ -111,6 +111,11 @@ def _moment(pixels: Tensor) -> Tensor:
     if rows.is_contiguous():
         # a few tall products rather than one small one per image, of which narrow layers would need too many
         rows = rows.unflatten(0, (math.gcd(len(rows), 8), -1)).flatten(1, 2)
+    return gram(rows)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return the sum of ``row row^T`` over the rows of ``[B, N, C]``, as ``[C, C]``."""
     channels = rows.shape[2]
     if channels < WIDE:
         return torch.bmm(rows.mT, rows).sum(0)

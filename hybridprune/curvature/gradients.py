@@ -10,6 +10,9 @@ from torch import Tensor
 
 from hybridprune.curvature.geometry import Geometry, feature_map
 
+GRADIENT_BYTES = 2**28
+"""That the gradients of one layer may take, beyond those of a single image."""
+
 
 def weight_gradients(x: Tensor, g: Tensor, geometry: Geometry, batch_size: int, mean: Tensor | None = None) -> Tensor:
     """Return each image's own gradient in the weight, ``[b, C_out, C_in, kh, kw]`` or ``[b, C_out, C_in]``.
@@ -45,8 +48,8 @@ def sum_squared_weight_gradients(
         frames: how many of the maps belong to each image, one after the other.
         q_offset: orthogonal ``[k^2, k^2]``, rotates the flattened offsets of the gradients before they are squared.
     """
-    reads = _reads(x, g, geometry, frames, mean)
-    g = _by_image(g.permute(0, 2, 3, 1), frames) * batch_size
+    reads = reads_of(x, g, geometry, frames, mean)
+    g = by_image(g.permute(0, 2, 3, 1), frames) * batch_size
     if q_offset is not None:
         stacked = torch.stack([g.mT @ read for read in reads])
         squares = [each.square_().sum(0) for each in torch.einsum("oe,onij->enij", q_offset.to(x), stacked)]
@@ -72,15 +75,15 @@ def _outer(positions: int) -> bool:
 
 def _offset_gradients(x: Tensor, g: Tensor, geometry: Geometry, mean: Tensor | None) -> Iterator[Tensor]:
     """Yield the per-image weight gradients ``[b, C_out, C_in]`` of one kernel offset after the other."""
-    return (g.flatten(2) @ read for read in _reads(x, g, geometry, 1, mean))
+    return (g.flatten(2) @ read for read in reads_of(x, g, geometry, 1, mean))
 
 
-def _by_image(positions: Tensor, frames: int) -> Tensor:
-    """``[b m, H, W, C]`` as ``[b, m H W, C]``."""
+def by_image(positions: Tensor, frames: int) -> Tensor:
+    """Return ``[b m, H, W, C]`` as ``[b, m H W, C]``."""
     return positions.flatten(1, 2).unflatten(0, (-1, frames)).flatten(1, 2)
 
 
-def _reads(x: Tensor, g: Tensor, geometry: Geometry, frames: int, mean: Tensor | None) -> Iterator[Tensor]:
+def reads_of(x: Tensor, g: Tensor, geometry: Geometry, frames: int, mean: Tensor | None) -> Iterator[Tensor]:
     """Yield what the output positions of each image read, ``[b, m H' W', C_in]``, at one offset after the other."""
     assert len(x) == len(g) and len(x) % frames == 0, (x.shape, g.shape, frames)
     kernel, stride, padding, dilation = geometry.pairs()
@@ -92,4 +95,4 @@ def _reads(x: Tensor, g: Tensor, geometry: Geometry, frames: int, mean: Tensor |
     for top in range(0, kernel[0] * dilation[0], dilation[0]):
         for left in range(0, kernel[1] * dilation[1], dilation[1]):
             read = padded[:, top :: stride[0], left :: stride[1]][:, :height, :width]
-            yield _by_image(read, frames)
+            yield by_image(read, frames)

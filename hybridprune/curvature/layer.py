@@ -12,6 +12,7 @@ from hybridprune.curvature.factors import gradient_factor, input_factor, input_m
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.curvature.offsets import full_covariance, nearest_kronecker_product, offset_moment
 from hybridprune.curvature.passes import Seen
+from hybridprune.curvature.trace import GradientTrace, TraceSums
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class LayerFactors:
         positions: number of an image's output positions S, over all of its frames, windows or tokens.
         input_mean: mu ``[C_in]``, mean of the inputs as A is of their outer products; padding counts as 0.
         offset_factor: K ``[k^2, k^2]`` of trace k^2; None if offsets count as uncorrelated, or there is only one.
+        trace: exact mean over images of ``||dW||_F^2``; None if it was not asked for.
 
     All are 0 if no gradient ever reached the layer.
     """
@@ -33,16 +35,20 @@ class LayerFactors:
     positions: int
     input_mean: Tensor
     offset_factor: Tensor | None = None
+    trace: GradientTrace | None = None
 
     def centred(self) -> LayerFactors:
         """Return the factors given a bias that absorbs the input's mean: the Schur complement ``A - mu mu^T``.
 
-        K stays as it is. Rounding, or an A of the nearest Kronecker product, can leave eigenvalues below 0, which
+        The trace is that of the centred gradients then. K stays as it is. Rounding, or an A of the nearest Kronecker product, can leave eigenvalues below 0, which
         `eigenbasis` clamps.
         """
         mean = self.input_mean
         return replace(
-            self, input_factor=self.input_factor - torch.outer(mean, mean), input_mean=torch.zeros_like(mean)
+            self,
+            input_factor=self.input_factor - torch.outer(mean, mean),
+            input_mean=torch.zeros_like(mean),
+            trace=None if self.trace is None else self.trace.centred(mean),
         )
 
 
@@ -63,9 +69,11 @@ class FactorSums:
     positions: Tensor
     misfits: Tensor
     """Batches whose rows were not those of images."""
+    trace: TraceSums | None
+    """None if it was not asked for."""
 
     @classmethod
-    def zeros_for(cls, layer: nn.Module, sua: bool, use_full_cov_a: bool) -> FactorSums:
+    def zeros_for(cls, layer: nn.Module, sua: bool, use_full_cov_a: bool, traced: bool) -> FactorSums:
         """Return the empty sums of a layer; the options are those of `collect_factors`."""
         weight = layer.get_parameter("weight").detach()
         (c_out, c_in), offsets = weight.shape[:2], geometry_of(layer).offsets()
@@ -80,10 +88,11 @@ class FactorSums:
             input_images=weight.new_zeros((), dtype=torch.float64),
             positions=weight.new_zeros((), dtype=torch.float64),
             misfits=weight.new_zeros((), dtype=torch.float64),
+            trace=TraceSums.zeros_for(weight) if traced else None,
         )
 
-    def add(self, seen: Seen | None) -> None:
-        """Add what the layer saw of a batch."""
+    def add(self, seen: Seen | None, with_offsets: bool, traced: bool) -> None:
+        """Add what the layer saw of a batch: to the moments of A, its mean and G, and to others as told."""
         if seen is None:
             self.misfits += 1
             return
@@ -91,11 +100,19 @@ class FactorSums:
         full, images = len(self.input) > len(self.mean), len(x) // frames
         self.input += (full_covariance if full else input_factor)(x, geometry) * images
         self.mean += input_mean(x, geometry) * images
-        if self.offset is not None:
+        if self.offset is not None and with_offsets:
             self.offset += offset_moment(x, geometry) * images
         self.gradient += gradient_factor(g, batch_size, frames) * batch_size
         self.positions += g.shape[2] * g.shape[3] * len(x)
         self.input_images += images
+        if self.trace is not None and traced:
+            self.trace.add(seen)
+
+    def count(self, images: int, traced: bool) -> None:
+        """Add a batch's images to the weights, whether they ran through the layer or not."""
+        self.images += images
+        if self.trace is not None and traced:
+            self.trace.images += images
 
     def decay(self, factor: float) -> None:
         """Multiply all sums and weights."""
@@ -107,6 +124,8 @@ class FactorSums:
         yield from (self.input, self.mean, self.gradient, self.images, self.input_images, self.positions, self.misfits)
         if self.offset is not None:
             yield self.offset
+        if self.trace is not None:
+            yield from self.trace.tensors()
 
     def factors(self) -> LayerFactors:
         """Return the means."""
@@ -123,4 +142,5 @@ class FactorSums:
             positions=round(self.positions.item() / through),
             input_mean=self.mean / through,
             offset_factor=k,
+            trace=None if self.trace is None else self.trace.mean(),
         )

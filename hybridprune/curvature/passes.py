@@ -35,6 +35,13 @@ class Seen(NamedTuple):
     """B >= b, the number of images over which the loss is a mean."""
 
 
+class Ran(NamedTuple):
+    """A batch that was gone through, by this process or by another."""
+
+    images: int
+    here: bool
+
+
 Add = Callable[[str, Seen | None], None]
 """Called with a layer's name and what it saw; None if its rows are not of so many images."""
 
@@ -50,10 +57,10 @@ def passes(
     shared: bool,
     likelihood: Likelihood,
     rows: Mapping[str, Rows],
-) -> Iterator[int]:
+) -> Iterator[Ran]:
     """Run the batches, or those that are this process's if they are ``shared``, and call ``add`` for their layers.
 
-    Yield the size of each batch, 0 if another's.
+    Yield every batch, another's as well, once what it adds has been added.
 
     The gradients are those of the likelihood's mean over the batch's images. Targets that are sampled depend on the
     seed and the global number of the batch alone, not on which process runs it. ``rows`` tell where the images are in
@@ -79,12 +86,12 @@ def passes(
 
     with observed(layers.values(), statistic) as backward:
         for number, batch in enumerate(at_least_one(batches, "curvature"), start=1):
-            if shared and not is_own(number - 1):
-                yield 0
-                continue
             found = images_in(batch.images)
             assert found is not None, "a batch without images"
             batch_size = found
+            if shared and not is_own(number - 1):
+                yield Ran(batch_size, here=False)
+                continue
             with torch.enable_grad(), torch.autocast(device, enabled=False):
                 output = forward(batch.images)
                 _check_finite(output, number, "output")
@@ -95,7 +102,7 @@ def passes(
                     loss = likelihood.loss(output, batch.labels)
                 _check_finite(loss, number, "loss")
                 backward(loss)
-            yield batch_size
+            yield Ran(batch_size, here=True)
 
 
 def _seen(layer: nn.Module, x: Tensor, g: Tensor, geometry: Geometry, rows: Rows, batch_size: int) -> Seen | None:

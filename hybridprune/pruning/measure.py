@@ -34,10 +34,11 @@ bytes, and its cube in time."""
 
 
 def measure_factors(
-    network: PrunableNetwork, layers: Mapping[str, nn.Module], options: CurvatureOptions
+    network: PrunableNetwork, layers: Mapping[str, nn.Module], options: CurvatureOptions, traced: bool = False
 ) -> tuple[dict[str, LayerFactors], dict[str, str]]:
     """The layers' curvature, and of those that have none the reason.
 
+    K is from the first ``moment_images`` of the images. If it is ``traced``, so are exact traces of the second moments.
     The network is in eval mode and routes the images as it does in inference, so a block that few images use collects
     little. Several processes take the batches in turn, if the network's are ``shared``. A layer that is wider than
     `WIDEST`, whose activations have no rows of single images (`rows_of_images`), or that is `Unobservable`, has none.
@@ -59,6 +60,8 @@ def measure_factors(
                 shared=network.shared,
                 likelihood=network.likelihood,
                 rows=rows,
+                offset_images=options.moment_images,
+                traced_images=options.moment_images if traced else 0,
             ),
             {name: layers[name] for name in rows},
         )
@@ -83,20 +86,20 @@ def measure_moments(
     needed: Literal["trace", "entries"] | None,
     options: CurvatureOptions,
 ) -> tuple[dict[str, SecondMoments], dict[str, str]]:
-    """The layers' exact second moments: their traces alone, or entry by entry in the eigenbases of the factors.
+    """The layers' exact second moments: the traces of the factors, or entry by entry in their eigenbases.
 
-    Of the layers that have factors; and why others of these have none. ``means`` ``[C_in]`` are subtracted from the
-    layers' inputs.
+    Of the layers that have factors; and why others of these have none. For entries ``means`` ``[C_in]`` are subtracted
+    from the layers' inputs, as they have been for the traces of centred factors.
     """
     layers = {name: layer for name, layer in layers.items() if name in factors}
     if needed is None or not layers:
         return {}, {}
-    bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] | None = None
-    if needed == "entries":
-        bases = {}
-        for name, layer in factors.items():
-            basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
-            bases[name] = basis.q_out, basis.q_in, basis.q_offset
+    if needed == "trace":
+        return {name: SecondMoments(layer.trace.value, None) for name, layer in factors.items() if layer.trace}, {}
+    bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+    for name, layer in factors.items():
+        basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)
+        bases[name] = basis.q_out, basis.q_in, basis.q_offset
     with kept_modes(network.model):
         network.model.eval()
         rows = rows_in(network, layers)

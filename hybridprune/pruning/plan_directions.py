@@ -110,12 +110,12 @@ def _measured(
     """Measure the layers, and decompose those that something was measured of."""
     leaves = {layer.name: layer.leaf for layer in layers}
     with leaves_in_place(network.model, layers):
-        factors, missing = measure_factors(network, leaves, curvature)
+        needed = method.moments(curvature.correct_eigenvalues)
+        factors, missing = measure_factors(network, leaves, curvature, traced=needed == "trace")
         plain, means = factors, None
         if curvature.use_bias:
             means = {name: layer.input_mean for name, layer in factors.items()}
             factors = {name: layer.centred() for name, layer in factors.items()}
-        needed = method.moments(curvature.correct_eigenvalues)
         moments, unseen = measure_moments(network, leaves, factors, means, needed, curvature)
     unmeasured = {**missing, **unmeasured_layers(plain, moments), **unseen}
     layers = [layer for layer in layers if layer.name not in unmeasured]

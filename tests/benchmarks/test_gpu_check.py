@@ -55,7 +55,7 @@ def test_a_rehearsal_fills_the_table_and_the_file(tmp_path: Path) -> None:
     "name",
     [
         "step: fp32", "step: TF32", "step: bf16, channels_last", "step: fp16 with a scaler, contiguous",
-        "measuring: recalibration", "images/s: stage 1, width 16, TF32", "images/s: moments, width 16",
+        "measuring: recalibration", "images/s: stage 1, width 16, TF32", "images/s: traces, width 16",
     ],
 )  # fmt: skip
 def test_a_check_runs_where_a_gpu_is_claimed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

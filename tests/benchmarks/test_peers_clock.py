@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.converged import DENSE, METHODS, RESULTS, Cell
-from benchmarks.peers_clock import EPOCHS, SHOWN, Arm, accuracy, table
+from benchmarks.peers_clock import EPOCHS, SHOWN, Arm, accuracy, milliseconds, table
 from benchmarks.results_log import read_lines
 
 
@@ -19,17 +19,30 @@ def network(channels: int) -> nn.Sequential:
 
 @pytest.mark.full
 def test_networks_are_timed_in_each_engine() -> None:
-    found = table(
-        [Arm("large", network(64)), Arm("small", network(4), "70.00 (1)")],
-        torch.randn(4, 3, 24, 24),
-        ["eager", "onnxruntime"],
-        1,
-        5,
-    )
-    (_, *large), (_, *small) = found.body
-    assert tuple(found.head) == ("Network", "MMACs", "Accuracy %", "eager", "onnxruntime")
-    assert (large[0], small[:2]) == ("22.2", ["0.1", "70.00 (1)"])
-    assert all(float(a) > 2 * float(b) for a, b in zip(large[2:], small[2:], strict=True))
+    nets, engines = {"large": network(64), "small": network(4)}, ["eager", "onnxruntime"]
+    found = milliseconds(nets, torch.randn(4, 3, 24, 24), engines, 1, 5)
+    assert found.keys() == {f"{engine}: {name}" for engine in engines for name in nets}
+    assert all(found[f"{engine}: large"] > 2 * found[f"{engine}: small"] > 0 for engine in engines)
+
+
+def test_times_stand_below_their_engine_and_batch() -> None:
+    arms = [Arm("large", network(64)), Arm("small", network(4), "70.00 (1)")]
+    engines = ["eager", "onnxruntime"]
+    times = {
+        batch: {
+            f"{engine}: {arm.name}": batch + 10.0 * i + 100 * j
+            for i, engine in enumerate(engines)
+            for j, arm in enumerate(arms)
+        }
+        for batch in (1, 3)
+    }
+    found = table(arms, times, engines)
+    columns = [f"{engine}, batch {batch}" for engine in engines for batch in times]
+    assert list(found.head) == ["Network", "MMACs", "Accuracy %", *columns]
+    assert [list(row) for row in found.body] == [
+        ["large", "39.5", "", "1", "3", "11", "13"],
+        ["small", "0.3", "70.00 (1)", "101", "103", "111", "113"],
+    ]
 
 
 def test_the_accuracy_is_the_mean_of_the_seeds() -> None:

@@ -83,6 +83,16 @@ def leaves(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
 
 
+def own_bases(layers: dict[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """The coordinates that the layers have anyway."""
+    found: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
+    for name, layer in layers.items():
+        weight = layer.get_parameter("weight")
+        c_out, c_in = weight.shape[:2]
+        found[name] = torch.eye(c_out).to(weight), torch.eye(c_in).to(weight), None
+    return found
+
+
 def random_batch(size: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, 3, 8, 7, generator=generator, dtype=torch.float64)

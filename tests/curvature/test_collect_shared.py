@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from hybridprune import processes
 from hybridprune.batch import Batch
 from hybridprune.curvature import collect_factors, collect_second_moments, eigenbasis
-from tests.curvature.oracles import leaves, random_batch, residual_net
+from tests.curvature.oracles import leaves, own_bases, random_batch, residual_net
 
 BATCHES = [Batch(*random_batch(size, seed)) for seed, size in enumerate((4, 3, 5, 4, 2))]
 OPTIONS = {
@@ -22,6 +22,7 @@ OPTIONS = {
     "offsets": {"moving_average": 0.0, "sua": False},
     "covariance": {"moving_average": 0.0, "sua": False, "use_full_cov_a": True},
     "moving average": {"moving_average": 0.7, "sua": False},
+    "traces": {"moving_average": 0.7, "sua": False, "offset_images": 6, "traced_images": 9},
 }
 
 
@@ -55,7 +56,9 @@ def assert_same(actual: dict[str, dict[str, Any]], expected: dict[str, dict[str,
     for layer, values in expected.items():
         for field, value in values.items():
             found = actual[layer][field]
-            if isinstance(value, Tensor):
+            if isinstance(value, dict):
+                assert_same({layer: found}, {layer: value})
+            elif isinstance(value, Tensor):
                 assert isinstance(found, Tensor)
                 assert (found - value).norm() <= 1e-5 * value.norm(), (layer, field)
             elif value is None:
@@ -117,7 +120,7 @@ def test_a_process_runs_its_own_batches_only_if_they_are_shared(monkeypatch: pyt
 
     def collect(shared: bool) -> None:
         seen.clear()
-        collect_second_moments(forward, leaves(model), BATCHES, bases=None, fisher_type="exp", seed=0, shared=shared)
+        collect_second_moments(forward, leaves(model), BATCHES, bases=own_bases(leaves(model)), fisher_type="exp", seed=0, shared=shared)
 
     pretend(monkeypatch, 1, 3)
     collect(False)

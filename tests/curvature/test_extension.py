@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from hybridprune.batch import Batch
 from hybridprune.curvature import collect_factors, collect_second_moments
 from hybridprune.curvature.extension import observed
-from tests.curvature.oracles import ResidualNet, leaves, random_batch, residual_net
+from tests.curvature.oracles import ResidualNet, leaves, own_bases, random_batch, residual_net
 
 
 def run_passes(model: nn.Module) -> None:
     batches = [Batch(*random_batch(4)), Batch(*random_batch(2, seed=2))]
     layers = leaves(model)
-    collect_factors(model, layers, batches, fisher_type="true", moving_average=0, seed=0)
-    collect_second_moments(model, layers, batches, bases=None, fisher_type="true", seed=0)
+    collect_factors(model, layers, batches, fisher_type="true", moving_average=0, seed=0, traced_images=6)
+    collect_second_moments(model, layers, batches, bases=own_bases(layers), fisher_type="true", seed=0)
 
 
 def traces(model: nn.Module) -> dict[str, object]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hybridprune.batch import Batch
 from hybridprune.curvature import Rows, collect_factors, collect_second_moments, eigenbasis, rows_of_images
 from hybridprune.curvature.geometry import geometry_of
-from tests.curvature.oracles import leaves, per_image_gradients
+from tests.curvature.oracles import leaves, own_bases, per_image_gradients
 from tests.curvature.test_factors import unfolded_input_factor
 
 T, H, W = 4, 5, 3
@@ -233,7 +233,8 @@ def test_rows_that_are_not_those_of_a_batchs_images_are_not_measured() -> None:
     model, batches = Varying(), [Batch(torch.randn(6, 3), torch.randint(4, (6,)))]
     options: dict[str, Any] = {"fisher_type": "exp", "seed": 0}
     assert collect_factors(model, leaves(model), batches, moving_average=0.0, **options).keys() == {"plain"}
-    moments = collect_second_moments(model, leaves(model), batches, bases=None, **options)
+    bases = own_bases(leaves(model))
+    moments = collect_second_moments(model, leaves(model), batches, bases=bases, **options)
     assert moments["objects"].trace != moments["objects"].trace and moments["plain"].trace > 0
 
 

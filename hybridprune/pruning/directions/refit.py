@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybridprune.batch import Batch
+from hybridprune.curvature.factors import gram
 from hybridprune.curvature.geometry import geometry_of
 from hybridprune.engine.batchnorm import FEW, normalised_by_batch
 from hybridprune.engine.modes import kept_modes
@@ -155,7 +156,7 @@ class _Regression:
     def add(self, u: Tensor, y: Tensor) -> None:
         """Count one batch."""
         assert u.shape[1] == y.shape[1]
-        new = ((u @ u.T).double(), (y @ u.T).double(), u.sum(1, dtype=torch.float64), y.sum(1, dtype=torch.float64))
+        new = (gram(u.T[None]).double(), (y @ u.T).double(), u.sum(1, dtype=torch.float64), y.sum(1, dtype=torch.float64))
         self.sums = [total + value for total, value in zip(self.sums, new, strict=True)]
         self.count += u.shape[1]
 
