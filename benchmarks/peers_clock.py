@@ -34,14 +34,13 @@ from hybridprune.precision import full_precision
 from hybridprune.tables import Table
 
 ENGINES = ("eager", *EXPORTED)
-TUCKER = "fisher-tucker, refit network"
+PEER, TUCKER = "torch-pruning group-l2", "fisher-tucker, refit network"
 SHOWN = (
     *(f"{depth}:1.0 {DENSE}" for depth in (56, 32, 20)),
     *(f"{cell} {OURS}" for cell in ("56:0.55", "56:0.32", "32:0.59", "32:0.3", "20:0.5")),
-    f"56:0.32 {TUCKER}",
-    *(f"56:0.32 {method}" for method in ("bn-scale", "taylor", *PEERS)),
+    *(f"{cell} {method}" for cell in ("56:0.32", "32:0.59", "32:0.3") for method in ("bn-scale", PEER)),
 )
-"""Cells and methods."""
+"""Cells and methods: those that are best after the fine-tuning, of ours, of our channel methods and of the peer's."""
 WIDE = Network("resnet:32:64")
 WIDE_METHODS = (OURS, TUCKER, "uniform", "torch-pruning group-l2", "torch-pruning taylor")
 """Those that need no scales of BatchNorm, which are all alike before a training."""

@@ -196,6 +196,8 @@ def test_a_layer_that_is_found_to_be_unobservable_late_is_left_out_of_the_rest(p
                 y = self.second(y)
             return self.head(F.relu(self.third(self.second(y))))
 
-    found, _ = pruned(Sometimes())
+    curvature = CurvatureOptions(curvature_images=12, moment_images=12, correct_eigenvalues=True)
+    found, _ = pruned(Sometimes(), 0.9, method="eigendamage", curvature=curvature)  # has a pass of moments
+    assert batches > 2 * pass_number
     assert found.left_alone["second"] == UNSEEN
-    assert found.spec.macs <= 0.7 * found.spec.dense_macs
+    assert found.spec.macs <= 0.9 * found.spec.dense_macs
