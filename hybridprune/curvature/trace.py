@@ -94,11 +94,13 @@ def trace_terms(x: Tensor, g: Tensor, geometry: Geometry, frames: int = 1) -> tu
     for read in reads_of(x, g, geometry, frames, None):
         cross += weights @ read.flatten(0, 1)
         if products is None:
-            squares += torch.linalg.vector_norm(gradients.mT @ read).double() ** 2
+            # a norm would add up one after the other, and lose three digits of millions of entries
+            squares += (gradients.mT @ read).square_().sum()
         else:
             products.baddbmm_(read, read.mT)
     if products is not None:
-        squares += (products * (gradients @ gradients.mT)).sum(dtype=torch.float64)
+        # of both signs: rounding must not leave less than nothing
+        squares += products.mul_(gradients @ gradients.mT).sum().clamp(min=0)
     return squares, cross, offsets * summed.square().sum()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from hybridprune.curvature import LayerFactors, collect_factors
 from hybridprune.curvature.geometry import Geometry
 from hybridprune.curvature.gradients import weight_gradients
 from hybridprune.curvature.passes import Seen
-from hybridprune.curvature.trace import TraceSums, trace_terms
+from hybridprune.curvature.trace import GradientTrace, TraceSums, _is_cheaper_by_positions, trace_terms
 from tests.curvature.oracles import (
     GEOMETRIES,
     inputs_and_output_gradients,
@@ -26,6 +25,7 @@ from tests.curvature.oracles import (
     residual_net,
 )
 from tests.curvature.test_collect import trace_of
+from tests.curvature.test_gradients import Largest
 
 
 def traced(model: nn.Module, images: Tensor, labels: Tensor, sizes: list[int], count: int) -> dict[str, LayerFactors]:
@@ -131,6 +131,31 @@ def test_little_memory_changes_nothing() -> None:
     torch.testing.assert_close(found[0].cross, found[1].cross, rtol=1e-5, atol=1e-6)
 
 
+def test_many_entries_are_added_up_without_losing_digits() -> None:
+    x, g = torch.randn(8, 1024, 40, 40) + 1, torch.zeros(8, 600, 40, 40)
+    g[:, :, 3, 4] = torch.randn(8, 600) + 1
+    assert not _is_cheaper_by_positions(1600, 600, 1024, 1)
+    squares, *_ = trace_terms(x, g, Geometry())
+    expected = (x[:, :, 3, 4].double().square().sum(1) * g[:, :, 3, 4].double().square().sum(1)).sum()
+    assert squares.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_gradients_that_are_larger_than_an_images_positions_are_never_made() -> None:
+    x, g = torch.randn(8, 48, 2, 1, dtype=torch.float64), torch.randn(8, 40, 2, 1, dtype=torch.float64)
+    with Largest() as largest:
+        squares, *_ = trace_terms(x, g, Geometry())
+    assert largest.elements < 40 * 48
+    torch.testing.assert_close(squares, weight_gradients(x, g, Geometry(), batch_size=1).square().sum())
+
+
+def test_means_are_taken_away_one_after_the_other_or_at_once() -> None:
+    trace = GradientTrace(5.0, torch.tensor([0.5, -0.25], dtype=torch.float64), 2.0)
+    one, other = torch.tensor([0.5, 1.0]), torch.tensor([-0.25, 0.75])
+    once, twice = trace.centred(one + other), trace.centred(one).centred(other)
+    assert once.value == pytest.approx(twice.value) == pytest.approx(5 - 2 * (0.125 - 0.4375) + 2 * (0.0625 + 1.75**2))
+    torch.testing.assert_close(once.cross, twice.cross)
+
+
 def test_what_is_left_without_a_mean_is_never_less_than_nothing() -> None:
     """Constant inputs, in single precision: all of their gradient is that of a bias."""
     x, g = torch.full((8, 3, 4, 4), 1.7), torch.randn(8, 5, 4, 4)
@@ -138,5 +163,5 @@ def test_what_is_left_without_a_mean_is_never_less_than_nothing() -> None:
     sums.add(Seen(x, g, Geometry(), 1, 8))
     sums.images += 8
     trace = sums.mean()
-    left = trace.centred(torch.full((3,), 1.7)).value
-    assert 0 <= left < 1e-6 * trace.value and math.isfinite(left)
+    assert 0 <= trace.centred(torch.full((3,), 1.7)).value < 1e-6 * trace.value
+    assert GradientTrace(0.999, torch.ones(1, dtype=torch.float64), 1.0).centred(torch.ones(1)).value == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import hybridprune
 from hybridprune.config import CurvatureOptions, CutOptions
+from hybridprune.curvature import collect_factors
 from hybridprune.measure.cost import count_module
 from hybridprune.pruning import measure
 from hybridprune.pruning.left_alone import NO_ROWS, WIDE
@@ -107,3 +109,21 @@ def test_a_layer_too_wide_for_an_eigenbasis_is_left_alone_and_named(method: str)
         pruned = hybridprune.prune(net, loader(6), target_params=0.9, method=method, curvature=QUICK)
     assert WIDE in pruned.left_alone.values()
     assert count_module(pruned.module, torch.zeros(1, 6))[1] <= 0.9 * pruned.spec.dense_params
+
+
+@pytest.mark.parametrize(("method", "traced"), [("fisher-tucker", 20), ("kron-obd", 0)])
+def test_the_first_moment_images_of_the_factor_pass_are_those_of_the_exact_traces_and_k(
+    method: str, traced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[dict[str, Any]] = []
+
+    def collect(*args: Any, **options: Any) -> Any:
+        passes.append(options)
+        return collect_factors(*args, **options)
+
+    monkeypatch.setattr(measure, "collect_factors", collect)
+    net = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4)).eval()
+    curvature = CurvatureOptions(curvature_images=40, moment_images=20)
+    hybridprune.prune(net, loader(6), target_params=0.9, method=method, curvature=curvature)
+    (found,) = passes
+    assert (found["offset_images"], found["traced_images"]) == (20, traced)
