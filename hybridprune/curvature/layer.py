@@ -40,8 +40,8 @@ class LayerFactors:
     def centred(self) -> LayerFactors:
         """Return the factors given a bias that absorbs the input's mean: the Schur complement ``A - mu mu^T``.
 
-        The trace is that of the centred gradients then. K stays as it is. Rounding, or an A of the nearest Kronecker product, can leave eigenvalues below 0, which
-        `eigenbasis` clamps.
+        The trace is that of the centred gradients then. K stays as it is. Rounding, or an A of the nearest Kronecker
+        product, can leave eigenvalues below 0, which `eigenbasis` clamps.
         """
         mean = self.input_mean
         return replace(

@@ -120,7 +120,10 @@ def test_a_process_runs_its_own_batches_only_if_they_are_shared(monkeypatch: pyt
 
     def collect(shared: bool) -> None:
         seen.clear()
-        collect_second_moments(forward, leaves(model), BATCHES, bases=own_bases(leaves(model)), fisher_type="exp", seed=0, shared=shared)
+        layers = leaves(model)
+        collect_second_moments(
+            forward, layers, BATCHES, bases=own_bases(layers), fisher_type="exp", seed=0, shared=shared
+        )
 
     pretend(monkeypatch, 1, 3)
     collect(False)

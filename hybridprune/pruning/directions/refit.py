@@ -156,7 +156,12 @@ class _Regression:
     def add(self, u: Tensor, y: Tensor) -> None:
         """Count one batch."""
         assert u.shape[1] == y.shape[1]
-        new = (gram(u.T[None]).double(), (y @ u.T).double(), u.sum(1, dtype=torch.float64), y.sum(1, dtype=torch.float64))
+        new = (
+            gram(u.T[None]).double(),
+            (y @ u.T).double(),
+            u.sum(1, dtype=torch.float64),
+            y.sum(1, dtype=torch.float64),
+        )
         self.sums = [total + value for total, value in zip(self.sums, new, strict=True)]
         self.count += u.shape[1]
 
