@@ -24,7 +24,7 @@ def pruned(method: str, progress: bool = True) -> nn.Module:
 
 
 SHOWN = {
-    "fisher-tucker": ["factors", "moments", "decomposing", "refitting", "recalibration", "fine-tuning"],
+    "fisher-tucker": ["factors", "decomposing", "refitting", "recalibration", "fine-tuning"],
     "taylor": ["taylor", "recalibration", "fine-tuning"],
     "slimming": ["sparse training", "fine-tuning"],
 }

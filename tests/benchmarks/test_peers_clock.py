@@ -58,4 +58,4 @@ def test_what_is_shown_was_trained() -> None:
     for name in SHOWN:
         method = name.partition(" ")[2]
         assert method in (*METHODS, DENSE)
-    assert sum(accuracy(lines, Cell.of(name.split()[0]), name.partition(" ")[2]) == "" for name in SHOWN) <= 2
+        assert accuracy(lines, Cell.of(name.split()[0]), method) or method == "bn-scale", name
