@@ -15,7 +15,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.cascade_tables import all_tables as cascades
-from benchmarks.converged_tables import all_tables
+from benchmarks.converged import Cell
+from benchmarks.converged_tables import OURS, all_tables
+from benchmarks.peers_clock import PEER, SHOWN
+from benchmarks.peers_clock import accuracy as accuracy_of
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
 from hybridprune.config.methods import METHOD_NAMES
@@ -167,13 +170,26 @@ def test_the_tables_of_cascades_are_what_was_measured() -> None:
 
 
 def test_the_speeds_are_those_of_the_pages() -> None:
-    (half,) = re.findall(r"([\d.]+) times as fast\]\(docs/trained_networks.md#by-the-clock\)", README)
+    (faster_than_the_peer,) = re.findall(r"([\d.]+) times as fast\]\(docs/trained_networks.md#by-the-clock\)", README)
     clock = PAGES["docs/trained_networks.md"].split("\n## By the clock")[1]
-    ((_, alone, _, batch),) = re.findall(r"^\| fisher-tucker, separable" + r" \| ([\d.]+)" * 4, clock, re.MULTILINE)
-    assert {f"{float(speed):.1f}" for speed in (alone, batch)} == {half}
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in clock.splitlines()]
+    rows, (head, *_) = {line[0]: line for line in lines}, (line for line in lines if line[0] == "Network")
+    column = head.index("onnxruntime, batch 32")
+    peer, ours = (float(rows[f"ResNet-32 to 0.59: {method}"][column]) for method in (PEER, OURS))
+    assert f"{peer / ours:.1f}" == faster_than_the_peer
     (most,) = re.findall(r"up to ([\d.]+) times\]\(docs/deploy.md#what-was-measured\)", README)
     faster = re.findall(r"([\d.]+) x faster", PAGES["docs/results.md"].split("## By the clock")[1].split("\n## ")[0])
     assert max(map(float, faster)) == float(most)
+
+
+def test_the_accuracies_beside_times_are_what_was_measured() -> None:
+    clock = PAGES["docs/trained_networks.md"].split("\n## By the clock")[1]
+    lines = read_lines(ROOT / "benchmarks/results/converged.jsonl")
+    rows = re.findall(r"^\| ResNet-(\d+) to ([\d.]+): ([^|]*?) \| [\d.]+ \| ([^|]*?) ?\|", clock, re.MULTILINE)
+    shown = {name.partition(" ")[2] for name in SHOWN}
+    assert len(rows) >= 10 and {method for _, _, method, _ in rows} <= shown
+    for depth, target, method, accuracy in rows:
+        assert accuracy == accuracy_of(lines, Cell(int(depth), float(target)), method), (depth, target, method)
 
 
 def test_it_is_short() -> None:
