@@ -76,7 +76,8 @@ def collect_factors(
         likelihood: the loss of an output, and how its targets are sampled.
         rows: where the images are in the activations of each layer, by name; by default each has one row.
         offset_images: how many of the first images K is from, if from its own moments, rounded up to whole batches;
-            None: all. It has few entries, and each image many positions and channels.
+            None: all. It has few entries, and each image many positions and channels. Of a layer that none of them
+            runs through, K is from the first batch that does.
         traced_images: how many of the first images the traces of the exact second moments are means over, rounded up
             to whole batches; 0: no traces.
 

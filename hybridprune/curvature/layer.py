@@ -71,6 +71,8 @@ class FactorSums:
     """Batches whose rows were not those of images."""
     trace: TraceSums | None
     """None if it was not asked for."""
+    has_offsets: bool = False
+    """Whether something was added to ``offset``."""
 
     @classmethod
     def zeros_for(cls, layer: nn.Module, sua: bool, use_full_cov_a: bool, traced: bool) -> FactorSums:
@@ -92,7 +94,10 @@ class FactorSums:
         )
 
     def add(self, seen: Seen | None, with_offsets: bool, traced: bool) -> None:
-        """Add what the layer saw of a batch: to the moments of A, its mean and G, and to others as told."""
+        """Add what the layer saw of a batch: to the moments of A, its mean and G, and to others as told.
+
+        The first batch that runs through the layer counts for K in any case: K of none would say that nothing matters.
+        """
         if seen is None:
             self.misfits += 1
             return
@@ -100,7 +105,8 @@ class FactorSums:
         full, images = len(self.input) > len(self.mean), len(x) // frames
         self.input += (full_covariance if full else input_factor)(x, geometry) * images
         self.mean += input_mean(x, geometry) * images
-        if self.offset is not None and with_offsets:
+        if self.offset is not None and (with_offsets or not self.has_offsets):
+            self.has_offsets = True
             self.offset += offset_moment(x, geometry) * images
         self.gradient += gradient_factor(g, batch_size, frames) * batch_size
         self.positions += g.shape[2] * g.shape[3] * len(x)

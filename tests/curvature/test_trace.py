@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from hybridprune.batch import Batch
 from hybridprune.curvature import LayerFactors, collect_factors
-from hybridprune.curvature.geometry import Geometry
+from hybridprune.curvature.geometry import Geometry, geometry_of
 from hybridprune.curvature.gradients import weight_gradients
+from hybridprune.curvature.layer import FactorSums
+from hybridprune.curvature.offsets import offset_moment
 from hybridprune.curvature.passes import Seen
 from hybridprune.curvature.trace import GradientTrace, TraceSums, _is_cheaper_by_positions, trace_terms
 from tests.curvature.oracles import (
@@ -79,6 +81,17 @@ def test_offset_factors_are_of_the_first_images_in_whole_batches() -> None:
             torch.testing.assert_close(layer.offset_factor, alone[name].offset_factor)
             torch.testing.assert_close(layer.input_factor, whole[name].input_factor, rtol=0, atol=0)
             torch.testing.assert_close(layer.gradient_factor, whole[name].gradient_factor, rtol=0, atol=0)
+
+
+def test_a_layer_that_later_images_run_through_has_an_offset_factor_as_well() -> None:
+    """As a gated block may, that few images use."""
+    layer, (x, g) = nn.Conv2d(3, 2, 3, padding=1), (torch.randn(6, 3, 5, 5), torch.randn(6, 2, 5, 5))
+    sums = FactorSums.zeros_for(layer, sua=False, use_full_cov_a=False, traced=False)
+    for rows in ([0, 1, 2], [3, 4, 5]):
+        sums.add(Seen(x[rows], g[rows], geometry_of(layer), 1, 3), with_offsets=False, traced=False)
+        sums.count(3, False)
+    moment = offset_moment(x[:3], geometry_of(layer))
+    torch.testing.assert_close(sums.factors().offset_factor, moment * 9 / moment.trace())
 
 
 def test_an_image_that_did_not_run_through_the_layer_counts_as_nothing() -> None:
