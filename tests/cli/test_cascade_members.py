@@ -27,7 +27,7 @@ NAME = "digits-cascade-resnet8-w4-resnet14-w4-rl-seed0"
 DATA = ("--dataset", "digits", "--resize", "8", "--max_train_samples", "200", "--device", "cpu", "--bs", "20")
 LEARN = ("--train", "members", "--epochs", "2", "--target_flops", "0.8", "--batchnorm", "trained", "--lr", "0.02")
 TRUNK = (*LEARN, "--trunk", "1", "--epochs", "4", "--lr", "0.1")
-RUIN = (*LEARN, "--lr", "30", "--scheduler_params", '{"0": 1}')
+RUIN = (*LEARN, "--lr", "10", "--scheduler_params", '{"0": 1}')
 
 
 @pytest.fixture(scope="module")
