@@ -182,8 +182,10 @@ def test_what_cannot_be_seen_when_its_gradient_comes_is_left_alone(method: str) 
     assert found.spec.macs <= 0.9 * found.spec.dense_macs
 
 
-@pytest.mark.parametrize("pass_number", [1, 2])
-def test_a_layer_that_is_found_to_be_unobservable_late_is_left_out_of_the_rest(pass_number: int) -> None:
+@pytest.mark.parametrize(("pass_number", "method", "target"), [(1, "fisher-tucker", 0.7), (2, "eigendamage", 0.9)])
+def test_a_layer_that_is_found_to_be_unobservable_late_is_left_out_of_the_rest(
+    pass_number: int, method: str, target: float
+) -> None:
     """The factors may be there before a batch comes for which it runs twice."""
     batches = 0
 
@@ -197,7 +199,7 @@ def test_a_layer_that_is_found_to_be_unobservable_late_is_left_out_of_the_rest(p
             return self.head(F.relu(self.third(self.second(y))))
 
     curvature = CurvatureOptions(curvature_images=12, moment_images=12, correct_eigenvalues=True)
-    found, _ = pruned(Sometimes(), 0.9, method="eigendamage", curvature=curvature)  # has a pass of moments
+    found, _ = pruned(Sometimes(), target, method=method, curvature=curvature)  # eigendamage has a pass of moments
     assert batches > 2 * pass_number
     assert found.left_alone["second"] == UNSEEN
-    assert found.spec.macs <= 0.9 * found.spec.dense_macs
+    assert found.spec.macs <= target * found.spec.dense_macs
