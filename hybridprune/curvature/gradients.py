@@ -64,8 +64,12 @@ def bytes_per_image(x: Tensor, g: Tensor, geometry: Geometry, frames: int, with_
     """About what `sum_squared_weight_gradients` keeps in memory of each image of these feature maps."""
     positions = frames * g.shape[2] * g.shape[3]
     gradients = 0 if _outer(positions) and not with_offsets else g.shape[1] * x.shape[1]
-    copies = 3 * frames * (x[0].numel() + g[0].numel())
-    return x.itemsize * (gradients * (2 * geometry.offsets() if with_offsets else 1) + copies)
+    return bytes_with(gradients * (2 * geometry.offsets() if with_offsets else 1), x, g, frames)
+
+
+def bytes_with(entries: int, x: Tensor, g: Tensor, frames: int) -> int:
+    """About what is in memory of each image of these feature maps: so many entries, and copies of the maps."""
+    return x.itemsize * (entries + 3 * frames * (x[0].numel() + g[0].numel()))
 
 
 def _outer(positions: int) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.curvature.geometry import Geometry
-from hybridprune.curvature.gradients import GRADIENT_BYTES, by_image, reads_of
+from hybridprune.curvature.gradients import GRADIENT_BYTES, by_image, bytes_with, reads_of
 from hybridprune.curvature.passes import Seen
 
 
@@ -111,5 +111,4 @@ def _is_cheaper_by_positions(positions: int, outputs: int, inputs: int, offsets:
 def _bytes_per_image(x: Tensor, g: Tensor, geometry: Geometry, frames: int) -> int:
     positions, outputs, inputs = frames * g.shape[2] * g.shape[3], g.shape[1], x.shape[1]
     by_positions = _is_cheaper_by_positions(positions, outputs, inputs, geometry.offsets())
-    products = 2 * positions**2 if by_positions else outputs * inputs
-    return x.itemsize * (products + 3 * frames * (x[0].numel() + g[0].numel()))
+    return bytes_with(2 * positions**2 if by_positions else outputs * inputs, x, g, frames)
