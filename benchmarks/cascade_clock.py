@@ -8,8 +8,9 @@ ResNet-32, ``20:0.6,32`` the same whose small member has rotations at 0.6 of the
 gate sends on the given share of the images that come as far. A pass goes through a stream of images: many single ones,
 or two batches. *Predicted* is the FLOPs of the last member over those of the cascade, gates counted. *Realised* is the
 time of the last member, eager and alone, over that of the cascade; *deployed* is the same of what `hybridprune.deploy`
-makes of the cascade for the batch size, *both deployed* also of the last member. *Over its members* is the time of the
-eager cascade over that of its members at their rates, each timed alone on whole batches.
+makes of the cascade for the batch size, *both deployed* also of the last member. *Without gates* is the time of the
+last member, eager, over that of all members, each on the images that come as far, known and gathered beforehand: what
+plain PyTorch leaves for a cascade.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hybridprune.measure.cost import count
 from hybridprune.measure.latency import stopwatch
 from hybridprune.models.cascade import Cascade
 from hybridprune.models.edits import FactorEdit, apply_edits
+from hybridprune.models.routed import images_at
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.store.provenance import hardware, versions
 from hybridprune.tables import Table
@@ -43,8 +45,8 @@ STREAM = {1: 40}
 """How many images a pass goes through, by the batch size; of others two batches, up to `MOST` images."""
 MOST = 128
 CPU = torch.device("cpu")
-LARGE, EAGER, DEPLOYED, BOTH = "large", "eager", "deployed", "large, deployed"
-"""Arms of a cascade, beside those of its other members."""
+LARGE, EAGER, UNGATED, DEPLOYED, BOTH = "large", "eager", "without gates", "deployed", "large, deployed"
+"""Arms of a cascade."""
 KEY = ("cascade", "width", "batch", "threads")
 
 
@@ -104,7 +106,6 @@ def measure(members: str, width: int, batch: int, share: float, rounds: int) -> 
     for each, expected in zip(batches, routed, strict=True):
         assert torch.equal(shipped.route(each).decisions, expected.decisions), "deploying changed a decision"
     nets: dict[str, Callable[[Tensor], object]] = {
-        **{f"member {k}": each for k, each in enumerate(net.members[:-1])},
         LARGE: net.members[-1],
         EAGER: partial(net, mode="executed"),
         DEPLOYED: shipped,
@@ -114,7 +115,10 @@ def measure(members: str, width: int, batch: int, share: float, rounds: int) -> 
     def passing(call: Callable[[Tensor], object]) -> Callable[[], object]:
         return lambda: [call(each) for each in batches]
 
-    seconds = median_seconds({name: passing(call) for name, call in nets.items()}, rounds)
+    parts = [part for each, found in zip(batches, routed, strict=True) for part in runs(each, found.decisions)]
+    arms = {name: passing(call) for name, call in nets.items()}
+    arms[UNGATED] = lambda: [net.members[k](inputs) for k, inputs in parts]
+    seconds = median_seconds(arms, rounds)
     cost = count(net, SIZE)
     large = cost.block_macs[-1]
     return {
@@ -124,12 +128,20 @@ def measure(members: str, width: int, batch: int, share: float, rounds: int) -> 
     }
 
 
+def runs(images: Tensor, decisions: Tensor) -> list[tuple[int, Tensor]]:
+    """The members that run, by number, and their images, from ``images [B, 3, H, W]`` and ``decisions [B, N]``."""
+    found = [(0, images)]
+    for k in range(decisions.shape[1]):
+        chosen = decisions[:, : k + 1].prod(1).nonzero().squeeze(1)
+        if len(chosen) > 0:
+            found.append((k + 1, images_at(images, chosen)))
+    return found
+
+
 def row(line: dict[str, Any]) -> tuple[str, ...]:
     """A line of the log in the table."""
     ms, predicted = line["ms"], line["predicted"]
-    members = [value for name, value in ms.items() if name.startswith("member")] + [ms[LARGE]]
-    parts = sum(rate * value for rate, value in zip([1.0, *line["rates"]], members, strict=True))
-    ratios = [ms[LARGE] / ms[EAGER], ms[LARGE] / ms[DEPLOYED], ms[BOTH] / ms[DEPLOYED]]
+    ratios = [ms[LARGE] / ms[EAGER], ms[LARGE] / ms[UNGATED], ms[LARGE] / ms[DEPLOYED], ms[BOTH] / ms[DEPLOYED]]
     shown = [text for ratio in ratios for text in (f"{ratio:.2f}", f"{ratio / predicted:.2f}")]
     return (
         line["cascade"],
@@ -137,7 +149,6 @@ def row(line: dict[str, Any]) -> tuple[str, ...]:
         str(line["batch"]),
         f"{predicted:.2f}",
         *shown,
-        f"{ms[EAGER] / parts:.3f}",
     )
 
 
@@ -145,8 +156,9 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """The newest line of each cascade, width, batch size and number of threads."""
     newest = {tuple(line[name] for name in KEY): line for line in lines}
     ratio = "/ predicted"
-    head = ("Members", "Width", "Batch", "Predicted", "Realised", ratio, "Deployed", ratio, "Both deployed", ratio)
-    return Table((*head, "Over its members"), "lrr" + "r" * 8, [row(line) for line in newest.values()]).markdown()
+    arms = ("Realised", "Without gates", "Deployed", "Both deployed")
+    head = ("Members", "Width", "Batch", "Predicted", *(text for arm in arms for text in (arm, ratio)))
+    return Table(head, "l" + "r" * (len(head) - 1), [row(line) for line in newest.values()]).markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
