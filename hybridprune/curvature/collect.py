@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridprune.batch import Batch
-from hybridprune.curvature.gradients import GRADIENT_BYTES, bytes_per_image, sum_squared_weight_gradients
+from hybridprune.curvature.gradients import GRADIENT_BYTES, bytes_per_image, portions, sum_squared_weight_gradients
 from hybridprune.curvature.layer import FactorSums, LayerFactors
 from hybridprune.curvature.likelihood import CROSS_ENTROPY, Likelihood
 from hybridprune.curvature.passes import Forward, Seen, passes
@@ -159,8 +159,8 @@ def collect_second_moments(
             return
         q_out, q_in, q_offset = bases[name]
         mean = None if means is None else means[name].to(seen.x) @ q_in.to(seen.x)
-        size = max(1, memory // bytes_per_image(seen.x, seen.g, seen.geometry, seen.frames, q_offset is not None))
-        for x, g in zip(*(maps.split(size * seen.frames) for maps in (seen.x, seen.g)), strict=True):
+        each = bytes_per_image(seen.x, seen.g, seen.geometry, seen.frames, q_offset is not None)
+        for x, g in portions(seen.x, seen.g, seen.frames, each, memory):
             x, g = _rotate(x, q_in), _rotate(g, q_out)
             squares = sum_squared_weight_gradients(x, g, seen.geometry, seen.batch_size, seen.frames, mean, q_offset)
             sums[name] += squares.view_as(sums[name])

@@ -67,6 +67,12 @@ def bytes_per_image(x: Tensor, g: Tensor, geometry: Geometry, frames: int, with_
     return bytes_with(gradients * (2 * geometry.offsets() if with_offsets else 1), x, g, frames)
 
 
+def portions(x: Tensor, g: Tensor, frames: int, each: int, memory: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield feature maps of at least one image at a time, of as many as ``memory`` is enough for at ``each`` bytes."""
+    size = frames * max(1, memory // each)
+    return zip(x.split(size), g.split(size), strict=True)
+
+
 def bytes_with(entries: int, x: Tensor, g: Tensor, frames: int) -> int:
     """About what is in memory of each image of these feature maps: so many entries, and copies of the maps."""
     return x.itemsize * (entries + 3 * frames * (x[0].numel() + g[0].numel()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hybridprune.curvature.geometry import Geometry
-from hybridprune.curvature.gradients import GRADIENT_BYTES, by_image, bytes_with, reads_of
+from hybridprune.curvature.gradients import GRADIENT_BYTES, by_image, bytes_with, portions, reads_of
 from hybridprune.curvature.passes import Seen
 
 
@@ -56,8 +56,7 @@ class TraceSums:
     def add(self, seen: Seen, memory: int = GRADIENT_BYTES) -> None:
         """Add what the layer saw of a batch; ``memory`` as in `collect_second_moments`."""
         x, g, geometry, frames, batch_size = seen
-        images = max(1, memory // _bytes_per_image(x, g, geometry, frames))
-        for some_x, some_g in zip(x.split(images * frames), g.split(images * frames), strict=True):
+        for some_x, some_g in portions(x, g, frames, _bytes_per_image(x, g, geometry, frames), memory):
             squares, cross, sums = trace_terms(some_x, some_g * batch_size, geometry, frames)
             self.squares += squares
             self.cross += cross

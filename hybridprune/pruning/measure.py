@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -78,24 +78,25 @@ def _obstacle(layer: nn.Module) -> str | None:
     return WIDE if max(layer.get_parameter("weight").shape[:2]) > WIDEST else None
 
 
+def exact_traces(factors: Mapping[str, LayerFactors]) -> dict[str, SecondMoments]:
+    """The traces of the layers' exact second moments that were measured with their factors."""
+    return {name: SecondMoments(layer.trace.value, None) for name, layer in factors.items() if layer.trace is not None}
+
+
 def measure_moments(
     network: PrunableNetwork,
     layers: Mapping[str, nn.Module],
     factors: Mapping[str, LayerFactors],
     means: Mapping[str, Tensor] | None,
-    needed: Literal["trace", "entries"] | None,
     options: CurvatureOptions,
 ) -> tuple[dict[str, SecondMoments], dict[str, str]]:
-    """The layers' exact second moments: the traces of the factors, or entry by entry in their eigenbases.
+    """The exact second moments of the layers that have factors, entry by entry in the factors' eigenbases.
 
-    Of the layers that have factors; and why others of these have none. For entries ``means`` ``[C_in]`` are subtracted
-    from the layers' inputs, as they have been for the traces of centred factors.
+    And why others of these layers have none. ``means`` ``[C_in]`` are subtracted from the layers' inputs.
     """
     layers = {name: layer for name, layer in layers.items() if name in factors}
-    if needed is None or not layers:
+    if not layers:
         return {}, {}
-    if needed == "trace":
-        return {name: SecondMoments(layer.trace.value, None) for name, layer in factors.items() if layer.trace}, {}
     bases: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}
     for name, layer in factors.items():
         basis = eigenbasis(layer.input_factor, layer.gradient_factor, layer.offset_factor)

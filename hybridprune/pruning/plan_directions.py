@@ -18,7 +18,7 @@ from hybridprune.pruning.directions.layers import PrunableLayer, leaves_in_place
 from hybridprune.pruning.directions.separation import SEPARABLE
 from hybridprune.pruning.directions.space import FormPrice, direction_space
 from hybridprune.pruning.left_alone import NEVER, READ
-from hybridprune.pruning.measure import measure_factors, measure_moments, once
+from hybridprune.pruning.measure import exact_traces, measure_factors, measure_moments, once
 from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.method_results import checked_decomposition
@@ -116,7 +116,9 @@ def _measured(
         if curvature.use_bias:
             means = {name: layer.input_mean for name, layer in factors.items()}
             factors = {name: layer.centred() for name, layer in factors.items()}
-        moments, unseen = measure_moments(network, leaves, factors, means, needed, curvature)
+        moments, unseen = exact_traces(factors), {}
+        if needed == "entries":
+            moments, unseen = measure_moments(network, leaves, factors, means, curvature)
     unmeasured = {**missing, **unmeasured_layers(plain, moments), **unseen}
     layers = [layer for layer in layers if layer.name not in unmeasured]
     decompositions = {
