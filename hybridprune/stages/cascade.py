@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from hybridprune.config import DataOptions, Invocation, RlConfig
+from hybridprune.config.name_list import joined_names
 from hybridprune.data import Dataset
 from hybridprune.engine.modes import always_on
 from hybridprune.engine.parallel import share_weights
@@ -28,7 +29,7 @@ from hybridprune.stages.console import say, show_plan
 from hybridprune.stages.flops_budget import budget_of
 from hybridprune.stages.images import RunImages
 from hybridprune.stages.members import JOINED, difference, in_common
-from hybridprune.stages.parent import Parent
+from hybridprune.stages.parent import Parent, subtask_of
 from hybridprune.stages.result import finish, show_result
 from hybridprune.stages.setup import StageSetup, device_for, placed
 from hybridprune.stages.start import open_run
@@ -111,6 +112,7 @@ def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list
     config = invocation.config
     allow(config.network.network)
     device, dataset = device_for(config), load_images(config.data)
+    _check_subtasks(config.cascade.members)
     parents = [_member(path, dataset, config.data) for path in config.cascade.members]
     parents.sort(key=lambda parent: parent.result["macs"]["backbone"])
     _check_alike(parents)
@@ -137,6 +139,18 @@ def _member(path: str, dataset: Dataset, options: DataOptions) -> Parent:
     parent = Parent.of(run)
     parent.check_subtask(options.classes)
     return parent
+
+
+def _check_subtasks(paths: Sequence[str]) -> None:
+    """UserError if not all members know the same classes: no --classes would suit them all."""
+    known = [subtask_of(RunFolder.named(Path(path))) for path in paths]
+    for path, own in zip(paths, known, strict=True):
+        if own != known[0]:
+            this, first = (f"classes {joined_names(each)}" if each else "all classes" for each in (own, known[0]))
+            raise UserError(
+                f"--members {path}: knows {this}, {paths[0]} {first}; a cascade's members know the same ones, so give "
+                "the stage that made one of them the --classes of the other"
+            )
 
 
 def _check_alike(parents: Sequence[Parent]) -> None:

@@ -18,6 +18,11 @@ from hybridprune.store.find import find_parent, named_parent
 from hybridprune.store.run_folder import RunFolder, RunSpec
 
 
+def subtask_of(run: RunFolder) -> list[str]:
+    """The classes that a run knows, if not all; none if it knows all."""
+    return run.read_json("config.json").get("classes") or []
+
+
 @dataclass(frozen=True)
 class Parent:
     """The finished run a stage starts from."""
@@ -42,7 +47,7 @@ class Parent:
 
     def check_subtask(self, classes: Sequence[str]) -> None:
         """UserError if the parent knows some classes alone, and these are others."""
-        own = self.run.read_json("config.json").get("classes") or []
+        own = subtask_of(self.run)
         if own and list(classes) != own:
             raise UserError(f"--classes: {self.run.path} is of a subtask; give --classes {joined_names(own)}")
 

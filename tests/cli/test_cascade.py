@@ -238,7 +238,7 @@ def other_result(run: Path) -> None:
     [
         (other_split, ("its validation split", "train both alike")),
         (other_scale, ("its normalisation",)),
-        (subtask, ("--classes: ", "is of a subtask; give --classes 3,7")),
+        (subtask, ("--members ", "knows all classes, ", " classes 3,7; a cascade", "the --classes of the other")),
         (other_result, ("result.json", "macs.backbone is missing")),
     ],
 )
@@ -248,6 +248,14 @@ def test_members_that_see_other_images_are_refused(
     results = Path(shutil.copytree(members, tmp_path / "results"))
     change(runs(results)[1])
     assert_refused(route(results, "--target_flops", "0.8", "--exp_name", "other"), *words)
+
+
+def test_members_of_a_subtask_need_its_classes(members: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(members, tmp_path / "results"))
+    for run in runs(results):
+        subtask(run)
+    refused = route(results, "--target_flops", "0.8", "--exp_name", "other")
+    assert_refused(refused, "--classes: ", "is of a subtask; give --classes 3,7")
 
 
 def test_what_is_no_member_is_refused(members: Path, tmp_path: Path) -> None:
