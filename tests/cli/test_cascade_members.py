@@ -162,7 +162,14 @@ def assert_as_undisturbed(run: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("moment", ["epoch 0", "epoch 1", "spec.json", "result.json"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("epoch 0", "spec.json")),
+        "epoch 1",
+        "result.json",
+    ],
+)
 def test_it_goes_on_where_it_was_interrupted(
     moment: str, members: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,12 @@ def test_two_at_once_do_not_share_a_run(results: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "signum"),
-    [("sp", signal.SIGINT), ("prune", signal.SIGTERM), ("rl", signal.SIGINT), ("rl", signal.SIGTERM)],
+    [
+        ("sp", signal.SIGINT),
+        ("prune", signal.SIGTERM),
+        ("rl", signal.SIGINT),
+        pytest.param("rl", signal.SIGTERM, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
     name: str, signum: int, results: Path, undisturbed: Callable[[str], Path], tmp_path: Path

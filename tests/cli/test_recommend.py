@@ -128,7 +128,7 @@ def test_a_run_that_is_killed_before_its_result_writes_them_again(spoilt: Path) 
     [
         0.35,  # here the best pair may be without the dearest network, so the command gives FLOPs
         pytest.param(0.6, marks=pytest.mark.full),  # a share of the dearest network, which is in every triple
-        pytest.param(2.0 * 70_001, marks=pytest.mark.full),  # FLOPs
+        pytest.param(2.0 * 70_001, marks=pytest.mark.exhaustive),  # FLOPs
         pytest.param(2.0 * 500_000, marks=pytest.mark.full),  # more than all members take on every image
     ],
 )

@@ -112,7 +112,7 @@ CASES = [
     ("plain", "taylor"),
     pytest.param("shortcuts", "eigendamage", marks=FULL),
     pytest.param("factored parent", "fisher-tucker", marks=FULL),
-    pytest.param("factored parent", "eigendamage", marks=FULL),
+    pytest.param("factored parent", "eigendamage", marks=pytest.mark.exhaustive),
     pytest.param("plain", "fisher-tucker", marks=FULL),
     pytest.param("linear", "l1", marks=FULL),
     pytest.param("plain", "l1", marks=FULL),
