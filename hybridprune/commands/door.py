@@ -7,6 +7,7 @@ takes seconds, ends it without a traceback.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -61,7 +62,16 @@ def enter(function: str, words: Sequence[str], prog: str, *, together: bool = Fa
         run = import_module("hybridprune.processes").run_together if together else run_command
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("hybridprune"):
+            raise
+        package = error.name
+        return run_command(lambda: _miss(package))
     return run(lambda: called(words, prog))
+
+
+def _miss(package: str) -> None:
+    raise UserError(f"{package}: not installed for {sys.executable}; pip install . in a clone installs what is needed")
 
 
 def _tell(words: Sequence[str], prog: str) -> None:

@@ -126,3 +126,15 @@ def test_help_of_a_subcommand_says_every_default(name: str, monkeypatch: pytest.
     assert parser.prog == f"hybridprune {name}"
     valued = [action for action in parser._actions if action.option_strings and action.nargs != 0]
     assert [action.option_strings[0] for action in valued if "default" not in (action.help or "")] == []
+
+
+def test_a_missing_package_is_told_in_one_line() -> None:
+    # -S: without the folders that packages are installed in
+    done = subprocess.run([sys.executable, "-S", ROOT / "main_sp.py"], capture_output=True, text=True)
+    expected = f"error: torch: not installed for {sys.executable}; pip install . in a clone installs what is needed\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_a_missing_module_of_our_own_is_our_mistake() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"hybridprune\.gone"):
+        door.enter("hybridprune.gone:main", [], "hybridprune gone")
