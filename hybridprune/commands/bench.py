@@ -6,8 +6,8 @@ those of its dearest member. All take turns, so that what disturbs the machine d
 speed-up is that of the FLOPs, the realised one that of the medians, both over the dense network in the same form. What
 is predicted of the deployed network is what the run promised: deploying may spend more FLOPs to save time. Memory is
 that of the weights and the most that tensors between layers take at once; what kernels need beside is not in it. Prints
-what was gained in one sentence, then a table for each batch size, and writes bench.json into RUN (over an older one),
-which the report reads. Energy is not claimed.
+what was gained in one sentence, in another whether gates take more time than they save, and a table for each batch
+size. Writes bench.json into RUN (over an older one), which the report reads. Energy is not claimed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from hybridprune.commands.bench_arms import Bench, quantised_in
 from hybridprune.commands.bench_rows import markdown
-from hybridprune.commands.bench_sentence import sentence
+from hybridprune.commands.bench_sentence import sentence, warning
 from hybridprune.commands.finished_run import FinishedRun, Parser
 from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.engine.device import device_of
@@ -72,7 +72,10 @@ def main(argv: Sequence[str], prog: str = "python -m hybridprune.bench") -> None
     dense, own = bench.accuracies()
     tables = [bench.table(batch) for batch in dict.fromkeys(arguments.batch)]
     write_json(run.run.path / FILE, tables)
-    print(f"{sentence(tables, dense, own)}\n")
+    print(sentence(tables, dense, own))
+    if (slower := warning(tables)) is not None:
+        print(slower)
+    print()
     for table in tables:
         print(markdown(table))
     say(f"written: {run.run.path / FILE}")

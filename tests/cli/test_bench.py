@@ -17,7 +17,7 @@ from torch import nn
 from hybridprune.commands.bench import FILE, _forms
 from hybridprune.commands.bench_arms import _Executed, memory, quantised_in
 from hybridprune.commands.bench_rows import markdown, rows
-from hybridprune.commands.bench_sentence import sentence
+from hybridprune.commands.bench_sentence import sentence, warning
 from hybridprune.commands.finished_run import FinishedRun
 from hybridprune.deployment.openvino import TELEMETRY
 from hybridprune.errors import UserError
@@ -71,24 +71,34 @@ def test_memory_is_that_of_the_batch_that_needs_the_most() -> None:
     assert memory(nn.Linear(5, 4), batches) == {"weight_bytes": 4 * 24, "activation_bytes": 2 * 4 * 4}
 
 
+def timed(batch: int, **times: float) -> dict[str, Any]:
+    rows = [
+        {"network": n.replace("_", " "), "form": f, "median_ms": t}
+        for k, t in times.items()
+        for n, f in (k.split("__"),)
+    ]
+    return {"batch": batch, "device": "cpu", "threads": 2, "rows": rows}
+
+
 def test_the_sentence_compares_the_fastest_of_each() -> None:
     """Not int8, whose accuracy is another one; the dense network in its own best form."""
-
-    def table(batch: int, **times: float) -> dict[str, Any]:
-        rows = [
-            {"network": n.replace("_", " "), "form": f, "median_ms": t}
-            for k, t in times.items()
-            for n, f in (k.split("__"),)
-        ]
-        return {"batch": batch, "device": "cpu", "threads": 2, "rows": rows}
-
-    one = table(1, dense__eager=4.0, dense_deployed__eager=3.0, deployed__eager=2.0, deployed__int8=0.5, rl__eager=1.0)
-    one["rows"] += table(1, deployed__openvino_int8=0.4)["rows"]
-    other = table(32, dense__eager=9.0, dense__onnx=6.0, deployed__eager=4.0, deployed__onnx=5.0)
+    one = timed(1, dense__eager=4.0, dense_deployed__eager=3.0, deployed__eager=2.0, deployed__int8=0.5, rl__eager=1.0)
+    one["rows"] += timed(1, deployed__openvino_int8=0.4)["rows"]
+    other = timed(32, dense__eager=9.0, dense__onnx=6.0, deployed__eager=4.0, deployed__onnx=5.0)
     assert sentence([one, other], 0.7016, 0.6953) == (
         "Deployed, its speed over that of the dense network is 1.50 x at batch 1 (eager), 1.50 x at batch 32 (eager; "
         "dense: onnx) on this machine (cpu, 2 threads); accuracy 70.16% -> 69.53%."
     )
+
+
+def test_gates_that_take_more_time_than_they_save_are_told() -> None:
+    pays = timed(32, dense__eager=9.0, prune__eager=5.0, prune__onnx=4.5, rl__eager=4.2, deployed__eager=4.0)
+    costs = timed(1, dense__eager=8.0, dense__onnx=6.0, prune__eager=5.0, prune__onnx=2.5, rl__eager=4.0)
+    costs["rows"] += timed(1, deployed__eager=3.5, deployed__onnx=3.0, deployed__int8=1.0, prune__int8=0.1)["rows"]
+    assert warning([pays, costs]) == "Without gates the network is faster: 2.40 x at batch 1 (onnx)."
+    assert warning([pays]) is None
+    static = {**costs, "rows": [row for row in costs["rows"] if row["network"] != "rl"]}
+    assert warning([static]) is None  # deployed or not, it has no gates
 
 
 @pytest.mark.parametrize(
