@@ -5,7 +5,7 @@ from __future__ import annotations
 from hybridprune.config import CutOptions
 from hybridprune.errors import UserError
 from hybridprune.pruning.budget.space import Cost, InfeasibleBudget, taken_as
-from hybridprune.pruning.left_alone import JOINED, listed
+from hybridprune.pruning.left_alone import GROUPED, JOINED, listed
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.methods import find
 
@@ -29,7 +29,10 @@ def _remedy(options: CutOptions, floor: InfeasibleBudget) -> str:
     ways = ["a larger budget"]
     if options.exclude:
         ways.append("fewer layers to --exclude")
-    if not isinstance(find(options.method), DirectionMethod) and floor.left_alone:
+    if isinstance(find(options.method), DirectionMethod):
+        if GROUPED in floor.left_alone.values():
+            ways.append("a --method that cuts channels, such as taylor, which takes those of depthwise layers along")
+    elif floor.left_alone:
         if JOINED in floor.left_alone.values() and not options.use_out_dependencies:
             ways.append("--use_out_dependencies")
         ways.append("a --method that cuts directions, such as fisher-tucker, which needs no channels of their own")

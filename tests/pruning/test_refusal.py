@@ -8,7 +8,7 @@ import pytest
 
 from hybridprune.config import CutOptions
 from hybridprune.pruning.budget.space import Cost, InfeasibleBudget, taken_as
-from hybridprune.pruning.left_alone import JOINED
+from hybridprune.pruning.left_alone import GROUPED, JOINED
 from hybridprune.pruning.refusal import refusal_of
 
 DENSE, FLOOR = Cost(1000, 100), Cost(900, 80)
@@ -54,4 +54,7 @@ def test_the_layers_left_alone_are_named_by_reason() -> None:
     assert "--use_out" not in refused(alone, target_flops=0.5, method="l1", use_out_dependencies=True)
     assert "--use_out" not in refused({"c": "c is c"}, target_flops=0.5, method="l1")
     assert "cuts directions" not in refused(alone, target_flops=0.5, method="fisher-tucker")
+    grouped = {"d": GROUPED}
+    assert "; give a larger budget, or a --method that cuts channels, such as taylor, which takes" in refused(grouped)
+    assert "cuts channels" not in refused(grouped, method="l1") and "cuts channels" not in refused(alone)
     assert refused(target_flops=0.5, exclude=("a",)).endswith("give a larger budget, or fewer layers to --exclude")
