@@ -112,10 +112,10 @@ def _setup(invocation: Invocation[RlConfig]) -> tuple[StageSetup[RlConfig], list
     config = invocation.config
     allow(config.network.network)
     device, dataset = device_for(config), load_images(config.data)
-    _check_subtasks(config.cascade.members)
     parents = [_member(path, dataset, config.data) for path in config.cascade.members]
     parents.sort(key=lambda parent: parent.result["macs"]["backbone"])
     _check_alike(parents)
+    parents[0].check_subtask(config.data.classes)
     first, dearest = parents[0].spec, parents[-1]
     network = CascadeSpec(tuple(parent.spec.gated for parent in parents), cast(Answer, config.cascade.answer))
     spec = dataclasses.replace(first, stage="rl", run_id=uuid.uuid4().hex, network=network)
@@ -136,27 +136,20 @@ def _member(path: str, dataset: Dataset, options: DataOptions) -> Parent:
             "data flags of its stage"
         )
     run.result("macs.backbone", int, low=1)
-    parent = Parent.of(run)
-    parent.check_subtask(options.classes)
-    return parent
-
-
-def _check_subtasks(paths: Sequence[str]) -> None:
-    """UserError if not all members know the same classes: no --classes would suit them all."""
-    known = [subtask_of(RunFolder.named(Path(path))) for path in paths]
-    for path, own in zip(paths, known, strict=True):
-        if own != known[0]:
-            this, first = (f"classes {joined_names(each)}" if each else "all classes" for each in (own, known[0]))
-            raise UserError(
-                f"--members {path}: knows {this}, {paths[0]} {first}; a cascade's members know the same ones, so give "
-                "the stage that made one of them the --classes of the other"
-            )
+    return Parent.of(run)
 
 
 def _check_alike(parents: Sequence[Parent]) -> None:
-    """UserError if members see images, or are validated, differently, or two of them cost the same."""
+    """UserError if members know other classes, see images or are validated differently, or two cost the same."""
     first, alike = parents[0], [in_common(parent.spec, parent.split().validation) for parent in parents]
     for parent, its, before in zip(parents[1:], alike[1:], parents[:-1], strict=True):
+        known = [subtask_of(each.run) for each in (parent, first)]
+        if known[0] != known[1]:  # told apart from the split, which differs then
+            this, other = (f"classes {joined_names(each)}" if each else "all classes" for each in known)
+            raise UserError(
+                f"--members {parent.run.path}: knows {this}, {first.run.path} {other}; prune both with the same "
+                "--classes, or with none"
+            )
         if (what := difference(alike[0], its)) is not None:
             raise UserError(
                 f"--members {parent.run.path}: its {what} is not that of {first.run.path}; train both alike"

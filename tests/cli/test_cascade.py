@@ -238,7 +238,7 @@ def other_result(run: Path) -> None:
     [
         (other_split, ("its validation split", "train both alike")),
         (other_scale, ("its normalisation",)),
-        (subtask, ("--members ", "knows all classes, ", " classes 3,7; a cascade", "the --classes of the other")),
+        (subtask, ("--members ", "knows classes 3,7, ", " all classes; prune both with the same --classes")),
         (other_result, ("result.json", "macs.backbone is missing")),
     ],
 )
