@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hybridprune.ambient import seeded
 from hybridprune.curvature import CROSS_ENTROPY
-from hybridprune.data import Dataset, EvalBatches, Split, TrainBatches, make_split
+from hybridprune.data import Batch, Dataset, EvalBatches, ImageSet, Split, TrainBatches, make_split
 from hybridprune.engine.distill import Forward, plainly
 from hybridprune.engine.pressure import parameter_groups
 from hybridprune.engine.rates import lr_factors
@@ -69,8 +69,16 @@ class BenchImages:
 
     def shuffled(self, seed: int, batch_size: int) -> ShuffledPairs:
         """All training images in random order as they are, in batches of pairs."""
+        return ShuffledPairs(self.sample(seed, len(self.dataset.train), batch_size))
+
+    def sample(self, seed: int, images: int, batch_size: int = EVAL_BATCH) -> EvalBatches:
+        """So many training images in random order as they are."""
         order = torch.randperm(len(self.dataset.train), generator=torch.Generator().manual_seed(seed))
-        return ShuffledPairs(self._plain(order, batch_size))
+        return self._plain(self.dataset.train, order[:images], batch_size)
+
+    def of_test(self, ids: Tensor | None = None) -> EvalBatches:
+        """These test images, or all of them, in their order."""
+        return self._plain(self.dataset.test, ids, EVAL_BATCH)
 
     def training(self, seed: int, batch_size: int) -> TrainBatches:
         """All training images, cropped and mirrored at random."""
@@ -95,10 +103,9 @@ class BenchImages:
     def logits(self, net: nn.Module) -> Tensor:
         """The logits ``[M, classes]`` of ``net``, put into eval mode, for the test images, in their order."""
         net.eval()
-        return torch.cat([net(batch.images) for batch in self._plain(None, EVAL_BATCH)])
+        return torch.cat([net(batch.images) for batch in self.of_test()])
 
-    def _plain(self, ids: Tensor | None, batch_size: int) -> EvalBatches:
-        data = self.dataset.test if ids is None else self.dataset.train
+    def _plain(self, data: ImageSet, ids: Tensor | None, batch_size: int) -> EvalBatches:
         return EvalBatches(
             data, ids, batch_size=batch_size, mean=self.mean, std=self.std, device=CPU, channels_last=True
         )
@@ -140,15 +147,37 @@ class Teacher:
         return found
 
 
+Answer = Callable[[nn.Module, Batch, int], tuple[Tensor, Tensor | float]]
+"""A network's outputs for a batch of an epoch, and what its loss has beside that of these."""
+
+
+Mode = Callable[[nn.Module], object]
+"""Puts a network into the mode of its training."""
+
+
+def answered(net: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, Tensor | float]:
+    """The outputs of a network for any batch, and nothing beside."""
+    del epoch
+    return net(batch.images), 0.0
+
+
 def forward_in(precision: str) -> Forward:
     """``forward(network, inputs)`` under autocast."""
     return Precision("cpu", DTYPES[precision])(plainly)
 
 
 def train(
-    net: nn.Module, teacher: Teacher, images: BenchImages, recipe: Recipe, epochs: int, seed: int, path: Path
+    net: nn.Module,
+    teacher: Teacher,
+    images: BenchImages,
+    recipe: Recipe,
+    epochs: int,
+    seed: int,
+    path: Path,
+    answer: Answer = answered,
+    mode: Mode = nn.Module.train,
 ) -> list[float]:
-    """Train ``net`` in place; the mean loss of each epoch.
+    """Train ``net`` in place, each epoch in this ``mode``; the mean loss of each epoch.
 
     Its state is saved at ``path`` after each, and gone on from if it is there: the end is the same. Raises ValueError
     if what was saved is of another training.
@@ -167,23 +196,24 @@ def train(
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         losses = state["losses"]
-    forward = forward_in(recipe.precision)
+    forward = Precision("cpu", DTYPES[recipe.precision])(answer)
     for epoch in range(len(losses), epochs):
         taught = (
             teacher.outputs(batches, epoch, recipe.precision, len(images.dataset.train)) if recipe.kd_weight else None
         )
-        net.train()
+        mode(net)
         total = 0.0
         with seeded(stream_seed(seed, "dropout", epoch), CPU):
             for step, batch in enumerate(batches.epoch(epoch)):
                 share = (epoch + (step + 0.5) / len(batches)) / epochs
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr * recipe.factor(share) * group["factor"]
-                output = forward(net, batch.images)
+                output, beside = forward(net, batch, epoch)
                 loss = F.cross_entropy(output.float(), batch.labels)
                 if taught is not None:
                     distillation = CROSS_ENTROPY.divergence(output, taught[batch.ids], recipe.kd_temperature)
                     loss = (1 - recipe.kd_weight) * loss + recipe.kd_weight * distillation
+                loss = loss + beside
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
