@@ -32,7 +32,7 @@ from hybridprune.routing.loss import RoutingTerms
 from hybridprune.routing.price import Price
 from hybridprune.routing.subset import start_from_subset
 
-GATED: Mapping[float, str] = {0.25: "56@0.32", 0.4: "56@0.55", 0.55: "56", 0.75: "56"}
+GATED: Mapping[float, str] = {0.25: "56@0.32", 0.4: "56", 0.55: "56", 0.75: "56"}
 """By budget, the network whose blocks get gates."""
 GATE_EPOCHS = 2
 FIRST, SHARED = "20@0.5", 3
