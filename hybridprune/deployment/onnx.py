@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridprune.deployment.agreement import Run
 from hybridprune.deployment.cascade import RoutedModule
+from hybridprune.deployment.channel_blocks import fill_blocks
 from hybridprune.deployment.program import DECISIONS, INPUT, export_program
 from hybridprune.deployment.quiet import quiet
 from hybridprune.errors import need_packages
@@ -41,7 +42,7 @@ def onnx_bytes(
     gated = isinstance(module, RoutedModule)
     inputs = [INPUT, DECISIONS] if forced else [INPUT]
     with bar(description="ONNX export", total=2) as shown:
-        program = export_program(module, example_input, single=single, forced=forced, multiple=CHANNEL_BLOCK)
+        program = export_program(module, example_input, single=single, forced=forced)
         shown.update()
         with quiet("torch.onnx", "onnxscript", "onnx_ir"):  # the exporter talks about its own future
             converted = torch.onnx.export(
@@ -54,7 +55,9 @@ def onnx_bytes(
             )
     assert converted is not None
     converted.model.metadata_props["hybridprune"] = metadata
-    return converted.model_proto.SerializeToString()
+    model = converted.model_proto
+    fill_blocks(model, CHANNEL_BLOCK)
+    return model.SerializeToString()
 
 
 def session(content: bytes, threads: int | None = None, profile: str | None = None) -> Any:

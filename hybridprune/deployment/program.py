@@ -12,7 +12,6 @@ from hybridprune.deployment.batch_splitting import in_one
 from hybridprune.deployment.cascade import DeployedCascade, RoutedModule
 from hybridprune.deployment.fold import spell_out_norms
 from hybridprune.deployment.network import Action, DeployedNetwork
-from hybridprune.deployment.padding import pad_components
 from hybridprune.deployment.pointwise import spell_out_products
 
 INPUT = "images"
@@ -27,16 +26,12 @@ class Exportable(nn.Module):
     ``[B, 3, H, W]`` images to logits ``[B, classes]``, and decisions ``[B, N]`` in {0, 1} where there are gates.
     """
 
-    def __init__(self, module: nn.Module, single: bool, multiple: int = 1) -> None:
-        """``single``: gated blocks, or members, become branches, for one image; otherwise any number is gathered.
-
-        Separable layers get a ``multiple`` of components.
-        """
+    def __init__(self, module: nn.Module, single: bool) -> None:
+        """``single``: gated blocks, or members, become branches, for one image; otherwise any number is gathered."""
         super().__init__()
         # In one memory format: torch.export cannot save another without a warning for each weight.
         self.module = copy.deepcopy(in_one(module)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         spell_out_products(self.module)
-        pad_components(self.module, multiple)
         spell_out_norms(self.module)  # exporters cannot normalise a number of images that depends on the data
         if isinstance(self.module, DeployedNetwork):
             action: Action = "branch" if single else "select"
@@ -55,14 +50,13 @@ class Exportable(nn.Module):
 
 @torch.no_grad()
 def export_program(
-    module: nn.Module, example_input: Tensor, *, single: bool = False, forced: bool = False, multiple: int = 1
+    module: nn.Module, example_input: Tensor, *, single: bool = False, forced: bool = False
 ) -> torch.export.ExportedProgram:
     """The program of a deployed network, for any batch size or for a ``single`` image, on the CPU: from there a program
     can be moved (`torch.export.passes.move_to_device_pass`), but loads where there is no GPU, too.
 
     ``example_input [B, 3, H, W]`` says which images will come, but for their number. ``forced``: the program takes the
-    decisions ``[B, N]`` as a second input and obeys them (for measuring). Separable layers get a ``multiple`` of
-    components, the added ones zero.
+    decisions ``[B, N]`` as a second input and obeys them (for measuring).
     """
     # One image would be taken for a constant.
     image = example_input[:1].cpu()
@@ -74,7 +68,7 @@ def export_program(
     batch = {0: torch.export.Dim("batch")}
     shapes = {INPUT: batch, DECISIONS: batch} if forced else {INPUT: batch}
     return torch.export.export(
-        Exportable(module, single, multiple).cpu().eval(),
+        Exportable(module, single).cpu().eval(),
         tuple(arguments),
         dynamic_shapes=None if single else shapes,
     )

@@ -18,7 +18,6 @@ from hybridprune.deployment.exported_engines import ENGINES, ExportedEngine
 from hybridprune.deployment.layer_variants import with_products
 from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes
 from hybridprune.deployment.onnx_forms import nothing_is_faster
-from hybridprune.deployment.padding import pad_components
 from hybridprune.latency.layer_graph import layer_graph
 from hybridprune.measure.latency import Arms, Stopwatch
 from hybridprune.store.provenance import hardware
@@ -125,8 +124,7 @@ class Exported(Engine):
 
     def arms(self, layer: nn.Module, x: Tensor) -> Arms:
         """The layer as a model of its own."""
-        pad_components(layer, self.multiple)
-        return {self.name: partial(self.engine.opened(layer_graph(layer, x)), x.numpy())}
+        return {self.name: partial(self.engine.opened(layer_graph(layer, x, self.multiple)), x.numpy())}
 
     def running(self, network: nn.Module, images: Tensor, time: Stopwatch) -> Running:
         """The network in the forms that it has: they were chosen by this engine's clock."""

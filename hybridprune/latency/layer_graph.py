@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hybridprune.deployment.channel_blocks import fill_blocks
 from hybridprune.deployment.program import INPUT
 from hybridprune.models.factored import FactoredLayer
 
@@ -15,8 +16,11 @@ OPSET = 18
 OUTPUT = "output"
 
 
-def layer_graph(layer: nn.Module, x: Tensor) -> bytes:
-    """The content of an ``.onnx`` file: ``layer``, dense or factored, on input of the shape of ``x``."""
+def layer_graph(layer: nn.Module, x: Tensor, multiple: int = 1) -> bytes:
+    """The content of an ``.onnx`` file: ``layer``, dense or factored, on input of the shape of ``x``.
+
+    The components of a separable layer are filled up to a ``multiple``, as in a whole network (`fill_blocks`).
+    """
     from onnx import TensorProto, helper
 
     nodes: list[Any] = []
@@ -40,7 +44,9 @@ def layer_graph(layer: nn.Module, x: Tensor) -> bytes:
         weights,
     )
     opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    fill_blocks(model, multiple)
+    return model.SerializeToString()
 
 
 def _operations(layer: nn.Module, ndim: int) -> Iterator[tuple[str, dict[str, Any], list[Tensor]]]:

@@ -62,7 +62,8 @@ def allocate_within_time(
     (within `TOLERANCE`, or faster because nothing is cut or other bounds are met), ``rounds`` and the clock's setting.
 
     Raises:
-        InfeasibleBudget: if the fastest plan, which is timed as well, is too slow, or other bounds cannot be met.
+        InfeasibleBudget: if the fastest plan, which is timed as well, is too slow, or no plan that was timed is faster
+            than the dense network, or other bounds cannot be met.
     """
     assert budget.ns is not None
     wanted, relative = budget.ns, target <= 1
@@ -105,7 +106,7 @@ def allocate_within_time(
             planned_ns = next_target([(max(1, each.cost.ns), each.over) for each in attempts])
     while not (best := min(attempts, key=_rank)).confirmed:
         attempts[attempts.index(best)] = confirmed(best)
-    if best.over > 1 + TOLERANCE and any(each.floored for each in attempts):
+    if best.over > 1 + TOLERANCE and (best.reading.share >= 1 or any(each.floored for each in attempts)):
         ns = best.reading.share * clock.dense_ns if relative else best.reading.ns
         raise InfeasibleBudget(best.cost._replace(ns=round(ns)))
     met = best.over <= 1 + TOLERANCE and (best.over >= 1 - TOLERANCE or best.spare)

@@ -178,6 +178,15 @@ def test_the_floor_is_what_the_clock_says_of_the_fastest_plan() -> None:
     assert record["met"]
 
 
+def test_a_cut_that_gains_no_time_is_refused_though_the_floor_was_not_tried() -> None:
+    clock = FakeClock(lambda share: 1.02 if share < 1 else 1.0)
+    with pytest.raises(InfeasibleBudget) as found:
+        met(0.9, clock)
+    assert found.value.floor.ns == pytest.approx(1.02 * DENSE_NS, rel=1e-6) and clock.reads == ROUNDS + 1
+    kept, record = met(0.9, FakeClock(lambda share: 0.99))
+    assert len(kept) == 1 and not record["met"] and record["rounds"] == ROUNDS
+
+
 def test_tables_that_expect_too_much_time_refuse_nothing() -> None:
     """The fastest plan is expected to be too slow, and is not."""
     kept, record = met(0.1, FakeClock(lambda share: 0.7 * share))
