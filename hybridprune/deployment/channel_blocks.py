@@ -100,11 +100,10 @@ def _handed(node: Any, channels: int, weights: dict[str, Any]) -> Sequence[str]:
 
 
 def _is_spatial_mean(node: Any, weights: dict[str, Any]) -> bool:
-    """Whether a node takes the mean over positions and leaves an image of one pixel."""
+    """Whether a node takes the mean over positions."""
     if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in weights:
         return node.op_type == "GlobalAveragePool"
-    kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
-    return kept and {axis % 4 for axis in _array(weights[node.input[1]]).tolist()} == {2, 3}
+    return {axis % 4 for axis in _array(weights[node.input[1]]).tolist()} == {2, 3}
 
 
 def _is_read_inside(graph: Any, value: str) -> bool:
@@ -114,13 +113,12 @@ def _is_read_inside(graph: Any, value: str) -> bool:
 
 
 def _changeable(stretch: Stretch, weights: dict[str, Any], uses: Counter[str]) -> bool:
-    """Whether all weights are of the stretch's channels, and of no other node."""
+    """Whether all that give the channels give as many, and no weight is of another node."""
     nodes = [*stretch.writers.values(), *stretch.depthwise.values(), *stretch.readers.values()]
     names = {name for node in nodes for name in node.input[1:] if name}
     return (
         all(name in weights and uses[name] == 1 for name in names)
         and all(weights[name].dims[0] == stretch.channels for name in stretch.writers)
-        and all(weights[name].dims[1] == stretch.channels for name in stretch.readers)
     )
 
 
@@ -159,7 +157,7 @@ def _depthwise(node: Any, weights: dict[str, Any]) -> int:
     if node.op_type != "Conv" or _group(node) == 1 or node.input[1] not in weights:
         return 0
     outputs, inputs = weights[node.input[1]].dims[:2]
-    return outputs if inputs == 1 and outputs == _group(node) else 0
+    return outputs if inputs == 1 else 0
 
 
 def _group(node: Any) -> int:

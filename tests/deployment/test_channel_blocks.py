@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from hybridprune.deployment import deploy
 from hybridprune.deployment.agreement import compare
 from hybridprune.deployment.channel_blocks import fill_blocks
-from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes, opened
+from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes, opened, session
 from hybridprune.deployment.quantise import quantised
 from hybridprune.latency.layer_graph import layer_graph
 from hybridprune.models.factored import FactoredConv2d
@@ -70,6 +73,31 @@ class Attended(Excited):
         return self.project(self.depthwise(self.expand(x)) * self.weigh(x).sigmoid())
 
 
+class Doubled(Excited):
+    """Two filters for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(WIDTH, 2 * WIDTH, 3, padding=1, groups=WIDTH)
+        self.project = nn.Conv2d(2 * WIDTH, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.depthwise(self.expand(x)))
+
+
+class Grouped(Excited):
+    """Groups of two channels, each of which reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(6, 2 * WIDTH, 1)
+        self.depthwise = nn.Conv2d(2 * WIDTH, 2 * WIDTH, 3, padding=1, groups=WIDTH)
+        self.project = nn.Conv2d(2 * WIDTH, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.depthwise(self.expand(x)))
+
+
 class Twice(Excited):
     """The same convolution expands two inputs."""
 
@@ -102,7 +130,7 @@ def test_zero_channels_change_nothing() -> None:
     assert compare(opened(content), net, [images]).difference < 1e-5
 
 
-@pytest.mark.parametrize("kind", [Elsewhere, Answered, Averaged, Attended, Twice])
+@pytest.mark.parametrize("kind", [Elsewhere, Answered, Averaged, Attended, Doubled, Grouped, Twice])
 @torch.no_grad()
 def test_channels_that_go_elsewhere_stay_as_many(kind: type[nn.Module]) -> None:
     net, images = kind().eval(), torch.randn(3, 6, 12, 12)
@@ -110,6 +138,48 @@ def test_channels_that_go_elsewhere_stay_as_many(kind: type[nn.Module]) -> None:
     assert groups(content) == [WIDTH]
     (found,) = opened(content)(images.numpy())
     torch.testing.assert_close(torch.from_numpy(found), net(images), rtol=1e-4, atol=1e-5)
+
+
+def branching() -> onnx.ModelProto:
+    """Expanded and depthwise; one branch reads that, the other expands anew and goes on depthwise in itself."""
+    shapes = {"up": (WIDTH, 6, 1, 1), "each": (WIDTH, 1, 3, 3), "down": (6, WIDTH, 1, 1)}
+    torch.manual_seed(0)
+    weights = [
+        numpy_helper.from_array(torch.randn(shape).numpy(), f"{name}{part}")
+        for part in range(3)
+        for name, shape in shapes.items()
+    ]
+    conv, value = partial(helper.make_node, "Conv"), helper.make_tensor_value_info
+    depthwise = partial(conv, group=WIDTH, pads=[1, 1, 1, 1])
+    before = [conv(["images", "up0"], ["wide"]), depthwise(["wide", "each0"], ["outer"])]
+    reading = [conv(["outer", "down1"], ["read"])]
+    anew = [conv(["images", "up2"], ["wide2"]), depthwise(["wide2", "each2"], ["own"]), conv(["own", "down2"], ["new"])]
+    branches = [
+        helper.make_graph(nodes, name, [], [value(name, onnx.TensorProto.FLOAT, None)])
+        for nodes, name in ((reading, "read"), (anew, "new"))
+    ]
+    choice = helper.make_node("If", ["first"], ["chosen"], then_branch=branches[0], else_branch=branches[1])
+    inputs = [
+        value("images", onnx.TensorProto.FLOAT, ["n", 6, 8, 8]),
+        value("first", onnx.TensorProto.BOOL, []),
+    ]
+    outputs = [value(name, onnx.TensorProto.FLOAT, None) for name in ("chosen", "down")]
+    nodes = [*before, conv(["outer", "down0"], ["down"]), choice]
+    graph = helper.make_graph(nodes, "branching", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_a_branch_is_filled_up_in_itself_and_what_it_reads_is_not() -> None:
+    model = branching()
+    images = torch.randn(3, 6, 8, 8).numpy()
+    asked = [{"images": images, "first": np.array(first)} for first in (True, False)]
+    expected = [session(model.SerializeToString()).run(None, each) for each in asked]
+    fill_blocks(model, 8)
+    sizes = {each.name: each.dims[0] for each in model.graph.initializer if each.name.startswith("each")}
+    assert sizes == {"each0": WIDTH, "each1": WIDTH, "each2": 16}
+    filled = session(model.SerializeToString())
+    for each, wanted in zip(asked, expected, strict=True):
+        np.testing.assert_allclose(filled.run(None, each), wanted, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
