@@ -116,9 +116,8 @@ def _changeable(stretch: Stretch, weights: dict[str, Any], uses: Counter[str]) -
     """Whether all that give the channels give as many, and no weight is of another node."""
     nodes = [*stretch.writers.values(), *stretch.depthwise.values(), *stretch.readers.values()]
     names = {name for node in nodes for name in node.input[1:] if name}
-    return (
-        all(name in weights and uses[name] == 1 for name in names)
-        and all(weights[name].dims[0] == stretch.channels for name in stretch.writers)
+    return all(name in weights and uses[name] == 1 for name in names) and all(
+        weights[name].dims[0] == stretch.channels for name in stretch.writers
     )
 
 

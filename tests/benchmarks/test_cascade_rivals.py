@@ -15,6 +15,7 @@ from benchmarks.cascade_rivals import gates_at_blocks, members_on_trunk, shared_
 from benchmarks.converged import Bench
 from benchmarks.recipe import Recipe
 from hybridprune.measure.cost import count
+from hybridprune.models.backbone import Backbone
 from hybridprune.models.cascade import Cascade
 from hybridprune.models.spec import NetworkSpec
 from hybridprune.models.trunk import Trunk, graft
@@ -56,6 +57,7 @@ def test_gates_at_blocks_meet_the_budget_and_are_resumed(networks: Networks) -> 
 
 def test_a_trunk_is_counted_once_stays_as_it_is_and_the_rest_answers_as_before(networks: Networks) -> None:
     parent = networks.build(ONTO)
+    assert isinstance(parent, Backbone)
     before = copy.deepcopy(parent)
     first, second = members_on_trunk(networks, ONTO)
     assert torch.equal(second.logits, networks.bench.images.logits(before))

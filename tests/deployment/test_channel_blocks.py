@@ -59,7 +59,7 @@ class Averaged(Excited):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.depthwise(self.expand(x))
-        return x * hidden.mean(1, keepdim=True) + self.project(hidden)
+        return self.project(hidden * hidden.mean(1, keepdim=True))
 
 
 class Attended(Excited):
