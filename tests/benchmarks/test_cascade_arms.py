@@ -128,6 +128,9 @@ def test_it_runs_on_tiny_networks_and_is_resumed(tmp_path: Path, monkeypatch: py
     assert (again.budgets, again.arms, again.seed, again.members) == ([0.4], ["margin"], 0, ["8@0.6", "8", "14"])
 
 
+GAINS = "the best cascade ahead of the best one network"
+
+
 def line(arm: str, right: float, budget: float = 0.4, seed: int = 0) -> Line:
     correct = np.arange(400) < 400 * right
     return {
@@ -148,7 +151,7 @@ def test_tables_have_means_deviations_and_differences(tmp_path: Path) -> None:
     lines = [line(SINGLE, 0.6), line(SINGLE, 0.7, seed=1), line("margin", 0.75), line("margin", 0.85, seed=1)]
     lines += [line(SINGLE, 0.5, 0.55), line(WHOLE, 0.4, 0.55)]
     tables = dict(all_tables(lines))
-    assert list(tables) == ["headline", "all budgets", "budget 0.4", "budget 0.55"]
+    assert list(tables) == ["headline", GAINS, "all budgets", "budget 0.4", "budget 0.55"]
     assert "| the best one network | 65.00 +- 7.07 (2) | 50.00 |" in tables["headline"]
     assert "margin" not in tables["headline"]
     (better,) = [row for row in dict(all_tables([*lines, line(WHOLE, 0.66)]))["headline"].splitlines() if "one" in row]
@@ -159,5 +162,10 @@ def test_tables_have_means_deviations_and_differences(tmp_path: Path) -> None:
     (_, _, _, row) = tables["budget 0.4"].strip().splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:3] == ["8@0.5 (100 %) -> 14 (25 %)", "0.400"] and cells[4].startswith("+15.00 [+")
+    # At 0.4 the single network that was cut to the budget is the better one; at 0.55 there is no cascade.
+    learned = [line(WHOLE, 0.7), line("learned", 0.75), line("learned", 0.85, seed=1)]
+    (_, _, row) = dict(all_tables([*lines, *learned]))[GAINS].strip().splitlines()
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["0.4", "8@0.5", "70.00", "80.00 +- 7.07 (2)"] and cells[4].startswith("+10.00 [+7.")
     plot(lines, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
