@@ -2,19 +2,20 @@
 
     python -m benchmarks.peers_clock --data_dir DATA/cifar_100 --weights WEIGHTS --work WORK --threads 2
 
-*trained*: networks of ``benchmarks.converged`` with the accuracy that they reach there, so that times at equal accuracy
-can be read off. The cut ones are those of the folder WORK; one that is not there is cut first. *wide*: a ResNet-32 of
-width 64 with random weights, cut to equal FLOPs; its accuracy is not claimed. Times are medians of one interleaved run
-of the CPU a batch size.
+*trained*: networks of ``benchmarks.converged`` with the accuracy that they reach there, and how many times as fast ours
+are as torch-pruning's of the same accuracy. The cut ones are those of the folder WORK; one that is not there is cut
+first. *wide*: a ResNet-32 of width 64 with random weights, cut to equal FLOPs; its accuracy is not claimed. Times are
+medians of one interleaved run of the CPU a batch size.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ SHOWN = (
     *(f"{depth}:1.0 {DENSE}" for depth in (56, 32, 20)),
     *(f"{cell} {OURS}" for cell in ("56:0.55", "56:0.32", "32:0.59", "32:0.3", "20:0.5")),
     *(f"{cell} {method}" for cell in ("56:0.32", "32:0.59", "32:0.3") for method in ("bn-scale", PEER)),
+    f"20:0.5 {PEER}",
 )
 """Cells and methods: those that are best after the fine-tuning, of ours, of our channel methods and of the peer's."""
 WIDE = Network("resnet:32:64")
@@ -55,8 +57,19 @@ class Arm:
     name: str
     net: nn.Module
     """In eval mode."""
-    accuracy: str = ""
-    """In %, with the number of its seeds."""
+    method: str = ""
+    accuracies: tuple[float, ...] = ()
+    """Of its seeds, as far as it was trained."""
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over the seeds."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def percent(self) -> str:
+        """The accuracy in %, with the number of its seeds; empty if there are none."""
+        return f"{100 * self.accuracy:.2f} ({len(self.accuracies)})" if self.accuracies else ""
 
 
 def trained(bench: Bench, shown: Sequence[str], lines: Sequence[Line]) -> Iterator[Arm]:
@@ -64,19 +77,20 @@ def trained(bench: Bench, shown: Sequence[str], lines: Sequence[Line]) -> Iterat
     for name in shown:
         cell, method = Cell.of(name.partition(" ")[0]), name.partition(" ")[2]
         net = bench.dense(cell.depth) if method == DENSE else bench.cut(cell, method, 0)
-        yield Arm(f"ResNet-{cell.depth} to {cell.target:g}: {method}", net.eval(), accuracy(lines, cell, method))
+        yield Arm(
+            f"ResNet-{cell.depth} to {cell.target:g}: {method}", net.eval(), method, accuracies(lines, cell, method)
+        )
 
 
-def accuracy(lines: Sequence[Line], cell: Cell, method: str) -> str:
-    """The mean over the seeds that were run to the end, in %; empty if there are none."""
+def accuracies(lines: Sequence[Line], cell: Cell, method: str) -> tuple[float, ...]:
+    """Of the seeds that were run to the end."""
     key = {name: value for name, value in cell.key(method, 0).items() if name != "seed"}
     epochs = 0 if method == DENSE else EPOCHS
-    found = [
+    return tuple(
         line["report"]
         for line in lines
         if line["epochs"] == epochs and all(line.get(name) == value for name, value in key.items())
-    ]
-    return f"{100 * sum(found) / len(found):.2f} ({len(found)})" if found else ""
+    )
 
 
 def wide(target: float) -> Iterator[Arm]:
@@ -119,13 +133,47 @@ def table(arms: Sequence[Arm], times: Mapping[int, Mapping[str, float]], engines
         (
             arm.name,
             f"{count_module(arm.net, example)[0] / 1e6:.1f}",
-            arm.accuracy,
+            arm.percent,
             *(f"{times[batch][f'{engine}: {arm.name}']:.3g}" for engine, batch in columns),
         )
         for arm in arms
     ]
     head = ("Network", "MMACs", "Accuracy %", *(f"{engine}, batch {batch}" for engine, batch in columns))
     return Table(head, "lrr" + "r" * len(columns), rows)
+
+
+def at_equal_accuracy(arms: Sequence[Arm], times: Mapping[int, Mapping[str, float]], engines: Sequence[str]) -> Table:
+    """How many times as fast as torch-pruning's networks ours are, where both have the accuracy of ours.
+
+    The time of a peer of that accuracy lies between those of the two nearest peers, among the ones that are faster
+    than all that are more accurate. Ours that are more accurate than all peers, or less, have none.
+    """
+    peers = [arm for arm in arms if arm.method == PEER and arm.accuracies]
+    columns = [(engine, batch) for engine in engines for batch in times]
+    rows = []
+    for arm in arms:
+        if arm.method != OURS or not arm.accuracies:
+            continue
+        if not min(x.accuracy for x in peers) <= arm.accuracy <= max(x.accuracy for x in peers):
+            continue
+        ratios = []
+        for engine, batch in columns:
+            clock = times[batch]
+            points = frontier([(peer.accuracy, clock[f"{engine}: {peer.name}"]) for peer in peers])
+            theirs = np.interp(arm.accuracy, [reached for reached, _ in points], [time for _, time in points])
+            ratios.append(theirs / clock[f"{engine}: {arm.name}"])
+        rows.append((arm.name, arm.percent, *(f"{ratio:.2f}" for ratio in ratios)))
+    head = ("Network", "Accuracy %", *(f"{engine}, batch {batch}" for engine, batch in columns))
+    return Table(head, "lr" + "r" * len(columns), rows)
+
+
+def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of pairs of an accuracy and a time those that are faster than every more accurate one, by ascending accuracy."""
+    found: list[tuple[float, float]] = []
+    for accuracy, time in sorted(points, key=lambda point: (-point[0], point[1])):
+        if not found or time < found[-1][1]:
+            found.append((accuracy, time))
+    return found[::-1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -157,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for images in inputs
         }
         print(f"Milliseconds:\n\n{table(arms, times, arguments.engines).markdown()}\n", flush=True)
+        if len([arm for arm in arms if arm.method == PEER and arm.accuracies]) > 1:
+            faster = at_equal_accuracy(arms, times, arguments.engines)
+            print(f"Times as fast as {PEER} at equal accuracy:\n\n{faster.markdown()}\n", flush=True)
 
 
 if __name__ == "__main__":
