@@ -18,6 +18,7 @@ from hybridprune.deployment import deploy
 from hybridprune.deployment.cascade import RoutedModule, decides
 from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.deployment.onnx import onnx_bytes
+from hybridprune.engine.compiler import alone
 from hybridprune.engine.modes import always_on
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
@@ -156,7 +157,7 @@ class Bench:
             return None  # the one is deployed before it is exported, the other is the dense one to an exporter
         if form in ENGINES:
             return self._opened(form, self._static_onnx[candidate.name])
-        compiled = torch.compile(candidate.module)
+        compiled = alone(candidate.module)
         try:
             with torch.inference_mode():
                 compiled(images)

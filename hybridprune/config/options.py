@@ -579,10 +579,10 @@ class LatencyTarget(Checked):
     engine: str = option(
         "eager",
         "what the network will run in: eager (PyTorch, as hybridprune.deploy makes it, on the device of the run), "
-        "onnxruntime (ONNX Runtime on the CPU) or openvino (OpenVINO on the CPU)",
+        "onnxruntime (ONNX Runtime on the CPU), openvino (OpenVINO on the CPU) or compiled (eager by torch.compile)",
         flags=("latency_engine",),
         key="latency_engine",
-        choices=("eager", "onnxruntime", "openvino"),
+        choices=("eager", "onnxruntime", "openvino", "compiled"),
     )
     seconds: float = option(
         120.0,

@@ -26,23 +26,44 @@ class Switch:
 
     def compile(self) -> None:
         """Have a compiled form, which is compiled when it is called, and be ``on``."""
-        self._compiled = torch.compile(self._run)
+        self._compiled = alone(self._run)
         self.on = True
+
+
+def alone(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, a network or a function, compiled when it is called, however many others were before.
+
+    Of one piece of code torch keeps 8 compiled forms (``torch._dynamo.config.recompile_limit``), and networks of one
+    class share theirs: what comes ninth would run as it is. So it is called by a function with code of its own.
+    """
+
+    def own(*args: Any, **options: Any) -> Any:
+        return run(*args, **options)
+
+    own.__code__ = own.__code__.replace()
+    return torch.compile(own)
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why nothing compiles for ``device``, in a line; None where it does."""
+    try:
+        torch.compile(_probe)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the back end raises
+        return f"torch.compile does not work here: {reason(error)}"
+    return None
 
 
 def compiles(device: torch.device) -> bool:
     """Whether there is a compiler for ``device`` that works; one line says why not."""
-    try:
-        torch.compile(_probe)(torch.ones(8, device=device))
-    except Exception as error:  # whatever the back end raises
-        say(f"warning: --compile is left out, torch.compile does not work here: {reason(error)}")
-        return False
-    return True
+    found = obstacle(device)
+    if found is not None:
+        say(f"warning: --compile is left out, {found}")
+    return found is None
 
 
 def compiled(run: Callable[..., Any], device: torch.device) -> Any:
     """``run``, a network or a function, compiled or, where nothing compiles for ``device``, as it is."""
-    return torch.compile(run) if compiles(device) else run
+    return alone(run) if compiles(device) else run
 
 
 def say(line: str) -> None:

@@ -18,6 +18,8 @@ from hybridprune.deployment.exported_engines import ENGINES, ExportedEngine
 from hybridprune.deployment.layer_variants import with_products
 from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes
 from hybridprune.deployment.onnx_forms import nothing_is_faster
+from hybridprune.engine.compiler import alone, obstacle, reason
+from hybridprune.errors import UserError
 from hybridprune.latency.layer_graph import layer_graph
 from hybridprune.measure.latency import Arms, Stopwatch
 from hybridprune.store.provenance import hardware
@@ -94,12 +96,39 @@ class Eager(Engine):
         """The network in the fastest forms that compute the same."""
         images = self.input(images)
         found = deploy(network, images, self.device, time=time, progress=False)
-        return Running(partial(found.module, images), found.report.piece or len(images))
+        return Running(partial(self.form(found.module, images), images), found.report.piece or len(images))
+
+    def form(self, deployed: nn.Module, images: Tensor) -> Callable[[Tensor], object]:
+        """A deployed network as it runs on such images."""
+        del images
+        return deployed
 
     @property
     def key(self) -> dict[str, Any]:
         """Torch's version, and the device with its threads."""
-        return {"engine": self.name, "torch": torch.__version__, "hardware": hardware(self.device)}
+        return {"engine": "eager", "torch": torch.__version__, "hardware": hardware(self.device)}
+
+
+class Compiled(Eager):
+    """What `deploy` makes of a network, compiled by ``torch.compile``.
+
+    To compile a layer takes seconds, and it becomes the call of the library that it is without a compiler: layers have
+    the times that PyTorch takes, and are the same tables. What a compiler gains between them, whole networks tell.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name, as in the option."""
+        return "compiled"
+
+    def form(self, deployed: nn.Module, images: Tensor) -> Callable[[Tensor], object]:
+        """A deployed network, compiled for such images; UserError where it does not compile."""
+        run = alone(deployed)
+        try:
+            run(images)
+        except Exception as error:  # whatever the back end raises
+            raise UserError(f"it does not compile: {reason(error)}") from error
+        return run
 
 
 @dataclass(frozen=True)
@@ -150,9 +179,13 @@ EXPORTED = {engine.package: engine for engine in ENGINES.values()}
 
 
 def engine_of(name: str, device: torch.device) -> Engine:
-    """The engine of this name; UserError, naming the flag, if a package of it is missing."""
-    if name not in EXPORTED:
+    """The engine of this name; UserError, naming the flag, if what it needs is missing."""
+    if name == "eager":
         return Eager(device)
+    if name == "compiled":
+        if (missing := obstacle(device)) is not None:
+            raise UserError(f"--latency_engine compiled: {missing}; name another engine")
+        return Compiled(device)
     EXPORTED[name].need(f"--latency_engine {name}")
     return Exported(device, EXPORTED[name])
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hybridprune.latency.cache import TimeCache
-from hybridprune.latency.engines import Engine
+from hybridprune.latency.engines import Eager, Engine
 from hybridprune.latency.geometry import Geometry
 from hybridprune.latency.points import DENSITIES, Axes, Point, channel_axes, expected_ns, form_axes, points
 from hybridprune.latency.table import Grid, Grids
@@ -68,7 +68,7 @@ class TableMaker:
         """How long a table of so many points along each axis takes, about, each of them ``opening`` seconds to open."""
         axes = KINDS[kind](geometry, count, self.engine.multiple)
         number = sum(1 for _ in points(axes))
-        variants = 2 if self.engine.name == "eager" and geometry.kernel else 1
+        variants = 2 if isinstance(self.engine, Eager) and geometry.kernel else 1
         each = max(expected_ns(geometry, axes, dense_ns) / 1e9, AT_LEAST * number)
         return (ROUNDS + WARM_UP) * variants * each + opening * number
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybridprune.engine.compiler import compiled
+from hybridprune.engine.compiler import Switch, alone, compiled, obstacle
 
 CPU = torch.device("cpu")
 
@@ -44,3 +44,35 @@ def test_a_compiler_that_works_is_used(monkeypatch: pytest.MonkeyPatch, capsys: 
     outcome = compiled(net, CPU)(torch.ones(1, 2))
     assert outcome[0] == "compiled" and torch.equal(outcome[1], net(torch.ones(1, 2)))
     assert capsys.readouterr().err == ""
+
+
+def test_networks_of_one_class_are_all_compiled_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch leaves the ninth form of one code as it is. Also those that were compiled before stay so."""
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        seen.append(1)
+        return graph.forward
+
+    genuine = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run: genuine(run, backend=backend))
+    nets = [nn.Sequential(nn.Linear(3, 2 + i), nn.ReLU()) for i in range(12)]
+    runs = [alone(net) for net in nets[:6]]
+    switches = [Switch(net) for net in nets[6:]]
+    for switch in switches:
+        switch.compile()
+    x = torch.randn(4, 3)
+    for _ in range(2):
+        for net, run in zip(nets, [*runs, *switches], strict=True):
+            torch.testing.assert_close(run(x), net(x))
+    assert len(seen) == len(nets)
+
+
+def test_what_hinders_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: Callable[..., object]) -> Callable[..., object]:
+        raise OSError("no g++")
+
+    monkeypatch.setattr(torch, "compile", lambda run: run)
+    assert obstacle(CPU) is None
+    monkeypatch.setattr(torch, "compile", broken)
+    assert obstacle(CPU) == "torch.compile does not work here: no g++"

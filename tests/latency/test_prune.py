@@ -20,6 +20,7 @@ from hybridprune.latency import network_clock
 from hybridprune.models.edits import FactorEdit
 from hybridprune.models.factored import FactoredLayer, form, form_name
 from hybridprune.models.spec import NetworkSpec
+from hybridprune.pruning.calibrate import NETWORKS as FITTED
 from hybridprune.pruning.clock import Reading
 from tests.latency.machine import Machine, machine, settle
 
@@ -87,12 +88,14 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 3, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(2)]
 
 
-def cut(network: str, target: float | None = 0.6, batch: int = 4, **options: Any) -> hybridprune.Pruned:
+def cut(
+    network: str, target: float | None = 0.6, batch: int = 4, engine: str = "eager", **options: Any
+) -> hybridprune.Pruned:
     torch.manual_seed(0)
     data = batches()
     model = settle(NETWORKS[network](), data[0][0])
     cut = CutOptions(**{"refit_images": 0, **options.pop("cut", {})})
-    how = {} if target is None else {"latency": LatencyTarget(batch=batch, seconds=1e9)}
+    how = {} if target is None else {"latency": LatencyTarget(batch=batch, seconds=1e9, engine=engine)}
     return hybridprune.prune(model, data, target_latency=target, cut=cut, progress=False, **how, **QUICK, **options)
 
 
@@ -240,9 +243,38 @@ def test_pruned_again_shares_are_those_of_what_is_given(machine: Machine) -> Non
     assert realised(machine, twice.module) == pytest.approx(0.8 * realised(machine, once.module), rel=0.06)
 
 
+def layers_in(timed: list[str]) -> list[str]:
+    """The numbered layers of tables; other names are those of whole networks and of forms to deploy."""
+    return [name for name in timed if name[0].isdigit()]
+
+
+def test_whole_networks_are_compiled_and_layers_are_not(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are those of PyTorch: what was timed for one engine is there for the other."""
+    seen: list[int] = []
+
+    def compiled(run: Callable[..., Any]) -> Callable[..., Any]:
+        seen.append(1)
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = cut("plain", 0.7, engine="compiled").spec.latency
+    assert found is not None and found["met"] and found["engine"] == "compiled"
+    assert len(seen) > 1 + FITTED  # the probe, the dense network, those by which times are fitted, and plans
+    compilations, timed = len(seen), len(layers_in(machine.timed))
+    eager = cut("plain", 0.7).spec.latency
+    assert eager is not None and eager["points"] == found["points"] and len(seen) == compilations
+    assert len(layers_in(machine.timed)) == timed > 0
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("engine", "times"), [("eager", 2), pytest.param("onnxruntime", 2, marks=pytest.mark.exhaustive), ("openvino", 1)]
+    ("engine", "times"),
+    [
+        ("eager", 2),
+        pytest.param("onnxruntime", 2, marks=pytest.mark.exhaustive),
+        ("openvino", 1),
+        pytest.param("compiled", 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_by_a_real_clock(engine: str, times: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Loose, for machines that do other work: it runs, and says what it came to. The second time tables are there."""

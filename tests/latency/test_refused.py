@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import hybridprune
 from hybridprune.config import CutOptions, LatencyTarget
@@ -54,7 +57,7 @@ def test_what_cannot_be_timed_is_refused_before_any_work(
         ({"batch": 0}, "LatencyTarget.batch 0: must be at least 1"),
         ({"threads": 0}, "LatencyTarget.threads 0: must be at least 1"),
         ({"seconds": 0}, "LatencyTarget.seconds 0: must be above 0"),
-        ({"engine": "tflite"}, 'LatencyTarget.engine "tflite": must be one of eager, onnxruntime, openvino'),
+        ({"engine": "tflite"}, 'LatencyTarget.engine "tflite": must be one of eager, onnxruntime, openvino, compiled'),
     ],
 )
 def test_a_target_that_may_not_be(options: dict[str, Any], message: str) -> None:
@@ -75,3 +78,27 @@ def test_several_processes_would_disturb_each_other(machine: Machine, monkeypatc
     monkeypatch.setattr(network_clock, "count", lambda: 2)
     with pytest.raises(UserError, match=r"^target_latency: several processes disturb each other's clock; start one"):
         cut("plain", 0.5)
+
+
+def test_a_missing_compiler_is_one_line(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: object) -> object:
+        raise OSError("no g++")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"^latency.engine compiled: torch.compile does not work here: no g\+\+; name"):
+        hybridprune.prune(plain(), batches(), target_latency=0.5, latency=LatencyTarget(engine="compiled"))
+
+
+def test_a_network_that_does_not_compile_is_one_line(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: nn.Module) -> Callable[..., object]:
+        def own(*args: torch.Tensor) -> object:
+            if args[0].ndim == 4:
+                raise RuntimeError("backend='inductor' raised:\nKeyError: conv\nmore")
+            return run(*args)
+
+        return own
+
+    monkeypatch.setattr(torch, "compile", broken)
+    message = r"^target_latency: the network cannot be deployed \(it does not compile: .* KeyError: conv\); give "
+    with pytest.raises(UserError, match=message):
+        hybridprune.prune(plain(), batches(), target_latency=0.5, latency=LatencyTarget(engine="compiled"))
