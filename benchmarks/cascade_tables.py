@@ -47,7 +47,7 @@ def headline(lines: Sequence[Line]) -> str:
 
 
 def gains(lines: Sequence[Line]) -> str:
-    """What the best cascade is ahead of the best one network by, both as in `headline`, at each budget.
+    """The lead of the best cascade over the best one network, both as in `headline`, at each budget.
 
     The means over all seeds of each, image by image, with the 95 % interval of their difference over images.
     """

@@ -83,7 +83,7 @@ def trained(bench: Bench, shown: Sequence[str], lines: Sequence[Line]) -> Iterat
 
 
 def accuracies(lines: Sequence[Line], cell: Cell, method: str) -> tuple[float, ...]:
-    """Of the seeds that were run to the end."""
+    """The accuracies of the seeds that were run to the end."""
     key = {name: value for name, value in cell.key(method, 0).items() if name != "seed"}
     epochs = 0 if method == DENSE else EPOCHS
     return tuple(

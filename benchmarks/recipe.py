@@ -77,7 +77,7 @@ class BenchImages:
         return self._plain(self.dataset.train, order[:images], batch_size)
 
     def of_test(self, ids: Tensor | None = None) -> EvalBatches:
-        """These test images, or all of them, in their order."""
+        """The test images of these numbers, or all of them, in their order."""
         return self._plain(self.dataset.test, ids, EVAL_BATCH)
 
     def training(self, seed: int, batch_size: int) -> TrainBatches:

@@ -17,7 +17,7 @@ ELEMENTWISE = frozenset(
 
 @dataclass
 class Stretch:
-    """What stands between full convolutions, and hands the same channels on."""
+    """The operations between full convolutions that hand the same channels on."""
 
     channels: int
     writers: dict[str, Any] = field(default_factory=dict)

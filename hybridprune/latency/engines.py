@@ -110,7 +110,7 @@ class Eager(Engine):
 
 
 class Compiled(Eager):
-    """What `deploy` makes of a network, compiled by ``torch.compile``.
+    """PyTorch with ``torch.compile``, which compiles what `deploy` makes of a network.
 
     To compile a layer takes seconds, and it becomes the call of the library that it is without a compiler: layers have
     the times that PyTorch takes, and are the same tables. What a compiler gains between them, whole networks tell.

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import nn
 
 from benchmarks.cascade_tables import all_tables as cascades
 from benchmarks.converged import Cell
 from benchmarks.converged_tables import OURS, all_tables
-from benchmarks.peers_clock import PEER, SHOWN
-from benchmarks.peers_clock import accuracy as accuracy_of
+from benchmarks.peers_clock import PEER, SHOWN, Arm, accuracies
 from benchmarks.results_log import read_lines
 from hybridprune.config import PruneConfig, RlConfig, SpConfig, resolve
 from hybridprune.config.methods import METHOD_NAMES
@@ -189,7 +189,8 @@ def test_the_accuracies_beside_times_are_what_was_measured() -> None:
     shown = {name.partition(" ")[2] for name in SHOWN}
     assert len(rows) >= 10 and {method for _, _, method, _ in rows} <= shown
     for depth, target, method, accuracy in rows:
-        assert accuracy == accuracy_of(lines, Cell(int(depth), float(target)), method), (depth, target, method)
+        found = Arm("", nn.Identity(), method, accuracies(lines, Cell(int(depth), float(target)), method))
+        assert accuracy == found.percent, (depth, target, method)
 
 
 def test_it_is_short() -> None:
