@@ -143,7 +143,7 @@ def table(arms: Sequence[Arm], times: Mapping[int, Mapping[str, float]], engines
 
 
 def at_equal_accuracy(arms: Sequence[Arm], times: Mapping[int, Mapping[str, float]], engines: Sequence[str]) -> Table:
-    """How many times as fast as torch-pruning's networks ours are, where both have the accuracy of ours.
+    """The speed of our networks over that of torch-pruning's, where both have the accuracy of ours.
 
     The time of a peer of that accuracy lies between those of the two nearest peers, among the ones that are faster
     than all that are more accurate. Ours that are more accurate than all peers, or less, have none.
@@ -168,7 +168,7 @@ def at_equal_accuracy(arms: Sequence[Arm], times: Mapping[int, Mapping[str, floa
 
 
 def frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of pairs of an accuracy and a time those that are faster than every more accurate one, by ascending accuracy."""
+    """The pairs of an accuracy and a time that are faster than every more accurate one, by ascending accuracy."""
     found: list[tuple[float, float]] = []
     for accuracy, time in sorted(points, key=lambda point: (-point[0], point[1])):
         if not found or time < found[-1][1]:

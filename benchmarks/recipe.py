@@ -72,7 +72,7 @@ class BenchImages:
         return ShuffledPairs(self.sample(seed, len(self.dataset.train), batch_size))
 
     def sample(self, seed: int, images: int, batch_size: int = EVAL_BATCH) -> EvalBatches:
-        """So many training images in random order as they are."""
+        """Training images in random order, so many of them, as they are."""
         order = torch.randperm(len(self.dataset.train), generator=torch.Generator().manual_seed(seed))
         return self._plain(self.dataset.train, order[:images], batch_size)
 
