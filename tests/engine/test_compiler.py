@@ -56,9 +56,9 @@ def test_networks_of_one_class_are_all_compiled_however_many(monkeypatch: pytest
 
     genuine = torch.compile
     monkeypatch.setattr(torch, "compile", lambda run: genuine(run, backend=backend))
-    nets = [nn.Sequential(nn.Linear(3, 2 + i), nn.ReLU()) for i in range(12)]
-    runs = [alone(net) for net in nets[:6]]
-    switches = [Switch(net) for net in nets[6:]]
+    nets = [nn.Sequential(nn.Linear(3, 2 + i), nn.ReLU()) for i in range(20)]
+    runs = [alone(net) for net in nets[:10]]
+    switches = [Switch(net) for net in nets[10:]]
     for switch in switches:
         switch.compile()
     x = torch.randn(4, 3)
