@@ -39,23 +39,25 @@ NEEDS = {
 STAGE_COMMANDS = ("train", "prune", "route")
 
 
-def render(markdown: str) -> str:
+def render(markdown: str, page: str = "index.md") -> str:
     """The page with each ``<!-- table: KIND NAMES -->`` replaced, without what is for readers of the source.
 
-    That is the paragraph below a line ``<!-- in a clone -->``. Raises KeyError or UserError if a name is unknown.
+    That is the paragraph below a line ``<!-- in a clone -->``. ``page`` is where it lies below ``docs/``, from where
+    links of the tables to other pages lead. Raises KeyError or UserError if a name is unknown.
     """
+    to_docs = "../" * page.count("/")
 
     def table(match: re.Match[str]) -> str:
         kind, *names = match[1].split()
-        return TABLES[kind](names)
+        return re.sub(r"\]\((?=\w+\.md)", f"]({to_docs}", TABLES[kind](names))
 
     markdown = re.sub(r"^<!-- in a clone -->\n(?:.+\n)+\n", "", markdown, flags=re.MULTILINE)
     return re.sub(r"^<!-- table: (.*?) -->$", table, markdown, flags=re.MULTILINE)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs calls this for every page."""
-    return render(markdown)
+    return render(markdown, page.file.src_uri)
 
 
 def stage_options(names: Sequence[str]) -> str:
@@ -65,7 +67,7 @@ def stage_options(names: Sequence[str]) -> str:
     for concern in dataclasses.fields(STAGES[stage]):
         values = getattr(STAGES[stage], concern.name)
         summary = (type(values).__doc__ or "").splitlines()[0]
-        parts.append(f"**{concern.name}**: {summary}\n\n{_options(options_of(concern.name, values), '')}")
+        parts.append(f"**{concern.name}**: {summary}\n\n{_options(options_of(concern.name, values))}")
     return "\n\n".join(parts)
 
 
@@ -76,7 +78,7 @@ def some_options(names: Sequence[str]) -> str:
         for concern in dataclasses.fields(stage):
             for o in options_of(concern.name, getattr(stage, concern.name)):
                 known.setdefault(o.name, o)
-    return _options((known[name] for name in names), "../")
+    return _options(known[name] for name in names)
 
 
 def fields(names: Sequence[str]) -> str:
@@ -150,7 +152,7 @@ def measured(names: Sequence[str]) -> str:
     if rows:
         head = ["Network", "FLOPs %", "Parameters", "Accuracy %", "ahead of uniform by (95 %)"]
         parts.append(
-            "Half of the FLOPs, a short training ([how](../results_methods.md)):\n\n"
+            "Half of the FLOPs, a short training ([how](results_methods.md)):\n\n"
             + Table(head, "lrrrr", rows).markdown()
         )
     lines = map(json.loads, (ROOT / "benchmarks/results/static_arms.jsonl").read_text().splitlines())
@@ -168,7 +170,7 @@ def measured(names: Sequence[str]) -> str:
     if arms:
         head = ["Arm", "FLOPs %", "Parameters", "After the cut %", "Fine-tuned %"]
         parts.append(
-            "ResNet-32, dense 58.71 %, half an epoch ([how](../static.md)):\n\n" + Table(head, "lrrrr", arms).markdown()
+            "ResNet-32, dense 58.71 %, half an epoch ([how](static.md)):\n\n" + Table(head, "lrrrr", arms).markdown()
         )
     return "\n\n".join(parts) or "Nothing was measured yet."
 
@@ -181,21 +183,20 @@ def _ahead(row: Mapping[str, Any]) -> str:
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def _options(options: Iterable[Option], to_docs: str) -> str:
-    """A table; ``to_docs`` leads from the page's folder to ``docs/``."""
+def _options(options: Iterable[Option]) -> str:
     rows = [
-        (", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o), _origin(o, to_docs))
+        (", ".join(f"`--{f}`" for f in o.flags), f"`{o.key}`", kind_name(o), _default(o), _text(o), _origin(o))
         for o in options
     ]
     return Table(("Flag", "Key", "Kind", "Default", "Meaning", "From"), "llllll", rows).markdown()
 
 
-def _origin(o: Option, to_docs: str) -> str:
+def _origin(o: Option) -> str:
     """Where an option comes from, and where it says what it was worth."""
     source, measured = o.metadata["source"], o.metadata["measured"]
     parts = [
-        source and f"[{source}]({to_docs}options.md#sources)",
-        measured and f"[measured]({to_docs}{measured})",
+        source and f"[{source}](options.md#sources)",
+        measured and f"[measured]({measured})",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -24,7 +24,7 @@ def tables() -> ModuleType:
 @functools.cache
 def rendered(page: str) -> str:
     """A page as it is shown, with its tables."""
-    return tables().render(PAGES[page])
+    return tables().render(PAGES[page], page)
 
 
 @functools.cache

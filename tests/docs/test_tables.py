@@ -108,10 +108,18 @@ def test_the_layers_are_those_of_the_contract() -> None:
     assert packages <= set(re.findall(r"`(\w+)`", table))
 
 
+def test_links_of_tables_lead_from_where_the_page_lies() -> None:
+    table = "<!-- table: options cut_weights -->"
+    assert "](options.md#sources)" in tables().render(table, "imitation.md")
+    assert "](../options.md#sources)" in tables().render(table, "methods/bcnet.md")
+    assert "](#train)" in tables().render("<!-- table: commands -->", "methods/bcnet.md")
+
+
 @pytest.mark.full
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    # Not --quiet: what is not told is not counted.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "commands.html").is_file()
