@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.cascade_choices import Found, Images, Search, averaged, gated, reassigned, single
 from benchmarks.cascade_members import OF, Networks
+from benchmarks.cascade_rivals import GATED as BY_BLOCKS
 from benchmarks.cascade_rivals import gates_at_blocks, shared_trunk
 from benchmarks.cascade_tables import WHOLE, plot, show
 from benchmarks.converged import MEAN, STD, Bench, commit, shared_parser
@@ -119,7 +120,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser().parse_args(argv)
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    if unknown := {BLOCKS, TRUNK} & set(arguments.arms) and set(arguments.budgets) - set(BY_BLOCKS):
+        known = ", ".join(map(str, BY_BLOCKS))
+        flags.error(f"--budgets {min(unknown):g}: {BLOCKS} and {TRUNK} have networks for {known}")
     if arguments.tables:
         show(read_lines(arguments.results))
     if arguments.plot is not None:

@@ -49,7 +49,7 @@ def render(markdown: str, page: str = "index.md") -> str:
 
     def table(match: re.Match[str]) -> str:
         kind, *names = match[1].split()
-        return re.sub(r"\]\((?=\w+\.md)", f"]({to_docs}", TABLES[kind](names))
+        return re.sub(r"\]\((?=[\w/-]+\.md)", f"]({to_docs}", TABLES[kind](names))
 
     markdown = re.sub(r"^<!-- in a clone -->\n(?:.+\n)+\n", "", markdown, flags=re.MULTILINE)
     return re.sub(r"^<!-- table: (.*?) -->$", table, markdown, flags=re.MULTILINE)

@@ -18,7 +18,7 @@ from hybridprune.deployment import deploy
 from hybridprune.deployment.cascade import RoutedModule, decides
 from hybridprune.deployment.exported_engines import ENGINES
 from hybridprune.deployment.onnx import onnx_bytes
-from hybridprune.engine.compiler import alone
+from hybridprune.engine.compiler import alone, unlimited
 from hybridprune.engine.modes import always_on
 from hybridprune.measure.cost import count
 from hybridprune.measure.latency import Latency, device_clock, interleaved
@@ -159,7 +159,7 @@ class Bench:
             return self._opened(form, self._static_onnx[candidate.name])
         compiled = alone(candidate.module)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), unlimited():
                 compiled(images)
         except Exception as error:  # the compiler raises what its backends raise
             say(f"--forms compiled: {candidate.name} is left out, torch.compile failed ({str(error).splitlines()[0]})")

@@ -39,6 +39,7 @@ def fill_blocks(model: Any, multiple: int) -> None:
     graphs = list(_graphs(model.graph))
     weights = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
     uses = Counter(name for graph in graphs for node in graph.node for name in node.input)
+    uses.update(value.name for graph in graphs for value in graph.output)
     changed: set[str] = set()
     for graph in graphs:
         for node in graph.node:
@@ -100,10 +101,11 @@ def _handed(node: Any, channels: int, weights: dict[str, Any]) -> Sequence[str]:
 
 
 def _is_spatial_mean(node: Any, weights: dict[str, Any]) -> bool:
-    """Whether a node takes the mean over positions."""
+    """Whether a node takes the mean over positions, of images, and leaves an image of one pixel."""
     if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in weights:
         return node.op_type == "GlobalAveragePool"
-    return {axis % 4 for axis in _array(weights[node.input[1]]).tolist()} == {2, 3}
+    kept = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+    return kept and {axis % 4 for axis in _array(weights[node.input[1]]).tolist()} == {2, 3}
 
 
 def _is_read_inside(graph: Any, value: str) -> bool:
@@ -152,11 +154,11 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _depthwise(node: Any, weights: dict[str, Any]) -> int:
-    """The channels of a depthwise convolution of one filter each; 0 of any other node."""
+    """The channels of a depthwise convolution of images, of one filter each; 0 of any other node."""
     if node.op_type != "Conv" or _group(node) == 1 or node.input[1] not in weights:
         return 0
-    outputs, inputs = weights[node.input[1]].dims[:2]
-    return outputs if inputs == 1 else 0
+    outputs, inputs, *kernel = weights[node.input[1]].dims
+    return outputs if inputs == 1 and len(kernel) == 2 else 0
 
 
 def _group(node: Any) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from hybridprune.processes import is_first
+
+MANY = 1_000_000
 
 
 class Switch:
@@ -31,17 +35,24 @@ class Switch:
 
 
 def alone(run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run``, a network or a function, compiled when it is called, however many others were before.
+    """``run``, a network or a function, compiled when it is called, whatever else was compiled before.
 
-    Of one piece of code torch keeps 8 compiled forms (``torch._dynamo.config.recompile_limit``), and networks of one
-    class share theirs: what comes ninth would run as it is. So it is called by a function with code of its own.
+    Of one piece of code torch keeps 8 compiled forms (``torch._dynamo.config.recompile_limit``), and what shapes it has
+    met. Networks of one class share both: the ninth would run as it is, and the second for shapes that may vary. So
+    ``run`` is called by a function with code and a name of its own. Where it cannot be compiled in one piece, the rest
+    is shared all the same: see `unlimited`.
     """
 
     def own(*args: Any, **options: Any) -> Any:
         return run(*args, **options)
 
-    own.__code__ = own.__code__.replace()
+    own.__code__ = own.__code__.replace(co_name=f"own_{uuid4().hex}")
     return torch.compile(own)
+
+
+def unlimited() -> AbstractContextManager[None]:
+    """Inside, torch compiles any number of forms of one piece of code."""
+    return torch._dynamo.config.patch(recompile_limit=MANY, accumulated_recompile_limit=MANY)
 
 
 def obstacle(device: torch.device) -> str | None:

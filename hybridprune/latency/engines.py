@@ -18,7 +18,7 @@ from hybridprune.deployment.exported_engines import ENGINES, ExportedEngine
 from hybridprune.deployment.layer_variants import with_products
 from hybridprune.deployment.onnx import CHANNEL_BLOCK, onnx_bytes
 from hybridprune.deployment.onnx_forms import nothing_is_faster
-from hybridprune.engine.compiler import alone, obstacle, reason
+from hybridprune.engine.compiler import alone, obstacle, reason, unlimited
 from hybridprune.errors import UserError
 from hybridprune.latency.layer_graph import layer_graph
 from hybridprune.measure.latency import Arms, Stopwatch
@@ -125,7 +125,8 @@ class Compiled(Eager):
         """A deployed network, compiled for such images; UserError where it does not compile."""
         run = alone(deployed)
         try:
-            run(images)
+            with unlimited():
+                run(images)
         except Exception as error:  # whatever the back end raises
             raise UserError(f"it does not compile: {reason(error)}") from error
         return run

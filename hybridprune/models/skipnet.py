@@ -130,7 +130,7 @@ def _images_at_once(block: ResidualBlock, x: Tensor) -> int:
     All, where ``x`` is not `LARGE`, for a few images do not fill the processor, and where it matters which are
     together: for gradients' graphs, and for layers in training mode.
     """
-    small = x.nbytes < LARGE
+    small = x.numel() * x.element_size() < LARGE  # torch.compile does not know x.nbytes of a size that may vary
     if small or torch.is_grad_enabled() or any(module.training for module in cast(nn.Module, block).modules()):
         return len(x)
     return math.ceil(len(x) / 3)

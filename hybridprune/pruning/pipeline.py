@@ -280,4 +280,6 @@ class Pipeline(Generic[M]):
         try:
             yield
         except InfeasibleBudget as floor:
-            raise self.cuts.refusal(InfeasibleBudget(floor.floor, left_alone or floor.left_alone)) from floor
+            known = left_alone or floor.left_alone
+            told = InfeasibleBudget(floor.floor, known, gains_nothing=floor.gains_nothing)
+            raise self.cuts.refusal(told) from floor

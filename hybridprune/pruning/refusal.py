@@ -18,6 +18,12 @@ def refusal_of(options: CutOptions, floor: InfeasibleBudget, dense: Cost) -> Use
         "--target_latency": options.target_latency,
     }
     wanted = ", ".join(f"{flag} {target}" for flag, target in targets.items() if target is not None)
+    if floor.gains_nothing:
+        share = floor.floor.ns / dense.ns
+        return UserError(
+            f"{wanted}: no cut that was timed is faster than the dense network, the fastest takes {share:.3f} of its "
+            "time; give --target_flops, or another --latency_engine, --latency_batch or --method"
+        )
     reached = f"below what --prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(dense)}"
     if percent := taken_as(targets):
         return UserError(f"{wanted}: {percent}{reached}")

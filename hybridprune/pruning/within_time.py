@@ -63,7 +63,7 @@ def allocate_within_time(
 
     Raises:
         InfeasibleBudget: if the fastest plan, which is timed as well, is too slow, or no plan that was timed is faster
-            than the dense network, or other bounds cannot be met.
+            than the dense network by more than `AIM`, or other bounds cannot be met.
     """
     assert budget.ns is not None
     wanted, relative = budget.ns, target <= 1
@@ -106,9 +106,11 @@ def allocate_within_time(
             planned_ns = next_target([(max(1, each.cost.ns), each.over) for each in attempts])
     while not (best := min(attempts, key=_rank)).confirmed:
         attempts[attempts.index(best)] = confirmed(best)
-    if best.over > 1 + TOLERANCE and (best.reading.share >= 1 or any(each.floored for each in attempts)):
+    # A gain that another run of the clock may deny is none.
+    gains_nothing = best.reading.share > 1 - AIM
+    if best.over > 1 + TOLERANCE and (gains_nothing or any(each.floored for each in attempts)):
         ns = best.reading.share * clock.dense_ns if relative else best.reading.ns
-        raise InfeasibleBudget(best.cost._replace(ns=round(ns)))
+        raise InfeasibleBudget(best.cost._replace(ns=round(ns)), gains_nothing=gains_nothing)
     met = best.over <= 1 + TOLERANCE and (best.over >= 1 - TOLERANCE or best.spare)
     dense_ns = best.reading.dense_ns
     # What was read before is told as it were in the run of the clock that timed the cut network.

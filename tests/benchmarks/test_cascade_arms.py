@@ -128,6 +128,12 @@ def test_it_runs_on_tiny_networks_and_is_resumed(tmp_path: Path, monkeypatch: py
     assert (again.budgets, again.arms, again.seed, again.members) == ([0.4], ["margin"], 0, ["8@0.6", "8", "14"])
 
 
+def test_arms_with_networks_of_their_own_know_their_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--budgets", "0.4", "0.3", "--arms", "shared trunk"])
+    assert "--budgets 0.3: gates at blocks and shared trunk have networks for 0.25, 0.4, 0." in capsys.readouterr().err
+
+
 GAINS = "the best cascade ahead of the best one network"
 
 

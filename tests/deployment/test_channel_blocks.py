@@ -182,6 +182,53 @@ def test_a_branch_is_filled_up_in_itself_and_what_it_reads_is_not() -> None:
         np.testing.assert_allclose(filled.run(None, each), wanted, rtol=1e-4, atol=1e-4)
 
 
+def averaging(shape: tuple[int, ...], axes: list[int], keepdims: int) -> onnx.ModelProto:
+    """A depthwise convolution whose mean along some axes weighs it, for inputs of this shape."""
+    kernel, channels = (3,) * (len(shape) - 2), shape[1]
+    torch.manual_seed(0)
+    shapes = {"up": (5, channels, *(1 for _ in kernel)), "each": (5, 1, *kernel), "down": (2, 5, *(1 for _ in kernel))}
+    weights = [numpy_helper.from_array(torch.randn(each).numpy(), name) for name, each in shapes.items()]
+    weights.append(numpy_helper.from_array(np.array(axes), "axes"))
+    nodes = [
+        helper.make_node("Conv", ["images", "up"], ["wide"]),
+        helper.make_node("Conv", ["wide", "each"], ["hidden"], group=5, pads=[1] * 2 * len(kernel)),
+        helper.make_node("ReduceMean", ["hidden", "axes"], ["mean"], keepdims=keepdims),
+        helper.make_node("Mul", ["hidden", "mean"], ["weighed"]),
+        helper.make_node("Conv", ["weighed", "down"], ["logits"]),
+    ]
+    value, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(nodes, "g", [value("images", kind, shape)], [value("logits", kind, None)], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "keepdims", "filled"),
+    [
+        ((2, 3, 4, 4), [2, 3], 1, True),
+        ((2, 3, 4, 4), [-1, -2], 1, True),
+        ((2, 3, 4, 4), [1, 2], 1, False),
+        ((2, 3, 2, 5), [2, 3], 0, False),  # images of the mean's shape: it is no number for each channel
+        ((2, 3, 4), [-2, -1], 1, False),  # of sequences that is the mean over channels
+    ],
+)
+def test_a_mean_weighs_channels_only_if_each_has_its_own(
+    shape: tuple[int, ...], axes: list[int], keepdims: int, filled: bool
+) -> None:
+    model, images = averaging(shape, axes, keepdims), torch.randn(shape).numpy()
+    expected = session(model.SerializeToString()).run(None, {"images": images})
+    fill_blocks(model, 8)
+    (size,) = (each.dims[0] for each in model.graph.initializer if each.name == "each")
+    assert size == (8 if filled else 5)
+    np.testing.assert_allclose(session(model.SerializeToString()).run(None, {"images": images}), expected, rtol=1e-4)
+
+
+def test_a_weight_that_is_an_output_keeps_its_shape() -> None:
+    model = averaging((2, 3, 4, 4), [2, 3], 1)
+    model.graph.output.append(helper.make_tensor_value_info("each", onnx.TensorProto.FLOAT, None))
+    fill_blocks(model, 8)
+    assert all(each.dims[0] <= 5 for each in model.graph.initializer)
+
+
 @torch.no_grad()
 def test_the_components_of_a_layer_are_filled_up_to_any_multiple() -> None:
     layer, x = separable()[0], torch.randn(2, 6, 9, 9)  # type: ignore[index]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from hybridprune.engine.compiler import Switch, alone, compiled, obstacle
+from hybridprune.engine.compiler import Switch, alone, compiled, obstacle, unlimited
 
 CPU = torch.device("cpu")
 
@@ -66,6 +67,42 @@ def test_networks_of_one_class_are_all_compiled_however_many(monkeypatch: pytest
         for net, run in zip(nets, [*runs, *switches], strict=True):
             torch.testing.assert_close(run(x), net(x))
     assert len(seen) == len(nets)
+
+
+class Seen(list[tuple[Any, ...]]):
+    """A back end that compiles nothing, and what shapes it was asked for."""
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., object]:
+        self.append(tuple(inputs[-1].shape))
+        return graph.forward
+
+
+def test_a_network_is_compiled_for_its_own_shapes_whatever_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch takes sizes that differ from those before for sizes that may vary, by the name of the function."""
+    seen, genuine = Seen(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run: genuine(run, backend=seen))
+    for batch, size in ((2, 5), (3, 6), (4, 7)):
+        alone(nn.Sequential(nn.Flatten(), nn.ReLU()))(torch.randn(batch, size))
+    assert len(seen) == 3 and all(isinstance(each, int) for shape in seen for each in shape)
+
+
+class InTwo(nn.Linear):
+    """What follows a number that leaves the graph is compiled by itself."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        hidden = super().forward(input)
+        print(end="")
+        return hidden + float(hidden.sum().item() > 1e9)
+
+
+def test_networks_in_several_pieces_are_all_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, genuine = Seen(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run: genuine(run, backend=seen))
+    for width in range(2, 14):
+        before = len(seen)
+        with unlimited(), torch.no_grad():
+            alone(InTwo(3, width))(torch.randn(4, 3))
+        assert len(seen) > before, width
 
 
 def test_what_hinders_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,3 +296,12 @@ def test_by_a_real_clock(engine: str, times: int, monkeypatch: pytest.MonkeyPatc
         assert record is not None and record["realised_ms"] > 0 and record["points"] > 10
         assert (record["engine"], record["batch"], record["threads"]) == (engine, 2, 1)
     assert list((tmp_path / "hybridprune" / "latency").glob("*.json"))
+
+
+def test_a_cut_that_gains_no_time_is_refused_and_told_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which every network takes as long as the dense one."""
+    monkeypatch.setattr(network_clock.DeployedClock, "read", lambda self, model, *, anew=False: Reading(1e6, 1e6))
+    with pytest.raises(
+        UserError, match=r"^target_latency 0.8: no cut that was timed is faster .* takes 1.000 of its t"
+    ):
+        cut("plain", 0.8, method="l1")

@@ -40,11 +40,15 @@ class Cost(NamedTuple):
 class InfeasibleBudget(ValueError):
     """The budget lies below what the limit on each set allows; carries the reachable floor."""
 
-    def __init__(self, floor: Cost, left_alone: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, floor: Cost, left_alone: Mapping[str, str] | None = None, *, gains_nothing: bool = False
+    ) -> None:
         super().__init__(f"the reachable floor is {floor.macs} MACs and {floor.params} parameters")
         self.floor = floor
         self.left_alone = left_alone or {}
         """Layers from which nothing can be cut, by name, each with the reason, as far as it is known here."""
+        self.gains_nothing = gains_nothing
+        """Whether plans were timed, and the ``floor`` is the fastest of them, which is no faster than the network."""
 
     def of(self, dense: Cost) -> str:
         """The floor, for users: as shares of the dense network and in absolute numbers."""
