@@ -176,3 +176,12 @@ def test_autocast_leaves_gates_in_full_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         routed = module.route(images, torch.ones(4, 2))
     assert routed.gate_logits.dtype == torch.float32 and routed.logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_network_whose_blocks_gather_images_is_compiled_for_several() -> None:
+    """The number of images that a block gathers varies, and sizes of what it computes are no plain numbers then."""
+    net, images = built(SPECS["resnet"]), random_images(6, 12)
+    module = deploy(net, images, time=preferring("dense", "gather")).module
+    compiled = torch.compile(module, backend="eager")
+    assert_close(compiled(images), module(images))
