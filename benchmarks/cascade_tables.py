@@ -111,7 +111,7 @@ def _ahead(ours: Sequence[Line], theirs: Sequence[Line]) -> str:
 
 def plot(lines: Sequence[Line], path: Path) -> None:
     """Draw accuracy over expected FLOPs, a line an arm."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    figure, axes = plt.subplots(figsize=(9, 4))
     for arm in _arms(lines):
         points = []
         for budget in sorted({line["budget"] for line in lines}):
@@ -121,7 +121,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
         axes.plot(*zip(*points, strict=True), "ko-" if arm == REFERENCE else ".-", label=arm)
     axes.set(xlabel="FLOPs of an image on average (share of ResNet-56)", ylabel="CIFAR-100 test accuracy (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
