@@ -30,7 +30,7 @@ class Switch:
 
     def compile(self) -> None:
         """Have a compiled form, which is compiled when it is called, and be ``on``."""
-        self._compiled = alone(self._run)
+        self._compiled = torch.compile(self._run)
         self.on = True
 
 
@@ -74,7 +74,7 @@ def compiles(device: torch.device) -> bool:
 
 def compiled(run: Callable[..., Any], device: torch.device) -> Any:
     """``run``, a network or a function, compiled or, where nothing compiles for ``device``, as it is."""
-    return alone(run) if compiles(device) else run
+    return torch.compile(run) if compiles(device) else run
 
 
 def say(line: str) -> None:
