@@ -149,12 +149,11 @@ def at_equal_accuracy(arms: Sequence[Arm], times: Mapping[int, Mapping[str, floa
     than all that are more accurate. Ours that are more accurate than all peers, or less, have none.
     """
     peers = [arm for arm in arms if arm.method == PEER and arm.accuracies]
+    least, most = min(x.accuracy for x in peers), max(x.accuracy for x in peers)
     columns = [(engine, batch) for engine in engines for batch in times]
     rows = []
     for arm in arms:
-        if arm.method != OURS or not arm.accuracies:
-            continue
-        if not min(x.accuracy for x in peers) <= arm.accuracy <= max(x.accuracy for x in peers):
+        if arm.method != OURS or not arm.accuracies or not least <= arm.accuracy <= most:
             continue
         ratios = []
         for engine, batch in columns:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hybridprune.processes import is_first
 
 MANY = 1_000_000
+"""More forms of one code than any process compiles."""
 
 
 class Switch:
