@@ -48,7 +48,7 @@ class InfeasibleBudget(ValueError):
         self.left_alone = left_alone or {}
         """Layers from which nothing can be cut, by name, each with the reason, as far as it is known here."""
         self.gains_nothing = gains_nothing
-        """Whether plans were timed, and the ``floor`` is the fastest of them, which gains nothing that a clock can tell."""
+        """Whether plans were timed, and the ``floor``, the fastest of them, gains nothing that a clock can tell."""
 
     def of(self, dense: Cost) -> str:
         """The floor, for users: as shares of the dense network and in absolute numbers."""
