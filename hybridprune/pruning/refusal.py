@@ -23,7 +23,8 @@ def refusal_of(options: CutOptions, floor: InfeasibleBudget, dense: Cost) -> Use
         share = floor.floor.ns / dense.ns
         return UserError(
             f"{wanted}: no cut that was timed is faster than the dense network by more than {AIM:.0%}, the fastest "
-            f"takes {share:.3f} of its time; give --target_flops, or another --latency_engine, --latency_batch or --method"
+            f"takes {share:.3f} of its time; give --target_flops, or another "
+            "--latency_engine, --latency_batch or --method"
         )
     reached = f"below what --prune_ratio_limit {options.prune_ratio_limit} allows; {floor.of(dense)}"
     if percent := taken_as(targets):
