@@ -4,9 +4,7 @@
 
 A rate-distortion over both kinds of cut takes inner channels of a block only where they lose less than the forms that
 fisher-tucker knows. Both losses are those of one quadratic model, in nats. Channels of the first convolution's output
-go greedily, and the second one's other inputs make up for them as well as they can: with its weight in whitened
-coordinates ``T``, the rows ``m_j`` of the scaled input basis, and ``J`` what goes, the loss is ``|T P_J|^2`` times the
-scale of the scores, ``P_J`` the projection onto the span of the ``m_j`` (optimal brain surgeon: Hassibi & Stork 1993).
+go greedily, and the second one's other inputs make up for them as well as they can (`removal`).
 """
 
 from __future__ import annotations
@@ -15,9 +13,6 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from benchmarks.converged import MEAN, STD, Bench
 from benchmarks.recipe import BenchImages
@@ -28,7 +23,7 @@ from hybridprune.curvature import CROSS_ENTROPY
 from hybridprune.engine.run_data import load_images
 from hybridprune.models.factored import DENSE
 from hybridprune.pruning.budget.space import Budget
-from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.inner_channels import removal
 from hybridprune.pruning.directions.rate_distortion import pareto
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.make_plan import make_plan
@@ -38,26 +33,6 @@ from hybridprune.tables import Table
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Of a block's FLOPs, which its inner channels keep if that is their share."""
 BATCH = 128
-
-
-def channel_losses(decomposition: Decomposition) -> list[float]:
-    """The expected rise of the loss (nats) when 0, 1, ... of a convolution's input channels go, the cheapest first."""
-    weight = decomposition.weighted.double()
-    unfolded = weight.transpose(0, 1).flatten(1)
-    energy = unfolded @ unfolded.T * float(decomposition.importance.sum()) / float(weight.square().sum())
-    rows = decomposition.in_basis.double() @ decomposition.in_scale.double()
-    gone: list[int] = []
-    losses = [0.0]
-    while len(losses) < len(rows):
-        tried = {j: _projected(energy, rows[[*gone, j]]) for j in range(len(rows)) if j not in gone}
-        gone.append(min(tried, key=tried.__getitem__))
-        losses.append(tried[gone[-1]])
-    return losses
-
-
-def _projected(energy: Tensor, rows: Tensor) -> float:
-    basis = torch.linalg.qr(rows.T).Q
-    return float((basis.T @ energy @ basis).trace())
 
 
 def direction_loss(cells: Sequence[DirectionCell], macs: float) -> float:
@@ -71,7 +46,7 @@ def ratios(plan: DirectionPlan, block: str) -> list[float]:
     """Loss of channels over that of directions, of the two convolutions of a block, at the shares of its FLOPs."""
     cells = {cell.name: cell for cell in plan.space.cells if isinstance(cell, DirectionCell)}
     pair = [cells[f"{block}.{name}"] for name in ("conv1", "conv2")]
-    losses = channel_losses(plan.decompositions[f"{block}.conv2"])
+    losses = removal(plan.decompositions[f"{block}.conv2"]).losses.tolist()
     dense = sum(cell.shape.macs(DENSE) for cell in pair)
     return [losses[round((1 - share) * len(losses))] / direction_loss(pair, share * dense) for share in SHARES]
 

@@ -13,7 +13,17 @@ import torch
 from hybridprune.latency.cache import TimeCache
 from hybridprune.latency.engines import Eager, Engine
 from hybridprune.latency.geometry import Geometry
-from hybridprune.latency.points import DENSITIES, Axes, Point, channel_axes, expected_ns, form_axes, points
+from hybridprune.latency.points import (
+    DENSITIES,
+    Axes,
+    Point,
+    channel_axes,
+    expected_ns,
+    form_axes,
+    input_axes,
+    output_axes,
+    points,
+)
 from hybridprune.latency.table import Grid, Grids
 from hybridprune.measure.latency import Arms, Clock, Stopwatch
 from hybridprune.progress_bar import bar
@@ -22,8 +32,13 @@ from hybridprune.pruning.budget.space import NS_PER_MS
 ROUNDS, WARM_UP, AT_LEAST = 7, 2, 0.001
 """Of the stopwatch of layers: measurements, those before them that do not count, and seconds of each."""
 AxesOf = Callable[[Geometry, int, int], Axes]
-KINDS: dict[str, AxesOf] = {"forms": form_axes, "channels": channel_axes}
-"""Kinds of tables: of a layer's forms, and of the dense layer with fewer channels."""
+KINDS: dict[str, AxesOf] = {
+    "forms": form_axes,
+    "channels": channel_axes,
+    "output blocks": output_axes,
+    "input blocks": input_axes,
+}
+"""Kinds of tables: of a layer's forms, and of the dense layer with fewer channels on both sides or on one."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from hybridprune.pruning.prunable import PrunableNetwork
 L = TypeVar("L")
 WHOLE_ROUNDS, WHOLE_AT_LEAST = 11, 0.02
 """Of the stopwatch of whole networks: measurements, and seconds of each."""
+SHARES = {"forms": 0.8, "output blocks": 0.1, "input blocks": 0.1, "channels": 1.0}
+"""Of the seconds for tables, by kind: one budget needs the first three, or the last."""
 
 
 def stopwatches(device: torch.device) -> tuple[Stopwatch, Stopwatch]:
@@ -113,7 +115,15 @@ class DeployedClock:
 
     def channels(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[ChannelTimes]:
         """The network as it is now, and the layers of these names with fewer channels."""
-        return self._times(network, names, "channels", lambda grids, scale: WidthTimes(grids[CHANNELS], scale))
+        return self._times(network, names, "channels", _of_widths)
+
+    def inner_channels(
+        self, network: PrunableNetwork, producers: Sequence[str], readers: Sequence[str]
+    ) -> NetworkTimes[ChannelTimes]:
+        """The network as it is now, producers with fewer outputs, and readers with fewer inputs, in blocks."""
+        made = self._times(network, producers, "output blocks", _of_widths)
+        read = self._times(network, readers, "input blocks", _of_widths)
+        return NetworkTimes(made.whole_ns, {**made.layers, **read.layers}, self.engine.multiple)
 
     def read(self, model: nn.Module, *, anew: bool = False) -> Reading:
         """A network of the same kind, deployed, beside the dense one, which is deployed once, or now if ``anew``.
@@ -150,16 +160,19 @@ class DeployedClock:
         found = geometries(network.model, lambda: network.run(network.model, network.example))
         counted = {name: found[name] for name in names if name in found and network.counts(name)}
         with threads_of(self.options.threads), full_precision():
-            tables = self._maker(dense.piece).tables(list(counted.values()), kind)
+            seconds = SHARES[kind] * self.options.seconds
+            maker = TableMaker(self.engine, dense.piece, self.layers, seconds, self.cache)
+            tables = maker.tables(list(counted.values()), kind)
         self.points += sum(grid.ns.numel() for grids in tables.values() for grid in grids.values())
         scale = self.options.batch / dense.piece
         return NetworkTimes(self._now(network.model), {name: of(tables[g], scale) for name, g in counted.items()})
-
-    def _maker(self, piece: int) -> TableMaker:
-        return TableMaker(self.engine, piece, self.layers, self.options.seconds, self.cache)
 
     def _now(self, model: nn.Module) -> int:
         """Nanoseconds of a network, which often is the dense one."""
         if shapes(self.part(model)) == shapes(self.dense):
             return self.dense_ns
         return round(self.read(model).share * self.dense_ns)
+
+
+def _of_widths(grids: Grids, scale: float) -> WidthTimes:
+    return WidthTimes(grids[CHANNELS], scale)

@@ -81,6 +81,23 @@ def channel_axes(geometry: Geometry, count: int, multiple: int) -> Axes:
     return {CHANNELS: (outputs,) if geometry.depthwise else (axis(1, geometry.inputs, count), outputs)}
 
 
+def output_axes(geometry: Geometry, count: int, multiple: int) -> Axes:
+    """The grid of the layer over numbers of outputs that are a multiple of ``multiple``, or all."""
+    outputs = _blocks(geometry.outputs, count, multiple)
+    return {CHANNELS: (outputs,) if geometry.depthwise else ([geometry.inputs], outputs)}
+
+
+def input_axes(geometry: Geometry, count: int, multiple: int) -> Axes:
+    """The grid of the layer over numbers of inputs that are a multiple of ``multiple``, or all."""
+    return {CHANNELS: (_blocks(geometry.inputs, count, multiple), [geometry.outputs])}
+
+
+def _blocks(full: int, count: int, multiple: int) -> list[int]:
+    if full < multiple:
+        return [full]
+    return sorted({*(step * multiple for step in axis(1, full // multiple, count)), full})
+
+
 def points(axes: Axes) -> Iterator[Point]:
     """All points, grid by grid, the last axis fastest."""
     for grid, each in axes.items():

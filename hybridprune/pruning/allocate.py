@@ -7,6 +7,7 @@ from hybridprune.pruning.budget import greedy, quotas, width_growth
 from hybridprune.pruning.budget.space import Budget, Space
 from hybridprune.pruning.budget.width_growth import Goal, Growth
 from hybridprune.pruning.directions import rate_distortion
+from hybridprune.pruning.directions.inner_channels import InnerCell
 from hybridprune.pruning.directions.space import DirectionCell
 
 BY_LAYER = {"peel": width_growth.peel, "adapruner": width_growth.adapruner}
@@ -25,7 +26,7 @@ def allocate(
         InfeasibleBudget: if nothing that the limits allow meets the budget.
         UserError: if the allocation needs directions and the units are channels, or the other way round.
     """
-    directions = [isinstance(cell, DirectionCell) for cell in space.cells]
+    directions = [isinstance(cell, DirectionCell | InnerCell) for cell in space.cells]
     if allocation in BY_LAYER:
         if any(directions):
             raise UserError(

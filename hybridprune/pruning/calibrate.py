@@ -17,12 +17,13 @@ from torch import Tensor
 from hybridprune.measure.latency import Clock
 from hybridprune.models.factored import Ranks
 from hybridprune.progress_bar import bar
-from hybridprune.pruning.budget.space import Cell, Space
+from hybridprune.pruning.budget.space import Cell, Space, pick
 from hybridprune.pruning.clock import DirectionTimes, NetworkClock
+from hybridprune.pruning.directions.inner_channels import InnerCell
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.plan import DirectionPlan
 
-NETWORKS = 6
+NETWORKS = 7
 """Random cuts that are timed; twice as many predict hardly better."""
 SPREAD = 0.25
 """How far from a random cut's level each layer's share may be."""
@@ -35,9 +36,11 @@ class NetworkFit:
     """The fit of times in tables to whole networks: ``now + gain (time - now) + each_ns`` of another form."""
 
     gain: float = 1.0
-    """Of a nanosecond that a table says is saved, so much is."""
+    """Of a nanosecond that a table says another form saves, so much is saved."""
     each_ns: float = 0.0
-    """Nanoseconds more of each layer that is not as it was."""
+    """Nanoseconds more of each layer in another form."""
+    channel_gain: float = 1.0
+    """Of a nanosecond that a table says fewer channels save, so much is saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,10 @@ def calibrated(plan: DirectionPlan, clock: NetworkClock, now: Clock = wall.perf_
     draw = np.random.default_rng(1)
     # The order goes back and forth between light and deep, so that the first few tell as much as they can.
     levels = [(2 * number % (NETWORKS + 1)) / NETWORKS for number in range(1, NETWORKS + 1)]
+    inner = [cell for cell in plan.space.cells if isinstance(cell, InnerCell)]
     expected: list[int] = []
     changed: list[int] = []
+    narrowed: list[int] = []
     realised: list[float] = []
     deadline = now() + clock.seconds
     with bar(description="timing whole networks", total=NETWORKS, unit="network") as shown:
@@ -81,31 +86,40 @@ def calibrated(plan: DirectionPlan, clock: NetworkClock, now: Clock = wall.perf_
             ranks = plan.ranks(kept)
             expected.append(plan.space.cost(kept).ns)
             changed.append(sum(ranks[cell.name] != cell.form for cell in cells))
+            narrowed.append(sum(cell.cost(pick(cell, kept)).ns for cell in inner))
             realised.append(clock.read(plan.sketch(kept)).share * clock.dense_ns)
             shown.update()
-    fit = fit_networks(plan.space.cost(plan.space.everything()).ns, expected, changed, realised)
+    fit = fit_networks(plan.space.cost(plan.space.everything()).ns, expected, changed, realised, narrowed)
     space = dataclasses.replace(plan.directions, cells=[_fitted(cell, fit) for cell in plan.space.cells])
     return dataclasses.replace(plan, directions=space)
 
 
 def _fitted(cell: Cell, fit: NetworkFit) -> Cell:
+    if isinstance(cell, InnerCell):
+        return dataclasses.replace(cell, gain=fit.channel_gain)
     if not isinstance(cell, DirectionCell) or cell.times is None:
         return cell
     return dataclasses.replace(cell, times=TimesInNetwork(cell.times, cell.form, fit))
 
 
 def fit_networks(
-    now_ns: float, expected: Sequence[float], changed: Sequence[int], realised: Sequence[float]
+    now_ns: float,
+    expected: Sequence[float],
+    changed: Sequence[int],
+    realised: Sequence[float],
+    narrowed: Sequence[float] | None = None,
 ) -> NetworkFit:
     """The fit by which times ``expected`` of networks, with so many layers ``changed``, come nearest to ``realised``.
 
-    It is the least of ``sum_j (now + gain (expected_j - now) + each changed_j - realised_j)^2`` (ns) and a little for
-    being far from gain 1 and each 0, as some networks determine only their sum. ``each`` is not negative: a cut that
-    saves nothing must not pay; ``gain`` is within `GAINS`.
+    Of ``expected_j - now_ns``, fewer channels are to save ``narrowed_j``, by default nothing, and other forms the rest,
+    ``saved_j``. The fit is the least of ``sum_j (now + gain saved_j + each changed_j + channel_gain narrowed_j -
+    realised_j)^2`` (ns) and a little for being far from gains of 1 and each 0, as some networks determine only their
+    sum. ``each`` is not negative: a cut that saves nothing must not pay; gains are within `GAINS`.
     """
-    saved = np.asarray(expected, float) - now_ns
-    features = np.stack([saved, np.asarray(changed, float)], 1)
-    missing = np.asarray(realised, float) - now_ns - saved
+    by_channels = np.zeros(len(expected)) if narrowed is None else np.asarray(narrowed, float)
+    saved = np.asarray(expected, float) - now_ns - by_channels
+    features = np.stack([saved, by_channels, np.asarray(changed, float)], 1)
+    missing = np.asarray(realised, float) - now_ns - saved - by_channels
     scale = np.maximum(np.abs(features).mean(0) + features.std(0), 1e-9)
 
     def solved(columns: list[int]) -> np.ndarray:
@@ -113,26 +127,33 @@ def fit_networks(
         normal = part.T @ part + RIDGE * len(part) * np.eye(len(columns))
         return np.linalg.solve(normal, part.T @ missing) / scale[columns]
 
-    gain, each = solved([0, 1])
+    *gains, each = solved([0, 1, 2])
     if each < 0:
-        (gain,), each = solved([0]), 0.0
-    return NetworkFit(float(np.clip(1 + gain, *GAINS)), float(each))
+        gains, each = solved([0, 1]), 0.0
+    forms, channels = (float(np.clip(1 + gain, *GAINS)) for gain in gains)
+    return NetworkFit(forms, float(each), channels)
 
 
 def random_cut(space: Space, level: float, draw: np.random.Generator) -> list[int]:
     """Kept units of each set: each layer by its own share, within `SPREAD` of ``level`` (0: the deepest cut).
 
-    A layer whose directions are cut takes one of the forms that a plan would take: those faster than what it is.
+    A layer whose directions are cut takes one of the forms that a plan would take: those faster than what it is. Where
+    the channels between two layers may go instead, they do every other time.
     """
     low, high, kept = max(0.0, level - SPREAD), min(1.0, level + SPREAD), space.everything()
     if not isinstance(space.cells[0], DirectionCell):
         return [max(s.least, round(draw.uniform(low, high) * len(s.scores))) for s in space.sets]
     for cell in space.cells:
-        assert isinstance(cell, DirectionCell)
+        assert isinstance(cell, DirectionCell | InnerCell)
+        if isinstance(cell, InnerCell):
+            if draw.random() < 0.5:
+                continue
+            for place in (place for other in cell.pair for place in space.cells[other].sets):
+                kept[place] = len(space.sets[place].scores)
         choices = cell.choices()
         order = choices.ns.argsort(stable=True)
         order = order[choices.ns[order] <= choices.ns[0]]  # the first is the layer as it is
         choice = order[round(draw.uniform(low, high) * (len(order) - 1))]
-        for place, units in zip(cell.sets, (choices.kept_in, choices.kept_out, choices.components), strict=False):
-            kept[place] = int(units[choice])
+        for place, number in zip(cell.sets, choices.kept(int(choice)), strict=False):
+            kept[place] = number
     return kept

@@ -39,6 +39,8 @@ class NetworkTimes(Generic[L]):
     """Of one batch."""
     layers: Mapping[str, L]
     """By name."""
+    multiple: int = 1
+    """Of channels that come in blocks: other numbers would take the engine longer than more of them."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class NetworkClock(Protocol):
 
     def channels(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[ChannelTimes]:
         """The network as it is now, and the layers of these names with fewer channels."""
+        ...
+
+    def inner_channels(
+        self, network: PrunableNetwork, producers: Sequence[str], readers: Sequence[str]
+    ) -> NetworkTimes[ChannelTimes]:
+        """The network as it is now, producers with fewer outputs, and readers with fewer inputs, in blocks."""
         ...
 
     def read(self, model: nn.Module, *, anew: bool = False) -> Reading:

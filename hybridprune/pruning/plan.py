@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from hybridprune.models.copies import copied
@@ -16,6 +17,7 @@ from hybridprune.pruning.budget.width_growth import Growth
 from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, cut, remove_channels
 from hybridprune.pruning.channels.surgery import Update
 from hybridprune.pruning.directions.decomposition import Decomposition
+from hybridprune.pruning.directions.inner_channels import InnerCell, without_inputs
 from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.directions.refit import refit
 from hybridprune.pruning.directions.space import DirectionCell
@@ -86,10 +88,13 @@ class Plan(ABC):
 
 @dataclass(frozen=True)
 class DirectionPlan(Plan):
-    """Directions of each layer, which becomes a chain of smaller ones where that is cheaper."""
+    """Directions of each layer, which becomes a chain of smaller ones where that is cheaper.
+
+    Or the channels between two layers, where the space has these as well.
+    """
 
     directions: Space
-    """Of each layer one cell, with a set for its inputs and one for its outputs."""
+    """Of each layer one cell, with a set for its inputs and one for its outputs; then those of inner channels."""
     layers: Sequence[PrunableLayer]
     decompositions: Mapping[str, Decomposition]
     hooi_sweeps: int
@@ -115,35 +120,59 @@ class DirectionPlan(Plan):
         return {cell.name: cell.ranks(pick(cell, kept)) for cell in self._cells()}
 
     def _cut(self, kept: Sequence[int]) -> None:
-        model, planned = self.network.model, self.ranks(kept)
+        model, planned, inner = self.network.model, self.ranks(kept), self._inner(kept)
         reference = copied(model) if self.refit_images else model
+        if inner:
+            groups, gone = [cell.group for cell in inner], list(inner.values())
+            remove_channels(model, groups, gone, self.network.run, self.network.example, self._make_up)
         apply_ranks(model, self.layers, self.decompositions, planned, self.hooi_sweeps)
         if self.refit_images:
-            names = [x.name for x in self.layers if planned[x.name] not in (x.form, DENSE)]
+            readers = {cell.consumer for cell in inner}
+            names = [x.name for x in self.layers if planned[x.name] not in (x.form, DENSE) or x.name in readers]
             if self.refit_network and names:
                 names = [x.name for x in self.layers if x.name in names or x.leaf.weight[0].numel() <= WIDEST_UNCUT]
             metrics = {name: self.metrics[name] for name in names if name in self.metrics}
+            outputs = {cell.producer: cell.stay(len(index)) for cell, index in inner.items()}
             batches = self.network.sample(self.refit_images, "refit")
-            refit(model, reference, names, batches, self.network.run, metrics, self.refit_network)
+            refit(model, reference, names, batches, self.network.run, metrics, self.refit_network, outputs)
+
+    @torch.no_grad()
+    def _make_up(self, group: ChannelGroup, gone: Tensor) -> None:
+        """Let the layer that reads the channels of a group make up for those that are about to go."""
+        (reader,) = group.of("consumer")
+        weight = self.network.model.get_submodule(reader.layer).get_parameter("weight")
+        weight.copy_(without_inputs(self.decompositions[reader.layer], gone).view_as(weight))
 
     def sketch(self, kept: Sequence[int]) -> nn.Module:
         """A copy whose cut layers have random weights, as large as the network's own."""
-        model = copied(self.network.model)
+        model, inner = copied(self.network.model), self._inner(kept)
+        cut(model, [cell.group for cell in inner], list(inner.values()))
         sketch_ranks(model, self.layers, self.ranks(kept))
         return model
 
     def describe(self, kept: Sequence[int]) -> list[str]:
-        """The ranks of each layer."""
-        return [
+        """The ranks of each layer, and the channels between two where some go."""
+        ranks = [
             f"{name}: {r.rank_in} components"
             if r.separable
             else f"{name}: input rank {r.rank_in or 'full'}, output rank {r.rank_out or 'full'}"
             for name, r in self.ranks(kept).items()
         ]
+        return ranks + [
+            f"{cell.producer}: {cell.group.channels - len(gone)} of {cell.group.channels} channels"
+            for cell, gone in self._inner(kept).items()
+        ]
 
     def _losses(self, kept: Sequence[int]) -> Mapping[str, float]:
         """Exact in the quadratic model, where both sides' scores would count twice what both remove."""
-        return {cell.name: cell.loss(pick(cell, kept)) for cell in self._cells()}
+        losses = {cell.name: cell.loss(pick(cell, kept)) for cell in self._cells()}
+        return {**losses, **{cell.consumer: cell.loss(len(gone)) for cell, gone in self._inner(kept).items()}}
+
+    def _inner(self, kept: Sequence[int]) -> dict[InnerCell, Tensor]:
+        """The cells whose inner channels go in part, and which of them do."""
+        inner = [cell for cell in self.space.cells if isinstance(cell, InnerCell)]
+        gone = {cell: cell.gone(*pick(cell, kept)) for cell in inner}
+        return {cell: index for cell, index in gone.items() if len(index)}
 
     def _cells(self) -> list[DirectionCell]:
         return [cell for cell in self.space.cells if isinstance(cell, DirectionCell)]

@@ -80,7 +80,7 @@ def plan_channels(
         scores = [score / total if (total := float(score.sum())) > 0 else score for score in scores]
     names = list(dict.fromkeys(member.layer for group in groups for member in group.members))
     times = None if wish.clock is None else wish.clock.channels(network, names)
-    channels = _space(network, method, options, groups, scores, times)
+    channels = space_of(network, options, groups, scores, method.least, times)
     if method.choose is not None and statistics is not None:
         channels = replace(channels, choose=[partial(method.choose, group, statistics) for group in groups])
 
@@ -120,7 +120,8 @@ def _target(
             f"--method {options.method}: trains before it cuts, also BatchNorms, and {frozen} is a FrozenBatchNorm2d; "
             "use a method that does not, e.g. bn-scale, or add its layer to --exclude"
         )
-    space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+    scores = [torch.zeros(group.channels) for group in groups]
+    space = space_of(network, options, groups, scores, method.least).space
     if budget is not None and not budget.allows(space.floor()):
         raise InfeasibleBudget(space.floor(), found.left_alone)
     residual = JOINED in found.left_alone.values() or any(group.coupled for group in groups)
@@ -140,20 +141,24 @@ def followed(network: PrunableNetwork, options: CutOptions, coupled: bool) -> Ch
         ) from error
 
 
-def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:
-    """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
-    coupled = options.use_out_dependencies or method.coupled
-    found = followed(network, options, coupled)
+def working(network: PrunableNetwork, options: CutOptions, found: Channels) -> Channels:
+    """The groups whose removal changes no more than the layers' own cost, and the others with the reason."""
 
     def check(groups: Sequence[ChannelGroup]) -> str | None:
-        space = _space(network, method, options, groups, [torch.zeros(group.channels) for group in groups]).space
+        space = space_of(network, options, groups, [torch.zeros(group.channels) for group in groups]).space
         kept = [max(1, group.channels - 1) for group in groups]
         trial = copied(network.model)
         cut(trial, groups, [torch.arange(n, group.channels) for group, n in zip(groups, kept, strict=True)])
         return None if network.measure(trial) == space.cost(kept) else COSTS
 
     groups, failed = partition(found.groups, check)
-    left_alone = {**found.left_alone, **{group.name: reason for group, reason in failed}}
+    return Channels(groups, {**found.left_alone, **{group.name: reason for group, reason in failed}})
+
+
+def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions) -> Channels:
+    """Groups whose removal changes no more than the layers' own cost; UserError if there are none."""
+    coupled = options.use_out_dependencies or method.coupled
+    groups, left_alone = working(network, options, followed(network, options, coupled))
     if not groups:
         joined = "" if coupled else "--use_out_dependencies for those that residual sums join, or "
         alone = f" ({listed(left_alone)})" if left_alone else ""
@@ -164,14 +169,15 @@ def _groups(network: PrunableNetwork, method: ChannelMethod, options: CutOptions
     return Channels(groups, left_alone)
 
 
-def _space(
+def space_of(
     network: PrunableNetwork,
-    method: ChannelMethod,
     options: CutOptions,
     groups: Sequence[ChannelGroup],
     scores: Sequence[Tensor],
+    least: int = 1,
     times: NetworkTimes[ChannelTimes] | None = None,
 ) -> ChannelSpace:
+    """The space of some groups with these scores, of which ``least`` channels must stay each."""
     macs = layer_macs(network.model, lambda: network.run(network.model, network.example))
     return channel_space(
         network.model,
@@ -181,7 +187,7 @@ def _space(
         network.cost,
         limit=options.prune_ratio_limit,
         dense={group.name: network.channels.get(group.name, group.channels) for group in groups},
-        least=method.least,
+        least=least,
         times=times,
     )
 

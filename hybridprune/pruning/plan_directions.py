@@ -23,6 +23,7 @@ from hybridprune.pruning.measured import refuse_nothing_left, unmeasured_layers
 from hybridprune.pruning.method import DirectionMethod
 from hybridprune.pruning.method_results import checked_decomposition
 from hybridprune.pruning.plan import DirectionPlan
+from hybridprune.pruning.plan_inner_channels import with_inner_channels
 from hybridprune.pruning.prunable import PrunableNetwork
 from hybridprune.pruning.trial import read_without_call, replaceable
 
@@ -97,7 +98,11 @@ def plan_directions(
         # The metric is that of the whole layer's output, which a layer cut before has in other coordinates.
         metrics={x.name: measured.metrics[x.name] for x in layers if x.rotate_out is None},
     )
-    return plan if clock is None else calibrated(plan, clock)
+    if clock is None:
+        return plan
+    if allocation == "rate_distortion" and plan.in_nats:
+        plan = with_inner_channels(plan, options, clock)
+    return calibrated(plan, clock)
 
 
 def _measured(

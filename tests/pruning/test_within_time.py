@@ -93,6 +93,9 @@ class FakeClock:
 
     channels = directions
 
+    def inner_channels(self, network: Any, producers: Sequence[str], readers: Sequence[str]) -> NetworkTimes[Any]:
+        raise NotImplementedError
+
 
 def met(target: float, clock: FakeClock, budget: Budget | None = None) -> tuple[list[int], dict[str, Any]]:
     ns = target * DENSE_NS if target <= 1 else target * 1e6

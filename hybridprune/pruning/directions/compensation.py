@@ -20,18 +20,20 @@ class Compensation:
 
     ours: _BatchNorm | None
     theirs: _BatchNorm | None
+    left: Tensor | None = None
+    """The channels of theirs that ours has left; None: all of them."""
     gaps: list[Tensor] = field(default_factory=list)
     """Sums over images and positions, of each channel, batch by batch."""
     count: int = 0
 
     @staticmethod
-    def of(model: nn.Module, reference: nn.Module, joint: Joint) -> Compensation:
-        """The compensation for a layer with this joint."""
+    def of(model: nn.Module, reference: nn.Module, joint: Joint, left: Tensor | None = None) -> Compensation:
+        """The compensation for a layer with this joint, of whose outputs these are ``left``."""
         if joint.norm is None:
             return Compensation(None, None)
         ours, theirs = model.get_submodule(joint.norm), reference.get_submodule(joint.norm)
         assert isinstance(ours, _BatchNorm) and isinstance(theirs, _BatchNorm)
-        return Compensation(ours, theirs)
+        return Compensation(ours, theirs, left)
 
     def target(self, y: Tensor, gap: Tensor) -> Tensor:
         """The output ``y [B, C, ...]`` that the layer should have had, so that the sum is right.
@@ -57,8 +59,10 @@ class Compensation:
         """
         if self.ours is None or self.theirs is None or self.ours.weight is None or self.theirs.running_var is None:
             return
-        eps = self.theirs.eps
-        shrunk = ((variance + eps) / (self.theirs.running_var.double() + eps)).sqrt()
+        eps, wanted = self.theirs.eps, self.theirs.running_var.double()
+        wanted = wanted if self.left is None else wanted[self.left.to(wanted.device)]
+        assert variance.shape == wanted.shape, (variance.shape, wanted.shape)
+        shrunk = ((variance + eps) / (wanted + eps)).sqrt()
         self.ours.weight.mul_(shrunk.to(self.ours.weight))
         if self.gaps:
             self.ours.bias.add_((torch.stack(self.gaps).sum(0) / self.count).to(self.ours.bias))

@@ -4,17 +4,21 @@ Every layer offers its forms and ranks, each with a cost and an expected rise of
 MAC (or parameter, or nanosecond) each layer takes its own best choice; the budget fixes ``lambda``. Greedy removal sees
 one direction of one side at a time; this sees what both sides and the change of form are worth together. What is worth
 nothing at any price (scores of 0) would all be cut: as much of it is put back as may stay.
+
+Where the channels between two layers may go instead, at each price either they do or the directions of both layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hybridprune.pruning.budget.greedy import put_back
 from hybridprune.pruning.budget.space import Budget, Cost, InfeasibleBudget, Space
+from hybridprune.pruning.directions.inner_channels import InnerCell
 from hybridprune.pruning.directions.space import Choices, DirectionCell
 
 STEPS = 60
@@ -30,7 +34,7 @@ def cut_at_budget(space: Space, budget: Budget) -> list[int]:
     offers = _offers(space, budget)
     taken = _cheapest_price(offers, lambda taken: budget.allows(_cost(offers, taken, space.other)))
     if taken is None:
-        raise InfeasibleBudget(_cost(offers, [int(price.argmin()) for _, price in offers], space.other))
+        raise InfeasibleBudget(_cost(offers, _taken(offers, None), space.other))
     kept = _kept(space, offers, _fill(offers, taken, budget, space.other))
     return put_back(space, kept, lambda _, cost: budget.allows(cost))
 
@@ -43,25 +47,38 @@ def cut_at_ratio(space: Space, ratio: float) -> list[int]:
     offers = _offers(space, Budget(macs=1.0))
     wanted = (1 - ratio) * sum(space.everything())
     taken = _cheapest_price(offers, lambda taken: sum(_kept(space, offers, taken)) <= wanted)
-    kept = _kept(space, offers, taken or [int(price.argmin()) for _, price in offers])
+    kept = _kept(space, offers, taken or _taken(offers, None))
     return put_back(space, kept, lambda more, _: sum(more) <= wanted, highest=0.0)
 
 
-Offers = list[tuple[Choices, Tensor]]
-"""Of each layer, what is worth choosing and its price."""
+@dataclass(frozen=True)
+class Offer:
+    """The choices of a cell that are worth their price."""
+
+    choices: Choices
+    price: Tensor
+    """Of each choice, in shares of the budget."""
+    whole: int
+    """The place of the choice to leave it as it is."""
+    pair: tuple[int, int] | None
+    """The cells that must be left as they are where this one is not."""
 
 
-def _offers(space: Space, budget: Budget) -> Offers:
-    offers: Offers = []
+def _offers(space: Space, budget: Budget) -> list[Offer]:
+    offers: list[Offer] = []
     for cell in space.cells:
-        assert isinstance(cell, DirectionCell)
+        assert isinstance(cell, DirectionCell | InnerCell)
         choices = cell.choices()
         price = torch.zeros_like(choices.loss)
         for costs, bound in zip(choices.costs, budget.bounds, strict=True):
             if bound is not None:
                 price = price + costs.double() / bound
         worth = pareto(price, choices.loss)
-        offers.append((choices.at(worth), price[worth]))
+        if 0 not in worth:  # what is as it was is the first
+            worth = torch.cat([worth, worth.new_zeros(1)])
+        whole = int((worth == 0).nonzero())
+        pair = cell.pair if isinstance(cell, InnerCell) else None
+        offers.append(Offer(choices.at(worth), price[worth], whole, pair))
     return offers
 
 
@@ -75,11 +92,28 @@ def pareto(price: Tensor, loss: Tensor) -> Tensor:
     return order[better]
 
 
-def _cheapest_price(offers: Offers, met: Callable[[list[int]], bool]) -> list[int] | None:
+def _taken(offers: Sequence[Offer], exponent: float | None) -> list[int]:
+    """Each cell's best choice at the price ``10**exponent`` of computation, or where that alone counts (None)."""
+    worths = [o.price if exponent is None else o.choices.loss + 10.0**exponent * o.price for o in offers]
+    taken = [int(worth.argmin()) for worth in worths]
+    for place, offer in enumerate(offers):
+        if offer.pair is None:
+            continue
+        directions = sum(float(worths[i][taken[i]]) for i in offer.pair) + float(worths[place][offer.whole])
+        channels = sum(float(worths[i][offers[i].whole]) for i in offer.pair) + float(worths[place].min())
+        if channels < directions:
+            for i in offer.pair:
+                taken[i] = offers[i].whole
+        else:
+            taken[place] = offer.whole
+    return taken
+
+
+def _cheapest_price(offers: Sequence[Offer], met: Callable[[list[int]], bool]) -> list[int] | None:
     """The choices at the smallest price of computation for which ``met`` holds; None if there is none."""
 
     def at(exponent: float) -> list[int]:
-        return [int((choices.loss + 10.0**exponent * price).argmin()) for choices, price in offers]
+        return _taken(offers, exponent)
 
     low, high = -20.0, 20.0
     if met(at(low)):
@@ -92,12 +126,16 @@ def _cheapest_price(offers: Offers, met: Callable[[list[int]], bool]) -> list[in
     return at(high)
 
 
-def _fill(offers: Offers, taken: list[int], budget: Budget, other: Cost) -> list[int]:
-    """Spend what is left of the budget: again and again the upgrade that fits and is worth most for its price."""
+def _fill(offers: Sequence[Offer], taken: list[int], budget: Budget, other: Cost) -> list[int]:
+    """Spend what is left of the budget: again and again the upgrade that fits and is worth most for its price.
+
+    A cell that must be left as it is has no upgrade.
+    """
     taken, cost = [*taken], _cost(offers, taken, other)
     while True:
         best: tuple[float, int, int] | None = None
-        for index, ((choices, price), now) in enumerate(zip(offers, taken, strict=True)):
+        for index, (offer, now) in enumerate(zip(offers, taken, strict=True)):
+            choices, price = offer.choices, offer.price
             gain = choices.loss[now] - choices.loss
             fits = gain > 0
             for costs, spent, bound in zip(choices.costs, cost, budget.bounds, strict=True):
@@ -115,16 +153,15 @@ def _fill(offers: Offers, taken: list[int], budget: Budget, other: Cost) -> list
         cost = _cost(offers, taken, other)
 
 
-def _cost(offers: Offers, taken: Sequence[int], other: Cost) -> Cost:
-    for (choices, _), i in zip(offers, taken, strict=True):
-        other = other.plus(Cost(*(int(costs[i]) for costs in choices.costs)))
+def _cost(offers: Sequence[Offer], taken: Sequence[int], other: Cost) -> Cost:
+    for offer, i in zip(offers, taken, strict=True):
+        other = other.plus(Cost(*(int(costs[i]) for costs in offer.choices.costs)))
     return other
 
 
-def _kept(space: Space, offers: Offers, taken: Sequence[int]) -> list[int]:
+def _kept(space: Space, offers: Sequence[Offer], taken: Sequence[int]) -> list[int]:
     kept = space.everything()
-    for cell, (choices, _), i in zip(space.cells, offers, taken, strict=True):
-        units = (choices.kept_in[i], choices.kept_out[i], choices.components[i])
-        for place, number in zip(cell.sets, units, strict=False):  # a layer that cannot be separated has no third set
-            kept[place] = int(number)
+    for cell, offer, i in zip(space.cells, offers, taken, strict=True):
+        for place, number in zip(cell.sets, offer.choices.kept(i), strict=False):  # a cell has one set at least
+            kept[place] = number
     return kept

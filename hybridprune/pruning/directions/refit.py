@@ -62,11 +62,13 @@ def refit(
     run: Run,
     metrics: Mapping[str, Tensor],
     whole: bool = False,
+    outputs: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Refit the cores of the factored layers ``names`` of ``model`` to ``reference``, in place and in forward order.
+    """Refit the cores of the cut layers ``names`` of ``model`` to ``reference``, in place and in forward order.
 
-    ``whole``: ``names`` may have dense layers, those in front of the first factored one stay as they are, and norms and
-    sums behind a layer are taken into account.
+    ``whole``: ``names`` may have layers that were not cut, those in front of the first cut one stay as they are, and
+    norms and sums behind a layer are taken into account. ``outputs`` are the output channels that a layer has left, by
+    name; one that is not in it has all of them.
 
     Both run in eval mode, but means are left to the BatchNorm layers behind, which are recalibrated afterwards; until
     then those of ``model`` use the batch's (`normalised_by_batch`). ``metrics`` are the output metrics G of ``[C_out,
@@ -84,17 +86,20 @@ def refit(
         example = some_images(next(iter(batches)).images, [0])
         order = _forward_order(reference, names, example, run)
         joints = find_joints(reference, names, example, run) if whole else {}
-        first = next(i for i, name in enumerate(order) if isinstance(model.get_submodule(name), FactoredLayer))
+        first = next(i for i, name in enumerate(order) if _is_cut(model.get_submodule(name), reference, name))
         passes = _Passes(model, reference, _mixed(batches), run)
         with normalised_by_batch(model):
             for name in Steps(order[first:], "refitting", "layer"):
                 layer, joint = model.get_submodule(name), joints.get(name, Joint())
                 assert isinstance(layer, Refitted)
-                compensation = Compensation.of(model, reference, joint)
+                left = (outputs or {}).get(name)
+                compensation = Compensation.of(model, reference, joint, left)
                 absorbed = not whole or joint.norm is not None or _last(layer).bias is not None
                 regression = _Regression(centred=absorbed)
                 for ours, theirs in passes.at(name, joint):
                     x, y = (each.value.to(_core(layer).weight.dtype) for each in (ours, theirs))
+                    if left is not None:
+                        y = y.index_select(-1 if isinstance(_core(layer), nn.Linear) else 1, left.to(y.device))
                     if ours.addend is not None and theirs.addend is not None:
                         y = compensation.target(y, theirs.addend - ours.addend)
                     chunk = max(1, COLUMN_BYTES // _column_bytes(layer, x, y))
@@ -103,6 +108,12 @@ def refit(
                     del x, y, ours, theirs
                 if regression.count >= ROWS_PER_INPUT * _core(layer).weight[0].numel():
                     compensation.settle(_solve(layer, regression, metrics.get(name)))
+
+
+def _is_cut(layer: nn.Module, reference: nn.Module, name: str) -> bool:
+    if isinstance(layer, FactoredLayer):
+        return True
+    return layer.get_parameter("weight").shape != reference.get_submodule(name).get_parameter("weight").shape
 
 
 @dataclass

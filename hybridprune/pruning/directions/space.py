@@ -214,6 +214,10 @@ class Choices:
         """All of them, in order."""
         return Choices(*(torch.cat(columns) for columns in zip(*(p.columns() for p in parts), strict=True)))
 
+    def kept(self, choice: int) -> tuple[int, int, int]:
+        """The units that one of them keeps, in the order of its cell's sets, of which there may be fewer."""
+        return int(self.kept_in[choice]), int(self.kept_out[choice]), int(self.components[choice])
+
     def columns(self) -> tuple[Tensor, ...]:
         """The fields, in order."""
         return self.kept_in, self.kept_out, self.macs, self.params, self.loss, self.components, self.ns

@@ -246,11 +246,11 @@ def test_ratio_is_a_share_of_all_directions(edits: tuple[FactorEdit, ...]) -> No
 
 
 def test_what_is_left_of_the_budget_goes_where_it_buys_most() -> None:
-    def offer(macs: int, loss: float) -> tuple[Choices, torch.Tensor]:
+    def offer(macs: int, loss: float) -> rate_distortion.Offer:
         kept, costs = torch.tensor([1, 2]), torch.tensor([0, macs])
         losses = torch.tensor([10.0, loss], dtype=torch.float64)
         none = torch.zeros_like(kept)
-        return Choices(kept, kept, costs, costs, losses, none, none), costs.double()
+        return rate_distortion.Offer(Choices(kept, kept, costs, costs, losses, none, none), costs.double(), 1, None)
 
     # One upgrade that gains 6 for all that is left, or two that gain 5 each for less.
     offers = [offer(10, 4.0), offer(4, 5.0), offer(4, 5.0)]
