@@ -56,7 +56,12 @@ def with_inner_channels(plan: DirectionPlan, options: CutOptions, clock: Network
         place = len(plan.space.sets) + number
         inner.append(InnerCell(group, (place,), pair, cells_of, space.sets[number], lost, multiple))
     sets = [*plan.space.sets, *(dataclasses.replace(s, name=f"{s.name}:channels") for s in space.sets)]
-    return dataclasses.replace(plan, directions=dataclasses.replace(plan.space, sets=sets, cells=[*cells, *inner]))
+    between = {member.layer for group in groups for member in group.of("depthwise")}
+    return dataclasses.replace(
+        plan,
+        directions=dataclasses.replace(plan.space, sets=sets, cells=[*cells, *inner]),
+        left_alone={name: reason for name, reason in plan.left_alone.items() if name not in between},
+    )
 
 
 def _removal(decomposition: Decomposition) -> Removal:

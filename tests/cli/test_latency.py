@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import hybridprune
 from tests.cli.tiny_runs import assert_refused, contents, folder_of, run_here, stage
 from tests.latency.machine import Machine, machine
 
@@ -34,6 +35,24 @@ def test_a_run_to_a_budget_of_time(finished: Path, tmp_path: Path, machine: Mach
     head = run_here("hybridprune.report", tmp_path / "timed").stdout.splitlines()[0]
     assert "| Target ms | Predicted ms | Realised ms |" in head
     assert "Target ms" not in run_here("hybridprune.report", finished).stdout
+
+
+@pytest.mark.full
+def test_channels_of_a_gated_network_go_where_no_rotation_pays(
+    finished: Path, tmp_path: Path, machine: Machine
+) -> None:
+    machine.start, machine.pointwise, machine.depthwise = 20_000.0, 20.0, 200.0
+    where = ("--checkpoint_file", folder_of(finished, "sp"), "--result_dir", tmp_path / "timed")
+    done = stage("prune", *where, *TIME, "--target_latency", "0.9", "--epochs_start", "1", "--max_iter", "2")
+    assert done.returncode == 0, done.stderr
+    run = folder_of(tmp_path / "timed", "prune")
+    result = json.loads((run / "result.json").read_text())
+    assert result["latency"]["met"]
+    net = hybridprune.load(run).network
+    narrow = [name for name, m in net.named_modules() if name.endswith("bn1") and m.num_features % 8]
+    assert narrow and all("backbone.blocks" in name for name in narrow), net
+    routed = stage("rl", "--checkpoint_file", run, "--result_dir", tmp_path / "timed", "--epochs", "1")
+    assert routed.returncode == 0, routed.stderr
 
 
 @pytest.mark.exhaustive

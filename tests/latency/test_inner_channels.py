@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 import hybridprune
+from hybridprune.config import LatencyTarget
 from hybridprune.latency.geometry import Geometry
 from hybridprune.latency.points import input_axes, output_axes
 from hybridprune.latency.table import CHANNELS
 from hybridprune.models.factored import FactoredLayer
 from tests.latency.machine import Machine, machine, settle
-from tests.latency.test_prune import NETWORKS, Shortcuts, batches, cut, realised
+from tests.latency.test_prune import NETWORKS, QUICK, Shortcuts, batches, cut, realised
 
 __all__ = ["machine"]
 
@@ -56,6 +57,18 @@ def test_both_kinds_of_cut_in_one_network_are_saved_and_loaded(machine: Machine,
 
 
 @pytest.mark.full
+def test_a_cut_network_is_cut_again(machine: Machine) -> None:
+    where_rotations_are_dear(machine)
+    first = cut("shortcuts", 0.8)
+    data = batches()
+    how = LatencyTarget(batch=4, seconds=1e9)
+    again = hybridprune.prune(first, data, target_latency=0.8, latency=how, progress=False, **QUICK).module
+    assert isinstance(again, Shortcuts) and isinstance(first.module, Shortcuts)
+    assert again.first.bn1.num_features < first.module.first.bn1.num_features < 16
+    assert again.second.bn1.num_features >= 4  # a tenth of 32 stays, through both cuts
+
+
+@pytest.mark.full
 def test_a_network_without_such_pairs_has_its_directions(machine: Machine) -> None:
     pruned = cut("linear", 0.6)
     assert pruned.spec.latency is not None and pruned.spec.latency["met"]
@@ -85,6 +98,7 @@ def test_a_depthwise_layer_goes_along(machine: Machine, monkeypatch: pytest.Monk
     net = pruned.module
     assert isinstance(net, Inverted)
     kept = net.middle.groups
+    assert not pruned.left_alone
     assert kept < 32 and kept == net.wide.out_channels == net.again.num_features == net.narrow.in_channels
     assert pruned.spec.latency is not None and pruned.spec.latency["met"]
 

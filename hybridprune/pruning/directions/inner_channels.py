@@ -7,6 +7,7 @@ the reading layer: it makes up for the channels as well as it can (optimal brain
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from hybridprune.pruning.directions.space import Choices
 
 SPANNED = 1e-12
 """A row with less of its squared norm outside of a span is in it, but for rounding."""
+STEPS = 512
+"""In which all channels of a layer go."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +41,35 @@ def removal(decomposition: Decomposition) -> Removal:
 
     With the weight in whitened coordinates ``T``, the rows ``m_j`` of the scaled input basis, and ``J`` what goes, the
     loss is ``|T P_J|^2`` times the scale of the scores, ``P_J`` the projection onto the span of the ``m_j``. Each step
-    takes what the others have in the span of the one that goes, so all of them together take ``O(C_in^3)``.
+    takes what the others have in that span, so all together take ``O(C_in^3)``. Of more than `STEPS` channels, several
+    go in a step.
     """
-    weight = decomposition.weighted.double()
+    weight = decomposition.weighted.double().cpu()  # as plans are: the same everywhere
     unfolded = weight.transpose(0, 1).flatten(1)
     energy = unfolded @ unfolded.T
     energy = energy * float(decomposition.importance.sum()) / float(energy.trace().clamp(min=1e-300))
-    outside = _rows(decomposition)
-    whole = outside.square().sum(1)
+    outside = _rows(decomposition).cpu()
+    channels, whole = len(outside), outside.square().sum(1)
     seen = outside @ energy
-    gone = torch.zeros(len(outside), dtype=torch.bool, device=outside.device)
-    order: list[int] = []
-    losses = [0.0]
-    while len(order) < len(outside):
+    gone = torch.zeros(channels, dtype=torch.bool)
+    order: list[Tensor] = []
+    lost: list[Tensor] = []
+    while not bool(gone.all()):
         norms = outside.square().sum(1)
         free = norms > SPANNED * whole
         costs = torch.where(free, (seen * outside).sum(1).clamp(min=0) / torch.where(free, norms, 1.0), 0.0)
-        least = int(torch.where(gone, torch.inf, costs).argmin())
-        order.append(least)
-        losses.append(losses[-1] + float(costs[least]))
-        gone[least] = True
-        if free[least]:
-            axis = outside[least] / norms[least].sqrt()
-            along = outside @ axis
-            outside = outside - torch.outer(along, axis)
-            seen = seen - torch.outer(along, axis @ energy)
-    return Removal(torch.tensor(order), torch.tensor(losses[:-1], dtype=torch.float64))
+        cheapest = torch.where(gone, torch.inf, costs).argsort(stable=True)
+        taken = cheapest[: min(math.ceil(channels / STEPS), int((~gone).sum()))]
+        basis, upper = torch.linalg.qr(outside[taken].T)
+        basis = basis * (upper.diagonal().square() > SPANNED * whole[taken])
+        order.append(taken)
+        lost.append(((energy @ basis) * basis).sum(0).clamp(min=0))
+        gone[taken] = True
+        along = outside @ basis
+        outside = outside - along @ basis.T
+        seen = seen - along @ (basis.T @ energy)
+    losses = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cat(lost).cumsum(0)])
+    return Removal(torch.cat(order), losses[:-1])
 
 
 def without_inputs(decomposition: Decomposition, gone: Tensor) -> Tensor:

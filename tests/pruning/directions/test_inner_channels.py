@@ -12,6 +12,7 @@ from hybridprune.measure.cost import count_module
 from hybridprune.pruning.budget.space import Cost
 from hybridprune.pruning.channels import channel_groups, channel_space, remove_channels
 from hybridprune.pruning.channels.space import ChannelCell
+from hybridprune.pruning.directions import inner_channels
 from hybridprune.pruning.directions.decomposition import Decomposition
 from hybridprune.pruning.directions.inner_channels import InnerCell, removal, without_inputs
 from tests.pruning.random_curvature import DIRECTION_METHODS, fisher, random_curvature, random_weight, source
@@ -81,6 +82,21 @@ def test_many_channels_are_removed_as_they_are_one_by_one() -> None:
         assert float(found.losses[number]) <= min(
             float(found.losses[number - 1]) + 1e-9 + solved(matrix, weight, (*gone[:-1], j))[0] for j in rest
         )
+
+
+def test_several_go_in_a_step_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their losses are those of all that is gone, whatever the order is."""
+    weight = random_weight(6, 20, 1)
+    decomposition, matrix = decomposed(weight, offsets=False)
+    alone = removal(decomposition)
+    monkeypatch.setattr(inner_channels, "STEPS", 7)
+    found = removal(decomposition)
+    assert sorted(found.order.tolist()) == list(range(20))
+    assert torch.equal(found.order[:1], alone.order[:1])
+    for number in range(1, 20):
+        gone = tuple(found.order[:number].tolist())
+        assert float(found.losses[number]) == pytest.approx(solved(matrix, weight, gone)[0], rel=1e-3)
+    assert bool((found.losses >= alone.losses - 1e-9).all())
 
 
 @pytest.mark.filterwarnings("error")
