@@ -1,4 +1,4 @@
-"""What cuts of one block truly lose, beside what is expected: inner channels, and directions of its two convolutions.
+"""True losses of cuts of one block, beside the expected ones: inner channels, and directions of both convolutions.
 
     python -m benchmarks.true_losses --data_dir DATA/cifar_100 --weights WEIGHTS --depth 32    # five minutes
 
