@@ -41,6 +41,8 @@ CASES = {
     "gumbel": ("rl", RESNET, (*ROUTED, "--estimator", "gumbel"), 0),
     "gates alone": ("rl", RESNET, (*ROUTED, "--train", "gates"), 0),
 }  # fmt: skip
+EXHAUSTIVE = {"growing L2"}
+"""Cases that go through what "masks" goes through, and take ten seconds."""
 
 
 class Killed(BaseException):
@@ -57,7 +59,9 @@ def outcome(run: Path) -> dict[str, Any]:
     return {"result": result, "metrics": lines, **{name: (run / name).read_bytes() for name in names}}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.exhaustive] if case in EXHAUSTIVE else []) for case in CASES]
+)
 def test_killed_after_a_save_within_an_epoch(case: str, finished: Path, tmp_path: Path) -> None:
     name, network, own, phase = CASES[case]
     parents = {"prune": ("sp", finished), "rl": ("prune", finished)}

@@ -29,7 +29,9 @@ def description(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("method", "rounds"), [("fisher-tucker", "2"), ("kron-obs", "1")])
+@pytest.mark.parametrize(
+    ("method", "rounds"), [("fisher-tucker", "2"), pytest.param("kron-obs", "1", marks=pytest.mark.exhaustive)]
+)
 def test_each_run_is_that_of_its_budget_alone(
     method: str, rounds: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

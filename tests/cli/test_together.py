@@ -112,7 +112,7 @@ SLOW = pytest.mark.full
     [
         ("sp", ()),
         pytest.param("prune", (), marks=SLOW),
-        pytest.param("prune", ("--pruner_id", "1"), marks=SLOW),
+        pytest.param("prune", ("--pruner_id", "1"), marks=(SLOW, pytest.mark.exhaustive)),
         pytest.param("rl", ("--batchnorm", "trained"), marks=SLOW),
         pytest.param("rl", ("--gate_start", "subset", "--baseline", "counterfactual"), marks=SLOW),
         pytest.param("rl", ("--estimator", "gumbel", "--batchnorm", "trained"), marks=SLOW),

@@ -34,6 +34,7 @@ def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
         return ()
     # Runs of stage 2 with trainings are a case of ten seconds each; `dsp` has most of what they do.
     slow = name.endswith("resumed") or (name.startswith("training: prune, ") and not name.endswith("dsp"))
+    slow = slow or name == "commands: reconfigure"  # likewise: it trains as stage 2 does
     return (pytest.mark.full, pytest.mark.exhaustive) if slow else (pytest.mark.full,)
 
 

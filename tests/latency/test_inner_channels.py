@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hybridprune
-from hybridprune.config import LatencyTarget
+from hybridprune.config import CutOptions, LatencyTarget
 from hybridprune.latency.geometry import Geometry
 from hybridprune.latency.points import input_axes, output_axes
 from hybridprune.latency.table import CHANNELS
@@ -121,6 +121,43 @@ def test_a_refit_makes_up_for_channels(machine: Machine) -> None:
         with torch.no_grad():
             errors[refit] = float((found(images) - _uncut()(images)).square().mean())
     assert errors[16] < 0.7 * errors[0], errors
+
+
+def test_the_layer_that_makes_them_is_refitted_to_those_that_stay(machine: Machine) -> None:
+    """Its inputs are what they were, so the least squares find the rows that it had."""
+    where_rotations_are_dear(machine)
+    draw = torch.Generator().manual_seed(0)
+    data = [(torch.randn(64, 3, 8, 8, generator=draw), torch.randint(10, (64,), generator=draw))]
+    torch.manual_seed(0)
+    dense = settle(Shortcuts(), data[0][0])
+    assert isinstance(dense, Shortcuts)
+    rows = dense.first.conv1.weight.detach().clone()
+    how = {"latency": LatencyTarget(batch=4, seconds=1e9), "cut": CutOptions(refit_images=64), "progress": False}
+    net = hybridprune.prune(dense, data, target_latency=0.7, **how, **QUICK).module
+    assert isinstance(net, Shortcuts)
+    found = net.first.conv1.weight.detach()
+    distance = torch.cdist(found.flatten(1), rows.flatten(1)) / rows.flatten(1).norm(dim=1)
+    nearest = distance.min(1)
+    assert len(found) < 16 and float(nearest.values.max()) < 0.02
+    assert nearest.indices.tolist() == sorted(set(nearest.indices.tolist()))
+
+
+def test_the_layer_that_reads_them_makes_up_for_those_that_go(machine: Machine) -> None:
+    """Before any refit, by the curvature; and a refit of the cut layers alone takes it as well."""
+    where_rotations_are_dear(machine)
+    dense, draw, found = _uncut(), torch.Generator().manual_seed(0), []
+    assert isinstance(dense, Shortcuts)
+    data = [(torch.randn(320, 3, 8, 8, generator=draw), torch.randint(10, (320,), generator=draw))]
+    for images in (0, 320):
+        options = CutOptions(refit_images=images, refit="cores")
+        how = {"latency": LatencyTarget(batch=4, seconds=1e9), "cut": options, "progress": False}
+        net = hybridprune.prune(_uncut(), data, target_latency=0.7, **how, **QUICK).module
+        assert isinstance(net, Shortcuts)
+        stay = [int((dense.first.conv1.weight == row).all((1, 2, 3)).nonzero()) for row in net.first.conv1.weight]
+        assert stay == sorted(stay) and len(stay) < 16  # a refit of cores leaves those that are whole as they are
+        found.append(net.first.conv2.weight.detach())
+        assert not torch.allclose(found[-1], dense.first.conv2.weight[:, stay], atol=1e-3)
+    assert found[0].shape == found[1].shape and not torch.allclose(found[0], found[1], atol=1e-4)
 
 
 def _uncut() -> nn.Module:

@@ -39,6 +39,16 @@ def test_gain_and_cost_of_a_changed_layer_are_found(gain: float, each: float) ->
     assert found.gain == pytest.approx(gain, abs=0.02) and found.each_ns == pytest.approx(each, abs=300)
 
 
+def test_what_fewer_channels_save_has_a_gain_of_its_own() -> None:
+    draw = np.random.default_rng(0)
+    changed, narrowed = draw.integers(5, 30, 12), -draw.uniform(1e4, 3e5, 12)
+    saved = -draw.uniform(1e4, 6e5, 12)
+    realised = NOW + 0.6 * saved + 2000.0 * changed + 1.4 * narrowed
+    found = fit_networks(NOW, (NOW + saved + narrowed).tolist(), changed.tolist(), realised.tolist(), narrowed.tolist())
+    assert found.gain == pytest.approx(0.6, abs=0.02) and found.channel_gain == pytest.approx(1.4, abs=0.02)
+    assert found.each_ns == pytest.approx(2000, abs=300)
+
+
 def test_a_cut_that_saves_nothing_never_pays() -> None:
     """Where networks come out faster the more layers change, the gain alone has to explain it."""
     expected, changed = [0.9 * NOW, 0.8 * NOW, 0.7 * NOW], [10, 20, 30]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,6 +100,22 @@ def test_several_go_in_a_step_where_there_are_many(monkeypatch: pytest.MonkeyPat
     assert bool((found.losses >= alone.losses - 1e-9).all())
 
 
+@pytest.mark.parametrize("steps", [512, 2, 1])
+def test_a_channel_that_others_make_up_for_wholly_costs_nothing(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two inputs that are always the same are lost once; so they are where both go in one step."""
+    monkeypatch.setattr(inner_channels, "STEPS", steps)
+    same = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    one, core = torch.eye(3, dtype=torch.float64), random_weight(3, 3, 1)
+    core[:, 2] *= 0.1  # so that they are the cheapest
+    found = removal(Decomposition(one, core, one, one, same, core[:, :, 0, 0].square()))
+    assert found.order[-1] == 0 and sorted(found.order.tolist()) == [0, 1, 2]
+    energy = core[:, :, 0, 0].T @ core[:, :, 0, 0]
+    for number in (1, 2):
+        rows = same[found.order[:number]]
+        spanned = torch.linalg.pinv(rows) @ rows
+        assert float(found.losses[number]) == pytest.approx(float((spanned @ energy).trace()))
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_the_next_layer_does_not_read_costs_nothing() -> None:
     weight = random_weight(4, 6, 3)
@@ -164,6 +181,7 @@ def test_a_cell_costs_what_the_network_costs_less() -> None:
         remove_channels(model, [cell.group], [gone], lambda net, x: net(x), image)
         cost = cell.cost((kept,))
         assert cost._replace(ns=0) == Cost(*count_module(model, image)).minus(dense)
+        assert replace(cell, gain=0.5).cost((kept,)).ns == round(cost.ns / 2)
         assert cost.ns == 3 * (kept - 6) * (3 + 1 + 5) and cell.relaxed_macs((kept,)) == cost.macs
         assert sorted([*gone.tolist(), *cell.stay(len(gone)).tolist()]) == list(range(6))
         assert set(gone.tolist()) == set(cell.removal.order[: 6 - kept].tolist())
