@@ -19,6 +19,8 @@ from hybridprune.models.spec import NetworkSpec
 from hybridprune.pruning import calibrate
 from hybridprune.pruning.budget.space import Budget
 from hybridprune.pruning.calibrate import GAINS, NETWORKS, NetworkFit, TimesInNetwork, fit_networks, random_cut
+from hybridprune.pruning.directions.inner_channels import InnerCell
+from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.make_plan import make_plan
 from hybridprune.pruning.plan import DirectionPlan
 from tests.latency.machine import Machine, machine, settle
@@ -92,6 +94,16 @@ def timed_plan(seconds: float = 1e9) -> tuple[DirectionPlan, DeployedClock]:
     )
     assert isinstance(plan, DirectionPlan)
     return plan, clock
+
+
+@pytest.mark.full
+def test_each_cell_gets_its_part_of_the_fit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "fit_networks", lambda *_: NetworkFit(0.5, 30.0, 1.5))
+    space = timed_plan()[0].space
+    inner = [cell for cell in space.cells if isinstance(cell, InnerCell)]
+    layers = [cell for cell in space.cells if isinstance(cell, DirectionCell)]
+    assert len(inner) == 3 and all(cell.gain == 1.5 for cell in inner)
+    assert all(isinstance(cell.times, TimesInNetwork) and cell.times.fit.gain == 0.5 for cell in layers)
 
 
 @pytest.mark.exhaustive
