@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 import hybridprune
 from hybridprune.config import CutOptions, LatencyTarget
 from hybridprune.latency.geometry import Geometry
+from hybridprune.latency.measure import TableMaker
 from hybridprune.latency.points import input_axes, output_axes
-from hybridprune.latency.table import CHANNELS
+from hybridprune.latency.table import CHANNELS, Grids
 from hybridprune.models.factored import FactoredLayer
 from tests.latency.machine import Machine, machine, settle
 from tests.latency.test_prune import NETWORKS, QUICK, Shortcuts, batches, cut, realised
@@ -101,6 +103,19 @@ def test_a_depthwise_layer_goes_along(machine: Machine, monkeypatch: pytest.Monk
     assert not pruned.left_alone
     assert kept < 32 and kept == net.wide.out_channels == net.again.num_features == net.narrow.in_channels
     assert pruned.spec.latency is not None and pruned.spec.latency["met"]
+
+
+def test_all_tables_together_take_the_seconds_that_they_may(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, float] = {}
+
+    def tables(self: TableMaker, wanted: Sequence[Geometry], kind: str) -> dict[Geometry, Grids]:
+        given[kind] = self.seconds
+        return measured(self, wanted, kind)
+
+    measured = TableMaker.tables
+    monkeypatch.setattr(TableMaker, "tables", tables)
+    cut("shortcuts", 0.8)
+    assert len(given) == 3 and sum(given.values()) == pytest.approx(1e9)
 
 
 def test_a_budget_of_flops_takes_no_channels(machine: Machine) -> None:

@@ -68,3 +68,15 @@ def test_without_a_scale_or_a_norm_nothing_is_settled() -> None:
         before = copy.deepcopy(net.state_dict())
         Compensation.of(net, net, joint).settle(torch.ones(4, dtype=torch.float64))
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_narrowed_norm_knows_which_variances_are_its_own() -> None:
+    reference = nn.Sequential(norm())
+    model, left = nn.Sequential(nn.BatchNorm2d(2).double()), torch.tensor([1, 3])
+    variance = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    Compensation.of(model, reference, Joint("0", False), left).settle(variance)
+    ours, theirs = model[0], reference[0]
+    assert isinstance(ours, nn.BatchNorm2d) and isinstance(theirs, nn.BatchNorm2d) and theirs.running_var is not None
+    expected = ((variance + theirs.eps) / (theirs.running_var[left] + theirs.eps)).sqrt()
+    torch.testing.assert_close(ours.weight, expected)
