@@ -51,8 +51,9 @@ def ratios(plan: DirectionPlan, block: str) -> list[float]:
     return [losses[round((1 - share) * len(losses))] / direction_loss(pair, share * dense) for share in SHARES]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def planned(description: str | None, cut: CutOptions, argv: Sequence[str] | None) -> tuple[BenchImages, DirectionPlan]:
+    """The images, and the plan of the published network, that the flags of a benchmark of single blocks name."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
     parser.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
     parser.add_argument("--depth", type=int, default=32)
@@ -63,10 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = PlainNetwork(net, batches, example, (), 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers that are left alone
-        plan = make_plan(network, CutOptions(), CurvatureOptions(), budget=Budget(macs=network.cost.macs // 2))
+        plan = make_plan(network, cut, CurvatureOptions(), budget=Budget(macs=network.cost.macs // 2))
     assert isinstance(plan, DirectionPlan)
-    blocks = [name.removesuffix(".conv2") for name in plan.decompositions if name.endswith(".conv2")]
-    rows = [(block, *(f"{ratio:.1f}" for ratio in ratios(plan, block))) for block in blocks]
+    return images, plan
+
+
+def blocks_of(plan: DirectionPlan) -> list[str]:
+    """The names of the blocks of a ResNet, in order."""
+    return [name.removesuffix(".conv2") for name in plan.decompositions if name.endswith(".conv2")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    _, plan = planned(__doc__, CutOptions(), argv)
+    rows = [(block, *(f"{ratio:.1f}" for ratio in ratios(plan, block))) for block in blocks_of(plan)]
     head = ("Block", *(f"{100 * share:.4g} %" for share in SHARES))
     print(Table(head, "l" + "r" * len(SHARES), rows).markdown())
 

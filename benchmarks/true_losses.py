@@ -9,32 +9,22 @@ that compares both kinds raises their losses by what the last line says (`prunin
 
 from __future__ import annotations
 
-import argparse
 import copy
-import warnings
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.converged import MEAN, STD, Bench
-from benchmarks.recipe import BenchImages
-from hybridprune.api.first_look import Task, look
-from hybridprune.api.prunable import PlainNetwork
-from hybridprune.config import CurvatureOptions, CutOptions, DataOptions
-from hybridprune.curvature import CROSS_ENTROPY
+from benchmarks.channels_or_directions import blocks_of, planned
+from hybridprune.config import CutOptions
 from hybridprune.engine.batchnorm import recalibrate_by
-from hybridprune.engine.run_data import load_images
-from hybridprune.pruning.budget.space import Budget
 from hybridprune.pruning.directions.inner_channels import removal, without_inputs
 from hybridprune.pruning.directions.rate_distortion import pareto
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.directions.surgery import apply_ranks
-from hybridprune.pruning.make_plan import make_plan
 from hybridprune.pruning.plan import DirectionPlan
 from hybridprune.tables import Table
 
@@ -81,26 +71,13 @@ def settled_loss(net: nn.Module, settling: Pairs, measured: Pairs) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="data/cifar_100", help="CIFAR-100 as an image tree")
-    parser.add_argument("--weights", type=Path, default=Path("data/weights"), help="folder of the published networks")
-    parser.add_argument("--depth", type=int, default=32)
-    arguments = parser.parse_args(argv)
-    images = BenchImages(load_images(DataOptions(data_dir=arguments.data_dir)), MEAN, STD)
-    net = Bench(images, arguments.weights, Path()).dense(arguments.depth)
-    batches, example = look(net, images.shuffled(0, 128), Task(CROSS_ENTROPY, None))
-    network = PlainNetwork(net, batches, example, (), 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers that are left alone
-        cut = CutOptions(separable="none")
-        plan = make_plan(network, cut, CurvatureOptions(), budget=Budget(macs=network.cost.macs // 2))
-    assert isinstance(plan, DirectionPlan)
+    images, plan = planned(__doc__, CutOptions(separable="none"), argv)
     measured = list(islice(images.shuffled(5, BATCH), MEASURED))
     settling = list(islice(images.shuffled(6, BATCH), SETTLING))
-    whole = settled_loss(copy.deepcopy(net), settling, measured)
+    whole = settled_loss(copy.deepcopy(plan.network.model), settling, measured)
     rows: list[tuple[str, ...]] = []
     over: list[tuple[float, float]] = []
-    for block in (name.removesuffix(".conv2") for name in plan.decompositions if name.endswith(".conv2")):
+    for block in blocks_of(plan):
         found = [kind(plan, block, WANTED) for kind in (without_channels, without_directions)]
         losses = [(expected, settled_loss(cut, settling, measured) - whole) for cut, expected in found]
         rows.append((block, *(f"{loss:.3f}" for pair in losses for loss in pair)))

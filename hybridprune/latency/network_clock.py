@@ -108,22 +108,26 @@ class DeployedClock:
         where = {"engine": self.options.engine, "batch": self.options.batch, "threads": threads, "hardware": name}
         return {**where, "points": self.points}
 
+    @property
+    def block(self) -> int:
+        """The multiple that the engine fills channels up to."""
+        return self.engine.multiple
+
     def directions(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[DirectionTimes]:
         """The network as it is now, and the layers of these names in their forms."""
-        multiple = self.engine.multiple
-        return self._times(network, names, "forms", lambda grids, scale: FormTimes(grids, scale, multiple))
+        layers = self._layers(network, names, "forms", lambda grids, scale: FormTimes(grids, scale, self.block))
+        return NetworkTimes(self._now(network.model), layers)
 
     def channels(self, network: PrunableNetwork, names: Sequence[str]) -> NetworkTimes[ChannelTimes]:
         """The network as it is now, and the layers of these names with fewer channels."""
-        return self._times(network, names, "channels", _of_widths)
+        return NetworkTimes(self._now(network.model), self._layers(network, names, "channels", _of_widths))
 
     def inner_channels(
         self, network: PrunableNetwork, producers: Sequence[str], readers: Sequence[str]
-    ) -> NetworkTimes[ChannelTimes]:
-        """The network as it is now, producers with fewer outputs, and readers with fewer inputs, in blocks."""
-        made = self._times(network, producers, "output blocks", _of_widths)
-        read = self._times(network, readers, "input blocks", _of_widths)
-        return NetworkTimes(made.whole_ns, {**made.layers, **read.layers}, self.engine.multiple)
+    ) -> Mapping[str, ChannelTimes]:
+        """Producers with fewer outputs, and readers with fewer inputs, in blocks, by name."""
+        made = self._layers(network, producers, "output blocks", _of_widths)
+        return {**made, **self._layers(network, readers, "input blocks", _of_widths)}
 
     def read(self, model: nn.Module, *, anew: bool = False) -> Reading:
         """A network of the same kind, deployed, beside the dense one, which is deployed once, or now if ``anew``.
@@ -153,9 +157,9 @@ class DeployedClock:
             told = f"--target_latency: the network cannot be deployed ({error}); give --target_flops"
             raise UserError(told) from error
 
-    def _times(
+    def _layers(
         self, network: PrunableNetwork, names: Sequence[str], kind: str, of: Callable[[Grids, float], L]
-    ) -> NetworkTimes[L]:
+    ) -> dict[str, L]:
         dense, _ = self._dense
         found = geometries(network.model, lambda: network.run(network.model, network.example))
         counted = {name: found[name] for name in names if name in found and network.counts(name)}
@@ -165,7 +169,7 @@ class DeployedClock:
             tables = maker.tables(list(counted.values()), kind)
         self.points += sum(grid.ns.numel() for grids in tables.values() for grid in grids.values())
         scale = self.options.batch / dense.piece
-        return NetworkTimes(self._now(network.model), {name: of(tables[g], scale) for name, g in counted.items()})
+        return {name: of(tables[g], scale) for name, g in counted.items()}
 
     def _now(self, model: nn.Module) -> int:
         """Nanoseconds of a network, which often is the dense one."""

@@ -39,8 +39,6 @@ class NetworkTimes(Generic[L]):
     """Of one batch."""
     layers: Mapping[str, L]
     """By name."""
-    multiple: int = 1
-    """Of channels that come in blocks: other numbers would take the engine longer than more of them."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,15 @@ class NetworkClock(Protocol):
         """The network as it is now, and the layers of these names with fewer channels."""
         ...
 
+    @property
+    def block(self) -> int:
+        """Channels come in multiples of it: other numbers would take the engine longer than more of them."""
+        ...
+
     def inner_channels(
         self, network: PrunableNetwork, producers: Sequence[str], readers: Sequence[str]
-    ) -> NetworkTimes[ChannelTimes]:
-        """The network as it is now, producers with fewer outputs, and readers with fewer inputs, in blocks."""
+    ) -> Mapping[str, ChannelTimes]:
+        """Producers with fewer outputs, and readers with fewer inputs, in blocks, by name."""
         ...
 
     def read(self, model: nn.Module, *, anew: bool = False) -> Reading:

@@ -17,7 +17,7 @@ from hybridprune.pruning.budget.width_growth import Growth
 from hybridprune.pruning.channels import ChannelGroup, ChannelSpace, cut, remove_channels
 from hybridprune.pruning.channels.surgery import Update
 from hybridprune.pruning.directions.decomposition import Decomposition
-from hybridprune.pruning.directions.inner_channels import InnerCell, without_inputs
+from hybridprune.pruning.directions.inner_channels import InnerCell, ends, without_inputs
 from hybridprune.pruning.directions.layers import PrunableLayer
 from hybridprune.pruning.directions.refit import refit
 from hybridprune.pruning.directions.space import DirectionCell
@@ -139,9 +139,9 @@ class DirectionPlan(Plan):
     @torch.no_grad()
     def _make_up(self, group: ChannelGroup, gone: Tensor) -> None:
         """Let the layer that reads the channels of a group make up for those that are about to go."""
-        (reader,) = group.of("consumer")
-        weight = self.network.model.get_submodule(reader.layer).get_parameter("weight")
-        weight.copy_(without_inputs(self.decompositions[reader.layer], gone).view_as(weight))
+        _, reader = ends(group)
+        weight = self.network.model.get_submodule(reader).get_parameter("weight")
+        weight.copy_(without_inputs(self.decompositions[reader], gone).view_as(weight))
 
     def sketch(self, kept: Sequence[int]) -> nn.Module:
         """A copy whose cut layers have random weights, as large as the network's own."""

@@ -14,9 +14,9 @@ from hybridprune.errors import UserError
 from hybridprune.models.factored import DENSE
 from hybridprune.pruning.channels import ChannelGroup
 from hybridprune.pruning.channels.space import ChannelCell
-from hybridprune.pruning.clock import NetworkClock
+from hybridprune.pruning.clock import NetworkClock, NetworkTimes
 from hybridprune.pruning.directions.decomposition import Decomposition
-from hybridprune.pruning.directions.inner_channels import InnerCell, Removal, removal
+from hybridprune.pruning.directions.inner_channels import InnerCell, Removal, ends, removal
 from hybridprune.pruning.directions.space import DirectionCell
 from hybridprune.pruning.plan import DirectionPlan
 from hybridprune.pruning.plan_channels import followed, space_of, working
@@ -43,18 +43,18 @@ def with_inner_channels(plan: DirectionPlan, options: CutOptions, clock: Network
     groups = _disjoint(working(network, options, found._replace(groups=_pairs(found.groups, places))).groups)
     if not groups:
         return plan
-    removals = [_removal(plan.decompositions[_layer(group, "consumer")]) for group in groups]
+    removals = [_removal(plan.decompositions[ends(group)[1]]) for group in groups]
     made = [m.layer for group in groups for m in group.of("producer", "depthwise")]
-    read = [_layer(group, "consumer") for group in groups]
-    times = clock.inner_channels(network, made, read)
+    layers = clock.inner_channels(network, made, [ends(group)[1] for group in groups])
+    times = NetworkTimes(plan.space.cost(plan.space.everything()).ns, layers)
     space = space_of(network, options, groups, [_scores(found) for found in removals], times=times).space
-    multiple = math.lcm(times.multiple, options.rank_multiple)
+    multiple = math.lcm(clock.block, options.rank_multiple)
     inner: list[InnerCell] = []
     for number, (group, lost) in enumerate(zip(groups, removals, strict=True)):
         cells_of = [cell for cell in space.cells if isinstance(cell, ChannelCell) and number in cell.sets]
-        pair = places[_layer(group, "producer")], places[_layer(group, "consumer")]
+        first, second = (places[name] for name in ends(group))
         place = len(plan.space.sets) + number
-        inner.append(InnerCell(group, (place,), pair, cells_of, space.sets[number], lost, multiple))
+        inner.append(InnerCell(group, (place,), (first, second), cells_of, space.sets[number], lost, multiple))
     sets = [*plan.space.sets, *(dataclasses.replace(s, name=f"{s.name}:channels") for s in space.sets)]
     between = {member.layer for group in groups for member in group.of("depthwise")}
     return dataclasses.replace(
@@ -73,11 +73,6 @@ def _is_timed(cell: DirectionCell) -> bool:
     return cell.form == DENSE and cell.times is not None
 
 
-def _layer(group: ChannelGroup, role: str) -> str:
-    (member,) = (member for member in group.members if member.role == role)
-    return member.layer
-
-
 def _pairs(groups: Iterable[ChannelGroup], places: Mapping[str, int]) -> list[ChannelGroup]:
     """The groups of one producer and one consumer, both of these layers, of which a channel is one input."""
     found = []
@@ -93,9 +88,8 @@ def _disjoint(groups: Iterable[ChannelGroup]) -> list[ChannelGroup]:
     taken: set[str] = set()
     found = []
     for group in groups:
-        layers = {member.layer for member in group.of("producer", "consumer")}
-        if not layers & taken:
-            taken |= layers
+        if taken.isdisjoint(ends(group)):
+            taken |= {*ends(group)}
             found.append(group)
     return found
 

@@ -72,6 +72,7 @@ class FakeClock:
     """The machine is slower by this factor, all of it, at each reading."""
     dense_ns: int = DENSE_NS
     seconds: float = 1.0
+    block: int = 1
     setting: Mapping[str, Any] = field(
         default_factory=lambda: {"engine": "eager", "batch": 4, "threads": 1, "hardware": "none", "points": 3}
     )
@@ -93,7 +94,7 @@ class FakeClock:
 
     channels = directions
 
-    def inner_channels(self, network: Any, producers: Sequence[str], readers: Sequence[str]) -> NetworkTimes[Any]:
+    def inner_channels(self, network: Any, producers: Sequence[str], readers: Sequence[str]) -> dict[str, Any]:
         raise NotImplementedError
 
 

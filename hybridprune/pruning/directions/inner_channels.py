@@ -91,6 +91,12 @@ def _rows(decomposition: Decomposition) -> Tensor:
     return decomposition.in_basis.double() @ decomposition.in_scale.double()
 
 
+def ends(group: ChannelGroup) -> tuple[str, str]:
+    """The names of the one layer that makes the channels of a group, and of the one that reads them."""
+    (producer,), (consumer,) = group.of("producer"), group.of("consumer")
+    return producer.layer, consumer.layer
+
+
 @dataclass(frozen=True, eq=False)
 class InnerCell:
     """The channels between two layers: what the network costs less without some of them.
@@ -116,12 +122,12 @@ class InnerCell:
     @property
     def consumer(self) -> str:
         """The name of the layer that reads the channels."""
-        return self.group.of("consumer")[0].layer
+        return ends(self.group)[1]
 
     @property
     def producer(self) -> str:
         """The name of the layer that makes them."""
-        return self.group.of("producer")[0].layer
+        return ends(self.group)[0]
 
     def gone(self, kept: int) -> Tensor:
         """The channels that go when so many stay, ascending."""
